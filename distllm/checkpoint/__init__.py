@@ -1,0 +1,1 @@
+"""Saved state that can be trusted, free of the topology that wrote it."""

@@ -1,0 +1,1 @@
+"""What a user may say, and everything that follows from it."""

@@ -1,0 +1,270 @@
+"""The whole experiment as one tree of frozen dataclasses: every key a user can set, and nothing else.
+
+Only intent lives here. Quantities that follow from intent (micro-batch size, accumulation, number
+of steps, the DeepSpeed JSON) are derived in `resolve`. A field's metadata carries its help text,
+its unit (so that ``2B`` or ``64MiB`` can be written) and what a change of it means on resume:
+
+- ``identity``: another model, tokenizer or data order; a resume is refused.
+- ``schedule``: another optimisation path; a resume says so.
+- ``cosmetic``: where and how it runs; a resume only logs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+OnResume = Literal["identity", "schedule", "cosmetic"]
+Unit = Literal["count", "bytes"]
+
+
+def option(
+    default: Any,
+    help_text: str,
+    *,
+    unit: Unit | None = None,
+    on_resume: OnResume = "cosmetic",
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """Declare one key: default, one-line help, unit, range (inclusive) and resume class."""
+    metadata = {
+        "help": help_text,
+        "unit": unit,
+        "on_resume": on_resume,
+        "minimum": minimum,
+        "maximum": maximum,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A Transformer's shape."""
+
+    family: Literal["decoder"] = option(
+        "decoder", "the stack: decoder is GPT- and Llama-like", on_resume="identity"
+    )
+    hidden_size: int = option(256, "width of the residual stream", on_resume="identity", minimum=1)
+    num_layers: int = option(8, "number of blocks", on_resume="identity", minimum=1)
+    num_heads: int = option(8, "query heads per attention", on_resume="identity", minimum=1)
+    num_kv_heads: int | None = option(
+        None, "key/value heads; null means num_heads", on_resume="identity", minimum=1
+    )
+    intermediate_size: int | None = option(
+        None, "width of the gated MLP; null means 8/3 hidden_size", on_resume="identity", minimum=1
+    )
+    rope_theta: float = option(
+        10000.0, "base of the rotary position frequencies", on_resume="identity", minimum=1.0
+    )
+    norm_eps: float = option(
+        1e-5, "epsilon of RMSNorm", on_resume="identity", minimum=1e-12, maximum=1e-2
+    )
+    tie_embeddings: bool = option(
+        True, "share the embedding with the output projection", on_resume="identity"
+    )
+    init_std: float = option(
+        0.02, "standard deviation of the initial weights", on_resume="identity", minimum=0.0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """From raw documents to packed samples."""
+
+    source: Literal["pydocs", "text", "jsonl"] = option(
+        "pydocs", "kind of raw input", on_resume="identity"
+    )
+    paths: tuple[str, ...] = option(
+        (), "files, directories or globs of raw input", on_resume="identity"
+    )
+    text_key: str = option("text", "key of the text in a JSONL record", on_resume="identity")
+    out: str = option("data/pydocs", "dataset directory: prepare writes it, train reads it")
+    max_bytes: int | None = option(
+        None, "stop reading after this much text; null reads all", unit="bytes", on_resume="identity", minimum=1
+    )
+    min_chars: int = option(
+        64, "drop documents shorter than this after cleaning", on_resume="identity", minimum=0
+    )
+    valid_fraction: float = option(
+        0.02, "share of documents held out for validation", on_resume="identity", minimum=0.0, maximum=0.5
+    )
+    shard_bytes: int = option(
+        64 * 2**20, "bytes of token ids per shard", unit="bytes", on_resume="identity", minimum=1024
+    )
+    seq_len: int = option(512, "tokens per packed sample", on_resume="identity", minimum=2)
+    mask_documents: bool = option(
+        True, "attention never crosses a document boundary", on_resume="identity"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """How text becomes token ids."""
+
+    vocab_size: int = option(
+        8192, "size of the byte-level BPE vocabulary to train", on_resume="identity", minimum=258
+    )
+    path: str | None = option(
+        None, "a tokenizer.json (or its folder) to use instead of training one", on_resume="identity"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskConfig:
+    """What the model learns to do."""
+
+    name: Literal["causal_lm"] = option(
+        "causal_lm", "the objective", on_resume="identity"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OptimConfig:
+    """The optimizer."""
+
+    name: Literal["adamw"] = option("adamw", "the update rule", on_resume="identity")
+    lr: float = option(1e-3, "peak learning rate", on_resume="schedule", minimum=0.0)
+    beta1: float = option(0.9, "decay of the first moment", on_resume="schedule", minimum=0.0, maximum=1.0)
+    beta2: float = option(0.95, "decay of the second moment", on_resume="schedule", minimum=0.0, maximum=1.0)
+    eps: float = option(1e-8, "added to the root of the second moment", on_resume="schedule", minimum=0.0)
+    weight_decay: float = option(
+        0.1, "decoupled decay of matrices (never of norms and biases)", on_resume="schedule", minimum=0.0
+    )
+    grad_clip: float = option(
+        1.0, "largest global gradient norm; 0 turns clipping off", on_resume="schedule", minimum=0.0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleConfig:
+    """The learning rate as a pure function of tokens seen."""
+
+    name: Literal["constant", "linear", "cosine"] = option(
+        "cosine", "shape after warm-up", on_resume="schedule"
+    )
+    warmup_fraction: float = option(
+        0.02, "share of all tokens spent warming up linearly", on_resume="schedule", minimum=0.0, maximum=1.0
+    )
+    final_lr_fraction: float = option(
+        0.1, "share of the peak rate left at the end", on_resume="schedule", minimum=0.0, maximum=1.0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How much to train, and the global batch."""
+
+    tokens_per_step: int = option(
+        16384, "target tokens per optimizer step over all ranks", unit="count", on_resume="identity", minimum=1
+    )
+    total_tokens: int | None = option(
+        None, "length of the run in tokens; give this or max_steps", unit="count", on_resume="schedule", minimum=1
+    )
+    max_steps: int | None = option(
+        None, "length of the run in steps; give this or total_tokens", unit="count", on_resume="schedule", minimum=1
+    )
+    stop_at_step: int | None = option(
+        None, "stop here with a checkpoint; the schedule still ends at the full length", minimum=1
+    )
+    skip_budget: int = option(
+        10, "non-finite steps in a row that are skipped before the run gives up", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What holds and updates the weights."""
+
+    name: Literal["deepspeed", "local"] = option(
+        "deepspeed", "deepspeed, or local: the plain-torch twin used as oracle"
+    )
+    zero_stage: int = option(
+        2, "what DeepSpeed partitions: 0 nothing, 1 optimizer, 2 + gradients, 3 + weights", minimum=0, maximum=3
+    )
+    micro_batch_tokens: int = option(
+        4096, "upper bound of tokens in one forward pass of one rank", unit="count", minimum=1
+    )
+    bucket_bytes: int = option(
+        64 * 2**20, "size of the buffers in which gradients are reduced", unit="bytes", minimum=4096
+    )
+    compile: bool = option(False, "torch.compile the blocks (needs a C++ compiler on CPU)")
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionConfig:
+    """Number formats."""
+
+    compute: Literal["fp32", "bf16"] = option(
+        "fp32", "format of weights and activations in forward and backward", on_resume="schedule"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """Where ranks run. Inside a launcher its environment decides; this is used when there is none."""
+
+    device: Literal["cpu", "cuda"] = option("cpu", "kind of device each rank owns")
+    nodes: int = option(1, "machines", minimum=1)
+    procs_per_node: int = option(1, "ranks per machine", minimum=1)
+    threads_per_rank: int | None = option(
+        None, "CPU threads per rank; null shares the cores evenly", minimum=1
+    )
+    oversubscribe: bool = option(False, "allow more ranks than CPU cores")
+    timeout_seconds: int = option(600, "longest wait for another rank", minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """When state is saved and how a run resumes."""
+
+    every_steps: int = option(100, "steps between checkpoints; the last step is always saved", minimum=1)
+    keep_last: int = option(3, "checkpoints kept, newest first", minimum=1)
+    resume: Literal["auto", "must", "never"] = option(
+        "auto", "auto: go on if a checkpoint exists; must: refuse to start afresh; never: refuse a used directory"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """Periodic validation."""
+
+    every_steps: int = option(100, "steps between evaluations; 0 turns them off", minimum=0)
+    max_tokens: int | None = option(
+        262144, "validation tokens per evaluation; null uses all", unit="count", minimum=1
+    )
+    prompt: str = option("The function returns", "prompt of the sample printed at each evaluation")
+    sample_tokens: int = option(40, "length of that sample; 0 prints none", minimum=0)
+    temperature: float = option(0.8, "sampling temperature of that sample; 0 is greedy", minimum=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggerConfig:
+    """What is written down, and where. ``metrics.jsonl`` is always written."""
+
+    every_steps: int = option(1, "steps between log lines", minimum=1)
+    console: bool = option(True, "one line per logged step on rank 0")
+    wandb: Literal["disabled", "offline", "online"] = option("disabled", "Weights & Biases mode")
+    project: str = option("distllm", "Weights & Biases project")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One experiment: the root of every configuration."""
+
+    name: str = option("run", "name of the run; its directory is runs_dir/name")
+    runs_dir: str = option("runs", "directory that holds run directories")
+    seed: int = option(0, "root of every random stream", on_resume="identity", minimum=0)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)

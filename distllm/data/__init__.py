@@ -1,0 +1,1 @@
+"""From raw text to packed batches, in an order that is a pure function."""

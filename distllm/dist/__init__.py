@@ -1,0 +1,1 @@
+"""Ranks, collectives and the engines that hold the weights."""

@@ -1,0 +1,157 @@
+"""Files that are either whole or absent: atomic writes, digests, append-only JSON lines.
+
+A reader never sees a half-written file: content goes to a temporary name in the same directory,
+is flushed to the disk, and is renamed; then the directory entry itself is flushed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from distllm.errors import IntegrityError, StorageError
+
+TEMPORARY_SUFFIX = ".tmp"
+_BLOCK = 1 << 20
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's disk errors inside the block into StorageError for ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(
+                f"no space left while writing {path}",
+                where=str(path),
+                remedy="free disk space or point the path at another disk, then run the same command again",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(
+                f"not permitted to write {path}",
+                where=str(path),
+                remedy="choose a directory you can write to, or change its permissions",
+            ) from error
+        raise
+
+
+@contextmanager
+def atomic_open(path: Path) -> Iterator[IO[bytes]]:
+    """Open ``path`` for binary writing; it appears under its name only if the block succeeds.
+
+    Raises:
+        StorageError: the disk is full, read-only, or not permitted. The temporary file is removed.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            fsync_directory(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    with atomic_open(path) as stream:
+        stream.write(content)
+
+
+def atomic_write_text(path: Path, content: str) -> None:
+    """Write ``content`` as UTF-8 to ``path``, whole or not at all."""
+    atomic_write_bytes(path, content.encode())
+
+
+def atomic_write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented, key-sorted JSON to ``path``, whole or not at all."""
+    atomic_write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        IntegrityError: the file is missing or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path} does not exist", where=str(path)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{path} is not valid JSON: {error}", where=str(path)) from error
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one record to a JSON-lines file with a single write."""
+    line = json.dumps(record, sort_keys=False) + "\n"
+    with storage_errors(path), Path(path).open("a", encoding="utf-8") as stream:
+        stream.write(line)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole records of a JSON-lines file; a torn last line (a killed writer) is ignored."""
+    with Path(path).open(encoding="utf-8") as stream:
+        for line in stream:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def digest_bytes(content: bytes | memoryview) -> str:
+    """Return the xxh3-128 digest of ``content`` in hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def digest_file(path: Path) -> str:
+    """Return the xxh3-128 digest of a file's content in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fsync_directory(path: Path) -> None:
+    """Flush a directory's entries, so that a rename inside it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def ensure_writable(path: Path) -> None:
+    """Create the directory ``path`` and prove that a file can be written in it.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    path = Path(path)
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}{TEMPORARY_SUFFIX}"
+        probe.write_bytes(b"probe")
+        probe.unlink()
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes an ordinary user can still write on the disk that holds ``path``."""
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free

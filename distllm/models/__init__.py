@@ -1,0 +1,1 @@
+"""Transformer stacks built from one block."""

@@ -1,0 +1,1 @@
+"""Metrics and the sinks that show them."""

@@ -1,0 +1,1 @@
+"""Arithmetic about cost: floating-point operations and hardware peaks."""

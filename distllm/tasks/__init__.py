@@ -1,0 +1,1 @@
+"""What a model learns: (model, batch) to a summed loss and its weight."""

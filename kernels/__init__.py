@@ -1,0 +1,1 @@
+"""Kernels and the plain references they are proven against."""

@@ -1,0 +1,1 @@
+"""Entry points for deepspeed, torchrun, srun and bare Python."""
