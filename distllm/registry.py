@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
@@ -10,12 +9,32 @@ from distllm.errors import ConfigError
 
 T = TypeVar("T")
 
+
+def edit_distance(a: str, b: str) -> int:
+    """Return the insertions, deletions, substitutions and swaps of neighbours that turn a into b.
+
+    This is the optimal string alignment distance (Damerau 1964, each swap counted once).
+    """
+    two_back: list[int] = []
+    previous = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        current = [i]
+        for j, other in enumerate(b, 1):
+            cost = min(previous[j] + 1, current[j - 1] + 1, previous[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
+                cost = min(cost, two_back[j - 2] + 1)
+            current.append(cost)
+        two_back, previous = previous, current
+    return previous[-1]
+
+
 def suggest(name: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate closest to ``name``, or None when nothing is close."""
-    options = list(candidates)
-    lowered = {option.lower(): option for option in options}
-    matches = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
-    return lowered[matches[0]] if matches else None
+    """Return the candidate closest to ``name``, or None when none shares two thirds of it."""
+    ranked = sorted((edit_distance(name.lower(), option.lower()), option) for option in candidates)
+    if ranked and ranked[0][0] <= max(1, len(name) // 3):
+        return ranked[0][1]
+    return None
+
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return a remedy sentence: the closest candidate, or the list of all of them."""
@@ -24,6 +43,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     if closest is not None:
         return f"did you mean {closest!r}?"
     return f"use one of: {', '.join(options)}"
+
 
 class Registry(Generic[T]):
     """An immutable table of named builders of one kind, such as optimizers.
@@ -52,5 +72,3 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._entries)
-
-Builder = Callable[..., T]

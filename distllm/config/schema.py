@@ -57,9 +57,7 @@ class ModelConfig:
     rope_theta: float = option(
         10000.0, "base of the rotary position frequencies", on_resume="identity", minimum=1.0
     )
-    norm_eps: float = option(
-        1e-5, "epsilon of RMSNorm", on_resume="identity", minimum=1e-12, maximum=1e-2
-    )
+    norm_eps: float = option(1e-5, "epsilon of RMSNorm", on_resume="identity", minimum=1e-12, maximum=1e-2)
     tie_embeddings: bool = option(
         True, "share the embedding with the output projection", on_resume="identity"
     )
@@ -72,16 +70,16 @@ class ModelConfig:
 class DataConfig:
     """From raw documents to packed samples."""
 
-    source: Literal["pydocs", "text", "jsonl"] = option(
-        "pydocs", "kind of raw input", on_resume="identity"
-    )
-    paths: tuple[str, ...] = option(
-        (), "files, directories or globs of raw input", on_resume="identity"
-    )
+    source: Literal["pydocs", "text", "jsonl"] = option("pydocs", "kind of raw input", on_resume="identity")
+    paths: tuple[str, ...] = option((), "files, directories or globs of raw input", on_resume="identity")
     text_key: str = option("text", "key of the text in a JSONL record", on_resume="identity")
     out: str = option("data/pydocs", "dataset directory: prepare writes it, train reads it")
     max_bytes: int | None = option(
-        None, "stop reading after this much text; null reads all", unit="bytes", on_resume="identity", minimum=1
+        None,
+        "stop reading after this much text; null reads all",
+        unit="bytes",
+        on_resume="identity",
+        minimum=1,
     )
     min_chars: int = option(
         64, "drop documents shorter than this after cleaning", on_resume="identity", minimum=0
@@ -93,9 +91,7 @@ class DataConfig:
         64 * 2**20, "bytes of token ids per shard", unit="bytes", on_resume="identity", minimum=1024
     )
     seq_len: int = option(512, "tokens per packed sample", on_resume="identity", minimum=2)
-    mask_documents: bool = option(
-        True, "attention never crosses a document boundary", on_resume="identity"
-    )
+    mask_documents: bool = option(True, "attention never crosses a document boundary", on_resume="identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +110,7 @@ class TokenizerConfig:
 class TaskConfig:
     """What the model learns to do."""
 
-    name: Literal["causal_lm"] = option(
-        "causal_lm", "the objective", on_resume="identity"
-    )
+    name: Literal["causal_lm"] = option("causal_lm", "the objective", on_resume="identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +150,25 @@ class TrainConfig:
     """How much to train, and the global batch."""
 
     tokens_per_step: int = option(
-        16384, "target tokens per optimizer step over all ranks", unit="count", on_resume="identity", minimum=1
+        16384,
+        "target tokens per optimizer step over all ranks",
+        unit="count",
+        on_resume="identity",
+        minimum=1,
     )
     total_tokens: int | None = option(
-        None, "length of the run in tokens; give this or max_steps", unit="count", on_resume="schedule", minimum=1
+        None,
+        "length of the run in tokens; give this or max_steps",
+        unit="count",
+        on_resume="schedule",
+        minimum=1,
     )
     max_steps: int | None = option(
-        None, "length of the run in steps; give this or total_tokens", unit="count", on_resume="schedule", minimum=1
+        None,
+        "length of the run in steps; give this or total_tokens",
+        unit="count",
+        on_resume="schedule",
+        minimum=1,
     )
     stop_at_step: int | None = option(
         None, "stop here with a checkpoint; the schedule still ends at the full length", minimum=1
@@ -180,7 +186,10 @@ class EngineConfig:
         "deepspeed", "deepspeed, or local: the plain-torch twin used as oracle"
     )
     zero_stage: int = option(
-        2, "what DeepSpeed partitions: 0 nothing, 1 optimizer, 2 + gradients, 3 + weights", minimum=0, maximum=3
+        2,
+        "what DeepSpeed partitions: 0 nothing, 1 optimizer, 2 + gradients, 3 + weights",
+        minimum=0,
+        maximum=3,
     )
     micro_batch_tokens: int = option(
         4096, "upper bound of tokens in one forward pass of one rank", unit="count", minimum=1
@@ -221,7 +230,8 @@ class CheckpointConfig:
     every_steps: int = option(100, "steps between checkpoints; the last step is always saved", minimum=1)
     keep_last: int = option(3, "checkpoints kept, newest first", minimum=1)
     resume: Literal["auto", "must", "never"] = option(
-        "auto", "auto: go on if a checkpoint exists; must: refuse to start afresh; never: refuse a used directory"
+        "auto",
+        "auto: go on if a checkpoint exists; must: refuse to start afresh; never: refuse a used directory",
     )
 
 

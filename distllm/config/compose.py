@@ -1,0 +1,179 @@
+"""Hydra composes, dataclasses validate: from overrides to a Config, with every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distllm.config.overrides import Groups, accepted_overrides, split_override, strip_launcher_arguments
+from distllm.config.problems import Problems
+from distllm.config.schema import Config
+from distllm.config.validate import build, flatten
+from distllm.errors import ConfigError
+
+PACKAGE_CONF = Path(__file__).resolve().parent.parent / "conf"
+ROOT_CONFIG = "config"
+_SCHEMA_NODE = "schema"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value came from: ``schema``, ``file`` or ``override``, and which."""
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """What was asked for: the composed values, the typed tree and where each value came from."""
+
+    config: Config
+    raw: dict[str, Any]
+    overrides: tuple[str, ...]
+    sources: dict[str, Source]
+
+
+def compose(
+    overrides: Sequence[str], *, config_dir: Path | None = None, problems: Problems | None = None
+) -> Config:
+    """Compose and validate a configuration.
+
+    Args:
+        overrides: Hydra overrides; arguments that launchers append are ignored.
+        config_dir: a user's directory of configuration groups, searched beside the built-in one.
+        problems: where to note problems for the caller to raise together with its own. The result
+            is then good only if there are none.
+
+    Raises:
+        ConfigProblems: every problem found, unless ``problems`` is given.
+    """
+    return compose_with_sources(
+        overrides, config_dir=config_dir, problems=problems, want_sources=False
+    ).config
+
+
+def compose_with_sources(
+    overrides: Sequence[str],
+    *,
+    config_dir: Path | None = None,
+    problems: Problems | None = None,
+    want_sources: bool = True,
+) -> Composition:
+    """Like `compose`, and also tell where each value came from."""
+    found = Problems() if problems is None else problems
+    directories = config_directories(config_dir)
+    arguments = strip_launcher_arguments(overrides)
+    accepted = accepted_overrides(arguments, Groups.scan(directories), found)
+    raw, layers = _hydra(accepted, directories, found, want_sources)
+    config = build(Config, raw, found)
+    if problems is None:
+        found.raise_if_any()
+    sources = _sources(raw, layers, accepted) if want_sources else {}
+    return Composition(config, raw, tuple(accepted), sources)
+
+
+def config_directories(config_dir: Path | None) -> list[Path]:
+    """Return the directories searched for groups, a user's before the built-in one.
+
+    Raises:
+        ConfigError: ``config_dir`` is no directory.
+    """
+    if config_dir is None:
+        return [PACKAGE_CONF]
+    if not config_dir.is_dir():
+        raise ConfigError(
+            f"{config_dir} is not a directory",
+            where="--config-dir",
+            remedy="give a directory that holds groups, such as DIR/experiment/mine.yaml",
+        )
+    return [config_dir.absolute(), PACKAGE_CONF]
+
+
+Layer = tuple[str, Mapping[str, Any]]
+
+
+def _hydra(
+    overrides: list[str], directories: list[Path], problems: Problems, want_layers: bool
+) -> tuple[dict[str, Any], list[Layer]]:
+    """Run Hydra's composition; its own errors become problems and the schema's defaults remain."""
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    with _hydra_initialised(directories) as search_path:
+        from hydra import compose as hydra_compose
+
+        try:
+            composed = hydra_compose(ROOT_CONFIG, overrides=[*search_path, *overrides])
+            raw = OmegaConf.to_container(composed, resolve=True)
+            layers = list(_layers([*search_path, *overrides], directories)) if want_layers else []
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.add(
+                " ".join(str(error).split()),
+                where="configuration",
+                remedy="quote values that hold spaces or punctuation, as in 'eval.prompt=\"a, b\"'",
+            )
+            return asdict(Config()), []
+    assert isinstance(raw, dict)
+    return {str(key): value for key, value in raw.items()}, layers
+
+
+@contextmanager
+def _hydra_initialised(directories: list[Path]) -> Iterator[list[str]]:
+    """Initialise Hydra on the built-in directory; yield the overrides that add the others."""
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=_SCHEMA_NODE, node=_as_yaml_types(asdict(Config())))
+    with initialize_config_dir(str(PACKAGE_CONF), version_base="1.3"):
+        extra = [f"file://{directory}" for directory in directories if directory != PACKAGE_CONF]
+        yield [f"hydra.searchpath=[{','.join(extra)}]"] if extra else []
+
+
+def _as_yaml_types(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what YAML does not know (tuples) by what it does."""
+    return {
+        key: _as_yaml_types(value)
+        if isinstance(value, Mapping)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for key, value in tree.items()
+    }
+
+
+def _layers(overrides: list[str], directories: list[Path]) -> Iterator[Layer]:
+    """Yield the configuration files in the order in which Hydra merged them, with their values."""
+    import yaml
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(ROOT_CONFIG, overrides, RunMode.RUN).defaults
+    for entry in defaults:
+        path = next((p for d in directories if (p := d / f"{entry.config_path}.yaml").is_file()), None)
+        if path is None:
+            continue
+        values: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        for part in reversed((entry.package or "").split(".") if entry.package else []):
+            values = {part: values}
+        group, _, choice = str(entry.config_path).rpartition("/")
+        yield f"conf/{entry.config_path}.yaml" + (f" ({group}={choice})" if group else ""), values
+
+
+def _sources(raw: Mapping[str, Any], layers: list[Layer], overrides: list[str]) -> dict[str, Source]:
+    """Return the last layer or override that set each key."""
+    sources = {key: Source("schema", "default of the schema") for key in flatten(raw)}
+    for name, values in layers:
+        for key in flatten(values):
+            if key in sources:
+                sources[key] = Source("file", name)
+    for text in overrides:
+        _, key, _ = split_override(text)
+        if key in sources:
+            sources[key] = Source("override", text)
+    return sources

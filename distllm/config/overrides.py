@@ -1,0 +1,90 @@
+"""Command-line overrides: checked for unknown keys and groups before Hydra sees them.
+
+Hydra answers a mistyped key with the advice to write ``+key=value``, which plants a dead key; so
+keys and group choices are checked here, all at once, with the closest real name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distllm.config.problems import Problems
+from distllm.config.schema import Config
+from distllm.config.validate import keys, note_unknown_key
+from distllm.registry import did_you_mean
+
+_OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]+?)(?:=(?P<value>.*))?", re.DOTALL)
+_LAUNCHER_ARGUMENT = re.compile(r"--local[_-]rank(=\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The configuration groups and the choices each offers."""
+
+    choices: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def scan(cls, directories: Sequence[Path]) -> Groups:
+        """List the groups under the configuration directories; the first level names the group."""
+        found: dict[str, set[str]] = {}
+        for directory in directories:
+            for path in sorted(directory.glob("*/*.yaml")):
+                found.setdefault(path.parent.name, set()).add(path.stem)
+        return cls({group: tuple(sorted(names)) for group, names in sorted(found.items())})
+
+
+def strip_launcher_arguments(arguments: Iterable[str]) -> list[str]:
+    """Drop what launchers append to a script's arguments (``--local_rank=N`` of deepspeed)."""
+    return [argument for argument in arguments if not _LAUNCHER_ARGUMENT.fullmatch(argument)]
+
+
+def split_override(text: str) -> tuple[str, str, str | None]:
+    """Split ``++key=value`` into prefix, key and value; the value is None when there is no ``=``."""
+    match = _OVERRIDE.fullmatch(text)
+    if match is None:
+        return "", text, None
+    return match["prefix"] or "", match["key"].strip(), match["value"]
+
+
+def accepted_overrides(overrides: Iterable[str], groups: Groups, problems: Problems) -> list[str]:
+    """Return the overrides whose keys and choices exist; note every other one in ``problems``."""
+    known = [*keys(Config), *groups.choices]
+    return [text for text in overrides if _is_accepted(text, known, groups, problems)]
+
+
+def _is_accepted(text: str, known: list[str], groups: Groups, problems: Problems) -> bool:
+    prefix, key, value = split_override(text)
+    if text.startswith("-") or (value is None and prefix != "~"):
+        problems.add(
+            f"cannot read {text!r}: an override is key=value",
+            where="command line",
+            remedy="write key=value, such as optim.lr=1e-3; flags are listed by distllm train --help",
+        )
+        return False
+    if key.startswith("hydra."):
+        return True
+    group = key.split("@")[0]
+    if group in groups.choices:
+        return _is_choice(group, value, groups, problems)
+    if key not in known:
+        note_unknown_key(key, known, problems)
+        return False
+    return True
+
+
+def _is_choice(group: str, value: str | None, groups: Groups, problems: Problems) -> bool:
+    """Whether every plain name in ``value`` (one, or a sweep ``a,b``) is a choice of ``group``."""
+    wanted = [] if value in (None, "null", "") else [name.strip() for name in str(value).split(",")]
+    missing = [
+        name for name in wanted if re.fullmatch(r"[\w.-]+", name) and name not in groups.choices[group]
+    ]
+    for name in missing:
+        problems.add(
+            f"{group} has no choice {name!r}",
+            where=f"{group}={value}",
+            remedy=did_you_mean(name, groups.choices[group]),
+        )
+    return not missing
