@@ -11,12 +11,11 @@ from typing import Any
 from distllm.config.overrides import Groups, accepted_overrides, split_override, strip_launcher_arguments
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
-from distllm.config.validate import build, flatten
+from distllm.config.validate import build, flatten, keys
 from distllm.errors import ConfigError
 
 PACKAGE_CONF = Path(__file__).resolve().parent.parent / "conf"
 ROOT_CONFIG = "config"
-_SCHEMA_NODE = "schema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def compose_with_sources(
     config = build(Config, raw, found)
     if problems is None:
         found.raise_if_any()
-    sources = _sources(raw, layers, accepted) if want_sources else {}
+    sources = _sources(layers, accepted) if want_sources else {}
     return Composition(config, raw, tuple(accepted), sources)
 
 
@@ -108,16 +107,17 @@ def _hydra(
         from hydra import compose as hydra_compose
 
         try:
-            composed = hydra_compose(ROOT_CONFIG, overrides=[*search_path, *overrides])
-            raw = OmegaConf.to_container(composed, resolve=True)
-            layers = list(_layers([*search_path, *overrides], directories)) if want_layers else []
+            asked = [*search_path, *map(_forced, overrides)]
+            composed = hydra_compose(ROOT_CONFIG, overrides=asked)
+            raw = OmegaConf.to_container(_with_defaults(composed), resolve=True)
+            layers = list(_layers(asked, directories)) if want_layers else []
         except (HydraException, OmegaConfBaseException) as error:
             problems.add(
                 " ".join(str(error).split()),
                 where="configuration",
                 remedy="quote values that hold spaces or punctuation, as in 'eval.prompt=\"a, b\"'",
             )
-            return asdict(Config()), []
+            return {}, []
     assert isinstance(raw, dict)
     return {str(key): value for key, value in raw.items()}, layers
 
@@ -126,24 +126,29 @@ def _hydra(
 def _hydra_initialised(directories: list[Path]) -> Iterator[list[str]]:
     """Initialise Hydra on the built-in directory; yield the overrides that add the others."""
     from hydra import initialize_config_dir
-    from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name=_SCHEMA_NODE, node=_as_yaml_types(asdict(Config())))
     with initialize_config_dir(str(PACKAGE_CONF), version_base="1.3"):
         extra = [f"file://{directory}" for directory in directories if directory != PACKAGE_CONF]
         yield [f"hydra.searchpath=[{','.join(extra)}]"] if extra else []
 
 
-def _as_yaml_types(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace what YAML does not know (tuples) by what it does."""
-    return {
-        key: _as_yaml_types(value)
-        if isinstance(value, Mapping)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for key, value in tree.items()
-    }
+def _forced(override: str) -> str:
+    """Let a plain ``key=value`` set a key that no file mentions; the schema has approved the key."""
+    prefix, key, _ = split_override(override)
+    return f"++{override}" if not prefix and key in keys(Config) else override
+
+
+def _with_defaults(composed: Any) -> Any:
+    """Lay the composed values over the schema's defaults if an interpolation may refer to those.
+
+    Hydra composes only what files and overrides say: merging the schema into every step of the
+    composition would double the time to the first error message.
+    """
+    from omegaconf import OmegaConf
+
+    if "${" not in str(composed):
+        return composed
+    return OmegaConf.merge(OmegaConf.create(asdict(Config())), composed)
 
 
 def _layers(overrides: list[str], directories: list[Path]) -> Iterator[Layer]:
@@ -165,9 +170,9 @@ def _layers(overrides: list[str], directories: list[Path]) -> Iterator[Layer]:
         yield f"conf/{entry.config_path}.yaml" + (f" ({group}={choice})" if group else ""), values
 
 
-def _sources(raw: Mapping[str, Any], layers: list[Layer], overrides: list[str]) -> dict[str, Source]:
+def _sources(layers: list[Layer], overrides: list[str]) -> dict[str, Source]:
     """Return the last layer or override that set each key."""
-    sources = {key: Source("schema", "default of the schema") for key in flatten(raw)}
+    sources = {key: Source("schema", "default of the schema") for key in keys(Config)}
     for name, values in layers:
         for key in flatten(values):
             if key in sources:

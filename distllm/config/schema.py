@@ -38,7 +38,7 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelConfig:
     """A Transformer's shape."""
 
@@ -66,7 +66,7 @@ class ModelConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DataConfig:
     """From raw documents to packed samples."""
 
@@ -94,7 +94,7 @@ class DataConfig:
     mask_documents: bool = option(True, "attention never crosses a document boundary", on_resume="identity")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TokenizerConfig:
     """How text becomes token ids."""
 
@@ -106,14 +106,14 @@ class TokenizerConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TaskConfig:
     """What the model learns to do."""
 
     name: Literal["causal_lm"] = option("causal_lm", "the objective", on_resume="identity")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OptimConfig:
     """The optimizer."""
 
@@ -130,7 +130,7 @@ class OptimConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate as a pure function of tokens seen."""
 
@@ -145,7 +145,7 @@ class ScheduleConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrainConfig:
     """How much to train, and the global batch."""
 
@@ -178,7 +178,7 @@ class TrainConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EngineConfig:
     """What holds and updates the weights."""
 
@@ -200,7 +200,7 @@ class EngineConfig:
     compile: bool = option(False, "torch.compile the blocks (needs a C++ compiler on CPU)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PrecisionConfig:
     """Number formats."""
 
@@ -209,7 +209,7 @@ class PrecisionConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ClusterConfig:
     """Where ranks run. Inside a launcher its environment decides; this is used when there is none."""
 
@@ -223,7 +223,7 @@ class ClusterConfig:
     timeout_seconds: int = option(600, "longest wait for another rank", minimum=1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CheckpointConfig:
     """When state is saved and how a run resumes."""
 
@@ -235,7 +235,7 @@ class CheckpointConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EvalConfig:
     """Periodic validation."""
 
@@ -248,7 +248,7 @@ class EvalConfig:
     temperature: float = option(0.8, "sampling temperature of that sample; 0 is greedy", minimum=0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoggerConfig:
     """What is written down, and where. ``metrics.jsonl`` is always written."""
 
@@ -258,7 +258,7 @@ class LoggerConfig:
     project: str = option("distllm", "Weights & Biases project")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Config:
     """One experiment: the root of every configuration."""
 

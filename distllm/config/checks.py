@@ -1,0 +1,177 @@
+"""Impossible combinations of keys, each with its cause and remedy.
+
+Every function adds to a `Problems`; none raises, so that one run of the command shows them all.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from distllm.config.problems import Problems
+from distllm.config.schema import Config
+from distllm.machine import available_cores
+
+
+def check_model(config: Config, problems: Problems) -> None:
+    """Check that the model's dimensions fit each other."""
+    model = config.model
+    problems.check(
+        model.hidden_size % model.num_heads == 0,
+        f"hidden_size {model.hidden_size} is not divisible by num_heads {model.num_heads}",
+        keys=["model.hidden_size", "model.num_heads"],
+        remedy=f"model.hidden_size={_nearest_multiple(model.hidden_size, model.num_heads)}",
+    )
+    problems.check(
+        model.num_heads % (model.num_kv_heads or model.num_heads) == 0,
+        f"num_heads {model.num_heads} is not divisible by num_kv_heads {model.num_kv_heads}",
+        keys=["model.num_heads", "model.num_kv_heads"],
+        remedy=f"use one of {_divisors(model.num_heads)} for model.num_kv_heads",
+    )
+    problems.check(
+        model.hidden_size % model.num_heads != 0 or (model.hidden_size // model.num_heads) % 2 == 0,
+        f"head size {model.hidden_size // model.num_heads} is odd; rotary positions turn pairs",
+        keys=["model.hidden_size", "model.num_heads"],
+        remedy="choose hidden_size and num_heads so that hidden_size / num_heads is even",
+    )
+
+
+def check_run(config: Config, problems: Problems, *, world_size: int, dataset_tokens: int | None) -> None:
+    """Check the run's length, its global batch and the engine."""
+    _check_length(config, problems)
+    _check_batch(config, problems, world_size, dataset_tokens)
+    _check_engine(config, problems)
+    problems.check(
+        bool(config.name) and "/" not in config.name and not config.name.startswith("."),
+        f"{config.name!r} cannot be the name of a directory",
+        keys=["name"],
+        remedy="use letters, digits, '-', '_' and '.'",
+    )
+
+
+def check_prepare(config: Config, problems: Problems) -> None:
+    """Check what `distllm prepare` needs."""
+    data = config.data
+    problems.check(
+        data.source == "pydocs" or bool(data.paths),
+        f"data.source={data.source} needs input files",
+        keys=["data.paths"],
+        remedy="give data.paths=[FILE_OR_DIRECTORY,...]",
+    )
+    problems.check(
+        data.source != "pydocs" or not data.paths,
+        "data.source=pydocs reads this Python environment and takes no paths",
+        keys=["data.source", "data.paths"],
+        remedy="choose data=text or data=jsonl for your own files, or drop data.paths",
+    )
+    tokenizer = config.tokenizer.path
+    problems.check(
+        tokenizer is None or Path(tokenizer).exists(),
+        f"tokenizer {tokenizer} does not exist",
+        keys=["tokenizer.path"],
+        remedy="give a tokenizer.json or its folder, or tokenizer.path=null to train one",
+    )
+
+
+def check_machine(config: Config, problems: Problems, *, local_world_size: int) -> None:
+    """Check that this machine has the cores, devices and compiler the run asks for."""
+    cluster, cores = config.cluster, available_cores()
+    if cluster.device == "cpu":
+        problems.check(
+            cluster.oversubscribe or local_world_size <= cores,
+            f"{local_world_size} ranks asked of {cores} CPU core{'s' if cores > 1 else ''}",
+            keys=["cluster.procs_per_node"],
+            remedy=f"cluster.procs_per_node={cores}, or cluster.oversubscribe=true to share cores (slow)",
+        )
+        threads = (cluster.threads_per_rank or 1) * local_world_size
+        problems.check(
+            cluster.oversubscribe or local_world_size > cores or threads <= cores,
+            f"{local_world_size} ranks need {threads} threads, this machine has {cores} CPU cores",
+            keys=["cluster.threads_per_rank", "cluster.procs_per_node"],
+            remedy=f"cluster.threads_per_rank={max(1, cores // local_world_size)}",
+        )
+    else:
+        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        problems.check(
+            local_world_size <= gpus,
+            f"{local_world_size} ranks need as many GPUs, this machine shows {gpus}",
+            keys=["cluster.device", "cluster.procs_per_node"],
+            remedy="run on a GPU machine, lower cluster.procs_per_node, or use cluster=local for the CPU",
+        )
+    problems.check(
+        not config.engine.compile
+        or cluster.device != "cpu"
+        or any(map(shutil.which, ("c++", "g++", "clang++"))),
+        "engine.compile on a CPU needs a C++ compiler, none is on PATH",
+        keys=["engine.compile"],
+        remedy="apt-get install g++, or engine.compile=false",
+    )
+
+
+def _check_length(config: Config, problems: Problems) -> None:
+    train = config.train
+    problems.check(
+        train.total_tokens is not None or train.max_steps is not None,
+        "the length of the run is not given",
+        keys=["train.total_tokens", "train.max_steps"],
+        remedy="give train.total_tokens=1B or train.max_steps=1000",
+    )
+    problems.check(
+        train.total_tokens is None or train.max_steps is None,
+        "the length of the run is given twice",
+        keys=["train.total_tokens", "train.max_steps"],
+        remedy="keep one of them; the other follows (set it to null)",
+    )
+    problems.check(
+        train.total_tokens is None or train.total_tokens >= train.tokens_per_step,
+        f"total_tokens {train.total_tokens} is less than one step of {train.tokens_per_step}",
+        keys=["train.total_tokens", "train.tokens_per_step"],
+        remedy="raise train.total_tokens or lower train.tokens_per_step",
+    )
+
+
+def _check_batch(config: Config, problems: Problems, world_size: int, dataset_tokens: int | None) -> None:
+    tokens, seq_len = config.train.tokens_per_step, config.data.seq_len
+    unit = seq_len * world_size
+    problems.check(
+        tokens % unit == 0,
+        f"tokens_per_step {tokens} does not give {world_size} ranks a whole number of {seq_len}-token sequences",
+        keys=["train.tokens_per_step", "data.seq_len", "cluster.procs_per_node"],
+        remedy=f"train.tokens_per_step={_nearest_multiple(tokens, unit)} (a multiple of {unit})",
+    )
+    problems.check(
+        config.engine.micro_batch_tokens >= seq_len,
+        f"micro_batch_tokens {config.engine.micro_batch_tokens} does not hold one sequence of {seq_len}",
+        keys=["engine.micro_batch_tokens", "data.seq_len"],
+        remedy=f"engine.micro_batch_tokens={seq_len} or more",
+    )
+    problems.check(
+        dataset_tokens is None or dataset_tokens > tokens,
+        f"the training split has {dataset_tokens} tokens, less than one step of {tokens}",
+        keys=["data.out", "train.tokens_per_step"],
+        remedy="prepare more data, or lower train.tokens_per_step",
+    )
+
+
+def _check_engine(config: Config, problems: Problems) -> None:
+    engine = config.engine
+    problems.check(
+        engine.name != "local" or engine.zero_stage == 0,
+        f"engine.name=local partitions nothing, yet zero_stage is {engine.zero_stage}",
+        keys=["engine.name", "engine.zero_stage"],
+        remedy="use engine=local (zero_stage 0), or engine=zero2 for DeepSpeed",
+    )
+    problems.check(
+        engine.name != "local" or config.precision.compute == "fp32",
+        "engine.name=local computes in fp32 only",
+        keys=["engine.name", "precision.compute"],
+        remedy="use precision=fp32, or engine=zero1 for bf16 with fp32 master weights",
+    )
+
+
+def _divisors(value: int) -> str:
+    return ", ".join(str(d) for d in range(1, value + 1) if value % d == 0)
+
+
+def _nearest_multiple(value: int, unit: int) -> int:
+    return max(unit, round(value / unit) * unit)

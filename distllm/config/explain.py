@@ -1,0 +1,76 @@
+"""Where a value came from: the file, group or override that set it, or how it was derived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from distllm.config.compose import Composition
+from distllm.config.resolve import Derivation, Resolved
+from distllm.config.schema import Config
+from distllm.config.validate import describe, flatten, leaves
+from distllm.errors import ConfigError
+from distllm.registry import did_you_mean
+
+
+def explanation(composition: Composition, resolved: Resolved) -> dict[str, dict[str, Any]]:
+    """Return, for every key and derived quantity, its value, its origin and its help."""
+    values = flatten(asdict(composition.config))
+    table: dict[str, dict[str, Any]] = {}
+    for leaf in leaves(Config):
+        source = composition.sources[leaf.path]
+        table[leaf.path] = {
+            "value": values[leaf.path],
+            "from": source.kind,
+            "detail": source.detail,
+            "help": describe(leaf.field),
+        }
+    for name, derivation in derived(resolved).items():
+        table[name] = {
+            "value": derivation.value,
+            "from": "derived",
+            "detail": derivation.formula,
+            "help": "derived, not settable",
+        }
+    return table
+
+
+def derived(resolved: Resolved) -> Mapping[str, Derivation]:
+    """Return every derived quantity, the DeepSpeed JSON's entries included."""
+    entries = {
+        f"deepspeed.{key}": Derivation(value, "config/engine.py, from the quantities above")
+        for key, value in flatten(resolved.deepspeed).items()
+    }
+    return {**resolved.derivations, **entries}
+
+
+def select(table: Mapping[str, dict[str, Any]], wanted: str) -> dict[str, dict[str, Any]]:
+    """Return the entry ``wanted``, or all entries of the group ``wanted``.
+
+    Raises:
+        ConfigError: there is none; the message names the closest.
+    """
+    if wanted in table:
+        return {wanted: table[wanted]}
+    group = {key: entry for key, entry in table.items() if key.startswith(f"{wanted}.")}
+    if not group:
+        raise ConfigError(f"unknown key {wanted!r}", where=wanted, remedy=did_you_mean(wanted, table))
+    return group
+
+
+def render(table: Mapping[str, dict[str, Any]]) -> str:
+    """Return the table as text: value, origin and, for a single entry, its help."""
+    if len(table) == 1:
+        ((key, entry),) = table.items()
+        return f"{key} = {entry['value']!r}\n  from: {_origin(entry)}\n  what: {entry['help']}"
+    width = max(map(len, table))
+    return "\n".join(
+        f"{key:<{width}} = {entry['value']!r:<24} {_origin(entry)}" for key, entry in table.items()
+    )
+
+
+def _origin(entry: Mapping[str, Any]) -> str:
+    return {"override": "override ", "derived": "derived: ", "file": "", "schema": ""}[entry["from"]] + entry[
+        "detail"
+    ]

@@ -1,0 +1,234 @@
+"""Deriving every quantity that follows from intent, once, with its formula.
+
+The user says how many tokens a step and a run have, which model and which cluster; the batch
+geometry, the number of steps and the DeepSpeed JSON follow. Impossible combinations are all
+reported together, before any process is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from distllm.config.checks import check_machine, check_model, check_run
+from distllm.config.engine import deepspeed_json
+from distllm.config.problems import Problems
+from distllm.config.schema import Config
+from distllm.config.shape import MLP_MULTIPLE, VOCAB_MULTIPLE, ModelShape, settle_shape
+from distllm.machine import available_cores
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The ranks of a run and who decided their number."""
+
+    size: int
+    local_size: int
+    origin: str
+
+    @classmethod
+    def of_config(cls, config: Config) -> World:
+        """The world that ``cluster`` asks for."""
+        nodes, local = config.cluster.nodes, config.cluster.procs_per_node
+        formula = f"cluster.nodes x cluster.procs_per_node = {nodes} x {local}"
+        return cls(nodes * local, local, formula)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """What a prepared dataset settles."""
+
+    vocab_size: int
+    train_tokens: int
+    valid_tokens: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """A derived value and how it came about."""
+
+    value: int | float | str
+    formula: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration with every number settled."""
+
+    config: Config
+    shape: ModelShape
+    world: World
+    threads_per_rank: int
+    sequences_per_step: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    max_steps: int
+    total_tokens: int
+    warmup_tokens: int
+    deepspeed: Mapping[str, Any]
+    derivations: Mapping[str, Derivation] = field(repr=False)
+
+    @property
+    def stop_step(self) -> int:
+        """The step after which this attempt ends; the schedule may go on beyond it."""
+        return min(self.config.train.stop_at_step or self.max_steps, self.max_steps)
+
+
+def resolve(
+    config: Config,
+    *,
+    world: World | None = None,
+    dataset: DatasetFacts | None = None,
+    problems: Problems | None = None,
+) -> Resolved:
+    """Settle every number of a training run.
+
+    Args:
+        config: the validated configuration.
+        world: the ranks a launcher has started; default: what ``cluster`` asks for.
+        dataset: facts of the prepared dataset; without it the vocabulary is the configured one.
+        problems: problems already found; they are raised together with those found here.
+
+    Raises:
+        ConfigProblems: every problem found.
+    """
+    found = problems if problems is not None else Problems()
+    world = world or World.of_config(config)
+    check_model(config, found)
+    check_run(config, found, world_size=world.size, dataset_tokens=dataset.train_tokens if dataset else None)
+    check_machine(config, found, local_world_size=world.local_size)
+    found.raise_if_any()
+    return _settle(config, world, dataset)
+
+
+class _Ledger:
+    """Settles named quantities and keeps the formula of each."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Derivation] = {}
+
+    def settle(self, name: str, value: int, formula: str) -> int:
+        """Note how ``name`` came about and return its value."""
+        self.entries[name] = Derivation(value, formula)
+        return value
+
+
+def _settle(config: Config, world: World, dataset: DatasetFacts | None) -> Resolved:
+    ledger = _Ledger()
+    ledger.settle("world_size", world.size, world.origin)
+    threads = _threads_per_rank(config, world, ledger)
+    sequences, micro, accumulation = _batch_geometry(config, world, ledger)
+    max_steps, total_tokens, warmup_tokens = _horizon(config, ledger)
+    shape = _shape(config, dataset, ledger)
+    json = deepspeed_json(
+        zero_stage=config.engine.zero_stage,
+        micro_batch_size=micro,
+        grad_accum_steps=accumulation,
+        world_size=world.size,
+        grad_clip=config.optim.grad_clip,
+        compute=config.precision.compute,
+        bucket_bytes=config.engine.bucket_bytes,
+    )
+    return Resolved(
+        config=config,
+        shape=shape,
+        world=world,
+        threads_per_rank=threads,
+        sequences_per_step=sequences,
+        micro_batch_size=micro,
+        grad_accum_steps=accumulation,
+        max_steps=max_steps,
+        total_tokens=total_tokens,
+        warmup_tokens=warmup_tokens,
+        deepspeed=json,
+        derivations=ledger.entries,
+    )
+
+
+def _threads_per_rank(config: Config, world: World, ledger: _Ledger) -> int:
+    asked, cores = config.cluster.threads_per_rank, available_cores()
+    if asked:
+        return ledger.settle("threads_per_rank", asked, "cluster.threads_per_rank")
+    share = max(1, cores // world.local_size)
+    return ledger.settle(
+        "threads_per_rank", share, f"{cores} cores / {world.local_size} ranks on this machine"
+    )
+
+
+def _batch_geometry(config: Config, world: World, ledger: _Ledger) -> tuple[int, int, int]:
+    """Return sequences per step, micro-batch size and accumulation steps."""
+    tokens, seq_len = config.train.tokens_per_step, config.data.seq_len
+    sequences = ledger.settle(
+        "sequences_per_step",
+        tokens // seq_len,
+        f"train.tokens_per_step / data.seq_len = {tokens} / {seq_len}",
+    )
+    per_rank = sequences // world.size
+    bound = config.engine.micro_batch_tokens // seq_len
+    micro = ledger.settle(
+        "micro_batch_size",
+        max(size for size in range(1, min(bound, per_rank) + 1) if per_rank % size == 0),
+        f"largest divisor of a rank's {per_rank} sequences that is at most "
+        f"engine.micro_batch_tokens / data.seq_len = {bound}",
+    )
+    accumulation = ledger.settle(
+        "grad_accum_steps",
+        per_rank // micro,
+        f"sequences_per_step / (micro_batch_size x world_size) = {sequences} / ({micro} x {world.size})",
+    )
+    return sequences, micro, accumulation
+
+
+def _horizon(config: Config, ledger: _Ledger) -> tuple[int, int, int]:
+    """Return steps, tokens and warm-up tokens of the whole run."""
+    train, fraction = config.train, config.schedule.warmup_fraction
+    if train.max_steps is not None:
+        max_steps = ledger.settle("max_steps", train.max_steps, "train.max_steps")
+    else:
+        asked = train.total_tokens or 0
+        formula = f"train.total_tokens / train.tokens_per_step = {asked} / {train.tokens_per_step}"
+        max_steps = ledger.settle("max_steps", asked // train.tokens_per_step, formula)
+    total_tokens = ledger.settle(
+        "total_tokens",
+        max_steps * train.tokens_per_step,
+        f"max_steps x train.tokens_per_step = {max_steps} x {train.tokens_per_step}",
+    )
+    warmup_tokens = ledger.settle(
+        "warmup_tokens",
+        round(fraction * total_tokens),
+        f"schedule.warmup_fraction x total_tokens = {fraction} x {total_tokens}",
+    )
+    return max_steps, total_tokens, warmup_tokens
+
+
+def _shape(config: Config, dataset: DatasetFacts | None, ledger: _Ledger) -> ModelShape:
+    model = config.model
+    vocab_size = dataset.vocab_size if dataset else config.tokenizer.vocab_size
+    origin = "the dataset's tokenizer" if dataset else "tokenizer.vocab_size"
+    shape = settle_shape(model, vocab_size, config.data.seq_len)
+    ledger.settle(
+        "vocab_size",
+        shape.vocab_size,
+        f"{vocab_size} ids of {origin}, rounded up to a multiple of {VOCAB_MULTIPLE}",
+    )
+    ledger.settle(
+        "head_dim",
+        shape.head_dim,
+        f"model.hidden_size / model.num_heads = {shape.hidden_size} / {shape.num_heads}",
+    )
+    ledger.settle(
+        "num_kv_heads",
+        shape.num_kv_heads,
+        "model.num_kv_heads" if model.num_kv_heads else "model.num_heads",
+    )
+    ledger.settle(
+        "intermediate_size",
+        shape.intermediate_size,
+        "model.intermediate_size"
+        if model.intermediate_size
+        else f"8/3 x model.hidden_size = 8/3 x {shape.hidden_size}, rounded up to a multiple of {MLP_MULTIPLE}",
+    )
+    ledger.settle("num_params", shape.num_params, "counted from the model's shape")
+    return shape
