@@ -1,0 +1,81 @@
+"""The order of samples as a pure function of (seed, position): nothing to store, seek anywhere.
+
+A keyed Feistel network permutes the smallest power-of-two range that holds the samples; values
+outside are walked along their cycle until they fall inside (Black and Rogaway, "Ciphers with
+Arbitrary Finite Domains", 2002). The range is less than twice the samples, so the walk is short.
+
+Shapes: N positions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distllm.seeds import derive_seed
+
+_ROUNDS = 8
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_LARGEST = 2**62
+
+
+def permute(index_N: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
+    """Return where the permutation ``key`` of ``range(size)`` sends each index.
+
+    Args:
+        index_N: indices in ``[0, size)``.
+        size: number of elements, 1 to 2**62.
+        key: which permutation, 0 to 2**63 - 1.
+
+    Raises:
+        ValueError: ``size`` or an index is out of range.
+    """
+    if not 1 <= size <= _LARGEST:
+        raise ValueError(f"cannot permute {size} elements")
+    if index_N.size and (index_N.min() < 0 or index_N.max() >= size):
+        raise ValueError(f"an index is outside [0, {size})")
+    bits = (size - 1).bit_length()
+    keys = [np.uint64(derive_seed(key, "feistel", round_)) for round_ in range(_ROUNDS)]
+    walking_N = _feistel(index_N.astype(np.uint64), bits, keys)
+    while (outside_N := walking_N >= np.uint64(size)).any():
+        walking_N[outside_N] = _feistel(walking_N[outside_N], bits, keys)
+    return walking_N.astype(np.int64)
+
+
+def locate(
+    position_N: NDArray[np.int64], num_samples: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the epoch and the sample at each position of the endless shuffled sequence.
+
+    Every epoch visits each of the ``num_samples`` samples exactly once, in an order of its own.
+    """
+    epoch_N, ordinal_N = np.divmod(position_N, num_samples)
+    sample_N = np.empty_like(ordinal_N)
+    for epoch in np.unique(epoch_N):
+        chosen_N = epoch_N == epoch
+        key = derive_seed(seed, "order", int(epoch))
+        sample_N[chosen_N] = permute(ordinal_N[chosen_N], num_samples, key)
+    return epoch_N, sample_N
+
+
+def _feistel(value_N: NDArray[np.uint64], bits: int, keys: list[np.uint64]) -> NDArray[np.uint64]:
+    """Permute ``range(2**bits)``: each round mixes one part of the bits into the other and swaps."""
+    low_bits, high_bits = bits // 2, bits - bits // 2
+    low_N = value_N & _mask(low_bits)
+    high_N = value_N >> np.uint64(low_bits)
+    for key in keys:
+        low_N, high_N = high_N, low_N ^ (_mix(high_N ^ key) & _mask(low_bits))
+        low_bits, high_bits = high_bits, low_bits
+    return (high_N << np.uint64(low_bits)) | low_N
+
+
+def _mask(bits: int) -> np.uint64:
+    return np.uint64((1 << bits) - 1)
+
+
+def _mix(value_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scatter 64 bits over 64 bits (the finaliser of SplitMix64; products wrap by intention)."""
+    value_N = (value_N ^ (value_N >> np.uint64(30))) * _MIX_1
+    value_N = (value_N ^ (value_N >> np.uint64(27))) * _MIX_2
+    return value_N ^ (value_N >> np.uint64(31))
