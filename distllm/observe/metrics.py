@@ -1,0 +1,57 @@
+"""What a run measures, as plain numbers: one record per logged step and one per evaluation."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step.
+
+    ``tokens`` counts target tokens trained on since the run began, ``loss`` is their mean negative
+    log-likelihood in nats over this step's global batch, ``grad_norm`` the global L2 norm before
+    clipping. ``mfu`` is the share of the machine's peak FLOP/s that the model's own arithmetic
+    reached (PaLM, arXiv:2204.02311, appendix B), ``None`` where the peak is unknown;
+    ``data_wait_fraction`` the share of the step spent waiting for its batch. Both lie in [0, 1].
+    ``skipped_steps`` counts non-finite steps since the run began, ``attempt`` starts of the run.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+    mfu: float | None
+    data_wait_fraction: float
+    memory_bytes: int
+    eta_seconds: float
+    skipped_steps: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRecord:
+    """One validation pass: ``loss`` in nats per token, ``bits_per_byte`` of UTF-8 text."""
+
+    step: int
+    tokens: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    seconds: float
+
+
+def resident_bytes() -> int:
+    """Return the bytes of main memory this process holds now; its peak where there is no /proc."""
+    try:
+        resident_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return resident_pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,205 @@
+"""Where records go. ``metrics.jsonl`` is the truth; everything else is a view of it.
+
+A line of ``metrics.jsonl`` is one JSON object with ``kind`` (``attempt``, ``step``, ``eval``,
+``sample`` or ``note``) and ``attempt``. Lines are only ever appended: when a run resumes before the
+last line, the steps it repeats appear once per attempt, and `read_metrics` takes the newest.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from distllm.config.schema import Config
+from distllm.errors import DataError
+from distllm.fsio import append_json_line, atomic_write_text, read_json_lines, storage_errors
+from distllm.observe.metrics import EvalRecord, StepRecord
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_DIRECTORY = "samples"
+_TAIL_BLOCK = 1 << 16
+
+Record = TypeVar("Record", StepRecord, EvalRecord)
+
+
+class Sink(Protocol):
+    """One destination of a run's records."""
+
+    def log_step(self, record: StepRecord) -> None:
+        """Take the record of one optimizer step."""
+
+    def log_eval(self, record: EvalRecord) -> None:
+        """Take the record of one validation pass."""
+
+    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        """Take what the model wrote after ``prompt`` at ``step``."""
+
+    def log_note(self, step: int, text: str) -> None:
+        """Take one sentence about an event: a resume, a skipped step, a stop."""
+
+    def close(self) -> None:
+        """Deliver what is pending; the sink is not used again."""
+
+
+class JsonlSink:
+    """Append every record to ``metrics.jsonl``, and each sample to a text file beside it.
+
+    Args:
+        run_dir: the run directory; created if it does not exist.
+        attempt: number of this start of the run, from 1; see `last_attempt`.
+
+    Raises:
+        StorageError: the disk is full, read-only, or not permitted (from any method).
+    """
+
+    def __init__(self, run_dir: Path, attempt: int) -> None:
+        self._path = run_dir / METRICS_FILE
+        self._samples = run_dir / SAMPLES_DIRECTORY
+        self._attempt = attempt
+        with storage_errors(self._path):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            _drop_torn_line(self._path)
+        self._append("attempt", time=time.time())
+
+    def log_step(self, record: StepRecord) -> None:
+        """Append a ``step`` line."""
+        self._append("step", **asdict(record))
+
+    def log_eval(self, record: EvalRecord) -> None:
+        """Append an ``eval`` line."""
+        self._append("eval", **asdict(record))
+
+    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        """Append a ``sample`` line and write ``samples/step-000000100.txt``."""
+        self._append("sample", step=step, tokens=tokens, prompt=prompt, text=text)
+        atomic_write_text(self._samples / f"step-{step:09d}.txt", f"{prompt}{text}\n")
+
+    def log_note(self, step: int, text: str) -> None:
+        """Append a ``note`` line."""
+        self._append("note", step=step, text=text)
+
+    def close(self) -> None:
+        """Do nothing: every line is already with the operating system."""
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        line = {"kind": kind, "attempt": self._attempt} | fields
+        append_json_line(self._path, {key: _to_json(value) for key, value in line.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """A run's history, each step once, in the order of steps."""
+
+    steps: tuple[StepRecord, ...]
+    evals: tuple[EvalRecord, ...]
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read ``metrics.jsonl``; of a step that several attempts took, the newest attempt's record.
+
+    Raises:
+        DataError: the file does not exist, or a line is not a record of this version.
+    """
+    return Metrics(
+        steps=_newest(path, "step", lambda line: StepRecord(**line)),
+        evals=_newest(path, "eval", lambda line: EvalRecord(**_without_attempt(line))),
+    )
+
+
+def last_attempt(path: Path) -> int:
+    """Return the number of the newest attempt in ``metrics.jsonl``; 0 if there is no such file.
+
+    Raises:
+        DataError: a line is not a record.
+    """
+    if not path.exists():
+        return 0
+    return max((line["attempt"] for line in _lines(path)), default=0)
+
+
+def build_sinks(config: Config, run_dir: Path, attempt: int, rank: int, total_steps: int) -> list[Sink]:
+    """Return the sinks that ``config.logger`` asks for; none on ranks other than 0.
+
+    Raises:
+        StorageError: the run directory cannot be written.
+    """
+    if rank != 0:
+        return []
+    sinks: list[Sink] = [JsonlSink(run_dir, attempt)]
+    if config.logger.console:
+        from distllm.observe.console import ConsoleSink
+
+        sinks.append(ConsoleSink(total_steps))
+    if config.logger.wandb != "disabled":
+        from distllm.observe.wandb_sink import WandbSink
+
+        sinks.append(WandbSink(config, run_dir))
+    return sinks
+
+
+def _newest(path: Path, kind: str, build: Callable[[dict[str, Any]], Record]) -> tuple[Record, ...]:
+    newest: dict[int, dict[str, Any]] = {}
+    for line in _lines(path):
+        if line.pop("kind") != kind:
+            continue
+        known = newest.get(line["step"])
+        if known is None or line["attempt"] >= known["attempt"]:
+            newest[line["step"]] = line
+    try:
+        return tuple(build(_from_json(newest[step])) for step in sorted(newest))
+    except TypeError as error:
+        raise DataError(f"a {kind} line of {path} has other fields than expected: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of ``metrics.jsonl``; what is no record is an error, a torn tail is not."""
+    try:
+        for line in read_json_lines(path):
+            if not (isinstance(line, dict) and "kind" in line and "attempt" in line):
+                raise DataError("a line of the metrics is not a record", where=str(path))
+            yield line
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist", where=str(path)) from error
+    except ValueError as error:
+        raise DataError(f"a line of {path} is not valid JSON: {error}", where=str(path)) from error
+
+
+def _without_attempt(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "attempt"}
+
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def _to_json(value: Any) -> Any:
+    """Spell a non-finite number as a string: JSON has no other way, and null would lose which."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(line: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in line.items()
+    }
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut the half line that a killed writer left, so that the next line does not join it."""
+    if not path.exists():
+        return
+    with path.open("r+b") as stream:
+        size = position = stream.seek(0, 2)
+        whole = 0
+        while position > 0:
+            start = max(0, position - _TAIL_BLOCK)
+            stream.seek(start)
+            newline = stream.read(position - start).rfind(b"\n")
+            if newline >= 0:
+                whole = start + newline + 1
+                break
+            position = start
+        if whole != size:
+            stream.truncate(whole)
