@@ -103,6 +103,7 @@ def test_repeated_step_of_one_attempt_takes_the_last_line(tmp_path):
 def test_line_torn_by_a_kill_is_dropped_and_the_next_attempt_goes_on(tmp_path, kept):
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(tmp_path, 1)
+    sink.log_note(0, "x" * 150_000)
     steps(sink, 1, [1], loss=1.0)
     whole = path.read_text()
     path.write_text(whole + '{"kind": "note", "text": "' + "x" * kept)
