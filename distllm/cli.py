@@ -1,0 +1,89 @@
+"""The `distllm` command: finds the sub-command, runs it, and turns errors into exit codes.
+
+Nothing heavy is imported here: ``distllm --help`` and a mistyped command answer at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from distllm.errors import ConfigError, DistllmError
+from distllm.registry import did_you_mean
+
+COMMANDS = {
+    "demo": "raw text to a trained, resumed, exported model in a few minutes",
+    "prepare": "raw text to a tokenizer and shards",
+    "train": "train, or go on with, a run",
+    "evaluate": "validation perplexity of a checkpoint",
+    "generate": "continue a prompt with a trained model",
+    "export": "write a Hugging Face folder",
+    "explain": "where a configuration value came from",
+    "inspect": "the exact text of any batch of any step",
+    "doctor": "check this machine and say what to do",
+}
+_VERBOSE = ("-v", "--verbose")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code (see `distllm.errors`)."""
+    gc.disable()  # start-up makes no garbage worth collecting; commands that work on turn it on again
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = any(flag in words for flag in _VERBOSE)
+    words = [word for word in words if word not in _VERBOSE]
+    try:
+        return _dispatch(words)
+    except DistllmError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"distllm: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("distllm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe left
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        from distllm import __version__
+
+        print(__version__)
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        raise ConfigError(
+            f"unknown command {name!r}", where="command line", remedy=did_you_mean(name, COMMANDS)
+        )
+    module = importlib.import_module(f"distllm.commands.{name}")
+    code: int = module.run(rest)
+    return code
+
+
+def usage() -> str:
+    """Return the text of ``distllm --help``."""
+    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: distllm COMMAND [key=value ...]",
+            "",
+            *lines,
+            "",
+            "distllm COMMAND --help   what a command takes",
+            "distllm -v COMMAND ...   tracebacks with errors",
+            "exit codes: 0 done, 64 configuration, 65 damaged data, 70 retry, 74 disk, 75 stopped and saved",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One module per sub-command of `distllm`, each with ``run(arguments) -> exit code``."""

@@ -1,0 +1,122 @@
+"""What sub-commands read from the command line: Hydra overrides with Hydra's flags, or plain options."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from distllm.config.overrides import split_override, strip_launcher_arguments
+from distllm.config.problems import Problems
+from distllm.config.validate import build, describe, hints, keys
+from distllm.errors import ConfigError
+from distllm.registry import did_you_mean
+
+T = TypeVar("T")
+_LITERALS: dict[str, Any] = {"true": True, "false": False, "null": None}
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigArguments:
+    """The command line of a command that composes an experiment."""
+
+    overrides: list[str]
+    config_dir: Path | None
+    show: bool
+    multirun: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, where="command line", remedy=f"see {self.prog} --help")
+
+
+def parse_config_arguments(command: str, what: str, words: Sequence[str]) -> ConfigArguments:
+    """Parse overrides and Hydra's flags; abbreviated flags are refused.
+
+    Raises:
+        ConfigError: an unknown flag.
+    """
+    parser = _Parser(
+        prog=f"distllm {command}",
+        description=what,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="overrides: GROUP=CHOICE (such as model=llama-10m) and key=value (such as optim.lr=1e-3)\n"
+        "every key with its help and origin: distllm explain",
+    )
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides")
+    parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
+    parser.add_argument("--config-dir", "-cd", type=Path, help="a directory with more groups and choices")
+    parser.add_argument("--multirun", "-m", action="store_true", help="run every combination of a,b,c values")
+    known, unknown = parser.parse_known_args(strip_launcher_arguments(words))
+    flags = [word for word in unknown if word.startswith("-")]
+    if flags:
+        options = ["--cfg", "--config-dir", "--multirun", "--help"]
+        raise ConfigError(
+            f"unknown flag {flags[0]!r}",
+            where="command line",
+            remedy=did_you_mean(flags[0].split("=")[0], options),
+        )
+    return ConfigArguments([*known.overrides, *unknown], known.config_dir, bool(known.cfg), known.multirun)
+
+
+def parse_options(command: str, cls: type[T], words: Sequence[str]) -> T:
+    """Build the options dataclass ``cls`` from ``key=value`` words.
+
+    Raises:
+        SystemExit: after printing the help that ``--help`` asks for.
+        ConfigProblems: every unknown key, wrong value or missing option.
+    """
+    if any(word in ("-h", "--help") for word in words):
+        print(_options_help(command, cls))
+        raise SystemExit(0)
+    problems, known, raw = Problems(), keys(cls), {}
+    for word in words:
+        _, key, value = split_override(word)
+        if value is None:
+            problems.add(
+                f"cannot read {word!r}",
+                where="command line",
+                remedy=f"write key=value; distllm {command} takes {', '.join(known)}",
+            )
+            continue
+        raw[key] = _literal(value) if not _is_text(cls, key) else value
+    for item in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is a dataclass by contract
+        if item.default is None and item.metadata.get("required") and item.name not in raw:
+            problems.add(
+                f"{item.name}=... is missing",
+                where=f"distllm {command}",
+                remedy=f"give {item.name}=..., {describe(item)}",
+            )
+    options = build(cls, raw, problems)
+    problems.raise_if_any()
+    return options
+
+
+def _is_text(cls: type, key: str) -> bool:
+    return key in hints(cls) and hints(cls)[key] in (str, str | None)
+
+
+def _literal(text: str) -> Any:
+    if text in _LITERALS:
+        return _LITERALS[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _options_help(command: str, cls: type) -> str:
+    lines = [f"usage: distllm {command} key=value ...", ""]
+    for item in dataclasses.fields(cls):
+        default = "required" if item.metadata.get("required") else f"default {item.default!r}"
+        lines.append(f"  {item.name + '=':<18}{describe(item)} [{default}]")
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""From a command line to a resolved run, without torch: what train, explain and inspect share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distllm.config.compose import Composition, compose_with_sources
+from distllm.config.problems import Problems
+from distllm.config.resolve import DatasetFacts, Resolved, World, resolve
+from distllm.config.schema import Config
+from distllm.data.manifest import Manifest
+from distllm.environment import RankEnvironment
+from distllm.errors import DataError
+
+
+def settle(
+    overrides: Sequence[str],
+    config_dir: Path | None,
+    launcher: RankEnvironment | None,
+    *,
+    need_dataset: bool,
+) -> tuple[Composition, Resolved]:
+    """Compose, validate and resolve a training run.
+
+    Raises:
+        ConfigProblems: every problem of keys, values, combinations, machine and dataset.
+    """
+    problems = Problems()
+    composition = compose_with_sources(overrides, config_dir=config_dir, problems=problems)
+    dataset = dataset_facts(composition.config, problems, needed=need_dataset)
+    world = World(launcher.world_size, launcher.local_world_size, launcher.origin) if launcher else None
+    return composition, resolve(composition.config, world=world, dataset=dataset, problems=problems)
+
+
+def dataset_facts(config: Config, problems: Problems, *, needed: bool) -> DatasetFacts | None:
+    """Read what the prepared dataset settles; a missing or damaged one is noted if it is needed."""
+    try:
+        manifest = Manifest.load(Path(config.data.out))
+    except DataError as error:
+        if needed:
+            problems.add(
+                error.cause, where=f"data.out={config.data.out}", remedy=error.remedy or "prepare it"
+            )
+        return None
+    return DatasetFacts(
+        vocab_size=manifest.vocab_size,
+        train_tokens=manifest.splits["train"].tokens,
+        valid_tokens=manifest.splits["valid"].tokens,
+        digest=manifest.digest,
+    )

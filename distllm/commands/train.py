@@ -1,0 +1,95 @@
+"""`distllm train`: start the ranks here, or be one of them when a launcher has started us."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from distllm.cluster.local import explain_exit, run_ranks
+from distllm.commands.arguments import parse_config_arguments
+from distllm.commands.settle import settle
+from distllm.config.compose import compose
+from distllm.config.overrides import split_override
+from distllm.environment import RankEnvironment
+from distllm.errors import ConfigError
+
+RANK_COMMAND = ("-m", "distllm.launch.train")
+
+
+def run(words: Sequence[str]) -> int:
+    """Train one run, or every run of a sweep (``-m``), and return the exit code."""
+    arguments = parse_config_arguments("train", "Train a run, or go on with it.", words)
+    if arguments.show:
+        show_configuration(arguments.overrides, arguments.config_dir)
+        return 0
+    if not arguments.multirun:
+        return _train(arguments.overrides, arguments.config_dir)
+    codes = []
+    for overrides in sweep(arguments.overrides):
+        print(f"sweep: distllm train {' '.join(overrides)}", flush=True)
+        codes.append(_train(overrides, arguments.config_dir, in_process=False))
+    return next((code for code in codes if code), 0)
+
+
+def show_configuration(overrides: Sequence[str], config_dir: Path | None) -> None:
+    """Print the composed configuration as YAML, as Hydra's ``--cfg job`` does."""
+    from distllm.config.yaml import to_yaml
+
+    print(to_yaml(asdict(compose(overrides, config_dir=config_dir))), end="")
+
+
+def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the overrides of every combination of swept values, each with a run name of its own.
+
+    The name tells the combination and not the time, so that the same sweep resumes its runs.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    choices = []
+    for parsed in OverridesParser.create().parse_overrides(list(overrides)):
+        key = parsed.get_key_element()
+        if parsed.is_sweep_override() and not parsed.is_discrete_sweep():
+            raise ConfigError(
+                f"cannot sweep over {parsed.input_line!r}",
+                where="command line",
+                remedy="list the values: key=a,b,c or key=range(1,4)",
+            )
+        values = parsed.sweep_string_iterator() if parsed.is_sweep_override() else None
+        choices.append([parsed.input_line] if values is None else [f"{key}={value}" for value in values])
+    swept = [index for index, values in enumerate(choices) if len(values) > 1]
+    for combination in itertools.product(*choices):
+        tag = ",".join(re.sub(r"[^\w.=+-]", "_", combination[index]) for index in swept)
+        name = next((value for _, key, value in map(split_override, combination) if key == "name"), None)
+        rest = [override for override in combination if split_override(override)[1] != "name"]
+        yield [*rest, f"name='{name or compose(rest).name}.{tag}'"]
+
+
+def _train(overrides: Sequence[str], config_dir: Path | None, *, in_process: bool = True) -> int:
+    launcher = RankEnvironment.read(os.environ)
+    composition, resolved = settle(overrides, config_dir, launcher, need_dataset=True)
+    if launcher is None and resolved.config.cluster.nodes > 1:
+        raise ConfigError(
+            f"cluster.nodes={resolved.config.cluster.nodes} needs a launcher on every node",
+            where="cluster.nodes",
+            remedy="srun python launch/train.py ..., torchrun or deepspeed; or cluster.nodes=1",
+        )
+    if launcher is None and (resolved.world.size > 1 or not in_process):
+        flags = ["--config-dir", str(config_dir)] if config_dir else []
+        code = run_ranks(
+            [*RANK_COMMAND, *overrides, *flags],
+            num_ranks=resolved.world.size,
+            threads_per_rank=resolved.threads_per_rank,
+        )
+        explain_exit(code)
+        return code
+    os.environ["OMP_NUM_THREADS"] = str(resolved.threads_per_rank)
+    gc.enable()
+    from distllm.train.rank import train_as_rank
+
+    train_as_rank(composition, resolved)
+    return 0

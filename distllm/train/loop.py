@@ -1,0 +1,206 @@
+"""The training loop: one optimizer step, read from top to bottom, and what is due between steps.
+
+No parallelism shows here: the engine sums gradients over ranks and micro-batches, the stream gives
+each rank its part of the global batch, and one small reduction makes the ranks agree.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distllm.checkpoint.save import save_checkpoint
+from distllm.config.resolve import Resolved
+from distllm.data.stream import PackedSplit, StepStream, batch_digest
+from distllm.data.tokenizer import Tokenizer
+from distllm.dist.collectives import sum_over_ranks
+from distllm.dist.engine import Engine, StepResult
+from distllm.dist.topology import Topology
+from distllm.errors import Interrupted
+from distllm.evaluate.perplexity import evaluate_perplexity
+from distllm.infer.generate import sample_text
+from distllm.observe.metrics import EvalRecord, StepRecord, resident_bytes
+from distllm.observe.sinks import Sink
+from distllm.optim.schedule import LearningRate
+from distllm.tasks.base import Task
+from distllm.train.clock import Phases, StepClock
+from distllm.train.guard import record_outcome
+from distllm.train.run_directory import RunDirectory
+from distllm.train.signals import StopRequest
+from distllm.train.state import TrainState
+
+
+@dataclass
+class Run:
+    """Everything a loop needs, built once by `distllm.train.build`."""
+
+    resolved: Resolved
+    directory: RunDirectory
+    topology: Topology
+    task: Task
+    engine: Engine
+    stream: StepStream
+    valid: PackedSplit | None
+    tokenizer: Tokenizer
+    learning_rate: LearningRate
+    state: TrainState
+    sinks: list[Sink]
+    stop: StopRequest
+    attempt: int
+    flops_per_token: float
+    peak_flops: float | None
+    checkpoint_facts: dict[str, object]
+
+
+def train(run: Run) -> None:
+    """Train from where ``run.state`` stands to the end of this attempt.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+        TrainingError: the run is not training (see `guard`).
+    """
+    config, state, clock = run.resolved.config, run.state, StepClock()
+    if state.step == 0 and run.valid is not None:
+        evaluate(run)
+        clock.restart()
+    while state.step < run.resolved.stop_step:
+        train_step(run, clock)
+        last = state.step == run.resolved.stop_step
+        if run.valid is not None and (last or state.step % config.eval.every_steps == 0):
+            evaluate(run)
+            clock.restart()
+        if last or state.step % config.checkpoint.every_steps == 0:
+            save(run)
+            clock.restart()
+
+
+def train_step(run: Run, clock: StepClock) -> None:
+    """Take one optimizer step on the global batch that begins at ``state.samples``."""
+    state, config = run.state, run.resolved.config
+    clock.mark("loop")
+    batches = run.stream.step(state.samples)
+    clock.mark("data")
+
+    # One reduction settles what every rank must agree on before it computes: the weight that
+    # normalises the loss, the identity of the global batch, and whether anybody was asked to stop.
+    weight, digest, stops = sum_over_ranks(
+        [sum(map(run.task.weight, batches)), batch_digest(batches), run.stop.requested], run.topology
+    )
+    if stops:
+        _stop_here(run)
+    clock.mark("loop")
+
+    loss_sum = torch.zeros((), device=run.topology.device)
+    for batch in batches:
+        loss = run.task.loss_sum(run.engine.model, batch)
+        run.engine.backward(loss / weight)
+        loss_sum += loss.detach()
+    clock.mark("compute")
+
+    lr = run.learning_rate(state.tokens)
+    result = run.engine.step(lr)
+    clock.mark("update")
+
+    phases = clock.lap()
+    state.step += 1
+    state.samples += run.resolved.sequences_per_step
+    state.tokens += int(weight)
+    state.seconds += phases.total
+    record_outcome(state, skipped=result.skipped, skip_budget=config.train.skip_budget)
+
+    if state.step % config.logger.every_steps == 0 or result.skipped:
+        _log_step(run, loss_sum, weight, digest, lr, result, phases)
+
+
+def evaluate(run: Run) -> None:
+    """Measure validation perplexity and print a sample, on all ranks alike."""
+    state, settings = run.state, run.resolved.config.eval
+    assert run.valid is not None
+    started = time.perf_counter()
+    measured = evaluate_perplexity(
+        run.engine.model,
+        run.task,
+        run.valid,
+        run.tokenizer,
+        run.topology,
+        micro_batch_size=run.resolved.micro_batch_size,
+        max_tokens=settings.max_tokens,
+    )
+    if state.step == 0:
+        state.first_valid_loss = measured.loss
+    record = EvalRecord(
+        step=state.step,
+        tokens=state.tokens,
+        loss=measured.loss,
+        perplexity=measured.perplexity,
+        bits_per_byte=measured.bits_per_byte,
+        seconds=time.perf_counter() - started,
+    )
+    run.checkpoint_facts["valid_loss"] = measured.loss
+    for sink in run.sinks:
+        sink.log_eval(record)
+    if settings.sample_tokens:
+        text = sample_text(
+            run.engine.model,
+            run.tokenizer,
+            settings.prompt,
+            max_tokens=settings.sample_tokens,
+            temperature=settings.temperature,
+            seed=run.resolved.config.seed,
+        )
+        for sink in run.sinks:
+            sink.log_sample(state.step, state.tokens, settings.prompt, text)
+
+
+def save(run: Run) -> None:
+    """Save a checkpoint that any number of ranks and any ZeRO stage can resume from."""
+    save_checkpoint(
+        run.directory.checkpoints,
+        step=run.state.step,
+        engine=run.engine,
+        train_state=run.state.to_dict(),
+        facts=run.checkpoint_facts,
+        topology=run.topology,
+        keep_last=run.resolved.config.checkpoint.keep_last,
+    )
+
+
+def _stop_here(run: Run) -> None:
+    """Save at the border between two steps, on every rank at the same one, and leave."""
+    save(run)
+    text = f"asked to stop: saved at step {run.state.step}"
+    for sink in run.sinks:
+        sink.log_note(run.state.step, text)
+    raise Interrupted(text, where=str(run.directory.path), remedy="run the same command again to go on")
+
+
+def _log_step(
+    run: Run, loss_sum: Tensor, weight: float, digest: float, lr: float, result: StepResult, phases: Phases
+) -> None:
+    """Reduce the loss and hand the step's record to the sinks; the only synchronising read of a step."""
+    (total_loss,) = sum_over_ranks([float(loss_sum)], run.topology)
+    state = run.state
+    tokens_per_second = weight / phases.total
+    flops = run.flops_per_token * tokens_per_second
+    remaining = run.resolved.max_steps - state.step
+    record = StepRecord(
+        step=state.step,
+        tokens=state.tokens,
+        loss=total_loss / weight,
+        lr=lr,
+        grad_norm=result.grad_norm,
+        tokens_per_second=tokens_per_second,
+        mfu=flops / run.peak_flops if run.peak_flops else None,
+        data_wait_fraction=phases.data / phases.total,
+        overhead_fraction=phases.loop / phases.total,
+        memory_bytes=resident_bytes(),
+        eta_seconds=remaining * state.seconds / state.step,
+        skipped_steps=state.skipped_steps,
+        attempt=run.attempt,
+        batch_digest=f"{int(digest):x}",
+    )
+    for sink in run.sinks:
+        sink.log_step(record)

@@ -1,0 +1,137 @@
+"""A run's directory: what lies in it, who owns it, and what an earlier attempt left."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distllm.config.compose import Composition
+from distllm.config.diff import changes
+from distllm.config.explain import explanation
+from distllm.config.resolve import Resolved
+from distllm.config.yaml import to_yaml
+from distllm.errors import ConfigError, RunDirectoryBusy
+from distllm.fsio import atomic_write_json, atomic_write_text, ensure_writable, read_json, storage_errors
+
+CONFIG_FILE = "config.yaml"
+OWNER_FILE = "owner.json"
+
+
+class RunDirectory:
+    """``runs_dir/name`` and the files in it.
+
+    Args:
+        path: the directory; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.config = path / CONFIG_FILE
+
+    def claim(self) -> None:
+        """Become the only live process that writes here.
+
+        Raises:
+            RunDirectoryBusy: another live process on this or another machine owns the directory.
+            StorageError: the directory cannot be written.
+        """
+        ensure_writable(self.path)
+        owner = self.path / OWNER_FILE
+        claim = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
+        with storage_errors(owner):
+            while True:
+                try:
+                    descriptor = os.open(owner, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                except FileExistsError:
+                    _refuse_if_alive(owner)
+                    owner.unlink(missing_ok=True)
+                    continue
+                with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                    json.dump(claim, stream)
+                return
+
+    def release(self) -> None:
+        """Give the directory up, if this process owns it."""
+        owner = self.path / OWNER_FILE
+        if owner.exists() and read_json(owner).get("pid") == os.getpid():
+            owner.unlink()
+
+    def write_configuration(self, composition: Composition, resolved: Resolved) -> None:
+        """Write the resolved configuration, where each value came from, and the DeepSpeed JSON."""
+        atomic_write_text(self.config, to_yaml(asdict(composition.config)))
+        atomic_write_json(self.path / "explain.json", explanation(composition, resolved))
+        atomic_write_json(self.path / "deepspeed.json", resolved.deepspeed)
+
+    def check_resume(self, before: Mapping[str, Any], resolved: Resolved) -> list[str]:
+        """Compare the configuration of the checkpoint with today's.
+
+        Returns:
+            One line for each change that does not forbid the resume.
+
+        Raises:
+            ConfigError: a key that makes it another experiment has changed.
+        """
+        found = changes(before, asdict(resolved.config))
+        identity = [change for change in found if change.on_resume == "identity"]
+        if identity:
+            listed = "; ".join(map(str, identity))
+            raise ConfigError(
+                f"this run directory belongs to another experiment: {listed}",
+                where=str(self.path),
+                remedy="undo the change, or choose another name=...",
+            )
+        return [f"{change.on_resume} change since the checkpoint: {change}" for change in found]
+
+
+def locate_run(run: str, runs_dir: str = "runs") -> RunDirectory:
+    """Return the directory of a run given by its name or path.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    candidates = [Path(run), Path(runs_dir) / run]
+    for path in candidates:
+        if (path / CONFIG_FILE).is_file():
+            return RunDirectory(path)
+    known = sorted(path.parent.name for path in Path(runs_dir).glob(f"*/{CONFIG_FILE}"))
+    raise ConfigError(
+        f"no run {run!r}",
+        where=" or ".join(str(path) for path in candidates),
+        remedy=f"runs here: {', '.join(known)}"
+        if known
+        else "train one first: distllm train experiment=demo",
+    )
+
+
+def _refuse_if_alive(owner: Path) -> None:
+    """Raise unless the owner is a process of this machine that no longer lives."""
+    try:
+        claim = json.loads(owner.read_text(encoding="utf-8"))
+        host, pid, started = claim["host"], claim["pid"], claim["started"]
+    except (OSError, ValueError, KeyError):
+        return  # killed while claiming: nobody owns it
+    if host == socket.gethostname() and _start_ticks(pid) != started:
+        return
+    raise RunDirectoryBusy(
+        f"another process is training in this directory: pid {pid} on {host}",
+        where=str(owner),
+        remedy=f"wait for it, stop it (kill {pid}), or choose another name=...; "
+        f"if {host} is known to be dead, remove {owner}",
+    )
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot: a pid alone is used again."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1]
+    except OSError:
+        return None
+    fields = after_name.split()
+    return None if fields[0] == "Z" else int(fields[19])
