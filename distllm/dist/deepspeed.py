@@ -1,0 +1,163 @@
+"""DeepSpeed ZeRO 0 to 3 behind the engine protocol.
+
+DeepSpeed keeps, partitions and reduces; distllm decides when a step ends, its learning rate, and
+what a gradient means. Three things differ from DeepSpeed's habits and are made right here:
+
+- It averages gradients over ranks and accumulation steps; ours are sums, so the loss is multiplied
+  by the number of ranks and is not divided by the steps.
+- Stage 0 in fp32 would apply non-finite gradients; the norm is checked before the update.
+- Its process groups ignore the timeout of the default group; they get it here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from distllm.dist.collectives import rank_errors
+from distllm.dist.engine import StepResult, logical_parameters, read_checked, state_names
+from distllm.dist.topology import Topology
+
+
+class ZeroEngine:
+    """A model under DeepSpeed.
+
+    Args:
+        model: full fp32 weights on the rank's device; DeepSpeed partitions or casts them in place.
+        optimizer: an AdamW over all parameters of ``model``, preferably ``fused=True``.
+        settings: the document of `config.engine.deepspeed_json`.
+        topology: this rank's place; its process group must exist.
+        timeout_seconds: longest wait for another rank.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: Mapping[str, Any],
+        topology: Topology,
+        timeout_seconds: float,
+    ) -> None:
+        self._topology = topology
+        self._optimizer = optimizer
+        self._parameters = logical_parameters(model)
+        self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        self._grad_accum_steps = int(settings["gradient_accumulation_steps"])
+        self._checks_norm = settings["zero_optimization"]["stage"] == 0 and not settings["bf16"]["enabled"]
+        self._micro_steps = 0
+        self._optimizer_steps = 0
+        deepspeed = _import_deepspeed(topology)
+        with _group_timeout(timeout_seconds), rank_errors(topology, "partitioning the model"):
+            self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))[0]
+        from distllm.dist.zero_state import zero_state
+
+        self._state = zero_state(self._engine, optimizer, self._parameters)
+
+    @property
+    def model(self) -> nn.Module:
+        """The DeepSpeedEngine, which gathers partitioned weights in its forward pass."""
+        module: nn.Module = self._engine
+        return module
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates applied so far."""
+        return self._optimizer_steps
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss``; the last micro-batch of a step also reduces over ranks."""
+        self._micro_steps += 1
+        self._engine.set_gradient_accumulation_boundary(self._micro_steps == self._grad_accum_steps)
+        with rank_errors(self._topology, "reducing gradients"):
+            self._engine.backward(loss * self._topology.world_size, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> StepResult:
+        """Clip and update; non-finite gradients leave all as it was.
+
+        Raises:
+            ValueError: `backward` was not called ``gradient_accumulation_steps`` times.
+        """
+        if self._micro_steps != self._grad_accum_steps:
+            raise ValueError(f"{self._micro_steps} backward calls instead of {self._grad_accum_steps}")
+        self._micro_steps = 0
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        with rank_errors(self._topology, "updating weights"):
+            result = self._checked_step() if self._checks_norm else self._trusted_step()
+        self._optimizer_steps += not result.skipped
+        return result
+
+    def _trusted_step(self) -> StepResult:
+        """Let DeepSpeed decide; it skips non-finite gradients, and says so."""
+        self._engine.step()
+        grad_norm = float(self._engine.get_global_grad_norm())
+        return StepResult(grad_norm, skipped=not self._engine.was_step_applied())
+
+    def _checked_step(self) -> StepResult:
+        """Look at the gradients first: they are whole and reduced on every rank."""
+        gradients = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
+        grad_norm = float(get_total_norm(gradients))
+        skipped = not math.isfinite(grad_norm)
+        if skipped:
+            self._engine.zero_grad()
+        else:
+            self._engine.step()
+        return StepResult(grad_norm, skipped)
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield weights, then moments, assembled from all ranks one at a time."""
+        with torch.no_grad(), rank_errors(self._topology, "assembling the state"):
+            for name, parameter, moment in state_names(self._parameters):
+                full = self._state.full(parameter, moment)
+                yield name, full.detach().to("cpu", torch.float32, copy=True)
+
+    def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
+        """Set weights, moments and step counts; each rank keeps its share."""
+        with torch.no_grad(), rank_errors(self._topology, "loading the state"):
+            for name, parameter, moment in state_names(self._parameters):
+                self._state.assign(parameter, moment, read_checked(read, name, self._shapes[parameter]))
+            for master in self._state.masters():
+                self._optimizer.state[master]["step"].fill_(optimizer_steps)
+            self._state.publish()
+        self._optimizer_steps = optimizer_steps
+
+
+def _import_deepspeed(topology: Topology) -> Any:
+    """Import DeepSpeed for the rank's device, without its C++ communication extension.
+
+    On a CPU that extension would be compiled for minutes while all ranks wait; gloo does its work.
+    """
+    on_gpu = topology.device.type == "cuda"
+    os.environ["DS_ACCELERATOR"] = topology.device.type
+    # DeepSpeed takes LOCAL_RANK for the index of the device among the visible ones.
+    os.environ["LOCAL_RANK"] = str(topology.device.index if on_gpu else topology.local_rank)
+    # DeepSpeed still calls collectives by names that torch has renamed; nothing a user can act on.
+    renamed = r".*torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+    warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
+    import deepspeed
+
+    if not on_gpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@contextmanager
+def _group_timeout(timeout_seconds: float) -> Iterator[None]:
+    """Give every process group made inside the block a timeout, where its maker gives none."""
+    new_group = torch.distributed.new_group
+    torch.distributed.new_group = functools.partial(new_group, timeout=timedelta(seconds=timeout_seconds))
+    try:
+        yield
+    finally:
+        torch.distributed.new_group = new_group

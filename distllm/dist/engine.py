@@ -1,0 +1,160 @@
+"""What holds and updates the weights, whatever the parallelism: the contract of all engines.
+
+The loop, for every micro-batch of a step, computes a loss with ``engine.model`` and hands it to
+``engine.backward``; after the last one it calls ``engine.step``. Gradients are *summed* over
+micro-batches and ranks (the loop divides each loss by the global target weight), so any split of
+the same samples gives the same update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distllm.dist.topology import Topology
+from distllm.errors import CheckpointError, ConfigError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step did.
+
+    ``grad_norm`` is the global L2 norm before clipping. ``skipped`` means that gradients were not
+    finite (then ``grad_norm`` is not either): no weight and no moment changed, on every rank alike.
+    """
+
+    grad_norm: float
+    skipped: bool
+
+
+class Engine(Protocol):
+    """Weights, gradients and optimizer of one model over all ranks."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module to call for every forward pass, in training and in evaluation."""
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates applied so far; skipped steps do not count."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar loss; called ``grad_accum_steps`` times for each step."""
+
+    def step(self, lr: float) -> StepResult:
+        """Clip, update all weights at learning rate ``lr``, and clear the gradients."""
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every logical tensor: full, fp32, on the CPU, in a fixed order. Collective.
+
+        Names are ``model/<parameter>``, ``optim/exp_avg/<parameter>`` and
+        ``optim/exp_avg_sq/<parameter>``; they and their shapes depend on the model only, not on
+        the engine or the number of ranks. All ranks must exhaust the iterator.
+        """
+
+    def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
+        """Set weights and moments from the tensors ``read`` returns by logical name. Collective.
+
+        Raises:
+            CheckpointError: a tensor's shape is not that of this model.
+        """
+
+
+def build_engine(
+    name: str,
+    model: nn.Module,
+    make_optimizer: OptimizerFactory,
+    *,
+    settings: Mapping[str, Any],
+    topology: Topology,
+    timeout_seconds: float,
+) -> Engine:
+    """Build the engine ``name`` around an initialised model. Collective.
+
+    Args:
+        name: ``"deepspeed"`` or ``"local"``.
+        model: full fp32 weights, the same on every rank; moved to the rank's device.
+        make_optimizer: builds an AdamW over the model's parameters (groups, betas, decay).
+        settings: the document of `config.engine.deepspeed_json`; both engines read it.
+        topology: this rank's place; its process group must exist.
+        timeout_seconds: longest wait for another rank inside DeepSpeed's own groups.
+
+    Raises:
+        ConfigError: the engine cannot do what ``settings`` asks for.
+    """
+    model.to(topology.device)
+    if name == "local":
+        from distllm.dist.local import LocalEngine
+
+        if settings["bf16"]["enabled"]:
+            raise ConfigError(
+                "the local engine computes in fp32 only",
+                where="precision.compute",
+                remedy="use precision.compute=fp32 or engine.name=deepspeed",
+            )
+        return LocalEngine(model, make_optimizer(model), settings, topology)
+    if name == "deepspeed":
+        from distllm.dist.deepspeed import ZeroEngine
+
+        return ZeroEngine(model, make_optimizer(model), settings, topology, timeout_seconds)
+    raise ValueError(f"unknown engine {name!r}")
+
+
+def logical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the model's parameters by name, each shared parameter once.
+
+    Raises:
+        ValueError: the model has persistent buffers or frozen parameters, which no engine saves.
+    """
+    saved = model.state_dict(keep_vars=True)
+    buffers = [name for name, _ in model.named_buffers() if name in saved]
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if buffers or frozen:
+        raise ValueError(f"persistent buffers {buffers} and frozen parameters {frozen} are not supported")
+    return dict(model.named_parameters())
+
+
+def state_names(parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, str, str | None]]:
+    """Yield (logical name, parameter name, moment or None for the weight) in the order of `Engine.state`."""
+    for parameter in parameters:
+        yield f"model/{parameter}", parameter, None
+    for moment in MOMENTS:
+        for parameter in parameters:
+            yield f"optim/{moment}/{parameter}", parameter, moment
+
+
+def read_checked(read: Callable[[str], Tensor], name: str, shape: torch.Size) -> Tensor:
+    """Read the logical tensor ``name`` and check its shape.
+
+    Raises:
+        CheckpointError: the shape is another one.
+    """
+    tensor = read(name)
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{name} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(shape)} in this model",
+            remedy="resume with the model configuration the checkpoint was trained with",
+        )
+    return tensor
+
+
+def allocate_moments(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
+    """Give ``weight`` a zero AdamW state now, where torch would do so at the first step.
+
+    So memory runs out early if at all, and state can be read and loaded before the first step.
+    """
+    group = optimizer.param_groups[0]
+    on_device = bool(group.get("fused") or group.get("capturable"))
+    step_device = weight.device if on_device else torch.device("cpu")
+    state = optimizer.state[weight]
+    state["step"] = torch.zeros((), dtype=torch.float32, device=step_device)
+    for moment in MOMENTS:
+        state[moment] = torch.zeros_like(weight, memory_format=torch.preserve_format)

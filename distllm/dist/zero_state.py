@@ -1,0 +1,176 @@
+"""Where each ZeRO stage keeps the fp32 weights and moments of a parameter, and how to reach them.
+
+- Stage 0: whole on every rank; a second fp32 copy beside the model only if it computes in bf16.
+- Stages 1 and 2: per parameter group one flat fp32 buffer, cut into one partition per rank; a
+  parameter may straddle two partitions or share one; the end is padded with zeros.
+- Stage 3: each parameter is cut into equal padded parts, one per rank; a rank's parts lie one
+  after another in flat buffers.
+
+DeepSpeed's per-parameter accessors are used wherever they are right. All methods are collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import deepspeed
+import torch
+from deepspeed import utils as accessors
+from torch import Tensor, nn
+
+from distllm.dist.engine import allocate_moments
+
+
+class ZeroState(Protocol):
+    """fp32 weights and moments of one ZeRO stage, by parameter name."""
+
+    def masters(self) -> list[Tensor]:
+        """Return the fp32 tensors that this rank's optimizer updates."""
+
+    def full(self, parameter: str, moment: str | None) -> Tensor:
+        """Assemble a whole fp32 weight (``moment`` None) or moment."""
+
+    def assign(self, parameter: str, moment: str | None, value: Tensor) -> None:
+        """Store this rank's share of a whole weight or moment."""
+
+    def publish(self) -> None:
+        """Bring the weights that the model computes with up to date with the fp32 ones."""
+
+
+def zero_state(
+    engine: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> ZeroState:
+    """Return the state of a DeepSpeed engine's stage, with moments allocated and all zero.
+
+    Args:
+        engine: the DeepSpeedEngine.
+        optimizer: the AdamW it was given.
+        parameters: the model's parameters by logical name.
+    """
+    stage = engine.zero_optimization_stage()
+    state: ZeroState
+    if stage == 0:
+        state = _Replicated(engine, optimizer, parameters)
+    elif stage == 3:
+        state = _PartitionedParameters(engine, parameters)
+    else:
+        state = _PartitionedBuffers(engine, parameters)
+    for master in state.masters():
+        allocate_moments(optimizer, master)
+    if isinstance(state, _PartitionedBuffers):
+        # DeepSpeed links parameters to their moments after its first update; the tensors exist now.
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    return state
+
+
+class _Replicated:
+    """Stage 0."""
+
+    def __init__(
+        self, engine: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        self._optimizer = optimizer
+        self._weights = parameters
+        self._masters: dict[str, Tensor] = dict(parameters)
+        if engine.optimizer is not optimizer:
+            self._use_copies(engine.optimizer)
+
+    def _use_copies(self, wrapper: Any) -> None:
+        """Find the fp32 copies of bf16 weights and undo the update that DeepSpeed made to them.
+
+        Its wrapper calls the optimizer once with zero gradients to allocate state, which decays
+        the copies and starts the bias correction of AdamW one step late.
+        """
+        copies = {
+            id(weight): copy
+            for weights, group in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+            for weight, copy in zip(weights, group, strict=True)
+        }
+        self._masters = {name: copies[id(weight)] for name, weight in self._weights.items()}
+        self._optimizer.state.clear()
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                self._masters[name].copy_(weight)
+
+    def masters(self) -> list[Tensor]:
+        return list(self._masters.values())
+
+    def full(self, parameter: str, moment: str | None) -> Tensor:
+        master = self._masters[parameter]
+        if moment is None:
+            return master
+        tensor: Tensor = self._optimizer.state[master][moment]
+        return tensor
+
+    def assign(self, parameter: str, moment: str | None, value: Tensor) -> None:
+        self.full(parameter, moment).copy_(value)
+
+    def publish(self) -> None:
+        for name, weight in self._weights.items():
+            weight.copy_(self._masters[name])
+
+
+class _PartitionedBuffers:
+    """Stages 1 and 2."""
+
+    def __init__(self, engine: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._zero = engine.optimizer
+        self._parameters = parameters
+
+    def masters(self) -> list[Tensor]:
+        return list(self._zero.single_partition_of_fp32_groups)
+
+    def full(self, parameter: str, moment: str | None) -> Tensor:
+        return _assemble(self._parameters[parameter], moment)
+
+    def assign(self, parameter: str, moment: str | None, value: Tensor) -> None:
+        weight = self._parameters[parameter]
+        if moment is None:
+            accessors.safe_set_full_fp32_param(weight, value)
+        else:
+            accessors.safe_set_full_optimizer_state(weight, value, moment)
+
+    def publish(self) -> None:
+        self._zero.update_lp_params()
+
+
+class _PartitionedParameters:
+    """Stage 3."""
+
+    def __init__(self, engine: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._zero = engine.optimizer
+        self._parameters = parameters
+        self._rank = engine.global_rank
+
+    def masters(self) -> list[Tensor]:
+        return list(self._zero.fp32_partitioned_groups_flat)
+
+    def full(self, parameter: str, moment: str | None) -> Tensor:
+        return _assemble(self._parameters[parameter], moment)
+
+    def assign(self, parameter: str, moment: str | None, value: Tensor) -> None:
+        weight: Any = self._parameters[parameter]
+        # The accessor for whole values reads past the end where the last part is padded.
+        part = torch.zeros(weight.ds_tensor.numel(), dtype=torch.float32)
+        own = value.reshape(-1)[self._rank * part.numel() : (self._rank + 1) * part.numel()]
+        part[: own.numel()] = own
+        if moment is None:
+            accessors.safe_set_local_fp32_param(weight, part)
+        else:
+            accessors.safe_set_local_optimizer_state(weight, part, moment)
+
+    def publish(self) -> None:
+        for weight in self._parameters.values():
+            full = _assemble(weight, None)
+            with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
+                weight.copy_(full)
+
+
+def _assemble(weight: nn.Parameter, moment: str | None) -> Tensor:
+    full: Tensor
+    if moment is None:
+        full = accessors.safe_get_full_fp32_param(weight)
+    else:
+        full = accessors.safe_get_full_optimizer_state(weight, moment)
+    return full
