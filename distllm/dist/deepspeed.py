@@ -117,10 +117,10 @@ class ZeroEngine:
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, assembled from all ranks one at a time."""
-        with torch.no_grad(), rank_errors(self._topology, "assembling the state"):
-            for name, parameter, moment in state_names(self._parameters):
-                full = self._state.full(parameter, moment)
-                yield name, full.detach().to("cpu", torch.float32, copy=True)
+        for name, parameter, moment in state_names(self._parameters):
+            with torch.no_grad(), rank_errors(self._topology, "assembling the state"):
+                full = self._state.full(parameter, moment).to("cpu", torch.float32, copy=True)
+            yield name, full.detach()
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
         """Set weights, moments and step counts; each rank keeps its share."""

@@ -1,0 +1,171 @@
+"""Make a checkpoint appear whole or not at all, whatever moment the writer dies. Imports no torch.
+
+Files go into ``step-….partial.<token>``, each flushed to disk; the manifest and then the marker
+come last; the directory is flushed, renamed to its name, and its parent flushed. A checkpoint of
+the same step is first renamed to ``step-….replaced.<token>``, and comes back if the writer dies
+before the new one has the name. Removal, too, begins with a rename (``….removed.<token>``).
+
+One process at a time writes to a run's directory; the token names it, so that what dead writers
+left can be told apart and removed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distllm.checkpoint.format import (
+    MANIFEST,
+    MARKER,
+    FileRecord,
+    encode_manifest,
+    list_checkpoints,
+    step_path,
+    verify,
+)
+from distllm.errors import CheckpointError, StorageError
+from distllm.fsio import digest_bytes, fsync_directory, storage_errors
+
+_PARTIAL, _REPLACED, _REMOVED = "partial", "replaced", "removed"
+_LEFT_BEHIND = re.compile(
+    rf"(?P<original>step-\d+)\.(?P<kind>{_PARTIAL}|{_REPLACED}|{_REMOVED})"
+    r"\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}"
+)
+
+
+class Transaction:
+    """The files of one checkpoint while it is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, FileRecord] = {}
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write one file, flushed to disk, and note its digest."""
+        _write_flushed(self._path / name, content)
+        self._files[name] = FileRecord(len(content), digest_bytes(content))
+
+    def _seal(self) -> None:
+        manifest = encode_manifest(self._files)
+        _write_flushed(self._path / MANIFEST, manifest)
+        _write_flushed(self._path / MARKER, digest_bytes(manifest).encode())
+        fsync_directory(self._path)
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def transaction(directory: Path, step: int) -> Iterator[Transaction]:
+    """Write the checkpoint of ``step``; it exists if and only if the block succeeds.
+
+    Raises:
+        StorageError: the disk is full, broken, or not permitted. Only what this call wrote is
+            removed; earlier checkpoints stay.
+    """
+    directory = Path(directory)
+    final = step_path(directory, step)
+    partial = _with_token(final, _PARTIAL)
+    try:
+        with storage_errors(partial):
+            directory.mkdir(parents=True, exist_ok=True)
+            recover(directory)
+            partial.mkdir()
+            files = Transaction(partial)
+            yield files
+            files._seal()
+            _publish(partial, final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(
+            f"checkpoint of step {step} could not be written: {error}",
+            where=str(directory),
+            remedy="check the disk, then run the same command again",
+        ) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _publish(partial: Path, final: Path) -> None:
+    replaced = _with_token(final, _REPLACED)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    fsync_directory(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover(directory: Path) -> None:
+    """Finish or undo what writers that died left in ``directory``.
+
+    Raises:
+        StorageError: something may not be renamed.
+    """
+    for path in sorted(Path(directory).glob("step-*")):
+        match = _LEFT_BEHIND.fullmatch(path.name)
+        if match is None or _is_other_live_process(match["host"], int(match["pid"])):
+            continue
+        original = path.with_name(match["original"])
+        with storage_errors(path):
+            if match["kind"] == _REPLACED and not original.exists():
+                path.rename(original)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def prune(directory: Path, keep_last: int) -> list[Path]:
+    """Remove all but the newest ``keep_last`` checkpoints; return what was removed.
+
+    Before anything goes, one of those that stay is read back and verified; if none of them is
+    whole, the newest whole one stays too, whatever its age.
+    """
+    checkpoints = list_checkpoints(directory)
+    kept, old = checkpoints[:keep_last], checkpoints[keep_last:]
+    if old and not any(_is_whole(path) for path in kept):
+        survivor = next((path for path in old if _is_whole(path)), None)
+        old = [path for path in old if path != survivor]
+    for path in old:
+        doomed = _with_token(path, _REMOVED)
+        with storage_errors(path):
+            path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return old
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _with_token(path: Path, kind: str) -> Path:
+    return path.with_name(f"{path.name}.{kind}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _is_other_live_process(host: str, pid: int) -> bool:
+    """Whether a writer's process, other than this one, still runs on this machine.
+
+    A writer on another machine cannot be alive: it would own the run directory, and not we.
+    """
+    if host != socket.gethostname() or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

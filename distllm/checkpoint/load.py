@@ -1,0 +1,155 @@
+"""Find the checkpoint to resume from, and load it into any engine on any number of ranks.
+
+Tensors are read one at a time by logical name from memory-mapped safetensors files; nothing read
+here can execute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from distllm.checkpoint.commit import recover
+from distllm.checkpoint.format import newest_verified, read_state, step_path
+from distllm.dist.collectives import broadcast_json, max_over_ranks
+from distllm.dist.engine import Engine
+from distllm.dist.topology import Topology
+from distllm.errors import CheckpointError, DistllmError, StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A verified checkpoint.
+
+    ``set_aside`` lists damaged newer ones (where they are now, and why).
+    """
+
+    step: int
+    path: Path
+    optimizer_steps: int
+    train_state: dict[str, Any]
+    facts: dict[str, Any]
+    set_aside: tuple[tuple[Path, str], ...] = ()
+
+
+def find_checkpoint(
+    directory: Path, topology: Topology | None = None, *, quarantine: bool = True
+) -> Found | None:
+    """Return the newest verified checkpoint in ``directory``, or None if there never was one.
+
+    Collective when ``topology`` is given: rank 0 looks and decides, all ranks get its answer.
+
+    Args:
+        directory: the run's checkpoint directory.
+        topology: this rank's place; None for a command that runs in one process.
+        quarantine: set damaged checkpoints aside and clear up after writers that died; a command
+            that does not own the run directory must pass False.
+
+    Raises:
+        CheckpointError: checkpoints exist, but none can be used; or a rank does not see the files.
+        StorageError: a file may not be read or renamed.
+    """
+    topology = topology or Topology.single()
+    answer: dict[str, Any] = {}
+    if topology.is_main:
+        try:
+            answer = {"found": _search(Path(directory), quarantine)}
+        except (CheckpointError, StorageError) as error:
+            kind = type(error).__name__
+            answer = {"kind": kind, "cause": error.cause, "where": error.where, "remedy": error.remedy}
+    answer = broadcast_json(answer, topology)
+    if "kind" in answer:
+        failure: type[DistllmError] = StorageError if answer["kind"] == "StorageError" else CheckpointError
+        raise failure(answer["cause"], where=answer["where"], remedy=answer["remedy"])
+    found = answer["found"]
+    if found is None:
+        return None
+    path = step_path(directory, found["step"])
+    _check_visible(path, topology)
+    set_aside = tuple((Path(where), reason) for where, reason in found["set_aside"])
+    return Found(
+        found["step"], path, found["optimizer_steps"], found["train_state"], found["facts"], set_aside
+    )
+
+
+def _search(directory: Path, quarantine: bool) -> dict[str, Any] | None:
+    if quarantine:
+        recover(directory)
+    info, damaged = newest_verified(directory, quarantine=quarantine)
+    if info is None:
+        return None
+    state = read_state(info.path)
+    keys = ("step", "optimizer_steps", "train_state", "facts")
+    return {key: state[key] for key in keys} | {"set_aside": [(str(path), why) for path, why in damaged]}
+
+
+def _check_visible(path: Path, topology: Topology) -> None:
+    """All ranks must see what rank 0 verified; else all of them stop, and none waits for the others."""
+    (blind,) = max_over_ranks([0.0 if path.is_dir() else topology.rank + 1.0], topology)
+    if blind:
+        raise CheckpointError(
+            f"rank {int(blind) - 1} does not see the checkpoint that rank 0 sees",
+            where=str(path),
+            remedy="put runs_dir on a file system that all machines share",
+        )
+
+
+def load_checkpoint(found: Found, engine: Engine) -> dict[str, Any]:
+    """Load weights, moments and step counts into ``engine``; return the saved train state. Collective.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the engine's model.
+    """
+    with _Reader.open(found.path) as reader:
+        engine.load_state(reader.read, found.optimizer_steps)
+        unread = reader.unread()
+    if unread:
+        raise CheckpointError(
+            f"the checkpoint holds {len(unread)} tensors that this model lacks, such as {unread[0]}",
+            where=str(found.path),
+            remedy="resume with the model configuration the checkpoint was trained with",
+        )
+    return found.train_state
+
+
+class _Reader:
+    """Lazily read tensors of one checkpoint by logical name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        files: list[Any] = [safe_open(file, framework="pt") for file in sorted(path.glob("*.safetensors"))]
+        self._home = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # no mapping
+        self._read: set[str] = set()
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[_Reader]:
+        try:
+            yield cls(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path.name} cannot be read: {error}",
+                where=str(path),
+                remedy="resume from another checkpoint",
+            ) from error
+
+    def read(self, name: str) -> Tensor:
+        file = self._home.get(name)
+        if file is None:
+            raise CheckpointError(
+                f"the checkpoint has no tensor {name}",
+                where=str(self._path),
+                remedy="resume with the model configuration the checkpoint was trained with",
+            )
+        self._read.add(name)
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def unread(self) -> list[str]:
+        return sorted(set(self._home) - self._read)
