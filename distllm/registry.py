@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
@@ -30,10 +31,21 @@ def edit_distance(a: str, b: str) -> int:
 
 def suggest(name: str, candidates: Iterable[str]) -> str | None:
     """Return the candidate closest to ``name``, or None when none shares two thirds of it."""
-    ranked = sorted((edit_distance(name.lower(), option.lower()), option) for option in candidates)
-    if ranked and ranked[0][0] <= max(1, len(name) // 3):
-        return ranked[0][1]
-    return None
+    best, distance = None, max(1, len(name) // 3) + 1
+    for option in sorted(candidates):
+        # Lengths and letters bound the distance from below, far cheaper than the distance itself.
+        if abs(len(option) - len(name)) >= distance or _letters_apart(name, option) >= 2 * distance:
+            continue
+        found = edit_distance(name.lower(), option.lower())
+        if found < distance:
+            best, distance = option, found
+    return best
+
+
+def _letters_apart(a: str, b: str) -> int:
+    """Return how many letters one word has and the other has not; an edit changes at most two."""
+    ours, theirs = Counter(a.lower()), Counter(b.lower())
+    return (ours - theirs).total() + (theirs - ours).total()
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

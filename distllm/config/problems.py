@@ -10,17 +10,17 @@ from distllm.errors import ConfigError, ConfigProblems
 class Problems:
     """A list of configuration problems that becomes one error.
 
-    ``suspects`` holds the keys whose value cannot be relied on (mistyped, or probably meant by a
+    ``found`` lists them in order; ``suspects`` holds the keys whose value cannot be relied on (mistyped, or probably meant by a
     mistyped key), so that a check of combinations does not report what is only a consequence.
     """
 
     def __init__(self) -> None:
-        self._found: list[ConfigError] = []
+        self.found: list[ConfigError] = []
         self.suspects: set[str] = set()
 
     def add(self, cause: str, *, where: str, remedy: str) -> None:
         """Note one problem: what is wrong, at which key or file, and what to do."""
-        self._found.append(ConfigError(cause, where=where, remedy=remedy))
+        self.found.append(ConfigError(cause, where=where, remedy=remedy))
 
     def check(self, holds: bool, cause: str, *, keys: Iterable[str], remedy: str) -> None:
         """Note that a combination of ``keys`` is impossible, unless one of them is suspect."""
@@ -29,9 +29,9 @@ class Problems:
             self.add(cause, where=", ".join(involved), remedy=remedy)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self.found)
 
     def raise_if_any(self) -> None:
         """Raise ConfigProblems with everything noted so far, or do nothing."""
-        if self._found:
-            raise ConfigProblems(self._found)
+        if self.found:
+            raise ConfigProblems(self.found)

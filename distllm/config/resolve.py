@@ -130,6 +130,7 @@ def _settle(config: Config, world: World, dataset: DatasetFacts | None) -> Resol
         grad_clip=config.optim.grad_clip,
         compute=config.precision.compute,
         bucket_bytes=config.engine.bucket_bytes,
+        device=config.cluster.device,
     )
     return Resolved(
         config=config,

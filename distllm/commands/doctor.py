@@ -1,0 +1,28 @@
+"""`distllm doctor`: what is wrong with this machine for training, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distllm.commands.arguments import parse_options
+from distllm.config.schema import option
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `distllm doctor` takes."""
+
+    dir: str = option("runs", "directory whose disk is checked")
+    deep: bool = option(False, "also import torch and deepspeed in a process of its own")
+
+
+def run(words: Sequence[str]) -> int:
+    """Print the findings; 1 if something must be mended before training."""
+    options = parse_options("doctor", Options, words)
+    from distllm.doctor import diagnose, exit_code, render
+
+    findings = diagnose(Path(options.dir), deep=options.deep)
+    print(render(findings))
+    return exit_code(findings)

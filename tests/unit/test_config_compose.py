@@ -1,0 +1,147 @@
+from dataclasses import asdict
+
+import pytest
+
+from distllm.config.compose import compose, compose_with_sources
+from distllm.config.schema import Config
+from distllm.errors import ConfigProblems
+
+
+def problems_of(*overrides, **kwargs):
+    with pytest.raises(ConfigProblems) as caught:
+        compose(list(overrides), **kwargs)
+    return caught.value.problems
+
+
+def test_groups_overrides_and_schema_defaults_combine():
+    config = compose(["model=llama-10m", "optim.lr=2e-3", "schedule=linear"])
+    assert config.model.num_layers == 8
+    assert config.optim.lr == 2e-3
+    assert config.schedule.name == "linear"
+    assert config.optim.beta2 == Config().optim.beta2
+
+
+def test_an_experiment_changes_groups_and_values():
+    config = compose(["experiment=demo"])
+    assert (config.name, config.engine.zero_stage, config.cluster.procs_per_node) == ("demo", 2, 2)
+    assert config.data.max_bytes == 10_000_000
+
+
+def test_an_override_beats_the_experiment():
+    assert compose(["experiment=demo", "optim.lr=0.5"]).optim.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [("train.total_tokens=2B", 2 * 10**9), ("train.total_tokens=1_000", 1000)],
+)
+def test_counts_can_be_written_with_a_unit(override, expected):
+    assert compose([override]).train.total_tokens == expected
+
+
+def test_bytes_can_be_written_with_a_unit():
+    assert compose(["data.shard_bytes=2MiB"]).data.shard_bytes == 2 * 2**20
+
+
+def test_all_problems_are_reported_at_once():
+    found = problems_of(
+        "train.max_steps=abc", "optim.lrr=1", "modle=llama-tiny", "model=lama-tiny", "optim.eps=-1"
+    )
+    assert {problem.where for problem in found} == {
+        "train.max_steps", "optim.lrr", "modle", "model=lama-tiny", "optim.eps",
+    }  # fmt: skip
+    assert all(problem.remedy for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("override", "cause"),
+    [
+        ("train.max_steps=abc", "not a count"),
+        ("optim.lr=fast", "expected a number"),
+        ("optim.lr=true", "expected a number"),
+        ("optim.lr=.nan", "expected a number"),
+        ("model.num_layers=2.5", "expected a whole number"),
+        ("engine.compile=maybe", "expected true or false"),
+        ("engine.zero_stage=4", "above the greatest"),
+        ("precision.compute=fp8", "not one of fp32, bf16"),
+        ("data.paths=here", "expected a list"),
+        ("model.hidden_size=null", "expected a number"),
+        ("optim.name=adamv", "did you mean 'adamw'"),
+    ],
+)
+def test_wrong_values_are_refused(override, cause):
+    (problem,) = problems_of(override)
+    assert cause in problem.cause
+    assert problem.where == override.split("=")[0]
+
+
+@pytest.mark.parametrize(
+    "override", ["optim.l=1", "optim.weight_dec=1", "train.max_step=5", "mod=llama-tiny"]
+)
+def test_a_prefix_of_a_key_is_not_accepted(override):
+    (problem,) = problems_of(override)
+    assert "unknown key" in problem.cause
+
+
+def test_the_hint_never_advises_to_append_a_dead_key():
+    (problem,) = problems_of("optim.lrr=1")
+    assert "+" not in problem.remedy
+    (appended,) = problems_of("+optim.lrr=1")
+    assert "did you mean 'optim.lr'" in appended.remedy
+
+
+def test_launcher_arguments_are_ignored():
+    assert compose(["--local_rank=1", "seed=3"]).seed == 3
+
+
+def test_a_user_directory_adds_choices(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: llama-10m\noptim:\n  lr: 7e-4\n"
+    )
+    config = compose(["experiment=mine"], config_dir=tmp_path)
+    assert config.optim.lr == 7e-4
+    assert config.model.hidden_size == 256
+
+
+def test_unknown_keys_in_a_file_are_found_with_those_of_the_command_line(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nmodel:\n  hidden_sise: 3\ndata:\n  _target_: os.system\n"
+    )
+    found = problems_of("experiment=mine", "optim.lrr=1", config_dir=tmp_path)
+    assert [problem.where for problem in found] == ["optim.lrr", "model.hidden_sise", "data._target_"]
+    assert "would run code" in found[2].cause
+
+
+def test_an_unknown_choice_inside_a_file_is_named(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: lama\n"
+    )
+    (problem,) = problems_of("experiment=mine", config_dir=tmp_path)
+    assert "model/lama" in problem.cause
+
+
+def test_interpolation_reaches_schema_defaults():
+    assert compose(["optim.eps=${optim.lr}"]).optim.eps == Config().optim.lr
+
+
+def test_sources_name_file_override_and_schema():
+    sources = compose_with_sources(["experiment=demo", "seed=4"]).sources
+    assert sources["optim.lr"].detail == "conf/experiment/demo.yaml (experiment=demo)"
+    assert sources["model.hidden_size"].detail == "conf/model/llama-tiny.yaml (model=llama-tiny)"
+    assert sources["seed"].detail == "seed=4"
+    assert sources["optim.beta1"].kind == "schema"
+
+
+def test_what_is_composed_can_be_composed_again_from_its_yaml(tmp_path):
+    import yaml
+
+    from distllm.config.yaml import to_yaml
+
+    config = compose(["experiment=demo"])
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "again.yaml").write_text("# @package _global_\n" + to_yaml(asdict(config)))
+    assert yaml.safe_load(to_yaml(asdict(config)))["name"] == "demo"
+    assert compose(["experiment=again"], config_dir=tmp_path) == config
