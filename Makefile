@@ -1,0 +1,60 @@
+# Everything runs inside .venv, which is built once from exact pins and again only when they change.
+# Needs Python 3.11 or newer with its venv module, and make. No compiler, no GPU.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := .ci/requirements.lock
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+
+# A build of a C++ extension that is killed leaves a lock that hangs the next one: keep it to this checkout.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
+
+.PHONY: help setup demo check test readme gpu-check clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*##/  make \1\t/p' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## build .venv from .ci/requirements.lock
+
+demo: $(STAMP)  ## raw text to a trained, exported language model on this machine
+	$(BIN)/distllm demo
+
+check: $(STAMP)  ## lint, format, types, layers and the fast tests: under two minutes
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy -p distllm
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q -m "not slow" tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
+
+test: $(STAMP)  ## every test but the README's commands
+	$(BIN)/pytest --ignore=tests/arch/test_readme.py
+
+readme: $(STAMP)  ## run the README's commands
+	$(BIN)/pytest tests/arch/test_readme.py
+
+gpu-check: $(STAMP)  ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+clean:  ## remove caches and build products; keeps .venv, data and runs
+	rm -rf build dist *.egg-info .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# setuptools comes first and deepspeed, a source distribution, before torch: without torch its build
+# probes neither for CUDA nor for a compiler and yields a pure Python wheel.
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'distllm needs Python 3.11 or newer with venv: "apt-get install python3-venv", or "make PYTHON=/path/to/python3.11 ..."'; \
+	  exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP_INSTALL) $$(grep -E '^(setuptools|wheel)==' $(LOCK))
+	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-deps --no-build-isolation $$(grep -E '^(deepspeed|antlr4-python3-runtime)==' $(LOCK))
+	$(PIP_INSTALL) -r $(LOCK)
+	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
