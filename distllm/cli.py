@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistllmError as error:
         if verbose:
             traceback.print_exc()
-        print(f"distllm: {error}", file=sys.stderr)
+        if not (error.everywhere and os.environ.get("RANK", "0") != "0"):
+            print(f"distllm: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("distllm: interrupted", file=sys.stderr)

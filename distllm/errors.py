@@ -27,9 +27,14 @@ class DistllmError(Exception):
         cause: what is wrong, in one sentence, with the offending value.
         where: the configuration path, file or rank it was found at.
         remedy: what the user can do about it.
+
+    Attributes:
+        exit_code: how the process ends.
+        everywhere: every rank raises this same error, so that only rank 0 needs to print it.
     """
 
     exit_code = 70
+    everywhere = False
 
     def __init__(self, cause: str, *, where: str | None = None, remedy: str | None = None) -> None:
         self.cause = cause

@@ -135,7 +135,7 @@ def _check_batch(config: Config, problems: Problems, world_size: int, dataset_to
     unit = seq_len * world_size
     problems.check(
         tokens % unit == 0,
-        f"tokens_per_step {tokens} does not give {world_size} ranks a whole number of {seq_len}-token sequences",
+        f"tokens_per_step {tokens} is no whole number of {seq_len}-token sequences on {world_size} ranks",
         keys=["train.tokens_per_step", "data.seq_len", "cluster.procs_per_node"],
         remedy=f"train.tokens_per_step={_nearest_multiple(tokens, unit)} (a multiple of {unit})",
     )

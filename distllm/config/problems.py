@@ -10,8 +10,10 @@ from distllm.errors import ConfigError, ConfigProblems
 class Problems:
     """A list of configuration problems that becomes one error.
 
-    ``found`` lists them in order; ``suspects`` holds the keys whose value cannot be relied on (mistyped, or probably meant by a
-    mistyped key), so that a check of combinations does not report what is only a consequence.
+    Attributes:
+        found: the problems, in the order in which they were noted.
+        suspects: keys whose value cannot be relied on (mistyped, or probably meant by a mistyped
+            key), so that a check of combinations does not report what is only a consequence.
     """
 
     def __init__(self) -> None:

@@ -82,6 +82,7 @@ def resolve(
     world: World | None = None,
     dataset: DatasetFacts | None = None,
     problems: Problems | None = None,
+    starts_here: bool = True,
 ) -> Resolved:
     """Settle every number of a training run.
 
@@ -90,6 +91,7 @@ def resolve(
         world: the ranks a launcher has started; default: what ``cluster`` asks for.
         dataset: facts of the prepared dataset; without it the vocabulary is the configured one.
         problems: problems already found; they are raised together with those found here.
+        starts_here: whether this machine is to run it, and must have the cores and devices.
 
     Raises:
         ConfigProblems: every problem found.
@@ -98,7 +100,8 @@ def resolve(
     world = world or World.of_config(config)
     check_model(config, found)
     check_run(config, found, world_size=world.size, dataset_tokens=dataset.train_tokens if dataset else None)
-    check_machine(config, found, local_world_size=world.local_size)
+    if starts_here:
+        check_machine(config, found, local_world_size=world.local_size)
     found.raise_if_any()
     return _settle(config, world, dataset)
 
@@ -229,7 +232,7 @@ def _shape(config: Config, dataset: DatasetFacts | None, ledger: _Ledger) -> Mod
         shape.intermediate_size,
         "model.intermediate_size"
         if model.intermediate_size
-        else f"8/3 x model.hidden_size = 8/3 x {shape.hidden_size}, rounded up to a multiple of {MLP_MULTIPLE}",
+        else f"8/3 x model.hidden_size {shape.hidden_size}, rounded up to a multiple of {MLP_MULTIPLE}",
     )
     ledger.settle("num_params", shape.num_params, "counted from the model's shape")
     return shape

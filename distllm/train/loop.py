@@ -174,7 +174,9 @@ def _stop_here(run: Run) -> None:
     text = f"asked to stop: saved at step {run.state.step}"
     for sink in run.sinks:
         sink.log_note(run.state.step, text)
-    raise Interrupted(text, where=str(run.directory.path), remedy="run the same command again to go on")
+    stopped = Interrupted(text, where=str(run.directory.path), remedy="run the same command again to go on")
+    stopped.everywhere = True
+    raise stopped
 
 
 def _log_step(

@@ -1,0 +1,44 @@
+"""`distllm export`: a Hugging Face folder of a run's checkpoint, checked against transformers."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distllm.commands.arguments import parse_options
+from distllm.config.schema import option
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `distllm export` takes."""
+
+    run: str | None = option(None, "name or directory of the run")
+    out: str | None = option(None, "folder to write; null means hf/ in the run directory")
+    step: int | None = option(None, "checkpoint to export; null takes the newest", minimum=0)
+    verify: bool = option(True, "load it with transformers and compare logits")
+    runs_dir: str = option("runs", "directory that holds run directories")
+
+
+def run(words: Sequence[str]) -> int:
+    """Write the folder; with ``verify``, refuse to call it good unless logits agree."""
+    options = parse_options("export", Options, words)
+    from distllm.commands.runs import require, run_of
+
+    stored = run_of(require(options.run, "run", "export"), options.runs_dir)
+    resolved = stored.resolved()
+    gc.enable()
+    from distllm.export.hf import export_hf
+    from distllm.export.verify import verify_export
+    from distllm.infer.load import load_trained
+
+    trained = load_trained(stored.directory.checkpoints, resolved, options.step)
+    out = Path(options.out) if options.out else stored.directory.path / "hf"
+    export_hf(trained.model.state_dict(), resolved.shape, trained.tokenizer, out, trained.facts)
+    print(f"wrote {out}")
+    if options.verify:
+        difference = verify_export(out, trained.model)
+        print(f"transformers agrees: largest difference of logits {difference:.1e}")
+    return 0

@@ -1,0 +1,42 @@
+"""`distllm prepare`: raw text to a tokenizer and shards."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+
+from distllm.commands.arguments import parse_config_arguments
+from distllm.commands.train import show_configuration
+from distllm.config.checks import check_prepare
+from distllm.config.compose import compose
+from distllm.config.problems import Problems
+from distllm.units import format_bytes, format_count
+
+
+def run(words: Sequence[str]) -> int:
+    """Prepare a dataset and print what it holds."""
+    arguments = parse_config_arguments("prepare", "Raw text to a tokenizer and shards.", words)
+    if arguments.show:
+        show_configuration(arguments.overrides, arguments.config_dir)
+        return 0
+    problems = Problems()
+    config = compose(arguments.overrides, config_dir=arguments.config_dir, problems=problems)
+    check_prepare(config, problems)
+    problems.raise_if_any()
+    gc.enable()
+    from distllm.data.pipeline import prepare
+    from distllm.display import stage_reporter
+
+    with stage_reporter() as report:
+        manifest = prepare(config, report)
+    print(f"dataset {Path(config.data.out)}: {manifest.kept} documents kept of {manifest.read} read")
+    for rule, count in manifest.dropped.items():
+        print(f"  dropped by {rule}: {count}")
+    for name, split in manifest.splits.items():
+        print(
+            f"  {name}: {split.documents} documents, {format_bytes(split.text_bytes)} of text, "
+            f"{format_count(split.tokens)} tokens in {len(split.shards)} shard(s)"
+        )
+    print(f"  tokenizer: {manifest.vocab_size} ids, fingerprint {manifest.tokenizer_fingerprint}")
+    return 0

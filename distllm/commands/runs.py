@@ -1,0 +1,73 @@
+"""Runs on disk, as the commands that look at them see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from distllm.commands.settle import dataset_facts
+from distllm.config.problems import Problems
+from distllm.config.resolve import Resolved, World, resolve
+from distllm.config.schema import Config
+from distllm.config.validate import build
+from distllm.config.yaml import from_yaml
+from distllm.errors import ConfigError
+from distllm.fsio import read_json
+from distllm.train.run_directory import RunDirectory, locate_run
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run directory and the configuration its latest attempt was started with."""
+
+    directory: RunDirectory
+    config: Config
+
+    @property
+    def dataset(self) -> Path:
+        """The dataset directory the run was trained on."""
+        return Path(self.config.data.out)
+
+    def resolved(self) -> Resolved:
+        """Settle the run's numbers again, for the ranks it ran on and not for this machine.
+
+        Raises:
+            ConfigProblems: its dataset is gone.
+        """
+        problems = Problems()
+        facts = dataset_facts(self.config, problems, needed=True)
+        size = read_json(self.directory.path / "explain.json")["world_size"]["value"]
+        world = World(size, size, "the run's latest attempt")
+        return resolve(self.config, world=world, dataset=facts, problems=problems, starts_here=False)
+
+
+def run_of(name: str, runs_dir: str) -> StoredRun:
+    """Open the run ``name`` (or the directory ``name``).
+
+    Raises:
+        ConfigError: there is no such run.
+        ConfigProblems: its configuration is of another version.
+    """
+    directory = locate_run(name, runs_dir)
+    problems = Problems()
+    config = build(Config, from_yaml(directory.config), problems)
+    problems.raise_if_any()
+    return StoredRun(directory, config)
+
+
+def require(value: T | None, name: str, command: str) -> T:
+    """Return an option that must be given.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if value is None:
+        raise ConfigError(
+            f"{name}=... is missing",
+            where=f"distllm {command}",
+            remedy=f"see distllm {command} --help",
+        )
+    return value

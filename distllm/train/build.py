@@ -1,0 +1,195 @@
+"""The composition root: from a resolved configuration to everything the loop needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distllm.checkpoint.load import Found, find_checkpoint, load_checkpoint
+from distllm.config.compose import Composition
+from distllm.config.resolve import Resolved
+from distllm.data.stream import PackedSplit, StepStream
+from distllm.data.tokenizer import Tokenizer
+from distllm.dist.agree import agree
+from distllm.dist.collectives import sum_over_ranks
+from distllm.dist.engine import Engine, build_engine
+from distllm.dist.topology import Topology
+from distllm.errors import CheckpointError, ConfigError
+from distllm.models.compile import compile_blocks
+from distllm.models.decoder import DecoderLM
+from distllm.models.init import initialise
+from distllm.observe.sinks import Sink, build_sinks, last_attempt
+from distllm.ops.peak import measure_matmul_flops
+from distllm.optim.optimizers import build_optimizer
+from distllm.optim.schedule import LearningRate
+from distllm.plan.flops import training_flops_per_token
+from distllm.plan.hardware import peak_flops_of
+from distllm.tasks import build_task
+from distllm.train.loop import Run
+from distllm.train.run_directory import RunDirectory
+from distllm.train.signals import StopRequest
+from distllm.train.state import TrainState
+
+_PEAK_SECONDS = 0.2
+
+
+@contextmanager
+def opened_run(
+    composition: Composition, resolved: Resolved, topology: Topology, stop: StopRequest
+) -> Iterator[Run]:
+    """Build a run, resume it if it has a checkpoint, and close what was opened. Collective.
+
+    Raises:
+        RunDirectoryBusy: another live process trains in the run directory.
+        ConfigError: the configuration contradicts the run directory's checkpoint.
+        CheckpointError: checkpoints exist and none can be used.
+        DataError: the dataset is damaged.
+    """
+    config = resolved.config
+    directory = RunDirectory(Path(config.runs_dir) / config.name)
+    attempt = agree(topology, lambda: _claim(directory))
+    try:
+        run = _build(composition, resolved, topology, stop, directory, attempt)
+        try:
+            yield run
+        finally:
+            run.stream.close()
+            for sink in run.sinks:
+                sink.close()
+    finally:
+        if topology.is_main:
+            directory.release()
+
+
+def _claim(directory: RunDirectory) -> int:
+    """Own the run directory; return the number of this attempt."""
+    directory.claim()
+    return last_attempt(directory.metrics) + 1
+
+
+def _build(
+    composition: Composition,
+    resolved: Resolved,
+    topology: Topology,
+    stop: StopRequest,
+    directory: RunDirectory,
+    attempt: int,
+) -> Run:
+    config = resolved.config
+    dataset = Path(config.data.out)
+    train_split = PackedSplit(dataset, "train", config.data.seq_len)
+    facts: dict[str, object] = {
+        "config": asdict(config),
+        "dataset": train_split.manifest.digest,
+        "tokenizer": train_split.manifest.tokenizer_fingerprint,
+    }
+    found = find_checkpoint(directory.checkpoints, topology)
+    notes = agree(topology, lambda: _check_resume(found, resolved, directory, facts))
+    engine = _build_engine(resolved, topology)
+    state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
+    if topology.is_main:
+        directory.write_configuration(composition, resolved)
+    sinks = build_sinks(config, directory.path, attempt, topology.rank, resolved.max_steps)
+    _announce(resolved, sinks, state, notes)
+    return Run(
+        resolved=resolved,
+        directory=directory,
+        topology=topology,
+        task=build_task(config),
+        engine=engine,
+        stream=StepStream(
+            train_split,
+            seed=config.seed,
+            sequences_per_step=resolved.sequences_per_step,
+            micro_batch_size=resolved.micro_batch_size,
+            rank=topology.rank,
+            world_size=topology.world_size,
+        ),
+        valid=PackedSplit(dataset, "valid", config.data.seq_len) if config.eval.every_steps else None,
+        tokenizer=Tokenizer.load(dataset),
+        learning_rate=LearningRate(config.schedule, peak=config.optim.lr, total_tokens=resolved.total_tokens),
+        state=state,
+        sinks=sinks,
+        stop=stop,
+        attempt=attempt,
+        flops_per_token=training_flops_per_token(resolved.shape),
+        peak_flops=_peak_flops(resolved, topology),
+        checkpoint_facts=facts,
+    )
+
+
+def _build_engine(resolved: Resolved, topology: Topology) -> Engine:
+    config = resolved.config
+    model = DecoderLM(resolved.shape)
+    initialise(model, seed=config.seed)
+    if config.engine.compile:
+        compile_blocks(model)
+    return build_engine(
+        config.engine.name,
+        model,
+        lambda module: build_optimizer(module, config.optim),
+        settings=resolved.deepspeed,
+        topology=topology,
+        timeout_seconds=config.cluster.timeout_seconds,
+    )
+
+
+def _check_resume(
+    found: Found | None, resolved: Resolved, directory: RunDirectory, facts: dict[str, object]
+) -> list[str]:
+    """Decide whether and from where the run goes on; return what to tell the user about it."""
+    policy = resolved.config.checkpoint.resume
+    if found is None:
+        if policy == "must":
+            raise CheckpointError(
+                "there is no checkpoint to resume from",
+                where=str(directory.checkpoints),
+                remedy="checkpoint.resume=auto starts afresh; or check name and runs_dir",
+            )
+        return []
+    if policy == "never":
+        raise ConfigError(
+            f"the run directory holds a checkpoint of step {found.step}",
+            where=str(directory.path),
+            remedy="choose another name=..., or checkpoint.resume=auto to go on with it",
+        )
+    before: Any = found.facts["config"]
+    notes = directory.check_resume(before, resolved)
+    if found.facts["dataset"] != facts["dataset"]:
+        raise ConfigError(
+            f"the dataset changed: {facts['dataset']} instead of {found.facts['dataset']}",
+            where=f"data.out={resolved.config.data.out}",
+            remedy="restore the dataset the run was trained on, or choose another name=...",
+        )
+    damaged = [f"set aside a damaged checkpoint: {path} ({reason})" for path, reason in found.set_aside]
+    origin = f"resuming from step {found.step}, the newest checkpoint whose digests are right: {found.path}"
+    return [*damaged, origin, *notes]
+
+
+def _announce(resolved: Resolved, sinks: list[Sink], state: TrainState, notes: list[str]) -> None:
+    """Tell every sink, once, what was derived and where the run goes on."""
+    shown = (
+        "num_params", "world_size", "threads_per_rank", "sequences_per_step", "micro_batch_size",
+        "grad_accum_steps", "max_steps", "total_tokens",
+    )  # fmt: skip
+    lines = [
+        f"{name} = {resolved.derivations[name].value}  ({resolved.derivations[name].formula})"
+        for name in shown
+    ]
+    for text in [*lines, *notes] if state.step == 0 else notes:
+        for sink in sinks:
+            sink.log_note(state.step, text)
+
+
+def _peak_flops(resolved: Resolved, topology: Topology) -> float | None:
+    """Return the peak of all ranks together: measured at the same time on CPUs, published for GPUs."""
+    if topology.device.type == "cuda":
+        import torch
+
+        published = peak_flops_of(torch.cuda.get_device_name(topology.device))
+        return published * topology.world_size if published else None
+    own = measure_matmul_flops(topology.device, seconds=_PEAK_SECONDS)
+    return sum_over_ranks([own], topology)[0]

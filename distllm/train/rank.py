@@ -1,0 +1,39 @@
+"""One rank of a training run: its threads, its process group, its signals, then the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from distllm.config.compose import Composition
+from distllm.config.resolve import Resolved
+from distllm.dist.topology import (
+    Topology,
+    destroy_process_group,
+    init_process_group,
+    set_extension_cache,
+)
+from distllm.train.build import opened_run
+from distllm.train.loop import train
+from distllm.train.signals import StopRequest
+
+
+def train_as_rank(composition: Composition, resolved: Resolved) -> None:
+    """Be one rank of the run that a launcher, or nobody, has started.
+
+    Raises:
+        DistllmError: see `distllm.train.build.opened_run` and `distllm.train.loop.train`.
+    """
+    config = resolved.config
+    stop = StopRequest()
+    stop.install()
+    torch.set_num_threads(resolved.threads_per_rank)
+    set_extension_cache(Path(config.runs_dir) / ".torch_extensions")
+    topology = Topology.from_environment(device=config.cluster.device)
+    init_process_group(topology, config.cluster.timeout_seconds)
+    try:
+        with opened_run(composition, resolved, topology, stop) as run:
+            train(run)
+    finally:
+        destroy_process_group()
