@@ -12,6 +12,7 @@ what a gradient means. Three things differ from DeepSpeed's habits and are made 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import warnings
@@ -145,11 +146,17 @@ def _import_deepspeed(topology: Topology) -> Any:
     # DeepSpeed still calls collectives by names that torch has renamed; nothing a user can act on.
     renamed = r".*torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
+    # A skipped step is told by StepResult, and to the user by the loop.
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     import deepspeed
 
     if not on_gpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "OVERFLOW! Skipping step" not in record.getMessage()
 
 
 @contextmanager
