@@ -75,7 +75,7 @@ def _wait(ranks, timeout):
     shortened = False
     while any(rank.poll() is None for rank in ranks):
         if not shortened and any(rank.poll() for rank in ranks):
-            deadline, shortened = min(deadline, time.monotonic() + 10), True
+            deadline, shortened = min(deadline, time.monotonic() + 5), True
         if time.monotonic() > deadline:
             return shortened
         time.sleep(0.02)
