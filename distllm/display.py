@@ -1,0 +1,127 @@
+"""Headings and progress for people at a terminal, and for people who read the log afterwards."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from distllm.units import format_bytes, format_count
+
+SECONDS_BETWEEN_LINES = 5.0
+_RULE = "=" * 72
+
+
+class Progress(Protocol):
+    """How far a stage has come: ``done`` of ``total`` (``None``: unknown), counted in ``unit``."""
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage."""
+
+    @property
+    def done(self) -> int:
+        """How much is done."""
+
+    @property
+    def total(self) -> int | None:
+        """How much there is."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+
+    @property
+    def note(self) -> str:
+        """A remark, such as what was found so far."""
+
+
+Report = Callable[[Progress], None]
+
+
+def stage(title: str, stream: TextIO | None = None) -> None:
+    """Print a heading that stands out in any terminal or log."""
+    print(f"\n{_RULE}\n{title}\n{_RULE}", file=stream or sys.stdout, flush=True)
+
+
+@contextmanager
+def stage_reporter(stream: TextIO | None = None) -> Iterator[Report]:
+    """Yield a function that shows progress.
+
+    On a terminal it draws a bar for each stage. Elsewhere it prints a line when a stage begins, one
+    every few seconds, and one with the stage's last report.
+    """
+    output = stream or sys.stdout
+    with _bars(output) if output.isatty() else _lines(output) as report:
+        yield report
+
+
+@contextmanager
+def _lines(stream: TextIO) -> Iterator[Report]:
+    unprinted: Progress | None = None
+    current, printed_at = "", 0.0
+
+    def show(progress: Progress) -> None:
+        note = f"  {progress.note}" if progress.note else ""
+        print(f"  {progress.stage:<10}{amount(progress)}{note}", file=stream, flush=True)
+
+    def report(progress: Progress) -> None:
+        nonlocal unprinted, current, printed_at
+        if unprinted is not None and progress.stage != current:
+            show(unprinted)
+        now = time.monotonic()
+        if progress.stage != current or now - printed_at >= SECONDS_BETWEEN_LINES:
+            show(progress)
+            unprinted, current, printed_at = None, progress.stage, now
+        else:
+            unprinted = progress
+
+    yield report
+    if unprinted is not None:
+        show(unprinted)
+
+
+@contextmanager
+def _bars(stream: TextIO) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID as BarId
+
+    columns = (
+        TextColumn("  {task.description:<10}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[amount]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    bars: dict[str, BarId] = {}
+    with Bars(*columns, console=Console(file=stream)) as screen:
+
+        def report(progress: Progress) -> None:
+            if progress.stage not in bars:
+                bars[progress.stage] = screen.add_task(progress.stage, amount="", note="")
+            screen.update(
+                bars[progress.stage],
+                completed=progress.done,
+                total=progress.total,
+                amount=amount(progress),
+                note=progress.note,
+            )
+
+        yield report
+
+
+def amount(progress: Progress) -> str:
+    """``1.5 MiB of 10.0 MiB (15%)``, or ``12.3k documents`` where the end is unknown."""
+    if progress.unit == "bytes":
+        done, unit = format_bytes(progress.done), ""
+        total = format_bytes(progress.total or 0)
+    else:
+        done, unit = format_count(progress.done), f" {progress.unit}"
+        total = format_count(progress.total or 0)
+    if not progress.total:
+        return done + unit
+    return f"{done} of {total}{unit} ({100 * progress.done / progress.total:.0f}%)"
