@@ -13,12 +13,14 @@ from pathlib import Path
 class StepRecord:
     """One optimizer step.
 
-    ``tokens`` counts target tokens trained on since the run began, ``loss`` is their mean negative
+    ``tokens`` counts target tokens trained on since the run began, ``loss`` is the mean negative
     log-likelihood in nats over this step's global batch, ``grad_norm`` the global L2 norm before
     clipping. ``mfu`` is the share of the machine's peak FLOP/s that the model's own arithmetic
     reached (PaLM, arXiv:2204.02311, appendix B), ``None`` where the peak is unknown;
-    ``data_wait_fraction`` the share of the step spent waiting for its batch. Both lie in [0, 1].
-    ``skipped_steps`` counts non-finite steps since the run began, ``attempt`` starts of the run.
+    ``data_wait_fraction`` the share of the step spent waiting for its batch, ``overhead_fraction``
+    the share outside data, forward, backward and update. ``skipped_steps`` counts non-finite steps
+    since the run began, ``attempt`` starts of the run. ``batch_digest`` identifies the global batch
+    of the step: equal digests mean equal token ids on every rank.
     """
 
     step: int
@@ -29,10 +31,12 @@ class StepRecord:
     tokens_per_second: float
     mfu: float | None
     data_wait_fraction: float
+    overhead_fraction: float
     memory_bytes: int
     eta_seconds: float
     skipped_steps: int
     attempt: int
+    batch_digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class WandbSink:
             "tokens_per_second": record.tokens_per_second,
             "mfu": record.mfu,
             "data_wait_fraction": record.data_wait_fraction,
+            "overhead_fraction": record.overhead_fraction,
             "memory_bytes": record.memory_bytes,
             "eta_seconds": record.eta_seconds,
         }

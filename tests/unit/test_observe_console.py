@@ -14,10 +14,12 @@ STEP = StepRecord(
     tokens_per_second=4321.0,
     mfu=0.523,
     data_wait_fraction=0.0123,
+    overhead_fraction=0.004,
     memory_bytes=1536 * 2**20,
     eta_seconds=3725.0,
     skipped_steps=0,
     attempt=1,
+    batch_digest="1f3a",
 )
 EVAL = EvalRecord(step=40, tokens=327_680, loss=5.5, perplexity=244.69, bits_per_byte=2.3456, seconds=2.0)
 

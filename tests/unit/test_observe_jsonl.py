@@ -20,10 +20,12 @@ STEP = StepRecord(
     tokens_per_second=1234.5,
     mfu=0.41,
     data_wait_fraction=0.002,
+    overhead_fraction=0.004,
     memory_bytes=3 * 2**30,
     eta_seconds=90.0,
     skipped_steps=0,
     attempt=1,
+    batch_digest="1f3a",
 )
 EVAL = EvalRecord(step=1, tokens=4096, loss=9.0, perplexity=8103.1, bits_per_byte=3.1, seconds=1.5)
 

@@ -23,10 +23,12 @@ STEP = StepRecord(
     tokens_per_second=1000.0,
     mfu=0.5,
     data_wait_fraction=0.25,
+    overhead_fraction=0.004,
     memory_bytes=1024,
     eta_seconds=9.0,
     skipped_steps=1,
     attempt=1,
+    batch_digest="1f3a",
 )
 EVAL = EvalRecord(step=2, tokens=8192, loss=7.0, perplexity=1096.6, bits_per_byte=2.5, seconds=1.0)
 
@@ -91,13 +93,14 @@ def test_offline_run_holds_what_was_logged(tmp_path):
         "perf/tokens_per_second": 1000.0,
         "perf/mfu": 0.5,
         "perf/data_wait_fraction": 0.25,
+        "perf/overhead_fraction": 0.004,
         "perf/memory_bytes": 1024,
         "perf/eta_seconds": 9.0,
     }
     assert (evaluation["eval/loss"], evaluation["eval/bits_per_byte"]) == (7.0, 2.5)
     (page,) = run_dir.glob("wandb/offline-run-*/files/media/html/eval/*.html")
     assert "<pre>&lt;b&gt; text &amp; more</pre>" in page.read_text()
-    assert of_kind(found, "exit") == [{"exit_code": 0}]
+    assert [leave["exit_code"] for leave in of_kind(found, "exit")] == [0]
 
 
 class FakeRun:
