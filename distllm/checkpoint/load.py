@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from distllm.checkpoint.commit import recover
-from distllm.checkpoint.format import newest_verified, read_state, step_path
+from distllm.checkpoint.format import CheckpointInfo, newest_verified, read_state, step_path, verify
 from distllm.dist.collectives import broadcast_json, max_over_ranks
-from distllm.dist.engine import Engine
+from distllm.dist.engine import Engine, read_checked
 from distllm.dist.topology import Topology
 from distllm.errors import CheckpointError, DistllmError, StorageError
 
@@ -39,7 +40,7 @@ class Found:
 
 
 def find_checkpoint(
-    directory: Path, topology: Topology | None = None, *, quarantine: bool = True
+    directory: Path, topology: Topology | None = None, *, quarantine: bool = True, step: int | None = None
 ) -> Found | None:
     """Return the newest verified checkpoint in ``directory``, or None if there never was one.
 
@@ -50,16 +51,18 @@ def find_checkpoint(
         topology: this rank's place; None for a command that runs in one process.
         quarantine: set damaged checkpoints aside and clear up after writers that died; a command
             that does not own the run directory must pass False.
+        step: look at the checkpoint of this step only; None is returned if there is none.
 
     Raises:
-        CheckpointError: checkpoints exist, but none can be used; or a rank does not see the files.
+        CheckpointError: checkpoints exist, but none can be used; the one of ``step`` is damaged; or
+            a rank does not see the files.
         StorageError: a file may not be read or renamed.
     """
     topology = topology or Topology.single()
     answer: dict[str, Any] = {}
     if topology.is_main:
         try:
-            answer = {"found": _search(Path(directory), quarantine)}
+            answer = {"found": _search(Path(directory), quarantine, step)}
         except (CheckpointError, StorageError) as error:
             kind = type(error).__name__
             answer = {"kind": kind, "cause": error.cause, "where": error.where, "remedy": error.remedy}
@@ -78,10 +81,15 @@ def find_checkpoint(
     )
 
 
-def _search(directory: Path, quarantine: bool) -> dict[str, Any] | None:
+def _search(directory: Path, quarantine: bool, step: int | None) -> dict[str, Any] | None:
     if quarantine:
         recover(directory)
-    info, damaged = newest_verified(directory, quarantine=quarantine)
+    info: CheckpointInfo | None = None
+    damaged: list[tuple[Path, str]] = []
+    if step is None:
+        info, damaged = newest_verified(directory, quarantine=quarantine)
+    elif step_path(directory, step).is_dir():
+        info = verify(step_path(directory, step))
     if info is None:
         return None
     state = read_state(info.path)
@@ -109,13 +117,30 @@ def load_checkpoint(found: Found, engine: Engine) -> dict[str, Any]:
     with _Reader.open(found.path) as reader:
         engine.load_state(reader.read, found.optimizer_steps)
         unread = reader.unread()
+    _refuse_unread(unread, found.path)
+    return found.train_state
+
+
+def read_weights(found: Found, model: nn.Module) -> None:
+    """Load the weights, and nothing else, into a whole model in one process.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model.
+    """
+    with _Reader.open(found.path) as reader, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(read_checked(reader.read, f"model/{name}", parameter.shape))
+        unread = [name for name in reader.unread() if name.startswith("model/")]
+    _refuse_unread(unread, found.path)
+
+
+def _refuse_unread(unread: list[str], path: Path) -> None:
     if unread:
         raise CheckpointError(
             f"the checkpoint holds {len(unread)} tensors that this model lacks, such as {unread[0]}",
-            where=str(found.path),
-            remedy="resume with the model configuration the checkpoint was trained with",
+            where=str(path),
+            remedy="use the model configuration the checkpoint was trained with",
         )
-    return found.train_state
 
 
 class _Reader:

@@ -7,6 +7,7 @@ them the process is alone. Variables that contradict each other are an error, ne
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -222,7 +223,9 @@ def destroy_process_group() -> None:
     """Leave the process group, if there is one; never raises for a group that is already broken."""
     if not torch.distributed.is_initialized():
         return
-    if "deepspeed" in sys.modules and sys.modules["deepspeed"].comm.is_initialized():
-        sys.modules["deepspeed"].comm.destroy_process_group()
-    else:
-        torch.distributed.destroy_process_group()
+    deepspeed = sys.modules.get("deepspeed")
+    with contextlib.suppress(RuntimeError):
+        if deepspeed is not None and deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()
+        else:
+            torch.distributed.destroy_process_group()

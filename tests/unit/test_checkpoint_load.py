@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from distllm.checkpoint import save as save_module
-from distllm.checkpoint.load import find_checkpoint, load_checkpoint
+from distllm.checkpoint.load import find_checkpoint, load_checkpoint, read_weights
 from distllm.checkpoint.save import save_checkpoint
 from distllm.config.engine import deepspeed_json
 from distllm.dist.engine import build_engine
@@ -158,6 +158,30 @@ def test_damage_is_reported_with_the_checkpoint_that_is_used_instead(tmp_path):
     ((where, reason),) = found.set_aside
     assert where.name == "step-000000002.quarantined"
     assert "state.json" in reason
+
+
+def test_one_step_can_be_asked_for(tmp_path):
+    engine = make_engine()
+    for step in (1, 2):
+        save(tmp_path, engine, step=step)
+    assert find_checkpoint(tmp_path, step=1).step == 1
+    assert find_checkpoint(tmp_path, step=3) is None
+    (tmp_path / "step-000000001" / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"state\.json"):
+        find_checkpoint(tmp_path, step=1, quarantine=False)
+    assert find_checkpoint(tmp_path).step == 2
+
+
+def test_weights_alone_can_be_read_into_a_model(tmp_path):
+    engine = make_engine()
+    train_step(engine, SINGLE, 0)
+    save(tmp_path, engine)
+    found, model = find_checkpoint(tmp_path, quarantine=False), make_model()
+    read_weights(found, model)
+    for trained, loaded in zip(engine.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(trained, loaded)
+    with pytest.raises(CheckpointError, match=r"lacks, such as model/body\.0\.bias"):
+        read_weights(found, Shallower())
 
 
 def test_no_checkpoint_and_no_usable_checkpoint_differ(tmp_path):
