@@ -1,0 +1,140 @@
+"""A run that is stopped, killed or started twice loses nothing and lies about nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+import tiny
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.prepare(tmp_path_factory.mktemp("resume"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root):
+    done = tiny.distllm("train", *tiny.overrides(root, "name=whole"))
+    assert done.returncode == 0, done.stderr
+    return tiny.exact(tiny.steps(root, "whole"))
+
+
+def start(root, *more):
+    return subprocess.Popen(
+        tiny.command("train", *tiny.overrides(root, *more)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=tiny.environment(),
+        start_new_session=True,
+    )
+
+
+def wait_for_step(root, name, step, process):
+    path = root / "runs" / name / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and max(tiny.steps(root, name), default=0) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(
+        f"step {step} never came: {process.communicate()[0] if process.poll() is not None else ''}"
+    )
+
+
+def children(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_stopping_at_a_step_and_going_on_is_the_same_run(root, uninterrupted):
+    first = tiny.distllm("train", *tiny.overrides(root, "name=stopped", "train.stop_at_step=3"))
+    assert first.returncode == 0, first.stderr
+    assert max(tiny.steps(root, "stopped")) == 3
+    second = tiny.distllm("train", *tiny.overrides(root, "name=stopped"))
+    assert second.returncode == 0, second.stderr
+    assert "resuming from step 3" in second.stdout
+    assert tiny.exact(tiny.steps(root, "stopped")) == uninterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_exits_75_and_loses_no_step(root, uninterrupted, number):
+    name = f"signal{number.value}"
+    # Long steps, so that the signal arrives between two of them.
+    process = start(root, f"name={name}", "checkpoint.every_steps=100")
+    wait_for_step(root, name, 2, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    reached = max(tiny.steps(root, name))
+    if process.returncode == 0:
+        pytest.skip("the run ended before the signal reached it")
+    assert process.returncode == 75, output
+    assert f"saved at step {reached}" in output
+    again = tiny.distllm("train", *tiny.overrides(root, f"name={name}"))
+    assert again.returncode == 0, again.stderr
+    assert min(tiny.steps(root, name, attempt=2)) == reached + 1
+    assert tiny.exact(tiny.steps(root, name)) == uninterrupted
+
+
+def test_kill_9_of_the_launcher_orphans_nobody_and_the_run_goes_on_exactly(root, uninterrupted):
+    process = start(root, "name=killed")
+    wait_for_step(root, "killed", 3, process)
+    ranks = children(process)
+    assert len(ranks) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+    again = tiny.distllm("train", *tiny.overrides(root, "name=killed"))
+    assert again.returncode == 0, again.stderr
+    repeated = tiny.steps(root, "killed", attempt=1).keys() & tiny.steps(root, "killed", attempt=2).keys()
+    assert repeated
+    first = {step: tiny.steps(root, "killed", attempt=1)[step] for step in repeated}
+    second = {step: tiny.steps(root, "killed", attempt=2)[step] for step in repeated}
+    assert tiny.exact(first) == tiny.exact(second)
+    assert tiny.exact(tiny.steps(root, "killed")) == uninterrupted
+
+
+def test_kill_9_of_one_rank_ends_the_other_and_says_so(root):
+    process = start(root, "name=onerank")
+    wait_for_step(root, "onerank", 1, process)
+    ranks = [child for child in children(process) if "distllm.launch.train" in child.cmdline()]
+    ranks[1].kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 70, output
+    assert "killed by SIGKILL" in output
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+
+
+def test_a_second_live_run_in_one_directory_is_refused(root):
+    process = start(root, "name=busy", "train.max_steps=2000", "eval=off")
+    wait_for_step(root, "busy", 1, process)
+    owner = json.loads((root / "runs" / "busy" / "owner.json").read_text())
+    second = tiny.distllm("train", *tiny.overrides(root, "name=busy", "train.max_steps=2000", "eval=off"))
+    assert second.returncode == 64
+    assert f"pid {owner['pid']}" in second.stderr
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert not (root / "runs" / "busy" / "owner.json").exists()
+
+
+def test_another_experiment_in_the_directory_is_refused_and_a_schedule_change_is_told(root, uninterrupted):
+    other = tiny.distllm("train", *tiny.overrides(root, "name=whole", "model.num_layers=3"))
+    assert other.returncode == 64
+    assert "model.num_layers: 2 -> 3" in other.stderr
+    longer = tiny.distllm("train", *tiny.overrides(root, "name=whole", "train.max_steps=9"))
+    assert longer.returncode == 0, longer.stderr
+    assert "schedule change since the checkpoint: train.max_steps: 8 -> 9" in longer.stdout
+
+
+def test_resume_policies(root, uninterrupted):
+    never = tiny.distllm("train", *tiny.overrides(root, "name=whole", "checkpoint.resume=never"))
+    assert never.returncode == 64
+    assert "holds a checkpoint of step" in never.stderr
+    must = tiny.distllm("train", *tiny.overrides(root, "name=fresh", "checkpoint.resume=must"))
+    assert must.returncode == 65
+    assert "no checkpoint to resume from" in must.stderr
