@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistllmError as error:
         if verbose:
             traceback.print_exc()
-        if not (error.everywhere and os.environ.get("RANK", "0") != "0"):
+        if not (error.everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"):
             print(f"distllm: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

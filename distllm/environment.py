@@ -1,58 +1,128 @@
-"""How launchers tell a process which rank it is: torchrun, deepspeed, srun or bare variables."""
+"""How launchers tell a process which rank it is, read without torch.
+
+torchrun and the deepspeed launcher set ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; srun sets
+``SLURM_PROCID``, ``SLURM_NTASKS`` and ``SLURM_LOCALID``; with none of them the process is alone.
+Variables that contradict each other are an error, never a guess.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distllm.errors import LaunchError
 
-_TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-_SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-
 
 @dataclass(frozen=True, slots=True)
 class RankEnvironment:
-    """This process among the ranks of a run."""
+    """One rank's place among all ranks: ``rank`` counts over all machines, ``local_rank`` over this one."""
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
-    origin: str
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> RankEnvironment | None:
-        """Read the variables a launcher has set; None outside any launcher.
-
-        ``RANK`` and ``WORLD_SIZE`` win over SLURM's variables. A local rank that is not given is
-        the rank itself on one machine.
+    def read(cls, env: Mapping[str, str]) -> RankEnvironment | None:
+        """Read this process's place from a launcher's variables; None outside any launcher.
 
         Raises:
-            LaunchError: the variables are no numbers, or contradict each other.
+            LaunchError: variables are missing, are no numbers, or contradict each other.
         """
-        for names in (_TORCH, _SLURM):
-            if names[0] in environment and names[1] in environment:
-                return cls._parse(environment, names)
-        return None
+        if "RANK" in env or "WORLD_SIZE" in env:
+            place = cls(*_from_torch_variables(env))
+        elif "SLURM_PROCID" in env and ("SLURM_STEP_ID" in env or "MASTER_ADDR" in env):
+            # The shell of a batch script has SLURM_PROCID too, but neither a step nor a rendezvous.
+            place = cls(*_from_slurm_variables(env))
+        else:
+            return None
+        _check_range(place.rank, "RANK", place.world_size, "WORLD_SIZE")
+        _check_range(place.local_rank, "LOCAL_RANK", place.local_world_size, "LOCAL_WORLD_SIZE")
+        _check_range(place.local_world_size - 1, "LOCAL_WORLD_SIZE - 1", place.world_size, "WORLD_SIZE")
+        if place.world_size > 1:
+            _check_rendezvous(env)
+        return place
 
-    @classmethod
-    def _parse(cls, environment: Mapping[str, str], names: tuple[str, ...]) -> RankEnvironment:
-        rank_name, size_name, local_name, local_size_name = names
-        try:
-            rank, size = int(environment[rank_name]), int(environment[size_name])
-            local_rank = int(environment.get(local_name, rank))
-            local_size = int(environment.get(local_size_name, size))
-        except ValueError as error:
-            raise LaunchError(
-                f"a launcher variable is not a number: {error}",
-                where=", ".join(f"{name}={environment.get(name)!r}" for name in names),
-                remedy="start through distllm train, torchrun, deepspeed or srun, or unset these variables",
-            ) from error
-        if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
-            raise LaunchError(
-                f"rank {rank} of {size}, local rank {local_rank} of {local_size}: impossible",
-                where=", ".join(f"{name}={environment.get(name)!r}" for name in names),
-                remedy="ranks count from 0 to WORLD_SIZE - 1; unset stale variables of another launcher",
-            )
-        return cls(rank, size, local_rank, local_size, f"{size_name} of the launcher")
+
+def _from_torch_variables(env: Mapping[str, str]) -> tuple[int, int, int, int]:
+    rank, world_size = _integer(env, "RANK"), _integer(env, "WORLD_SIZE")
+    tasks = env.get("SLURM_STEP_NUM_TASKS", "1")
+    if "SLURM_STEP_ID" in env and tasks.isdigit() and int(tasks) > world_size:
+        raise LaunchError(
+            f"WORLD_SIZE={world_size} contradicts the {tasks} tasks of this SLURM step",
+            where="environment of the rank",
+            remedy="unset RANK and WORLD_SIZE in the job script, so that srun's own variables count",
+        )
+    # The deepspeed launcher says LOCAL_SIZE where torchrun says LOCAL_WORLD_SIZE.
+    local_name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"
+    local_world_size = _integer(env, local_name) if local_name in env else world_size
+    if "LOCAL_RANK" in env:
+        return rank, world_size, _integer(env, "LOCAL_RANK"), local_world_size
+    if local_world_size != world_size:
+        raise LaunchError(
+            f"LOCAL_RANK is not set although {local_name}={local_world_size} of WORLD_SIZE={world_size}",
+            where="environment of the rank",
+            remedy="start ranks with distllm, torchrun, deepspeed or srun",
+        )
+    return rank, world_size, rank, local_world_size
+
+
+def _from_slurm_variables(env: Mapping[str, str]) -> tuple[int, int, int, int]:
+    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+    rank, world_size = _integer(env, "SLURM_PROCID"), _integer(env, tasks)
+    local_rank = _integer(env, "SLURM_LOCALID")
+    spread = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
+    local_world_size = world_size
+    if spread:
+        node = _integer(env, "SLURM_NODEID") if "SLURM_NODEID" in env else 0
+        local_world_size = _tasks_of_node(spread, node)
+    return rank, world_size, local_rank, local_world_size
+
+
+def _tasks_of_node(spread: str, node: int) -> int:
+    """Return the tasks of ``node`` in SLURM's run-length notation, such as ``4(x2),3``."""
+    counts: list[int] = []
+    for part in spread.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if match is None:
+            break
+        counts.extend([int(match.group(1))] * int(match.group(2) or 1))
+    if node >= len(counts):
+        raise LaunchError(
+            f"SLURM_NODEID={node} does not fit SLURM_TASKS_PER_NODE={spread!r}",
+            where="environment of the rank",
+            remedy="start ranks with srun, which sets both",
+        )
+    return counts[node]
+
+
+def _integer(env: Mapping[str, str], name: str) -> int:
+    text = env.get(name)
+    if text is None or not text.strip().isdigit():
+        found = "is not set" if text is None else f"is {text!r}, not a number"
+        raise LaunchError(
+            f"{name} {found}, but other rank variables are set",
+            where="environment of the rank",
+            remedy="start ranks with distllm, torchrun, deepspeed or srun, or unset RANK and WORLD_SIZE",
+        )
+    return int(text)
+
+
+def _check_range(value: int, name: str, size: int, size_name: str) -> None:
+    if not 0 <= value < size:
+        raise LaunchError(
+            f"{name}={value} contradicts {size_name}={size}",
+            where="environment of the rank",
+            remedy="start all ranks with one launcher, and unset what an earlier one left behind",
+        )
+
+
+def _check_rendezvous(env: Mapping[str, str]) -> None:
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
+    if missing:
+        raise LaunchError(
+            f"{' and '.join(missing)} not set although there are several ranks",
+            where="environment of the rank",
+            remedy="export the first node's name as MASTER_ADDR and a free port as MASTER_PORT",
+        )

@@ -29,7 +29,11 @@ def settle(
     problems = Problems()
     composition = compose_with_sources(overrides, config_dir=config_dir, problems=problems)
     dataset = dataset_facts(composition.config, problems, needed=need_dataset)
-    world = World(launcher.world_size, launcher.local_world_size, launcher.origin) if launcher else None
+    world = (
+        World(launcher.world_size, launcher.local_world_size, "WORLD_SIZE of the launcher")
+        if launcher
+        else None
+    )
     return composition, resolve(composition.config, world=world, dataset=dataset, problems=problems)
 
 
