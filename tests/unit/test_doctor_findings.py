@@ -97,6 +97,16 @@ def test_missing_extra_is_only_a_warning(tmp_path, monkeypatch):
     assert (finding.level, finding.remedy) == ("warn", "pip install 'distllm[eval]'")
 
 
+def test_short_version_equals_the_bound_it_spells_differently(tmp_path, monkeypatch):
+    versions(monkeypatch, numpy="2")
+    assert "numpy 2," in one(tmp_path, "packages").detail
+
+
+def test_tools_of_developers_are_not_a_users_concern(tmp_path, monkeypatch):
+    versions(monkeypatch, ruff=None, mypy=None)
+    assert {"ruff", "mypy"}.isdisjoint(finding.name for finding in diagnose(tmp_path))
+
+
 def test_package_that_was_never_installed(tmp_path, monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
