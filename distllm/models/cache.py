@@ -1,0 +1,54 @@
+"""The keys and values of past positions, kept so that generating a token costs one position.
+
+Shapes: B rows, T new positions, S capacity, K key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distllm.config.shape import ModelShape
+
+
+class LayerCache:
+    """Keys and values of one layer, preallocated."""
+
+    def __init__(
+        self, shape: ModelShape, num_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        size = (num_rows, capacity, shape.num_kv_heads, shape.head_dim)
+        self._k_BSKD = torch.zeros(size, device=device, dtype=dtype)
+        self._v_BSKD = torch.zeros(size, device=device, dtype=dtype)
+        self._length = 0
+
+    def extend(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append T positions; return the keys and values of all positions so far.
+
+        Raises:
+            ValueError: the capacity is exceeded.
+        """
+        end = self._length + k_BTKD.shape[1]
+        if end > self._k_BSKD.shape[1]:
+            raise ValueError(f"{end} positions exceed the cache's {self._k_BSKD.shape[1]}")
+        self._k_BSKD[:, self._length : end] = k_BTKD
+        self._v_BSKD[:, self._length : end] = v_BTKD
+        self._length = end
+        return self._k_BSKD[:, :end], self._v_BSKD[:, :end]
+
+
+class KVCache:
+    """One `LayerCache` per layer, for rows that all have the same length.
+
+    Args:
+        shape: the model's.
+        num_rows: B, sequences generated together.
+        capacity: S, the longest they may become.
+        device: where the model computes.
+        dtype: what it computes in.
+    """
+
+    def __init__(
+        self, shape: ModelShape, num_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.layers = [LayerCache(shape, num_rows, capacity, device, dtype) for _ in range(shape.num_layers)]

@@ -1,0 +1,1 @@
+"""The operations models call; each picks the implementation that fits the device."""

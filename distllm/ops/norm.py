@@ -1,0 +1,17 @@
+"""Root-mean-square normalisation.
+
+Shapes: B rows, T positions, C channels.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x_BTC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+    """Scale each position to unit root-mean-square, then by ``weight_C`` (Zhang & Sennrich 2019).
+
+    torch computes the mean of bf16 inputs in fp32, and is fused by the compiler.
+    """
+    return F.rms_norm(x_BTC, weight_C.shape, weight_C, eps)

@@ -1,0 +1,32 @@
+"""How much arithmetic a token of training costs, under one named convention."""
+
+from __future__ import annotations
+
+from distllm.config.shape import ModelShape
+
+CONVENTION = "6N + causal attention"
+
+
+def matmul_params(shape: ModelShape) -> int:
+    """Return N: the weights that multiply every token.
+
+    These are the matrices of the blocks and of the output projection. The input embedding is looked
+    up, not multiplied, so it counts only where it is also the (tied) output projection; the scales
+    of norms are left out.
+    """
+    width, kv_width = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    attention = shape.hidden_size * (2 * width + 2 * kv_width)
+    mlp = 3 * shape.hidden_size * shape.intermediate_size
+    return shape.num_layers * (attention + mlp) + shape.vocab_size * shape.hidden_size
+
+
+def flops_per_token(shape: ModelShape, seq_len: int) -> float:
+    """Return the FLOPs of forward and backward for one token of a sequence of ``seq_len``.
+
+    Convention `CONVENTION` (Kaplan et al. 2020, app. B; Chowdhery et al. 2022, app. B, halved for
+    causality): two FLOPs per weight forward and four backward, and for attention two products
+    with the (seq_len + 1) / 2 keys a token sees on average. Work repeated by recomputation is not
+    counted, and work saved at document borders is not deducted.
+    """
+    attention_forward = 4 * shape.num_heads * shape.head_dim * (seq_len + 1) / 2
+    return 6.0 * matmul_params(shape) + 3.0 * shape.num_layers * attention_forward
