@@ -32,13 +32,13 @@ def run(words: Sequence[str]) -> int:
     from distllm.dist.topology import Topology
     from distllm.evaluate.perplexity import evaluate_perplexity
     from distllm.infer.load import load_trained
-    from distllm.tasks import build_task
+    from distllm.tasks.registry import build_task
 
     trained = load_trained(stored.directory.checkpoints, resolved, options.step)
     split = PackedSplit(stored.dataset, "valid", resolved.config.data.seq_len)
     measured = evaluate_perplexity(
         trained.model,
-        build_task(resolved.config),
+        build_task(resolved.config, resolved.shape),
         split,
         trained.tokenizer,
         Topology.single(),

@@ -82,6 +82,6 @@ def _share(split: PackedSplit, num_samples: int, size: int, topology: Topology) 
     stride = size * topology.world_size
     for start in range(0, num_samples, stride):
         wanted = start + topology.rank + topology.world_size * np.arange(size)
-        batch = split.batch(np.minimum(wanted, num_samples - 1))
+        batch = split.batch(np.minimum(wanted, num_samples - 1), wanted)
         counted_B1 = (wanted < num_samples)[:, None]
         yield replace(batch, targets_BT=np.where(counted_B1, batch.targets_BT, IGNORE_INDEX))

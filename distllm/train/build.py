@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distllm.checkpoint.load import Found, find_checkpoint, load_checkpoint
 from distllm.config.compose import Composition
 from distllm.config.resolve import Resolved
@@ -18,16 +20,15 @@ from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine, build_engine
 from distllm.dist.topology import Topology
 from distllm.errors import CheckpointError, ConfigError
-from distllm.models.compile import compile_blocks
-from distllm.models.decoder import DecoderLM
-from distllm.models.init import initialise
+from distllm.models.decoder import compile_blocks
+from distllm.models.init import build_model
 from distllm.observe.sinks import Sink, build_sinks, last_attempt
 from distllm.ops.peak import measure_matmul_flops
 from distllm.optim.optimizers import build_optimizer
 from distllm.optim.schedule import LearningRate
-from distllm.plan.flops import training_flops_per_token
-from distllm.plan.hardware import peak_flops_of
-from distllm.tasks import build_task
+from distllm.plan.flops import flops_per_token
+from distllm.plan.hardware import find_accelerator
+from distllm.tasks.registry import build_task
 from distllm.train.loop import Run
 from distllm.train.run_directory import RunDirectory
 from distllm.train.signals import StopRequest
@@ -98,7 +99,7 @@ def _build(
         resolved=resolved,
         directory=directory,
         topology=topology,
-        task=build_task(config),
+        task=build_task(config, resolved.shape),
         engine=engine,
         stream=StepStream(
             train_split,
@@ -110,12 +111,12 @@ def _build(
         ),
         valid=PackedSplit(dataset, "valid", config.data.seq_len) if config.eval.every_steps else None,
         tokenizer=Tokenizer.load(dataset),
-        learning_rate=LearningRate(config.schedule, peak=config.optim.lr, total_tokens=resolved.total_tokens),
+        learning_rate=_learning_rate(resolved),
         state=state,
         sinks=sinks,
         stop=stop,
         attempt=attempt,
-        flops_per_token=training_flops_per_token(resolved.shape),
+        flops_per_token=flops_per_token(resolved.shape, config.data.seq_len),
         peak_flops=_peak_flops(resolved, topology),
         checkpoint_facts=facts,
     )
@@ -123,8 +124,7 @@ def _build(
 
 def _build_engine(resolved: Resolved, topology: Topology) -> Engine:
     config = resolved.config
-    model = DecoderLM(resolved.shape)
-    initialise(model, seed=config.seed)
+    model = build_model(resolved.shape, config.seed)
     if config.engine.compile:
         compile_blocks(model)
     return build_engine(
@@ -134,6 +134,18 @@ def _build_engine(resolved: Resolved, topology: Topology) -> Engine:
         settings=resolved.deepspeed,
         topology=topology,
         timeout_seconds=config.cluster.timeout_seconds,
+    )
+
+
+def _learning_rate(resolved: Resolved) -> LearningRate:
+    config = resolved.config
+    return LearningRate(
+        name=config.schedule.name,
+        peak=config.optim.lr,
+        warmup_tokens=resolved.warmup_tokens,
+        total_tokens=resolved.total_tokens,
+        tokens_per_step=config.train.tokens_per_step,
+        final_fraction=config.schedule.final_lr_fraction,
     )
 
 
@@ -187,9 +199,7 @@ def _announce(resolved: Resolved, sinks: list[Sink], state: TrainState, notes: l
 def _peak_flops(resolved: Resolved, topology: Topology) -> float | None:
     """Return the peak of all ranks together: measured at the same time on CPUs, published for GPUs."""
     if topology.device.type == "cuda":
-        import torch
-
-        published = peak_flops_of(torch.cuda.get_device_name(topology.device))
-        return published * topology.world_size if published else None
-    own = measure_matmul_flops(topology.device, seconds=_PEAK_SECONDS)
+        found = find_accelerator(torch.cuda.get_device_name(topology.device))
+        return found.bf16_flops * topology.world_size if found else None
+    own = measure_matmul_flops(topology.device, torch.float32, seconds=_PEAK_SECONDS)
     return sum_over_ranks([own], topology)[0]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from distllm.checkpoint.save import save_checkpoint
 from distllm.config.resolve import Resolved
-from distllm.data.stream import PackedSplit, StepStream, batch_digest
+from distllm.data.digest import batch_digest
+from distllm.data.stream import PackedSplit, StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine, StepResult

@@ -23,7 +23,7 @@ from distllm.config.compose import compose
 from distllm.config.shape import settle_shape
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.ops.peak import measure_matmul_flops
-from distllm.plan.flops import training_flops_per_token
+from distllm.plan.flops import flops_per_token
 
 HERE = Path(__file__).parent
 WARM_UP_STEPS = 5
@@ -40,14 +40,14 @@ def main(rounds: int, steps: int) -> None:
     config = compose(["experiment=bench", f"train.max_steps={steps}"])
     distllm("prepare", "experiment=bench")
     shape = settle_shape(config.model, config.tokenizer.vocab_size, config.data.seq_len)
-    flops_per_token = training_flops_per_token(shape)
+    per_token = flops_per_token(shape, config.data.seq_len)
     torch.set_num_threads(2)
     peaks, seconds, overheads = [], {name: [] for name in CONTESTANTS}, []
     with tempfile.TemporaryDirectory() as scratch:
         samples = Path(scratch) / "samples.npy"
         np.save(samples, rows(config, steps))
         for number in range(rounds):
-            peaks.append(measure_matmul_flops(torch.device("cpu"), seconds=1.0))
+            peaks.append(measure_matmul_flops(torch.device("cpu"), torch.float32, seconds=1.0))
             for name in CONTESTANTS:
                 taken, overhead = RUN[name](samples, steps, Path(scratch) / f"{number}", config)
                 seconds[name] += taken[WARM_UP_STEPS:]
@@ -56,7 +56,7 @@ def main(rounds: int, steps: int) -> None:
                     f"round {number + 1}, {name}: median {statistics.median(taken[WARM_UP_STEPS:]):.3f} s",
                     flush=True,
                 )
-    report(seconds, overheads, max(peaks), flops_per_token * config.train.tokens_per_step, config)
+    report(seconds, overheads, max(peaks), per_token * config.train.tokens_per_step, config)
 
 
 def rows(config, steps):
