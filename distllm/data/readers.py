@@ -193,8 +193,8 @@ def _read_jsonl_file(path: Path, text_key: str) -> Iterator[Document | Dropped]:
                 if number == 1 and b"\0" in line[:_PEEK_BYTES]:
                     yield Dropped(name, "not_text", "NUL byte in the first line")
                     return
-                if line.strip():
-                    yield _read_record(f"{name}:{number}", line, text_key)
+                if record := line.strip():
+                    yield _read_record(f"{name}:{number}", record, text_key)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{path} is a damaged gzip file: {error}",

@@ -77,16 +77,18 @@ class Staging:
             os.close(lock)  # its directory was renamed or removed since it was opened
 
     def _open_lock(self, path: Path) -> int:
-        with storage_errors(self.directory):
-            while True:
-                try:
+        while True:
+            try:
+                with storage_errors(self.directory):
                     self.directory.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+                raise StorageError(
+                    f"cannot make the directory {self.directory}: {error}",
+                    where=str(self._out),
+                    remedy="choose another data.out, or remove the file that is in the way",
+                ) from error
+            try:
+                with storage_errors(path):
                     return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                except FileNotFoundError:
-                    continue  # another process removed or renamed it in between
-                except (FileExistsError, NotADirectoryError) as error:
-                    raise StorageError(
-                        f"cannot make the directory {self.directory}: {error}",
-                        where=str(self._out),
-                        remedy="choose another data.out, or remove the file that is in the way",
-                    ) from error
+            except FileNotFoundError:
+                continue  # another process removed or renamed the directory in between

@@ -1,0 +1,37 @@
+import pytest
+
+from distllm.data.clean import RULES, clean, drop_short
+from distllm.data.dedup import ExactDedup
+from distllm.data.records import Document
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned", "changed"),
+    [
+        ("as it is\n\n    indented\tcode", "as it is\n\n    indented\tcode", []),
+        ("a\r\nb\rc\fd\u2028e\x85f", "a\nb\nc\nd\ne\nf", ["line_breaks"]),
+        ("\ufeffa\0b\x1b[0m\x9f\ud800c", "ab[0mc", ["control_characters"]),
+        ("cafe\u0301", "café", ["nfc"]),
+        ("\n\n a  \n\t\n\n\u00a0\nb \n", " a\n\nb", ["whitespace"]),
+        ("\r\n\0", "", ["line_breaks", "control_characters", "whitespace"]),
+    ],
+)
+def test_each_rule_edits_and_is_named(text, cleaned, changed):
+    assert clean(text) == (cleaned, changed)
+    assert set(changed) <= RULES.keys()
+
+
+def test_short_documents_are_dropped():
+    assert drop_short(Document("d", "ä" * 10), 10) is None
+    dropped = drop_short(Document("d", "ä" * 9), 10)
+    assert (dropped.id, dropped.rule) == ("d", "too_short")
+    assert "9 characters" in dropped.reason
+    assert drop_short(Document("d", ""), 0).rule == "too_short"
+
+
+def test_the_first_of_equal_texts_stays():
+    dedup = ExactDedup()
+    assert dedup.drop_duplicate(Document("a", "same")) is None
+    assert dedup.drop_duplicate(Document("b", "Same")) is None
+    dropped = dedup.drop_duplicate(Document("c", "same"))
+    assert (dropped.id, dropped.rule) == ("c", "duplicate")

@@ -1,0 +1,265 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from distllm.config.schema import Config, DataConfig, TokenizerConfig
+from distllm.data.manifest import Manifest, verify
+from distllm.data.pipeline import pipeline_identity, prepare
+from distllm.data.shards import map_shard, read_index
+from distllm.data.tokenizer import Tokenizer
+from distllm.errors import DataError, RunDirectoryBusy, StorageError, TokenizerError
+
+
+def sentence(i):
+    return f"Document number {i} tells of {i * i} birds, {i % 7} trees and the river behind the house. " * 3
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for i in range(60):
+        (directory / f"{i:03d}.txt").write_text(sentence(i), encoding="utf-8")
+    (directory / "copy.txt").write_text(sentence(5) + "\r\n\r\n", encoding="utf-8")
+    (directory / "short.txt").write_text("short")
+    (directory / "binary.txt").write_bytes(b"\0\1")
+    return directory
+
+
+def config_for(tmp_path, *, out="out", seed=0, tokenizer=None, **data):
+    defaults = {"source": "text", "paths": (str(tmp_path / "corpus"),), "valid_fraction": 0.1}
+    return Config(
+        seed=seed,
+        data=DataConfig(out=str(tmp_path / out), **{**defaults, **data}),
+        tokenizer=tokenizer or TokenizerConfig(vocab_size=300),
+    )
+
+
+def texts_of(directory, split):
+    manifest, tokenizer = Manifest.load(directory), Tokenizer.load(directory)
+    texts = []
+    for shard in read_index(directory, split):
+        ids_M, ends_D = map_shard(directory, shard, np.dtype(manifest.token_dtype))
+        for ids_N in np.split(ids_M, ends_D[:-1].astype(int)):
+            assert ids_N[0] == tokenizer.eot_id
+            texts.append(tokenizer.decode(ids_N[1:].tolist()))
+    return texts
+
+
+def tree(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def test_every_document_arrives_once_and_every_refusal_is_counted(tmp_path, corpus):
+    manifest = prepare(config_for(tmp_path))
+    train, valid = texts_of(tmp_path / "out", "train"), texts_of(tmp_path / "out", "valid")
+    assert sorted(train + valid) == sorted(sentence(i).strip("\n").rstrip() for i in range(60))
+    assert 1 <= len(valid) <= 20
+    assert (manifest.read, manifest.kept) == (63, 60)
+    assert manifest.dropped == {"duplicate": 1, "not_text": 1, "too_short": 1}
+    assert manifest.edited == {"line_breaks": 1, "whitespace": 61}
+    removed = [json.loads(line) for line in (tmp_path / "out" / "removed.jsonl").read_text().splitlines()]
+    assert {(item["id"].rsplit("/")[-1], item["rule"]) for item in removed} == {
+        ("copy.txt", "duplicate"), ("binary.txt", "not_text"), ("short.txt", "too_short"),
+    }  # fmt: skip
+    assert all(item["reason"] for item in removed)
+
+
+def test_the_manifest_describes_what_was_written(tmp_path, corpus):
+    manifest = prepare(config_for(tmp_path, shard_bytes=1024))
+    assert manifest == Manifest.load(tmp_path / "out") == verify(tmp_path / "out")
+    lengths_V = Tokenizer.load(tmp_path / "out").token_byte_lengths()
+    for split, record in manifest.splits.items():
+        texts = texts_of(tmp_path / "out", split)
+        assert record.documents == len(texts)
+        assert record.text_bytes == sum(len(text.encode()) for text in texts)
+        ids = [
+            map_shard(tmp_path / "out", s, np.dtype("<u2"))[0] for s in read_index(tmp_path / "out", split)
+        ]
+        assert record.tokens == sum(ids_M.size for ids_M in ids)
+        assert record.text_bytes == sum(int(lengths_V[ids_M].sum()) for ids_M in ids)
+    assert len(manifest.splits["train"].shards) > 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out"]
+    top = {path.name for path in (tmp_path / "out").iterdir()}
+    assert top == {"manifest.json", "index.json", "tokenizer.json", "removed.jsonl", "train", "valid"}
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path, corpus):
+    first = prepare(config_for(tmp_path, shard_bytes=1024))
+    script = (
+        "import sys; from distllm.config.schema import *; from distllm.data.pipeline import prepare\n"
+        "out, corpus = sys.argv[1:]\n"
+        "data = DataConfig(source='text', paths=(corpus,), valid_fraction=0.1, out=out, shard_bytes=1024)\n"
+        "prepare(Config(data=data, tokenizer=TokenizerConfig(vocab_size=300)))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "again"), str(corpus)], check=True)
+    assert tree(tmp_path / "out") == tree(tmp_path / "again")
+    assert Manifest.load(tmp_path / "again").digest == first.digest
+
+
+def test_a_document_keeps_its_split_whatever_comes_beside_it(tmp_path, corpus):
+    prepare(config_for(tmp_path))
+    valid = set(texts_of(tmp_path / "out", "valid"))
+    for i in range(60, 90):
+        (corpus / f"{i:03d}.txt").write_text(sentence(i))
+    prepare(config_for(tmp_path, out="more"))
+    assert valid <= set(texts_of(tmp_path / "more", "valid"))
+    prepare(config_for(tmp_path, out="seed", seed=1))
+    assert not valid <= set(texts_of(tmp_path / "seed", "valid"))
+
+
+@pytest.mark.parametrize(
+    ("documents", "fraction", "valid"),
+    [(1, 0.5, 0), (2, 1e-9, 1), (2, 0.5, 1), (60, 0.0, 0), (60, 1e-12, 1), (3, 0.0001, 1)],
+)
+def test_neither_split_is_empty_unless_it_must_be(tmp_path, corpus, documents, fraction, valid):
+    paths = tuple(str(corpus / f"{i:03d}.txt") for i in range(documents))
+    for seed in range(4):
+        config = config_for(tmp_path, out=f"out{seed}", paths=paths, valid_fraction=fraction, seed=seed)
+        splits = prepare(config).splits
+        assert (splits["train"].documents, splits["valid"].documents) == (documents - valid, valid)
+
+
+def test_the_tokenizer_sees_the_train_split_only(tmp_path, corpus):
+    prepare(config_for(tmp_path))
+    secret = "xyzzyplugh" * 40
+    valid = texts_of(tmp_path / "out", "valid")[0]
+    (file,) = [path for path in corpus.glob("0*.txt") if path.read_text().rstrip() == valid]
+    before = (tmp_path / "out" / "tokenizer.json").read_bytes()
+    file.write_text(secret)
+    prepare(config_for(tmp_path, out="changed"))
+    assert secret in texts_of(tmp_path / "changed", "valid")
+    assert (tmp_path / "changed" / "tokenizer.json").read_bytes() == before
+
+
+def test_an_existing_tokenizer_is_used_as_it_is(tmp_path, corpus):
+    prepare(config_for(tmp_path))
+    path = tmp_path / "out" / "tokenizer.json"
+    manifest = prepare(config_for(tmp_path, out="second", tokenizer=TokenizerConfig(path=str(path))))
+    assert (tmp_path / "second" / "tokenizer.json").read_bytes() == path.read_bytes()
+    assert manifest.vocab_size == 300
+    with pytest.raises(TokenizerError):
+        prepare(config_for(tmp_path, out="third", tokenizer=TokenizerConfig(path="missing.json")))
+    assert not (tmp_path / "third").exists()
+
+
+def test_max_bytes_stops_with_the_document_that_reaches_it(tmp_path, corpus):
+    size = len(sentence(0).strip())
+    manifest = prepare(config_for(tmp_path, max_bytes=4 * size + 1))
+    assert manifest.kept == manifest.read == 5
+
+
+def test_the_same_configuration_returns_at_once_and_another_is_refused(tmp_path, corpus, monkeypatch):
+    config = config_for(tmp_path)
+    manifest = prepare(config)
+    seen = []
+    relaxed = dataclasses.replace(config.data, seq_len=64, mask_documents=False)
+    assert prepare(dataclasses.replace(config, data=relaxed), seen.append) == manifest
+    assert seen == []
+    with pytest.raises(DataError) as error:
+        prepare(config_for(tmp_path, min_chars=9, seed=3))
+    assert "data.min_chars was 64, is 9; seed was 0, is 3" in error.value.cause
+    assert "tokenizer" not in error.value.cause
+    assert "another data.out" in error.value.remedy
+    (tmp_path / "out" / "train" / "00000.tar").unlink()
+    with pytest.raises(DataError, match=r"00000\.tar .* is missing"):
+        prepare(config)
+
+
+def test_the_identity_leaves_out_what_does_not_change_the_content():
+    keys = {f"data.{field.name}" for field in dataclasses.fields(DataConfig)}
+    keys |= {f"tokenizer.{field.name}" for field in dataclasses.fields(TokenizerConfig)} | {"seed"}
+    assert keys - pipeline_identity(Config()).keys() == {"data.out", "data.seq_len", "data.mask_documents"}
+
+
+def test_a_directory_with_other_things_is_not_touched(tmp_path, corpus):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(DataError, match="is not a prepared dataset"):
+        prepare(config_for(tmp_path))
+    with pytest.raises(DataError, match="is not a prepared dataset"):
+        prepare(config_for(tmp_path, out="corpus/001.txt"))
+    assert tree(tmp_path / "out") == {"thesis.tex": b"precious"}
+    (tmp_path / "empty").mkdir()
+    assert prepare(config_for(tmp_path, out="empty")).kept == 60
+
+
+def test_a_source_in_which_nothing_survives_is_an_error_with_its_reasons(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_bytes(b"\0")
+    (tmp_path / "corpus" / "b.txt").write_text("short")
+    with pytest.raises(DataError) as error:
+        prepare(config_for(tmp_path))
+    assert "of 2 read: 1 not_text (first:" in error.value.cause
+    assert "NUL byte at offset 0); 1 too_short" in error.value.cause
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_surrogates_from_json_do_not_stop_a_preparation(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps({"text": sentence(i) + "\ud800"}) for i in range(9))
+    )
+    manifest = prepare(config_for(tmp_path, source="jsonl", paths=(str(tmp_path / "a.jsonl"),)))
+    assert manifest.kept == manifest.edited["control_characters"] == 9
+
+
+def test_progress_is_reported_stage_by_stage(tmp_path, corpus):
+    seen = []
+    prepare(config_for(tmp_path, max_bytes=5000), seen.append)
+    stages = list(dict.fromkeys(progress.stage for progress in seen))
+    assert stages == ["collect", "tokenizer", "encode"]
+    for stage in stages:
+        reports = [progress for progress in seen if progress.stage == stage]
+        assert reports[-1].done == reports[-1].total
+        assert [r.done for r in reports] == sorted(r.done for r in reports)
+        assert len({(r.unit, r.total) for r in reports}) == 1
+    assert seen[-1].note.endswith("tokens")
+
+
+def test_an_interrupted_or_busy_preparation_leaves_nothing(tmp_path, corpus):
+    def interrupt(progress):
+        if progress.stage == "encode":
+            with pytest.raises(RunDirectoryBusy):
+                prepare(config_for(tmp_path))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config_for(tmp_path), interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert prepare(config_for(tmp_path)).kept == 60
+
+
+LIMITED = """
+import os, resource, sys
+from distllm.config.schema import *
+from distllm.data.pipeline import prepare
+from distllm.errors import StorageError
+out, corpus, trouble = sys.argv[1:]
+if trouble == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+else:
+    os.makedirs(os.path.dirname(out), mode=0o555)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+try:
+    prepare(Config(data=DataConfig(source="text", paths=(corpus,), out=out)))
+except StorageError as error:
+    print(error.cause)
+"""
+
+
+@pytest.mark.parametrize(("trouble", "cause"), [("full", "no space left"), ("forbidden", "not permitted")])
+def test_a_full_or_forbidden_disk_is_named_and_left_clean(tmp_path, corpus, trouble, cause):
+    out = tmp_path / "deep" / "out"
+    command = [sys.executable, "-c", LIMITED, str(out), str(corpus), trouble]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert cause in result.stdout, result.stderr
+    assert list(out.parent.iterdir()) == []
+    assert StorageError.exit_code == 74
