@@ -80,7 +80,8 @@ class _Replicated:
         """Find the fp32 copies of bf16 weights and undo the update that DeepSpeed made to them.
 
         Its wrapper calls the optimizer once with zero gradients to allocate state, which decays
-        the copies and starts the bias correction of AdamW one step late.
+        the copies and starts AdamW's bias correction one step late. The copies are made anew here,
+        the moments and their step counts by `zero_state`.
         """
         copies = {
             id(weight): copy
@@ -88,7 +89,6 @@ class _Replicated:
             for weight, copy in zip(weights, group, strict=True)
         }
         self._masters = {name: copies[id(weight)] for name, weight in self._weights.items()}
-        self._optimizer.state.clear()
         with torch.no_grad():
             for name, weight in self._weights.items():
                 self._masters[name].copy_(weight)
