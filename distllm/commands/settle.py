@@ -29,11 +29,9 @@ def settle(
     problems = Problems()
     composition = compose_with_sources(overrides, config_dir=config_dir, problems=problems)
     dataset = dataset_facts(composition.config, problems, needed=need_dataset)
-    world = (
-        World(launcher.world_size, launcher.local_world_size, "WORLD_SIZE of the launcher")
-        if launcher
-        else None
-    )
+    world = None
+    if launcher is not None:
+        world = World.of_launcher(launcher.world_size, launcher.local_world_size, composition.config)
     return composition, resolve(composition.config, world=world, dataset=dataset, problems=problems)
 
 

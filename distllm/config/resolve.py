@@ -34,6 +34,14 @@ class World:
         formula = f"cluster.nodes x cluster.procs_per_node = {nodes} x {local}"
         return cls(nodes * local, local, formula)
 
+    @classmethod
+    def of_launcher(cls, size: int, local_size: int, config: Config) -> World:
+        """The world a launcher has started, which need not be the one that ``cluster`` asks for."""
+        asked = cls.of_config(config)
+        if (size, local_size) == (asked.size, asked.local_size):
+            return asked
+        return cls(size, local_size, f"the launcher's WORLD_SIZE, which overrules {asked.origin}")
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetFacts:
