@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-WORDS = "the model reads a token and learns what follows from what came before it in the text".split()
+WORDS = ("the", "model", "reads", "a", "token", "and", "learns", "what", "follows", "from", "before", "it")
 
 
 def write_corpus(directory: Path, documents: int = 300) -> Path:

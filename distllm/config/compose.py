@@ -12,6 +12,7 @@ from distllm.config.overrides import Groups, accepted_overrides, split_override,
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.validate import build, flatten, keys
+from distllm.config.yaml import from_yaml
 from distllm.errors import ConfigError
 
 PACKAGE_CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -153,7 +154,6 @@ def _with_defaults(composed: Any) -> Any:
 
 def _layers(overrides: list[str], directories: list[Path]) -> Iterator[Layer]:
     """Yield the configuration files in the order in which Hydra merged them, with their values."""
-    import yaml
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
@@ -163,7 +163,7 @@ def _layers(overrides: list[str], directories: list[Path]) -> Iterator[Layer]:
         path = next((p for d in directories if (p := d / f"{entry.config_path}.yaml").is_file()), None)
         if path is None:
             continue
-        values: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values: Mapping[str, Any] = from_yaml(path)
         for part in reversed((entry.package or "").split(".") if entry.package else []):
             values = {part: values}
         group, _, choice = str(entry.config_path).rpartition("/")

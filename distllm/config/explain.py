@@ -71,6 +71,5 @@ def render(table: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _origin(entry: Mapping[str, Any]) -> str:
-    return {"override": "override ", "derived": "derived: ", "file": "", "schema": ""}[entry["from"]] + entry[
-        "detail"
-    ]
+    label = {"override": "override ", "derived": "derived: ", "file": "", "schema": ""}[entry["from"]]
+    return f"{label}{entry['detail']}"

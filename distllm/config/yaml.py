@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,25 @@ from distllm.errors import IntegrityError
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
     """Return a nested mapping as YAML in its own order, tuples as lists."""
-    import yaml
+    from omegaconf import OmegaConf
 
-    text: str = yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True)
-    return text
+    return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
 
 
 def from_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration written by `to_yaml`.
+    """Read a YAML mapping; interpolations stay as they are written.
 
     Raises:
         IntegrityError: the file is missing or is no YAML mapping.
     """
-    import yaml
+    from omegaconf import DictConfig, OmegaConf
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # OmegaConf lets through whatever its YAML library raises
         raise IntegrityError(f"cannot read {path}: {error}", where=str(path)) from error
-    if not isinstance(content, dict):
+    if not isinstance(loaded, DictConfig):
         raise IntegrityError(f"{path} holds no configuration", where=str(path))
-    return content
+    content = OmegaConf.to_container(loaded, resolve=False)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}

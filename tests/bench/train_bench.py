@@ -118,9 +118,8 @@ def report(seconds, overheads, peak, flops_per_step, config):
             f"{TITLES[name]:<34}{medians[name]:>9.3f}{config.train.tokens_per_step / medians[name]:>11.0f}"
             f"{flops_per_step / medians[name] / peak:>9.1%}{ratio:>11.2f}x{wanted:>9}"
         )
-    print(
-        f"loop overhead outside forward, backward and optimizer: {statistics.median(overheads):.2%} (wanted <= 1%)"
-    )
+    overhead = statistics.median(overheads)
+    print(f"loop overhead outside forward, backward and optimizer: {overhead:.2%} (wanted <= 1%)")
     steps = len(seconds["distllm"])
     print(f"medians over {steps} steps each; conf/experiment/bench.yaml")
 

@@ -4,8 +4,8 @@ import string
 
 import pytest
 
-from distllm.config.overrides import Groups, accepted_overrides
 from distllm.config.compose import config_directories
+from distllm.config.overrides import Groups, accepted_overrides
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.validate import keys
