@@ -9,7 +9,6 @@ import gc
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 from distllm.errors import ConfigError, DistllmError
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except DistllmError as error:
         if verbose:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
         if not (error.everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"):
             print(f"distllm: {error}", file=sys.stderr)
         return error.exit_code
