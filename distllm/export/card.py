@@ -1,0 +1,93 @@
+"""The model card: README.md of an exported folder, filled from the facts of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from distllm.config.shape import ModelShape
+from distllm.units import format_count
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- distllm
+- llama
+---
+
+# {name}
+
+A Llama-style language model of {num_params} parameters, trained with distllm.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+inputs = tokenizer(tokenizer.bos_token + "Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```
+
+In training every document began with `{eot}`: begin prompts with it, as above.
+
+## Model
+
+{shape}
+
+## Training
+
+{facts}
+{config}"""
+
+_CONFIG = """
+## Configuration
+
+```json
+{config}
+```
+"""
+
+
+def model_card(shape: ModelShape, facts: Mapping[str, Any], eot: str) -> str:
+    """Return the text of the card.
+
+    Args:
+        shape: the model's.
+        facts: plain values of the run, such as ``step``, ``tokens``, ``valid_loss``, ``dataset``;
+            ``config`` may hold the whole configuration.
+        eot: the token that opens and closes documents.
+    """
+    config = facts.get("config")
+    name = config.get("name", "model") if isinstance(config, Mapping) else "model"
+    rows = {
+        "hidden size": shape.hidden_size,
+        "layers": shape.num_layers,
+        "query heads": shape.num_heads,
+        "key/value heads": shape.num_kv_heads,
+        "MLP width": shape.intermediate_size,
+        "vocabulary (padded)": shape.vocab_size,
+        "context": shape.max_seq_len,
+        "tied embeddings": shape.tie_embeddings,
+    }
+    plain = {key: value for key, value in facts.items() if key != "config" and value is not None}
+    return _CARD.format(
+        name=name,
+        num_params=format_count(shape.num_params),
+        eot=eot,
+        shape=_table(rows),
+        facts=_table(plain) if plain else "No facts of the training are known.",
+        config="" if config is None else _CONFIG.format(config=json.dumps(config, indent=2)),
+    )
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    lines = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,164 @@
+"""A trained model as a folder that `transformers` loads.
+
+The folder is written under a temporary name and renamed when it is whole. Weights go to disk in
+shards; one, and its encoded bytes, are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from distllm.config.shape import ModelShape
+from distllm.data.tokenizer import Tokenizer
+from distllm.errors import CheckpointError, ConfigError
+from distllm.export.card import model_card
+from distllm.export.llama import generation_config, llama_config, llama_tensors, weight_sizes
+from distllm.fsio import (
+    TEMPORARY_SUFFIX,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    fsync_directory,
+    storage_errors,
+)
+
+FACTS = "distllm.json"
+SHARD_BYTES = 2**30
+_WEIGHTS = "model.safetensors"
+
+
+def export_hf(
+    model_state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    shape: ModelShape,
+    tokenizer: Tokenizer,
+    out: Path,
+    facts: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the folder ``out``: weights, configuration, tokenizer, model card and facts.
+
+    Args:
+        model_state: weights of a `DecoderLM` by parameter name; an iterable is read once.
+        shape: the model's.
+        tokenizer: the one it was trained with.
+        out: the folder; an earlier export there is replaced.
+        facts: plain values of the run, for the card and ``distllm.json``.
+        shard_bytes: weights are split into files of at most this size, or of one tensor.
+
+    Raises:
+        ConfigError: ``out`` holds something that is no export.
+        CheckpointError: a weight is missing, unknown or of the wrong size.
+        StorageError: the folder cannot be written.
+    """
+    pairs = model_state.items() if isinstance(model_state, Mapping) else model_state
+    with _new_folder(Path(out)) as folder:
+        _write_weights(_renamed(pairs, shape), folder, shard_bytes)
+        _write_tokenizer(tokenizer, shape, folder)
+        eot_id, num_ids = tokenizer.eot_id, tokenizer.vocab_size
+        atomic_write_json(folder / "config.json", llama_config(shape, eot_id))
+        atomic_write_json(folder / "generation_config.json", generation_config(shape, eot_id, num_ids))
+        atomic_write_text(folder / "README.md", model_card(shape, facts, tokenizer.decode([eot_id])))
+        atomic_write_json(folder / FACTS, {"kind": "distllm export", "facts": dict(facts)})
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``out`` if the block succeeds, and vanishes if not."""
+    if out.exists() and not (out / FACTS).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out} exists and is no earlier export",
+            where=str(out),
+            remedy="choose another folder, or remove this one",
+        )
+    temporary, replaced = (
+        out.with_name(f".{out.name}.{os.getpid()}{end}")
+        for end in (TEMPORARY_SUFFIX, f".old{TEMPORARY_SUFFIX}")
+    )
+    with storage_errors(out):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if out.exists():
+                out.rename(replaced)
+            temporary.rename(out)
+            fsync_directory(out.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _renamed(pairs: Iterable[tuple[str, Tensor]], shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights as `transformers` names them; check that all come, and each once."""
+    wanted = weight_sizes(shape)
+    for name, weight in pairs:
+        if name == "lm_head.weight" and shape.tie_embeddings:
+            continue
+        size = wanted.pop(name, None)
+        if tuple(weight.shape) != size:
+            raise CheckpointError(
+                f"{name} of size {tuple(weight.shape)} does not fit the model: {size or 'no such weight'}",
+                where=name,
+                remedy="export with the configuration the weights were trained with",
+            )
+        yield from llama_tensors(name, weight.detach(), shape)
+    if wanted:
+        raise CheckpointError(f"{len(wanted)} weights are missing, such as {min(wanted)}")
+
+
+def _write_weights(pairs: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int) -> None:
+    """Write shards, then name them as `transformers` expects, which depends on how many there are."""
+    shards: list[dict[str, int]] = []
+    for tensors in _groups(pairs, shard_bytes):
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        content = safetensors.torch.save(whole, metadata={"format": "pt"})
+        atomic_write_bytes(folder / f"{len(shards)}.safetensors", content)
+        shards.append({name: tensor.nbytes for name, tensor in tensors.items()})
+    if len(shards) == 1:
+        (folder / "0.safetensors").rename(folder / _WEIGHTS)
+        return
+    weight_map: dict[str, str] = {}
+    for number, sizes in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"{number}.safetensors").rename(folder / file)
+        weight_map |= dict.fromkeys(sizes, file)
+    total = sum(sum(sizes.values()) for sizes in shards)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    atomic_write_json(folder / f"{_WEIGHTS}.index.json", index)
+
+
+def _groups(pairs: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
+    """Collect tensors until the next would exceed ``limit`` bytes."""
+    group: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in pairs:
+        if group and size + tensor.nbytes > limit:
+            yield group
+            group, size = {}, 0
+        group[name] = tensor
+        size += tensor.nbytes
+    if group:
+        yield group
+
+
+def _write_tokenizer(tokenizer: Tokenizer, shape: ModelShape, folder: Path) -> None:
+    eot = tokenizer.decode([tokenizer.eot_id])
+    special = {"bos_token": eot, "eos_token": eot, "unk_token": None}
+    tokenizer.save(folder / "tokenizer.json")
+    atomic_write_json(folder / "special_tokens_map.json", {"bos_token": eot, "eos_token": eot})
+    atomic_write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": shape.max_seq_len,
+            "clean_up_tokenization_spaces": False,
+            **special,
+        },
+    )
