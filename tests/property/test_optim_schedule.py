@@ -1,0 +1,79 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distllm.optim.schedule import LearningRate
+
+NAMES = ("constant", "linear", "cosine")
+
+
+@st.composite
+def rates(draw):
+    step = draw(st.integers(1, 10**7))
+    steps = draw(st.integers(1, 10**6))
+    total = step * steps
+    return LearningRate(
+        name=draw(st.sampled_from(NAMES)),
+        peak=draw(st.floats(1e-6, 1.0)),
+        warmup_tokens=round(total * draw(st.floats(0.0, 1.0))),
+        total_tokens=total,
+        tokens_per_step=step,
+        final_fraction=draw(st.floats(0.0, 1.0)),
+    )
+
+
+def starts(rate):
+    """Tokens seen at the beginning of up to a hundred steps, evenly over the run."""
+    steps = rate.total_tokens // rate.tokens_per_step
+    return [step * rate.tokens_per_step for step in range(0, steps, max(1, steps // 100))]
+
+
+@given(rates())
+def test_rises_through_warm_up_and_falls_after(rate):
+    warm = [t for t in starts(rate) if t + rate.tokens_per_step <= rate.warmup_tokens]
+    cold = [t for t in starts(rate) if t + rate.tokens_per_step > rate.warmup_tokens]
+    rising, falling = [rate(t) for t in warm], [rate(t) for t in cold]
+    assert rising == sorted(rising)
+    assert falling == sorted(falling, reverse=True)
+
+
+@given(rates())
+def test_stays_between_zero_and_peak_and_never_starts_at_zero(rate):
+    values = [rate(t) for t in starts(rate)]
+    assert all(0.0 <= value <= rate.peak * (1 + 1e-12) for value in values)
+    if rate.total_tokens > rate.tokens_per_step:
+        assert values[0] > 0.0
+
+
+@given(rates())
+def test_never_jumps(rate):
+    for tokens in starts(rate):
+        # the steepest a shape can be, over one token, is that of the cosine or of the warm-up
+        decay = max(1, rate.total_tokens - rate.warmup_tokens)
+        steepest = rate.peak * max(1 / max(1, rate.warmup_tokens), math.pi / 2 / decay)
+        assert abs(rate(tokens + 1) - rate(tokens)) <= steepest * (1 + 1e-6) + 1e-12
+
+
+@given(rates())
+def test_the_last_step_and_all_beyond_run_at_the_floor(rate):
+    floor = rate.peak * (1.0 if rate.name == "constant" else rate.final_fraction)
+    if rate.warmup_tokens < rate.total_tokens:
+        last = rate.total_tokens - rate.tokens_per_step
+        assert rate(last) == pytest.approx(floor, rel=1e-9, abs=1e-15)
+        assert rate(rate.total_tokens * 2) == pytest.approx(floor, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("constant", 1.0), ("linear", 0.55), ("cosine", 0.55)])
+def test_half_way_is_half_way(name, expected):
+    rate = LearningRate(name, 1.0, 100, 1100, 10, 0.1)
+    assert rate(590) == pytest.approx(expected)
+    assert rate(40) == pytest.approx(0.5)
+    assert rate(90) == 1.0
+
+
+def test_linear_and_cosine_differ_on_the_way():
+    linear, cosine = (LearningRate(name, 1.0, 0, 100, 1, 0.0) for name in ("linear", "cosine"))
+    assert linear(24) == pytest.approx(0.75)
+    assert cosine(24) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
