@@ -128,7 +128,7 @@ def test_neither_split_is_empty_unless_it_must_be(tmp_path, corpus, documents, f
 
 def test_the_tokenizer_sees_the_train_split_only(tmp_path, corpus):
     prepare(config_for(tmp_path))
-    secret = "xyzzyplugh" * 40
+    secret = "xyzzyplugh " * 4000 + "end"
     valid = texts_of(tmp_path / "out", "valid")[0]
     (file,) = [path for path in corpus.glob("0*.txt") if path.read_text().rstrip() == valid]
     before = (tmp_path / "out" / "tokenizer.json").read_bytes()
