@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from distllm.dist.memory import keep_freed_memory
 from distllm.dist.topology import Topology
 from distllm.errors import CheckpointError, ConfigError
 
@@ -90,6 +91,8 @@ def build_engine(
     Raises:
         ConfigError: the engine cannot do what ``settings`` asks for.
     """
+    if topology.device.type == "cpu":
+        keep_freed_memory()
     model.to(topology.device)
     if name == "local":
         from distllm.dist.local import LocalEngine

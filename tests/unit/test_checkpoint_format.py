@@ -55,6 +55,12 @@ def test_any_damage_to_any_file_falls_back_to_the_checkpoint_before(tmp_path, na
     assert path == tmp_path / "step-000000002.quarantined"
     assert path.is_dir()
     assert name in reason or "manifest.json" in reason
+    if damage is truncate and name in FILES[:3]:
+        assert "bytes instead of" in reason
+    if damage is os.remove:
+        assert (
+            "never committed" if name == "COMMITTED" else "missing" if name in FILES[:3] else "cannot be"
+        ) in reason
     assert names(tmp_path) == ["step-000000001", "step-000000002.quarantined"]
     (line,) = caplog.messages
     assert "step-000000002 is damaged" in line
