@@ -7,6 +7,7 @@ is padded beyond them; padding is never sampled).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
 from distllm.models.cache import KVCache
+from distllm.ops.compiled import anything_compiled
 from distllm.seeds import derive_seed
 
 
@@ -91,7 +93,7 @@ def generate(
     model.eval()
     ids, inputs, ended = list(prompt_ids), list(prompt_ids), False
     # Every length of the cache is another shape: compiled blocks are bypassed.
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager") if anything_compiled() else nullcontext():
         for step in range(steps):
             logits_V = _next_logits(model, inputs, len(ids) - len(inputs), cache)[:vocab_size]
             if not ended:

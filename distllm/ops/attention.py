@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distllm.ops.compiled import anything_compiled
 from distllm.ops.document_attention import attend_documents
 
 Backend = Literal["causal", "documents", "masked"]
@@ -99,6 +100,7 @@ def _borders(segments_BT: Tensor) -> Tensor:
     opens_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
     starts = opens_BT.flatten().nonzero().flatten()
     borders_E = torch.cat([starts, starts.new_tensor([segments_BT.numel()])])
-    # Otherwise every new number of documents would compile the model again.
-    torch._dynamo.mark_dynamic(borders_E, 0)
+    if anything_compiled():
+        # Otherwise every new number of documents would compile the model again.
+        torch._dynamo.mark_dynamic(borders_E, 0)
     return borders_E
