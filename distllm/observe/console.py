@@ -71,8 +71,8 @@ class ConsoleSink:
             self._printer.line(f" | {line}", "cyan")
 
     def log_note(self, step: int, text: str) -> None:
-        """Print the note with its step."""
-        self._printer.line(f"== step {step}: {text}", "yellow")
+        """Print the note; one that belongs to a step says so itself."""
+        self._printer.line(f"== {text}", "yellow")
 
     def close(self) -> None:
         """Do nothing: every line has been flushed."""

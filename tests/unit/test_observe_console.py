@@ -100,7 +100,7 @@ def test_evaluation_sample_and_note_stand_out():
         "== sample at step 40",
         " | The function returns",
         " | None",
-        "== step 41: resumed",
+        "== resumed",
     ]
 
 
