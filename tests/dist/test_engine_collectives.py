@@ -1,3 +1,6 @@
+import functools
+import importlib
+import sys
 import time
 
 import pytest
@@ -28,17 +31,6 @@ def exchanges(topology):
     }
 
 
-@pytest.mark.dist
-def test_two_ranks():
-    first, second = run_ranks(exchanges, 2)
-    assert first == second
-    assert first["sum"] == [1, 2**53 - 2, 0.2]
-    assert first["max"] == [1, 0]
-    assert first["gather"] == [[0, 0.5], [1, 0.5]]
-    assert first["json"] == VALUE
-    assert first["empty"] is None
-
-
 def test_one_rank_needs_no_process_group():
     alone = exchanges(Topology.single())
     assert alone["sum"] == [0, 2**53 - 1, 0.1]
@@ -47,16 +39,18 @@ def test_one_rank_needs_no_process_group():
     assert alone["json"] == VALUE
 
 
-def lose_a_rank(topology):
-    """Rank 1 leaves, rank 0 hears of it; then in DeepSpeed's own group rank 1 only hangs."""
+def talk_then_hang(topology):
+    """Exchange numbers; then rank 1 hangs while rank 0 is in DeepSpeed's own group, and leaves."""
     import torch
     from engine_jobs import make_engine, train_step
 
+    importlib.import_module("distllm.dist.local")
+    report = {"exchanges": exchanges(topology), "deepspeed": "deepspeed" in sys.modules}
     engine = make_engine(topology, "deepspeed", 2, "fp32", timeout=2)
     train_step(engine, topology, 0)
     if topology.rank == 1:
         time.sleep(6)
-        return None
+        return report
     loss = engine.model(torch.zeros((1, 3), dtype=torch.int64)).sum()
     started = time.monotonic()
     with pytest.raises(LaunchError) as hung:
@@ -64,15 +58,36 @@ def lose_a_rank(topology):
     waited = time.monotonic() - started
     with pytest.raises(LaunchError) as gone:
         sum_over_ranks([1], topology)
-    return {"waited": waited, "hung": str(hung.value), "gone": str(gone.value)}
+    return {**report, "waited": waited, "hung": str(hung.value), "gone": str(gone.value)}
+
+
+@functools.cache
+def talked():
+    return run_ranks(talk_then_hang, 2)
+
+
+@pytest.mark.dist
+def test_two_ranks_exchange_numbers():
+    first, second = (rank["exchanges"] for rank in talked())
+    assert first == second
+    assert first["sum"] == [1, 2**53 - 2, 0.2]
+    assert first["max"] == [1, 0]
+    assert first["gather"] == [[0, 0.5], [1, 0.5]]
+    assert first["json"] == VALUE
+    assert first["empty"] is None
 
 
 @pytest.mark.dist
 def test_a_rank_that_hangs_in_deepspeed_is_noticed_within_the_timeout():
-    outcome = run_ranks(lose_a_rank, 2)[0]
+    outcome = talked()[0]
     assert 1 < outcome["waited"] < 5
     assert "rank 0 lost another rank while" in outcome["hung"]
     assert "rank 0 lost another rank while summing numbers" in outcome["gone"]
+
+
+@pytest.mark.dist
+def test_deepspeed_is_imported_only_for_its_engine():
+    assert talked()[0]["deepspeed"] is False
 
 
 def fail_on_rank_one(topology):
