@@ -31,7 +31,8 @@ check: $(STAMP)  ## lint, format, types, layers and the fast tests: under two mi
 	$(BIN)/ruff format --check
 	$(BIN)/mypy -p distllm
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -q -m "not slow" tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 -m "not slow" \
+	  tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
 
 test: $(STAMP)  ## every test but the README's commands
 	$(BIN)/pytest --ignore=tests/arch/test_readme.py
