@@ -64,9 +64,9 @@ def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
     swept = [index for index, values in enumerate(choices) if len(values) > 1]
     for combination in itertools.product(*choices):
         tag = ",".join(re.sub(r"[^\w.=+-]", "_", combination[index]) for index in swept)
-        name = next((value for _, key, value in map(split_override, combination) if key == "name"), None)
+        names = [value for _, key, value in map(split_override, combination) if key == "name"]
         rest = [override for override in combination if split_override(override)[1] != "name"]
-        yield [*rest, f"name='{name or compose(rest).name}.{tag}'"]
+        yield [*rest, f"name='{names[-1] if names else compose(rest).name}.{tag}'"]
 
 
 def _train(overrides: Sequence[str], config_dir: Path | None, *, in_process: bool = True) -> int:

@@ -67,6 +67,9 @@ def train(run: Run) -> None:
     if state.step == 0 and run.valid is not None:
         evaluate(run)
         clock.restart()
+    if state.step >= run.resolved.stop_step:
+        for sink in run.sinks:
+            sink.log_note(state.step, f"the run is at step {state.step}: nothing is left to train")
     while state.step < run.resolved.stop_step:
         train_step(run, clock)
         last = state.step == run.resolved.stop_step
