@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from distllm.config.compose import Composition, compose_with_sources
+from distllm.config.compose import Composition, composition_of
 from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, Resolved, World, resolve
 from distllm.config.schema import Config
@@ -27,7 +27,7 @@ def settle(
         ConfigProblems: every problem of keys, values, combinations, machine and dataset.
     """
     problems = Problems()
-    composition = compose_with_sources(overrides, config_dir=config_dir, problems=problems)
+    composition = composition_of(overrides, config_dir=config_dir, problems=problems)
     dataset = dataset_facts(composition.config, problems, needed=need_dataset)
     world = None
     if launcher is not None:

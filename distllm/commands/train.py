@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from distllm.cluster.local import explain_exit, run_ranks
 from distllm.commands.arguments import parse_config_arguments
 from distllm.commands.settle import settle
 from distllm.config.compose import compose
@@ -79,6 +78,8 @@ def _train(overrides: Sequence[str], config_dir: Path | None, *, in_process: boo
             remedy="srun python launch/train.py ..., torchrun or deepspeed; or cluster.nodes=1",
         )
     if launcher is None and (resolved.world.size > 1 or not in_process):
+        from distllm.cluster.local import explain_exit, run_ranks
+
         flags = ["--config-dir", str(config_dir)] if config_dir else []
         code = run_ranks(
             [*RANK_COMMAND, *overrides, *flags],

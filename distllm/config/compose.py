@@ -29,17 +29,23 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """What was asked for: the composed values, the typed tree and where each value came from."""
+    """A typed configuration and what it was composed from."""
 
     config: Config
-    raw: dict[str, Any]
     overrides: tuple[str, ...]
-    sources: dict[str, Source]
+    directories: tuple[Path, ...]
 
 
 def compose(
     overrides: Sequence[str], *, config_dir: Path | None = None, problems: Problems | None = None
 ) -> Config:
+    """Compose and validate a configuration; see `composition_of`."""
+    return composition_of(overrides, config_dir=config_dir, problems=problems).config
+
+
+def composition_of(
+    overrides: Sequence[str], *, config_dir: Path | None = None, problems: Problems | None = None
+) -> Composition:
     """Compose and validate a configuration.
 
     Args:
@@ -51,29 +57,31 @@ def compose(
     Raises:
         ConfigProblems: every problem found, unless ``problems`` is given.
     """
-    return compose_with_sources(
-        overrides, config_dir=config_dir, problems=problems, want_sources=False
-    ).config
-
-
-def compose_with_sources(
-    overrides: Sequence[str],
-    *,
-    config_dir: Path | None = None,
-    problems: Problems | None = None,
-    want_sources: bool = True,
-) -> Composition:
-    """Like `compose`, and also tell where each value came from."""
     found = Problems() if problems is None else problems
     directories = config_directories(config_dir)
     arguments = strip_launcher_arguments(overrides)
     accepted = accepted_overrides(arguments, Groups.scan(directories), found)
-    raw, layers = _hydra(accepted, directories, found, want_sources)
-    config = build(Config, raw, found)
+    config = build(Config, _hydra(accepted, directories, found), found)
     if problems is None:
         found.raise_if_any()
-    sources = _sources(layers, accepted) if want_sources else {}
-    return Composition(config, raw, tuple(accepted), sources)
+    return Composition(config, tuple(accepted), tuple(directories))
+
+
+def sources_of(composition: Composition) -> dict[str, Source]:
+    """Return the last file or override that set each key, or the schema.
+
+    It composes once more, which errors of a configuration need not wait for.
+    """
+    sources = {key: Source("schema", "default of the schema") for key in keys(Config)}
+    for name, values in _layers(composition.overrides, composition.directories):
+        for key in flatten(values):
+            if key in sources:
+                sources[key] = Source("file", name)
+    for text in composition.overrides:
+        _, key, _ = split_override(text)
+        if key in sources:
+            sources[key] = Source("override", text)
+    return sources
 
 
 def config_directories(config_dir: Path | None) -> list[Path]:
@@ -93,38 +101,30 @@ def config_directories(config_dir: Path | None) -> list[Path]:
     return [config_dir.absolute(), PACKAGE_CONF]
 
 
-Layer = tuple[str, Mapping[str, Any]]
-
-
-def _hydra(
-    overrides: list[str], directories: list[Path], problems: Problems, want_layers: bool
-) -> tuple[dict[str, Any], list[Layer]]:
-    """Run Hydra's composition; its own errors become problems and the schema's defaults remain."""
+def _hydra(overrides: list[str], directories: list[Path], problems: Problems) -> dict[str, Any]:
+    """Run Hydra's composition; its own errors become problems and nothing is composed."""
+    from hydra import compose as hydra_compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     with _hydra_initialised(directories) as search_path:
-        from hydra import compose as hydra_compose
-
         try:
-            asked = [*search_path, *map(_forced, overrides)]
-            composed = hydra_compose(ROOT_CONFIG, overrides=asked)
+            composed = hydra_compose(ROOT_CONFIG, overrides=[*search_path, *map(_forced, overrides)])
             raw = OmegaConf.to_container(_with_defaults(composed), resolve=True)
-            layers = list(_layers(asked, directories)) if want_layers else []
         except (HydraException, OmegaConfBaseException) as error:
             problems.add(
                 " ".join(str(error).split()),
                 where="configuration",
                 remedy="quote values that hold spaces or punctuation, as in 'eval.prompt=\"a, b\"'",
             )
-            return {}, []
+            return {}
     assert isinstance(raw, dict)
-    return {str(key): value for key, value in raw.items()}, layers
+    return {str(key): value for key, value in raw.items()}
 
 
 @contextmanager
-def _hydra_initialised(directories: list[Path]) -> Iterator[list[str]]:
+def _hydra_initialised(directories: Sequence[Path]) -> Iterator[list[str]]:
     """Initialise Hydra on the built-in directory; yield the overrides that add the others."""
     from hydra import initialize_config_dir
 
@@ -152,13 +152,15 @@ def _with_defaults(composed: Any) -> Any:
     return OmegaConf.merge(OmegaConf.create(asdict(Config())), composed)
 
 
-def _layers(overrides: list[str], directories: list[Path]) -> Iterator[Layer]:
+def _layers(overrides: Sequence[str], directories: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the configuration files in the order in which Hydra merged them, with their values."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    loader = GlobalHydra.instance().config_loader()
-    defaults = loader.compute_defaults_list(ROOT_CONFIG, overrides, RunMode.RUN).defaults
+    with _hydra_initialised(directories) as search_path:
+        loader = GlobalHydra.instance().config_loader()
+        asked = [*search_path, *map(_forced, overrides)]
+        defaults = loader.compute_defaults_list(ROOT_CONFIG, asked, RunMode.RUN).defaults
     for entry in defaults:
         path = next((p for d in directories if (p := d / f"{entry.config_path}.yaml").is_file()), None)
         if path is None:
@@ -168,17 +170,3 @@ def _layers(overrides: list[str], directories: list[Path]) -> Iterator[Layer]:
             values = {part: values}
         group, _, choice = str(entry.config_path).rpartition("/")
         yield f"conf/{entry.config_path}.yaml" + (f" ({group}={choice})" if group else ""), values
-
-
-def _sources(layers: list[Layer], overrides: list[str]) -> dict[str, Source]:
-    """Return the last layer or override that set each key."""
-    sources = {key: Source("schema", "default of the schema") for key in keys(Config)}
-    for name, values in layers:
-        for key in flatten(values):
-            if key in sources:
-                sources[key] = Source("file", name)
-    for text in overrides:
-        _, key, _ = split_override(text)
-        if key in sources:
-            sources[key] = Source("override", text)
-    return sources

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from distllm.config.compose import Composition
+from distllm.config.compose import Composition, sources_of
 from distllm.config.resolve import Derivation, Resolved
 from distllm.config.schema import Config
 from distllm.config.validate import describe, flatten, leaves
@@ -17,9 +17,10 @@ from distllm.registry import did_you_mean
 def explanation(composition: Composition, resolved: Resolved) -> dict[str, dict[str, Any]]:
     """Return, for every key and derived quantity, its value, its origin and its help."""
     values = flatten(asdict(composition.config))
+    sources = sources_of(composition)
     table: dict[str, dict[str, Any]] = {}
     for leaf in leaves(Config):
-        source = composition.sources[leaf.path]
+        source = sources[leaf.path]
         table[leaf.path] = {
             "value": values[leaf.path],
             "from": source.kind,

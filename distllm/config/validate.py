@@ -155,11 +155,9 @@ def _scalar(value: Any, annotation: type, item: Field[Any]) -> Any:
         raise ValueError("expected a number")
     if annotation is int:
         return _integer(value, item.metadata.get("unit"))
-    if isinstance(value, (int, float)):
-        return float(value)
     try:
         return float(value)  # YAML reads 1e-4 as text
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("expected a number") from None
 
 

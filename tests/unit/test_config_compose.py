@@ -2,7 +2,7 @@ from dataclasses import asdict
 
 import pytest
 
-from distllm.config.compose import compose, compose_with_sources
+from distllm.config.compose import compose, composition_of, sources_of
 from distllm.config.schema import Config
 from distllm.errors import ConfigProblems
 
@@ -128,7 +128,7 @@ def test_interpolation_reaches_schema_defaults():
 
 
 def test_sources_name_file_override_and_schema():
-    sources = compose_with_sources(["experiment=demo", "seed=4"]).sources
+    sources = sources_of(composition_of(["experiment=demo", "seed=4"]))
     assert sources["optim.lr"].detail == "conf/experiment/demo.yaml (experiment=demo)"
     assert sources["model.hidden_size"].detail == "conf/model/llama-tiny.yaml (model=llama-tiny)"
     assert sources["seed"].detail == "seed=4"

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from distllm.config import checks
-from distllm.config.compose import compose, compose_with_sources
+from distllm.config.compose import compose, composition_of
 from distllm.config.diff import changes
 from distllm.config.explain import explanation, render, select
 from distllm.config.problems import Problems
@@ -127,7 +127,7 @@ def test_prepare_checks_its_input(overrides, cause):
 
 
 def explained(*overrides):
-    composition = compose_with_sources([*BASE, *overrides])
+    composition = composition_of([*BASE, *overrides])
     return explanation(composition, resolve(composition.config))
 
 
