@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE_INDEX = -100
+from distllm.data.stream import IGNORE_INDEX
+
 CHUNK_TOKENS = 512
 
 
