@@ -41,7 +41,18 @@ def storage_errors(path: Path) -> Iterator[None]:
                 where=str(path),
                 remedy="choose a directory you can write to, or change its permissions",
             ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST) and (blocker := _file_on_the_way(path)):
+            raise StorageError(
+                f"cannot make the directory {blocker}: it is a file",
+                where=str(path),
+                remedy=f"move {blocker} away, or choose another path",
+            ) from error
         raise
+
+
+def _file_on_the_way(path: Path) -> Path | None:
+    """Return the part of ``path``, or ``path`` itself, that is a file."""
+    return next((part for part in (path, *path.parents) if part.is_file()), None)
 
 
 @contextmanager
@@ -145,8 +156,10 @@ def ensure_writable(path: Path) -> None:
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe.{os.getpid()}{TEMPORARY_SUFFIX}"
-        probe.write_bytes(b"probe")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"probe")
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def free_bytes(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _COUNT_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _BYTE_SUFFIX = {
@@ -11,7 +12,7 @@ _BYTE_SUFFIX = {
     **{f"{letter}b": 10 ** (3 * i) for i, letter in enumerate("kmgt", 1)},
     **{f"{letter}ib": 2 ** (10 * i) for i, letter in enumerate("kmgt", 1)},
 }
-_QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-zA-Z]*)\s*")
+_QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_count(text: str) -> int:
@@ -37,20 +38,18 @@ def _parse(text: str, suffixes: dict[str, int], expected: str) -> int:
     scale = suffixes.get(match.group(2).lower()) if match else None
     if match is None or scale is None:
         raise ValueError(f"{text!r} is not {expected}")
-    number = match.group(1).replace("_", "")
-    if number.isdigit():
-        return int(number) * scale
-    value = float(number) * scale
-    if value != int(value):
+    value = Fraction(match.group(1).replace("_", "")) * scale
+    if value.denominator != 1:
         raise ValueError(f"{text!r} is not a whole number")
     return int(value)
 
 
 def format_count(value: float) -> str:
     """``1234567`` as ``1.23M``."""
+    shown = float(f"{value:.3g}")  # rounded before the suffix is chosen: 999950 is 1M, not 1000k
     for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale:
-            return f"{value / scale:.3g}{suffix}"
+        if abs(shown) >= scale:
+            return f"{shown / scale:.4g}{suffix}"
     return f"{value:.4g}"
 
 
