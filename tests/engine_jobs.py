@@ -55,7 +55,7 @@ def make_optimizer(model):
 
 def make_engine(topology, engine, stage, compute, grad_clip=0.5, timeout=60, model=None):
     from distllm.config.engine import deepspeed_json
-    from distllm.dist.engine import build_engine
+    from distllm.dist.build import build_engine
 
     settings = deepspeed_json(
         zero_stage=stage,

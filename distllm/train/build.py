@@ -16,8 +16,9 @@ from distllm.config.resolve import Resolved
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree
+from distllm.dist.build import build_engine
 from distllm.dist.collectives import sum_over_ranks
-from distllm.dist.engine import Engine, build_engine
+from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
 from distllm.errors import CheckpointError, ConfigError
 from distllm.models.decoder import compile_blocks

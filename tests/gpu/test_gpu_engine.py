@@ -40,7 +40,7 @@ def train(engine_name, stage, compute, device):
     from distllm.config.engine import deepspeed_json
     from distllm.config.schema import ModelConfig, OptimConfig
     from distllm.config.shape import settle_shape
-    from distllm.dist.engine import build_engine
+    from distllm.dist.build import build_engine
     from distllm.dist.topology import Topology, destroy_process_group, init_process_group
     from distllm.models.init import build_model
     from distllm.optim.optimizers import build_optimizer

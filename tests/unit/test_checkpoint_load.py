@@ -13,7 +13,7 @@ from distllm.checkpoint import save as save_module
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint, read_weights
 from distllm.checkpoint.save import save_checkpoint
 from distllm.config.engine import deepspeed_json
-from distllm.dist.engine import build_engine
+from distllm.dist.build import build_engine
 from distllm.dist.topology import Topology
 from distllm.errors import CheckpointError, ConfigError, StorageError
 

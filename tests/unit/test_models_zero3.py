@@ -17,7 +17,7 @@ def train(topology, engine_name, tie_embeddings, compiled):
     from distllm.config.engine import deepspeed_json
     from distllm.config.schema import ModelConfig, OptimConfig
     from distllm.config.shape import settle_shape
-    from distllm.dist.engine import build_engine
+    from distllm.dist.build import build_engine
     from distllm.infer.generate import generate
     from distllm.models.decoder import compile_blocks
     from distllm.models.init import build_model

@@ -1,0 +1,57 @@
+"""From a name to an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from distllm.dist.engine import Engine
+from distllm.dist.local import LocalEngine
+from distllm.dist.memory import keep_freed_memory
+from distllm.dist.topology import Topology
+from distllm.errors import ConfigError
+
+OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def build_engine(
+    name: str,
+    model: nn.Module,
+    make_optimizer: OptimizerFactory,
+    *,
+    settings: Mapping[str, Any],
+    topology: Topology,
+    timeout_seconds: float,
+) -> Engine:
+    """Build the engine ``name`` around an initialised model. Collective.
+
+    Args:
+        name: ``"deepspeed"`` or ``"local"``.
+        model: full fp32 weights, the same on every rank; moved to the rank's device.
+        make_optimizer: builds an AdamW over the model's parameters (groups, betas, decay).
+        settings: the document of `config.engine.deepspeed_json`; both engines read it.
+        topology: this rank's place; its process group must exist.
+        timeout_seconds: longest wait for another rank inside DeepSpeed's own groups.
+
+    Raises:
+        ConfigError: the engine cannot do what ``settings`` asks for.
+    """
+    if topology.device.type == "cpu":
+        keep_freed_memory()
+    model.to(topology.device)
+    if name == "local":
+        if settings["bf16"]["enabled"]:
+            raise ConfigError(
+                "the local engine computes in fp32 only",
+                where="precision.compute",
+                remedy="use precision.compute=fp32 or engine.name=deepspeed",
+            )
+        return LocalEngine(model, make_optimizer(model), settings, topology)
+    if name == "deepspeed":
+        from distllm.dist.deepspeed import ZeroEngine  # DeepSpeed takes seconds to import
+
+        return ZeroEngine(model, make_optimizer(model), settings, topology, timeout_seconds)
+    raise ValueError(f"unknown engine {name!r}")
