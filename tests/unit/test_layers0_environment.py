@@ -1,0 +1,123 @@
+"""What tests of the topology leave open: how variables are preferred, and what needs none of them."""
+
+import os
+
+import pytest
+
+from distllm import machine
+from distllm.environment import RankEnvironment
+from distllm.errors import LaunchError
+from distllm.machine import available_cores
+
+RENDEZVOUS = {"MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+SRUN = {"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0", **RENDEZVOUS}
+
+
+def read(**env):
+    return RankEnvironment.read(env)
+
+
+def refusal(**env):
+    with pytest.raises(LaunchError) as caught:
+        RankEnvironment.read(env)
+    assert caught.value.where == "environment of the rank"
+    assert caught.value.remedy
+    return caught.value.cause
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{}, {"PATH": "/bin", **RENDEZVOUS}, {"LOCAL_RANK": "3"}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}],
+)
+def test_outside_a_launcher_there_is_no_rank(env):
+    assert RankEnvironment.read(env) is None
+
+
+def test_a_single_rank_needs_nobody_to_meet():
+    assert read(RANK="0", WORLD_SIZE="1") == RankEnvironment(0, 1, 0, 1)
+    assert read(SLURM_PROCID="0", SLURM_NTASKS="1", SLURM_LOCALID="0", SLURM_STEP_ID="0") == RankEnvironment(
+        0, 1, 0, 1
+    )
+
+
+def test_all_that_is_missing_to_meet_is_named_at_once():
+    assert (
+        refusal(RANK="0", WORLD_SIZE="2")
+        == "MASTER_ADDR and MASTER_PORT not set although there are several ranks"
+    )
+    assert "MASTER_PORT not set" in refusal(RANK="0", WORLD_SIZE="2", MASTER_ADDR="n1", MASTER_PORT="")
+
+
+def test_torchruns_local_size_beats_deepspeeds():
+    both = {"LOCAL_WORLD_SIZE": "2", "LOCAL_SIZE": "4", "LOCAL_RANK": "1"}
+    assert read(RANK="3", WORLD_SIZE="4", **both, **RENDEZVOUS).local_world_size == 2
+
+
+def test_the_local_rank_is_not_guessed_on_several_machines():
+    assert refusal(RANK="3", WORLD_SIZE="4", LOCAL_SIZE="2", **RENDEZVOUS) == (
+        "LOCAL_RANK is not set although LOCAL_SIZE=2 of WORLD_SIZE=4"
+    )
+    assert read(RANK="3", WORLD_SIZE="4", LOCAL_SIZE="4", **RENDEZVOUS) == RankEnvironment(3, 4, 3, 4)
+
+
+def test_the_variables_of_the_step_beat_those_of_the_job():
+    step = {
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+        "SLURM_TASKS_PER_NODE": "3(x2)",
+    }
+    assert read(**SRUN, **step, SLURM_NODEID="1") == RankEnvironment(0, 4, 0, 2)
+
+
+def test_without_the_steps_spread_the_jobs_counts():
+    assert read(**SRUN, SLURM_TASKS_PER_NODE="2(x3)").local_world_size == 2
+    assert read(**SRUN).local_world_size == 6
+
+
+def test_a_rendezvous_marks_a_rank_of_an_srun_that_hides_its_step():
+    hidden = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"}
+    assert read(**hidden) == RankEnvironment(0, 6, 0, 6)
+
+
+@pytest.mark.parametrize("spread", ["4(x", "many", ",", "(x2)"])
+def test_a_spread_that_cannot_be_read_is_quoted(spread):
+    assert repr(spread) in refusal(**SRUN, SLURM_TASKS_PER_NODE=spread)
+
+
+def test_a_local_rank_beyond_its_nodes_tasks_is_refused():
+    env = {**SRUN, "SLURM_LOCALID": "2", "SLURM_NODEID": "1", "SLURM_TASKS_PER_NODE": "4,2"}
+    assert refusal(**env) == "LOCAL_RANK=2 contradicts LOCAL_WORLD_SIZE=2"
+
+
+@pytest.mark.parametrize("text", ["-1", "1.0", "", "0x1"])
+def test_a_rank_that_is_no_number_is_quoted(text):
+    assert refusal(RANK=text, WORLD_SIZE="2", **RENDEZVOUS).startswith(f"RANK is {text!r}, not a number")
+
+
+@pytest.fixture
+def eight_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.setattr(machine, "_CGROUP_CPU", tmp_path / "cpu.max")
+    return tmp_path / "cpu.max"
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("250000 100000", 2),
+        ("50000 100000", 1),
+        ("1600000 100000", 8),
+    ],
+)
+def test_a_quota_cuts_the_cores(eight_cores, quota, cores):
+    eight_cores.write_text(quota + "\n")
+    assert available_cores() == cores
+
+
+@pytest.mark.parametrize("content", [None, "", "max"])
+def test_without_a_readable_quota_the_affinity_counts(eight_cores, content):
+    if content is not None:
+        eight_cores.write_text(content)
+    assert available_cores() == 8
