@@ -1,0 +1,305 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from distllm.config.resolve import World, resolve
+from distllm.config.schema import Config
+from distllm.data.digest import batch_digest
+from distllm.data.stream import Batch
+from distllm.errors import ConfigError, RunDirectoryBusy, StorageError, TrainingError
+from distllm.train import clock
+from distllm.train.clock import Phases, StepClock
+from distllm.train.guard import record_outcome
+from distllm.train.run_directory import RunDirectory
+from distllm.train.signals import STOPPING, StopRequest
+from distllm.train.state import TrainState
+
+
+def test_a_state_survives_json():
+    state = TrainState(7, 56, 1792, 2, 1, 12.5, 9.25)
+    assert TrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+    assert TrainState.from_dict({**state.to_dict(), "of_a_later_version": 1}) == state
+
+
+def test_a_checkpoint_without_a_number_is_not_filled_with_a_default():
+    values = TrainState(step=7).to_dict()
+    del values["samples"]
+    with pytest.raises(KeyError, match="samples"):
+        TrainState.from_dict(values)
+
+
+def outcomes(state, pattern, skip_budget):
+    for mark in pattern:
+        record_outcome(state, skipped=mark == "x", skip_budget=skip_budget)
+
+
+def test_skips_are_counted_in_all_and_in_a_row():
+    state = TrainState()
+    outcomes(state, "x..xx", skip_budget=2)
+    assert (state.skipped_steps, state.skips_in_a_row) == (3, 2)
+    outcomes(state, ".", skip_budget=2)
+    assert (state.skipped_steps, state.skips_in_a_row) == (3, 0)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 5])
+def test_the_run_gives_up_after_the_budget_and_not_before(budget):
+    state = TrainState(step=40)
+    outcomes(state, "x" * budget + "." + "x" * budget, skip_budget=budget)
+    with pytest.raises(TrainingError) as caught:
+        outcomes(state, "x", skip_budget=budget)
+    assert f"{budget + 1} steps in a row, up to step 40" in caught.value.cause
+    assert caught.value.where == "train.skip_budget"
+    assert "step=40" in caught.value.remedy
+    assert state.skips_in_a_row == budget + 1
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The time that the step clock reads; tests move it."""
+    time = [100.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: time[0])
+    return time
+
+
+def spend(now, step_clock, *phases):
+    for seconds, phase in phases:
+        now[0] += seconds
+        step_clock.mark(phase)
+
+
+def test_phases_sum_to_the_wall_and_a_phase_may_come_twice(now):
+    step_clock = StepClock()
+    spend(
+        now,
+        step_clock,
+        (1, "data"),
+        (4, "compute"),
+        (2, "data"),
+        (8, "compute"),
+        (16, "update"),
+        (32, "loop"),
+    )
+    phases = step_clock.lap()
+    assert phases == Phases(data=3, compute=12, update=16, loop=32)
+    assert phases.total == now[0] - 100.0
+
+
+def test_a_lap_begins_at_the_last_mark_and_forgets_what_was_charged(now):
+    step_clock = StepClock()
+    spend(now, step_clock, (1, "data"))
+    step_clock.lap()
+    now[0] += 3  # nothing is lost between two laps
+    spend(now, step_clock, (1, "loop"))
+    assert step_clock.lap() == Phases(0, 0, 0, 4)
+
+
+def test_time_before_a_restart_belongs_to_no_step(now):
+    step_clock = StepClock()
+    spend(now, step_clock, (1, "data"))
+    now[0] += 50
+    step_clock.restart()
+    spend(now, step_clock, (2, "update"))
+    assert step_clock.lap() == Phases(0, 0, 2, 0)
+
+
+@pytest.fixture
+def stop():
+    """An installed request; the handlers of before come back."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    request = StopRequest()
+    request.install()
+    yield request
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_nothing_is_requested_at_first(stop):
+    assert not stop.requested
+    assert stop.signal is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_is_noted_and_does_not_interrupt(stop, number):
+    signal.raise_signal(number)
+    assert stop.requested
+    assert stop.signal is number
+
+
+def test_a_second_interrupt_stops_at_once(stop):
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_after_another_signal_is_the_first_of_its_kind(stop):
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        signal.raise_signal(number)
+    assert stop.signal is signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from distllm.train.run_directory import RunDirectory
+RunDirectory(Path(sys.argv[1])).claim()
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def owner(directory):
+    return json.loads((directory / "owner.json").read_text())
+
+
+def test_a_claimed_directory_is_released_by_its_owner(tmp_path):
+    run = RunDirectory(tmp_path / "runs" / "one")
+    run.claim()
+    assert owner(run.path)["pid"] == os.getpid()
+    with pytest.raises(RunDirectoryBusy, match=f"pid {os.getpid()} on {socket.gethostname()}"):
+        RunDirectory(run.path).claim()
+    run.release()
+    run.release()
+    assert list(run.path.iterdir()) == []
+
+
+def test_a_directory_belongs_to_a_process_while_it_lives(tmp_path):
+    command = [sys.executable, "-c", CLAIM, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"claimed\n"
+        with pytest.raises(RunDirectoryBusy) as caught:
+            RunDirectory(tmp_path).claim()
+        RunDirectory(tmp_path).release()
+        assert owner(tmp_path)["pid"] == other.pid
+        other.kill()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        RunDirectory(tmp_path).claim()  # dead although nobody has waited for it
+    assert f"pid {other.pid}" in caught.value.cause
+    assert f"kill {other.pid}" in caught.value.remedy
+    assert caught.value.where == str(tmp_path / "owner.json")
+    assert owner(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_pid_that_is_used_again_is_not_the_owner(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.claim()
+    claim = owner(tmp_path)
+    (tmp_path / "owner.json").write_text(json.dumps({**claim, "started": claim["started"] - 1}))
+    run.claim()
+    assert owner(tmp_path) == claim
+
+
+def test_a_process_of_another_machine_counts_as_alive(tmp_path):
+    claim = {"host": "elsewhere", "pid": 2**22 + 1, "started": 1}
+    (tmp_path / "owner.json").write_text(json.dumps(claim))
+    with pytest.raises(RunDirectoryBusy, match="on elsewhere") as caught:
+        RunDirectory(tmp_path).claim()
+    assert f"remove {tmp_path / 'owner.json'}" in caught.value.remedy
+    assert owner(tmp_path) == claim
+
+
+@pytest.mark.parametrize("content", ["", '{"host": "here', '{"host": "here", "pid": 1}'])
+def test_an_owner_killed_while_claiming_owns_nothing(tmp_path, content):
+    (tmp_path / "owner.json").write_text(content)
+    RunDirectory(tmp_path).claim()
+    assert owner(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_file_in_place_of_the_directory_is_a_storage_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(StorageError, match="is a file"):
+        RunDirectory(tmp_path / "run").claim()
+
+
+BEFORE = Config(train=replace(Config().train, max_steps=10))
+
+
+def resume_as(after, directory):
+    resolved = resolve(after, world=World(1, 1, "test"), starts_here=False)
+    return RunDirectory(directory).check_resume(asdict(BEFORE), resolved)
+
+
+def test_an_unchanged_configuration_resumes_silently(tmp_path):
+    assert resume_as(BEFORE, tmp_path) == []
+
+
+def test_changes_of_schedule_and_place_are_listed(tmp_path):
+    after = replace(
+        BEFORE,
+        optim=replace(BEFORE.optim, lr=0.5),
+        logger=replace(BEFORE.logger, console=False),
+    )
+    assert resume_as(after, tmp_path) == [
+        "schedule change since the checkpoint: optim.lr: 0.001 -> 0.5",
+        "cosmetic change since the checkpoint: logger.console: True -> False",
+    ]
+
+
+def test_another_experiment_is_refused_with_every_reason(tmp_path):
+    after = replace(
+        BEFORE,
+        seed=3,
+        model=replace(BEFORE.model, num_layers=2),
+        optim=replace(BEFORE.optim, lr=0.5),
+    )
+    with pytest.raises(ConfigError) as caught:
+        resume_as(after, tmp_path)
+    assert caught.value.cause.endswith("another experiment: seed: 0 -> 3; model.num_layers: 8 -> 2")
+    assert caught.value.where == str(tmp_path)
+
+
+TOKENS_NT = np.random.default_rng(0).integers(0, 500, (12, 16), dtype=np.int32)
+
+
+def batch(tokens_BT, sample_ids_B):
+    positions_BT = np.zeros_like(tokens_BT)
+    ids_B = np.asarray(sample_ids_B, dtype=np.int64)
+    return Batch(tokens_BT, tokens_BT, positions_BT, positions_BT, ids_B)
+
+
+def digest(tokens_NT, rows_of_batches):
+    return batch_digest(batch(tokens_NT[rows], rows) for rows in rows_of_batches)
+
+
+WHOLE = digest(TOKENS_NT, [range(12)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
+def test_every_division_of_the_rows_has_the_same_digest(size):
+    cut = [range(start, start + size) for start in range(0, 12, size)]
+    assert digest(TOKENS_NT, cut) == WHOLE
+    ranks = [[list(range(rank, 12, size))] for rank in range(size)]
+    assert sum(digest(TOKENS_NT, rows) for rows in ranks) == WHOLE
+    assert digest(TOKENS_NT, [list(reversed(range(12)))]) == WHOLE
+
+
+def test_the_digest_notices_a_token_a_swap_and_a_row():
+    other_NT = TOKENS_NT.copy()
+    other_NT[5, 7] += 1
+    swapped_NT = TOKENS_NT.copy()
+    swapped_NT[3, :2] = TOKENS_NT[3, 1::-1]
+    assert swapped_NT[3, 0] != TOKENS_NT[3, 0]
+    exchanged = [*range(10), 11, 10]
+    digests = {
+        WHOLE,
+        digest(other_NT, [range(12)]),
+        digest(swapped_NT, [range(12)]),
+        batch_digest([batch(TOKENS_NT, exchanged)]),
+        digest(TOKENS_NT, [range(11)]),
+        digest(TOKENS_NT, [range(12), [0]]),
+    }
+    assert len(digests) == 6
+
+
+def test_the_digest_is_pinned_and_a_sum_of_32_bits_a_row():
+    assert batch_digest([]) == 0
+    assert batch_digest([batch(np.arange(4, dtype=np.int32)[None], [9])]) == 275201503
+    assert 0 < WHOLE < 12 * 2**32
