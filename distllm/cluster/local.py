@@ -54,7 +54,7 @@ def explain_exit(code: int) -> None:
     Raises:
         LaunchError: the rank was killed by a signal and could not say so itself.
     """
-    if code > 128:
+    if code - 128 in set(signal.Signals):
         name = signal.Signals(code - 128).name
         raise LaunchError(
             f"a rank was killed by {name}",
@@ -94,11 +94,11 @@ def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> signal._HANDLER:
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
-        failed = [code for code in codes if code]
-        if failed and failed[0] != Interrupted.exit_code:
+        failed = [code for code in codes if code not in (None, 0, Interrupted.exit_code)]
+        if failed:
             return failed[0] if failed[0] > 0 else 128 - failed[0]
         if all(code is not None for code in codes):
-            return failed[0] if failed else 0
+            return Interrupted.exit_code if any(codes) else 0
         time.sleep(_POLL_SECONDS)
 
 
