@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # A build of a C++ extension that is killed leaves a lock that hangs the next one: keep it to this checkout.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: help setup demo check test readme gpu-check clean
+.PHONY: help setup demo check test readme gpu-check bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##/  make \1\t/p' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ readme: $(STAMP)  ## run the README's commands
 
 gpu-check: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+bench: $(STAMP)  ## speed beside the Hugging Face Trainer and a plain loop, in one run
+	$(BIN)/python tests/bench/train_bench.py
 
 clean:  ## remove caches and build products; keeps .venv, data and runs
 	rm -rf build dist *.egg-info .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
