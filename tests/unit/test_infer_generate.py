@@ -64,6 +64,10 @@ def test_the_same_seed_draws_the_same_text_and_another_does_not(model):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_each_token_is_a_draw_of_its_own(model):
+    assert len(set(run(model, temperature=1e6, max_tokens=20))) > 10
+
+
 def test_stops_at_the_end_of_text_and_leaves_it_out(model):
     greedy = run(model, max_tokens=10)
     first = greedy.index(greedy[4])

@@ -109,6 +109,7 @@ def test_weights_depend_on_seed_and_name_only():
     for name, weight in narrow.items():
         scale = math.sqrt(3) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
         torch.testing.assert_close(deep[name] * scale, weight)
+    assert not torch.equal(deep["layers.0.mlp.down_proj.weight"], deep["layers.1.mlp.down_proj.weight"])
     other = make(seed=1).state_dict()
     same = make().state_dict()
     for name, weight in make().state_dict().items():
