@@ -60,5 +60,5 @@ $(STAMP): $(LOCK) pyproject.toml
 	$(PIP_INSTALL) $$(grep -E '^(setuptools|wheel)==' $(LOCK))
 	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-deps --no-build-isolation $$(grep -E '^(deepspeed|antlr4-python3-runtime)==' $(LOCK))
 	$(PIP_INSTALL) -r $(LOCK)
-	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	$(PIP_INSTALL) --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	touch $@
