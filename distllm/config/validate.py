@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import Field
@@ -173,8 +174,8 @@ def _integer(value: Any, unit: str | None) -> int:
 
 def _within_range(value: Any, item: Field[Any]) -> Any:
     low, high = item.metadata.get("minimum"), item.metadata.get("maximum")
-    if isinstance(value, float) and value != value:
-        raise ValueError("not a number (nan)")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"not a finite number ({value})")
     if low is not None and value < low:
         raise ValueError(f"below the least allowed value {low}")
     if high is not None and value > high:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,17 +47,11 @@ class RunDirectory:
         ensure_writable(self.path)
         owner = self.path / OWNER_FILE
         claim = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
-        with storage_errors(owner):
-            while True:
-                try:
-                    descriptor = os.open(owner, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-                except FileExistsError:
-                    _refuse_if_alive(owner)
-                    owner.unlink(missing_ok=True)
-                    continue
-                with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                    json.dump(claim, stream)
-                return
+        # Of two processes that find the same dead owner, one judges and writes before the other.
+        with storage_errors(owner), _locked(self.path):
+            if owner.exists():
+                _refuse_if_alive(owner)
+            atomic_write_json(owner, claim)
 
     def release(self) -> None:
         """Give the directory up, if this process owns it."""
@@ -108,6 +104,17 @@ def locate_run(run: str, runs_dir: str = "runs") -> RunDirectory:
         if known
         else "train one first: distllm train experiment=demo",
     )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory, which the kernel gives back however this process ends."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_if_alive(owner: Path) -> None:

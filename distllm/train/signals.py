@@ -13,6 +13,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._interrupted = False
 
     def install(self) -> None:
         """Handle the signals of schedulers and of Ctrl-C."""
@@ -25,6 +26,8 @@ class StopRequest:
         return self.signal is not None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self.signal = signal.Signals(number)
