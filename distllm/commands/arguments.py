@@ -7,16 +7,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from distllm.config.overrides import split_override, strip_launcher_arguments
 from distllm.config.problems import Problems
-from distllm.config.validate import build, describe, hints, keys
+from distllm.config.validate import build, describe, hints, keys, parse_literal
 from distllm.errors import ConfigError
 from distllm.registry import did_you_mean
 
 T = TypeVar("T")
-_LITERALS: dict[str, Any] = {"true": True, "false": False, "null": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def parse_options(command: str, cls: type[T], words: Sequence[str]) -> T:
                 remedy=f"write key=value; distllm {command} takes {', '.join(known)}",
             )
             continue
-        raw[key] = _literal(value) if not _is_text(cls, key) else value
+        raw[key] = parse_literal(value) if not _is_text(cls, key) else value
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is a dataclass by contract
         if item.default is None and item.metadata.get("required") and item.name not in raw:
             problems.add(
@@ -101,17 +100,6 @@ def parse_options(command: str, cls: type[T], words: Sequence[str]) -> T:
 
 def _is_text(cls: type, key: str) -> bool:
     return key in hints(cls) and hints(cls)[key] in (str, str | None)
-
-
-def _literal(text: str) -> Any:
-    if text in _LITERALS:
-        return _LITERALS[text]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _options_help(command: str, cls: type) -> str:

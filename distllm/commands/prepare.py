@@ -10,6 +10,7 @@ from distllm.commands.arguments import parse_config_arguments
 from distllm.commands.train import show_configuration
 from distllm.config.checks import check_prepare
 from distllm.config.compose import compose
+from distllm.config.preview import raise_early
 from distllm.config.problems import Problems
 from distllm.units import format_bytes, format_count
 
@@ -20,6 +21,7 @@ def run(words: Sequence[str]) -> int:
     if arguments.show:
         show_configuration(arguments.overrides, arguments.config_dir)
         return 0
+    raise_early(arguments.overrides, arguments.config_dir, check_prepare)
     problems = Problems()
     config = compose(arguments.overrides, config_dir=arguments.config_dir, problems=problems)
     check_prepare(config, problems)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distllm.config.compose import Composition, composition_of
+from distllm.config.preview import raise_early
 from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, Resolved, World, resolve
 from distllm.config.schema import Config
@@ -26,13 +27,18 @@ def settle(
     Raises:
         ConfigProblems: every problem of keys, values, combinations, machine and dataset.
     """
+
+    def check(config: Config, problems: Problems) -> Resolved:
+        dataset = dataset_facts(config, problems, needed=need_dataset)
+        world = None
+        if launcher is not None:
+            world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
+        return resolve(config, world=world, dataset=dataset, problems=problems)
+
+    raise_early(overrides, config_dir, check)
     problems = Problems()
     composition = composition_of(overrides, config_dir=config_dir, problems=problems)
-    dataset = dataset_facts(composition.config, problems, needed=need_dataset)
-    world = None
-    if launcher is not None:
-        world = World.of_launcher(launcher.world_size, launcher.local_world_size, composition.config)
-    return composition, resolve(composition.config, world=world, dataset=dataset, problems=problems)
+    return composition, check(composition.config, problems)
 
 
 def dataset_facts(config: Config, problems: Problems, *, needed: bool) -> DatasetFacts | None:

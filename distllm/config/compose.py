@@ -112,7 +112,7 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
         try:
             composed = hydra_compose(ROOT_CONFIG, overrides=[*search_path, *map(_forced, overrides)])
             raw = OmegaConf.to_container(_with_defaults(composed), resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             problems.add(
                 " ".join(str(error).split()),
                 where="configuration",

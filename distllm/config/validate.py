@@ -15,6 +15,7 @@ from distllm.registry import did_you_mean, suggest
 from distllm.units import parse_bytes, parse_count
 
 T = TypeVar("T")
+_LITERALS: dict[str, Any] = {"true": True, "false": False, "null": None}
 _PARSE_UNIT = {"count": parse_count, "bytes": parse_bytes}
 
 
@@ -47,6 +48,18 @@ def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
 def keys(cls: type) -> list[str]:
     """Return the dotted paths of every settable key."""
     return [leaf.path for leaf in leaves(cls)]
+
+
+def parse_literal(text: str) -> Any:
+    """Return a word of the command line as true, false, null, a number or, else, text."""
+    if text in _LITERALS:
+        return _LITERALS[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

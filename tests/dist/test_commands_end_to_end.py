@@ -177,7 +177,7 @@ def test_runs_dir_that_is_a_file_is_named(root):
 
 
 def test_a_sweep_trains_each_combination_in_its_own_directory(root):
-    words = tiny.overrides(root, *QUICK, "name=sweep", "train.max_steps=1", "eval=off", "optim.lr=1e-3,2e-3")
+    words = tiny.overrides(root, *QUICK, "name=sweep", "train.max_steps=1", "eval=none", "optim.lr=1e-3,2e-3")
     words = [word for word in words if word != "name=quick" and word != "optim.lr=1e-2"]
     done = tiny.distllm("train", "-m", *words)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -86,7 +86,7 @@ def test_the_last_word_wins():
         ("tokens=0", "below the least", "how many"),
         ("greedy=yes", "expected true or false", "the likeliest only"),
         ("greedy=1", "expected true or false", "the likeliest only"),
-        ("temperature=nan", "not a number", "how bold"),
+        ("temperature=nan", "not a finite number", "how bold"),
         ("format=rwa", "not one of hf, raw; did you mean 'raw'?", "what to write"),
     ],
 )
