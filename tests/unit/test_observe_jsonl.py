@@ -1,5 +1,6 @@
 import json
 import math
+import mmap
 import os
 from dataclasses import replace
 
@@ -178,7 +179,8 @@ def test_only_rank_0_gets_sinks(tmp_path):
 
 def test_resident_memory_follows_an_allocation():
     before = resident_bytes()
-    block = bytearray(os.urandom(1 << 20)) * 64
-    grown = resident_bytes() - before
-    assert 60 * 2**20 < grown < 80 * 2**20
-    assert len(block) == 64 << 20
+    # Straight from the kernel: the allocator may have kept freed memory of other tests to reuse.
+    with mmap.mmap(-1, 64 * 2**20) as block:
+        block.write(b"x" * len(block))
+        grown = resident_bytes() - before
+    assert 60 * 2**20 < grown < 140 * 2**20

@@ -59,7 +59,7 @@ def test_a_step_is_that_of_the_paper():
     linear.weight.grad, linear.bias.grad = torch.full((1, 1), 3.0).double(), None
     optimizer.step()
     # Bias correction makes the first step lr * sign(gradient); decay is lr * weight_decay * weight.
-    assert float(linear.weight) == pytest.approx(2.0 - 0.1 * 0.5 * 2.0 - 0.1, abs=1e-6)
+    assert linear.weight.item() == pytest.approx(2.0 - 0.1 * 0.5 * 2.0 - 0.1, abs=1e-6)
 
 
 def test_unknown_names_are_refused_with_a_hint():
