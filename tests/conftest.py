@@ -1,6 +1,10 @@
 import functools
+import os
 
 import pytest
+
+# Set before torch is imported: threads of several test processes on the same cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @functools.cache

@@ -75,6 +75,7 @@ def test_the_vocabulary_of_the_dataset_wins_and_is_padded():
         (["engine.micro_batch_tokens=64"], "does not hold one sequence"),
         (["engine.name=local"], "partitions nothing"),
         (["engine=local", "precision=bf16"], "fp32 only"),
+        (["engine=zero3", "engine.compile=true"], "does not work with zero_stage 3"),
         (["cluster.threads_per_rank=3"], "need 3 threads"),
         (["cluster.procs_per_node=3", "train.tokens_per_step=3840"], "3 ranks asked of 2 CPU cores"),
         (["cluster=gpu8"], "need as many GPUs"),
