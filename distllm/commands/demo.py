@@ -19,7 +19,8 @@ from typing import Any
 
 from distllm.commands.arguments import parse_options
 from distllm.config.compose import compose
-from distllm.config.schema import Config, option
+from distllm.config.options import option
+from distllm.config.schema import Config
 from distllm.display import stage
 from distllm.errors import LaunchError, MissingDependency, TrainingError
 from distllm.fsio import read_json_lines

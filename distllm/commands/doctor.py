@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distllm.commands.arguments import parse_options
-from distllm.config.schema import option
+from distllm.config.options import option
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distllm.commands.arguments import parse_options
-from distllm.config.schema import option
+from distllm.config.options import option
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distllm.config.schema import Config, OnResume
+from distllm.config.options import OnResume
+from distllm.config.schema import Config
 from distllm.config.validate import flatten, leaves
 
 

@@ -12,30 +12,15 @@ its unit (so that ``2B`` or ``64MiB`` can be written) and what a change of it me
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-OnResume = Literal["identity", "schedule", "cosmetic"]
-Unit = Literal["count", "bytes"]
-
-
-def option(
-    default: Any,
-    help_text: str,
-    *,
-    unit: Unit | None = None,
-    on_resume: OnResume = "cosmetic",
-    minimum: float | None = None,
-    maximum: float | None = None,
-) -> Any:
-    """Declare one key: default, one-line help, unit, range (inclusive) and resume class."""
-    metadata = {
-        "help": help_text,
-        "unit": unit,
-        "on_resume": on_resume,
-        "minimum": minimum,
-        "maximum": maximum,
-    }
-    return field(default=default, metadata=metadata)
+from distllm.config.options import option
+from distllm.config.schema_clean import CleanConfig
+from distllm.config.schema_dedup import DedupConfig
+from distllm.config.schema_mixture import MixtureConfig
+from distllm.config.schema_privacy import PrivacyConfig
+from distllm.config.schema_read import ReadConfig, SourceConfig
+from distllm.config.schema_tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -67,23 +52,14 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """From raw documents to packed samples."""
+class DataConfig(ReadConfig):
+    """From raw documents to packed samples. The keys of `ReadConfig` describe a single source."""
 
-    source: Literal["pydocs", "text", "jsonl"] = option("pydocs", "kind of raw input", on_resume="identity")
-    paths: tuple[str, ...] = option((), "files, directories or globs of raw input", on_resume="identity")
-    text_key: str = option("text", "key of the text in a JSONL record", on_resume="identity")
+    sources: dict[str, SourceConfig] = option(
+        None, "many sources by name, with data.source=many", factory=dict, on_resume="identity"
+    )
     out: str = option("data/pydocs", "dataset directory: prepare writes it, train reads it")
-    max_bytes: int | None = option(
-        None,
-        "stop reading after this much text; null reads all",
-        unit="bytes",
-        on_resume="identity",
-        minimum=1,
-    )
-    min_chars: int = option(
-        64, "drop documents shorter than this after cleaning", on_resume="identity", minimum=0
-    )
+    workers: int = option(1, "processes that prepare together on this machine", minimum=1)
     valid_fraction: float = option(
         0.02, "share of documents held out for validation", on_resume="identity", minimum=0.0, maximum=0.5
     )
@@ -92,17 +68,11 @@ class DataConfig:
     )
     seq_len: int = option(512, "tokens per packed sample", on_resume="identity", minimum=2)
     mask_documents: bool = option(True, "attention never crosses a document boundary", on_resume="identity")
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """How text becomes token ids."""
-
-    vocab_size: int = option(
-        8192, "size of the byte-level BPE vocabulary to train", on_resume="identity", minimum=258
+    on_damage: Literal["fail", "skip"] = option(
+        "fail", "a damaged block of a shard: fail, or skip: its samples carry no loss and are counted"
     )
-    path: str | None = option(
-        None, "a tokenizer.json (or its folder) to use instead of training one", on_resume="identity"
+    max_damage: float = option(
+        0.001, "largest share of samples that on_damage=skip may lose", minimum=0.0, maximum=1.0
     )
 
 
@@ -267,6 +237,10 @@ class Config:
     seed: int = option(0, "root of every random stream", on_resume="identity", minimum=0)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -64,5 +64,5 @@ def drop_short(document: Document, min_chars: int) -> Dropped | None:
     """Refuse an empty document, and one of fewer than ``min_chars`` characters."""
     if len(document.text) >= max(1, min_chars):
         return None
-    reason = f"{len(document.text)} characters after cleaning, data.min_chars={min_chars}"
+    reason = f"{len(document.text)} characters after cleaning, clean.min_chars={min_chars}"
     return Dropped(document.id, "too_short", reason)

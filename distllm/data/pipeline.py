@@ -72,7 +72,7 @@ def pipeline_identity(config: Config) -> dict[str, Any]:
         "data.paths": list(data.paths),
         "data.text_key": data.text_key,
         "data.max_bytes": data.max_bytes,
-        "data.min_chars": data.min_chars,
+        "clean.min_chars": config.clean.min_chars,
         "data.valid_fraction": data.valid_fraction,
         "data.shard_bytes": data.shard_bytes,
         **{f"tokenizer.{key}": value for key, value in asdict(config.tokenizer).items()},
@@ -206,8 +206,8 @@ def _collect(config: Config, directory: Path, report: Report) -> _Tally:
             if isinstance(item, Document):
                 text, changed = clean(item.text)
                 tally.edited.update(changed)
-                item = Document(item.id, text)
-                item = drop_short(item, config.data.min_chars) or dedup.drop_duplicate(item) or item
+                item = Document.of_text(item.id, text)
+                item = drop_short(item, config.clean.min_chars) or dedup.drop_duplicate(item) or item
             if isinstance(item, Dropped):
                 tally.drop(item, log)
             else:
@@ -228,7 +228,7 @@ def _nothing_survived(config: Config, tally: _Tally) -> DataError:
         f"no document of the source {config.data.source!r} survived; "
         f"of {tally.read} read: {'; '.join(reasons) or 'none'}",
         where="data.paths" if config.data.paths else "data.source",
-        remedy="correct the source, data.text_key or data.min_chars",
+        remedy="correct the source, data.text_key or clean.min_chars",
     )
 
 
@@ -262,7 +262,7 @@ class _Splitter:
 def _read_spool(path: Path) -> Iterator[Document]:
     with path.open(encoding="utf-8") as stream:
         for line in stream:
-            yield Document(*json.loads(line))
+            yield Document.of_text(*json.loads(line))
 
 
 def _train_tokenizer(

@@ -44,7 +44,7 @@ def read_pydocs(config: Config) -> Iterator[Document | Dropped]:
     names.sort(key=lambda name: (derive_seed(config.seed, "pydocs", *name), name))
     for kind, name in names:
         if kind == "topic":
-            yield Document(f"topic:{name}", f"# {name}\n\n{topics[name]}")
+            yield Document.of_text(f"topic:{name}", f"# {name}\n\n{topics[name]}")
         else:
             yield read_module(name, modules[name])
 
@@ -100,7 +100,7 @@ def read_module(name: str, path: Path) -> Document | Dropped:
         return Dropped(id_, "no_docstring", "nothing in it has a docstring")
     heading = [] if sections[0][0] == name else [f"# {name}"]
     paragraphs = [f"{'#' if title == name else '##'} {title}\n\n{text}" for title, text in sections]
-    return Document(id_, "\n\n".join([*heading, *paragraphs]))
+    return Document.of_text(id_, "\n\n".join([*heading, *paragraphs]))
 
 
 def _sections(node: ast.AST, qualified_name: str) -> Iterator[tuple[str, str]]:

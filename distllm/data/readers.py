@@ -169,7 +169,7 @@ def _read_text_file(path: Path) -> Document | Dropped:
     if (nul := content.find(b"\0")) >= 0:
         return Dropped(name, "not_text", f"NUL byte at offset {nul}")
     try:
-        return Document(name, content.decode("utf-8"))
+        return Document.of_text(name, content.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Dropped(
             name, "undecodable", f"byte {content[error.start]:#04x} at offset {error.start} is not UTF-8"
@@ -217,4 +217,4 @@ def _read_record(name: str, line: bytes, text_key: str) -> Document | Dropped:
     text = record[text_key]
     if not isinstance(text, str):
         return Dropped(name, "text_not_string", f"{text_key!r} is a JSON {type(text).__name__}")
-    return Document(name, text)
+    return Document.of_text(name, text)

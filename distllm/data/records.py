@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+TEXT = "text"
+_SAMPLE_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with the name that identifies it in its source.
+    """Named texts that belong together, with the name that identifies them in their source.
 
-    The split of a document depends on ``id`` alone, so an id must be unique within a source and
-    must not depend on anything but the source.
+    A plain document has one field, ``text``; a pair has ``source`` and ``target``, and so on: every
+    document of a source has the same fields in the same order. The split of a document depends on
+    ``id`` alone, so an id must be unique within a source and must not depend on anything but the
+    source. ``language`` is an ISO 639-1 code, empty while it is unknown.
     """
 
     id: str
-    text: str
+    fields: Mapping[str, str]
+    language: str = ""
+
+    @classmethod
+    def of_text(cls, id_: str, text: str, language: str = "") -> Document:
+        """Return a plain document."""
+        return cls(id_, {TEXT: text}, language)
+
+    @property
+    def text(self) -> str:
+        """All fields, one below the other: what digests, signatures and counts are taken of."""
+        return "\n".join(self.fields.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Something a source offered and a rule refused: counted by ``rule`` and logged with ``reason``."""
+    """Something a source offered and a rule refused: counted by ``rule`` and logged with ``reason``.
+
+    ``sample`` shows how the refused text begins.
+    """
 
     id: str
     rule: str
     reason: str
+    sample: str = ""
+
+    @classmethod
+    def of(cls, document: Document, rule: str, reason: str) -> Dropped:
+        """Refuse ``document``, keeping the first characters of its text."""
+        return cls(document.id, rule, reason, document.text[:_SAMPLE_CHARS])
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import pytest
 from distllm.commands.arguments import parse_config_arguments, parse_options
 from distllm.commands.runs import require, run_of
 from distllm.commands.settle import dataset_facts
+from distllm.config.options import option
 from distllm.config.problems import Problems
-from distllm.config.schema import Config, DataConfig, option
+from distllm.config.schema import Config, DataConfig
 from distllm.config.yaml import to_yaml
 from distllm.errors import ConfigError, ConfigProblems
 from distllm.fsio import atomic_write_json

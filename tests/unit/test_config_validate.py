@@ -3,8 +3,10 @@ from typing import Literal
 
 import pytest
 
+from distllm.config.options import option
 from distllm.config.problems import Problems
-from distllm.config.schema import Config, DataConfig, TokenizerConfig, option
+from distllm.config.schema import Config, DataConfig
+from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.config.validate import build, coerce, describe, flatten, keys, leaves
 from distllm.config.yaml import from_yaml, to_yaml
 from distllm.errors import ConfigProblems, IntegrityError

@@ -22,16 +22,16 @@ def test_each_rule_edits_and_is_named(text, cleaned, changed):
 
 
 def test_short_documents_are_dropped():
-    assert drop_short(Document("d", "ä" * 10), 10) is None
-    dropped = drop_short(Document("d", "ä" * 9), 10)
+    assert drop_short(Document.of_text("d", "ä" * 10), 10) is None
+    dropped = drop_short(Document.of_text("d", "ä" * 9), 10)
     assert (dropped.id, dropped.rule) == ("d", "too_short")
     assert "9 characters" in dropped.reason
-    assert drop_short(Document("d", ""), 0).rule == "too_short"
+    assert drop_short(Document.of_text("d", ""), 0).rule == "too_short"
 
 
 def test_the_first_of_equal_texts_stays():
     dedup = ExactDedup()
-    assert dedup.drop_duplicate(Document("a", "same")) is None
-    assert dedup.drop_duplicate(Document("b", "Same")) is None
-    dropped = dedup.drop_duplicate(Document("c", "same"))
+    assert dedup.drop_duplicate(Document.of_text("a", "same")) is None
+    assert dedup.drop_duplicate(Document.of_text("b", "Same")) is None
+    dropped = dedup.drop_duplicate(Document.of_text("c", "same"))
     assert (dropped.id, dropped.rule) == ("c", "duplicate")

@@ -164,7 +164,7 @@ def test_the_same_configuration_returns_at_once_and_another_is_refused(tmp_path,
     assert seen == []
     with pytest.raises(DataError) as error:
         prepare(config_for(tmp_path, min_chars=9, seed=3))
-    assert "data.min_chars was 64, is 9; seed was 0, is 3" in error.value.cause
+    assert "clean.min_chars was 64, is 9; seed was 0, is 3" in error.value.cause
     assert "tokenizer" not in error.value.cause
     assert "another data.out" in error.value.remedy
     (tmp_path / "out" / "train" / "00000.tar").unlink()
