@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 
-from distllm.data.manifest import Manifest, SplitRecord
+from distllm.data.manifest import Manifest, SourceCounts, SplitRecord
 from distllm.data.shards import INDEX_FILE, ShardWriter, token_dtype, write_index
 from distllm.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from distllm.fsio import digest_file
@@ -16,46 +16,56 @@ def byte_tokenizer():
     return Tokenizer.train([], 258)
 
 
-def write_dataset(directory, *, shard_bytes=1 << 20, **splits):
-    """Write a dataset of ``split=[[id, …], …]``; each document gets its EOT. Return the manifest."""
-    tokenizer = byte_tokenizer()
+def write_dataset(directory, *, shard_bytes=1 << 20, source="text", **splits):
+    """Write a dataset of ``split=[[id, …], …]`` with one source; each document gets its EOT.
+
+    Document ``i`` of a split is called ``split-i``. Return the manifest.
+    """
+    return write_sources(directory, {source: splits}, shard_bytes=shard_bytes)
+
+
+def write_sources(directory, sources, *, shard_bytes=1 << 20, fields=None):
+    """Write a dataset of ``{source: {split: documents}}``. Return the manifest.
+
+    A document is a list of ids, or for a source named in ``fields`` a tuple of lists, one a field.
+    """
+    tokenizer, fields = byte_tokenizer(), dict.fromkeys(sources, ("text",)) | (fields or {})
     dtype = token_dtype(tokenizer.vocab_size)
-    shards = {}
-    for split, documents in splits.items():
-        writer = ShardWriter(
-            directory,
-            split,
-            dtype=dtype,
-            shard_bytes=shard_bytes,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-        )
-        for ids in documents:
-            writer.add(np.array([tokenizer.eot_id, *ids]))
-        shards[split] = writer.close()
+    index, records = {}, {}
+    for source, splits in sources.items():
+        index[source], records[source] = {}, {}
+        for split, documents in splits.items():
+            writer = ShardWriter(
+                directory,
+                source,
+                split,
+                dtype=dtype,
+                shard_bytes=shard_bytes,
+                tokenizer_fingerprint=tokenizer.fingerprint,
+                fields=fields[source],
+            )
+            for number, document in enumerate(documents):
+                plain = fields[source] == ("text",)
+                columns = [[tokenizer.eot_id, *document]] if plain else document
+                writer.add(f"{split}-{number}", *(np.array(ids, dtype=np.int64) for ids in columns))
+            index[source][split] = writer.close()
+            shards = tuple(shard.record for shard in index[source][split])
+            tokens = sum(shard.tokens for shard in shards)
+            text_bytes = tokens - len(documents) * plain if documents else 0
+            records[source][split] = SplitRecord(tokens, len(documents), text_bytes, shards)
     directory.mkdir(exist_ok=True)
-    write_index(directory, shards)
+    write_index(directory, index)
     tokenizer.save(directory / TOKENIZER_FILE)
-    records = {
-        split: SplitRecord(
-            tokens=sum(len(ids) + 1 for ids in documents),
-            documents=len(documents),
-            text_bytes=sum(map(len, documents)),
-            shards=tuple(shard.record for shard in shards[split]),
-        )
-        for split, documents in splits.items()
-    }
-    count = sum(map(len, splits.values()))
+    counts = {name: sum(map(len, splits.values())) for name, splits in sources.items()}
     manifest = Manifest(
         pipeline={"seed": 0},
         tokenizer_fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,
         token_dtype=dtype.name,
-        splits=records,
-        read=count,
-        kept=count,
-        dropped={},
-        edited={},
+        sources=records,
+        fields=fields,
+        counts={name: SourceCounts(count, count) for name, count in counts.items()},
         files={name: digest_file(directory / name) for name in (INDEX_FILE, TOKENIZER_FILE)},
     )
     manifest.save(directory)

@@ -32,8 +32,9 @@ def run(words: Sequence[str]) -> int:
 
     with stage_reporter() as report:
         manifest = prepare(config, report)
-    print(f"dataset {Path(config.data.out)}: {manifest.kept} documents kept of {manifest.read} read")
-    for rule, count in manifest.dropped.items():
+    total = manifest.total
+    print(f"dataset {Path(config.data.out)}: {total.kept} documents kept of {total.read} read")
+    for rule, count in total.dropped.items():
         print(f"  dropped by {rule}: {count}")
     for name, split in manifest.splits.items():
         print(

@@ -1,22 +1,25 @@
 """The manifest of a prepared dataset: what it holds, what made it, and the digests that prove it.
 
 A dataset directory is ``manifest.json``, ``index.json``, ``tokenizer.json``, ``removed.jsonl`` and
-the shards ``<split>/00000.tar``. The manifest is written last and never changed: a directory
-without one is no dataset, and a manifest that its own digest contradicts is refused.
+the shards ``<source>/<split>/00000.tar``. The manifest is written last: a directory without one is
+no dataset, and a manifest that its own digest contradicts is refused. It is never changed but by
+forgetting documents, and then names the digests it had before.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
 from distllm.errors import DataError, IntegrityError
 from distllm.fsio import atomic_write_json, digest_bytes, digest_file, read_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_FILE = "manifest.json"
 
 
@@ -33,22 +36,69 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True)
 class SplitRecord:
-    """One split. ``tokens`` counts one EOT per document; ``text_bytes`` counts UTF-8 without them."""
+    """One split of a source, or of all sources together.
+
+    ``tokens`` counts the ids of all fields, with one EOT per plain document; ``text_bytes`` counts
+    the UTF-8 bytes of all fields. ``languages`` counts documents by language code where the
+    preparation recorded it.
+    """
 
     tokens: int
     documents: int
     text_bytes: int
     shards: tuple[ShardRecord, ...]
+    languages: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, records: Iterable[SplitRecord]) -> SplitRecord:
+        """Return several splits as one."""
+        parts = list(records)
+        languages: Counter[str] = Counter()
+        for part in parts:
+            languages.update(part.languages)
+        return cls(
+            tokens=sum(part.tokens for part in parts),
+            documents=sum(part.documents for part in parts),
+            text_bytes=sum(part.text_bytes for part in parts),
+            shards=tuple(shard for part in parts for shard in part.shards),
+            languages=dict(sorted(languages.items())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCounts:
+    """What became of a source: of ``read`` items it offered, ``kept`` became documents.
+
+    The others are counted in ``dropped`` by rule; ``edited`` counts the documents that each rule
+    changed.
+    """
+
+    read: int
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    edited: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Documents that were removed afterwards: how many, and the xxh3-128 digests of their names."""
+
+    count: int = 0
+    hashes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """A prepared dataset's identity.
 
-    ``pipeline`` holds the configuration keys that determine the content; ``files`` the digests of
-    the small files beside the manifest. Of ``read`` items the source offered, ``kept`` became
-    documents and the others were dropped, counted in ``dropped`` by rule; ``edited`` counts the
-    documents that each cleaning rule changed.
+    Attributes:
+        pipeline: the configuration keys that determine the content.
+        sources: the splits of each source, by name.
+        fields: the fields of each source's documents, in the order of their members.
+        counts: what became of each source.
+        files: digests of the small files beside the manifest.
+        lineage: digests of the manifests that this one followed by forgetting documents, oldest first.
+        forgotten: the documents that were removed.
     """
 
     pipeline: Mapping[str, Any]
@@ -56,12 +106,43 @@ class Manifest:
     vocab_size: int
     eot_id: int
     token_dtype: str
-    splits: Mapping[str, SplitRecord]
-    read: int
-    kept: int
-    dropped: Mapping[str, int]
-    edited: Mapping[str, int]
+    sources: Mapping[str, Mapping[str, SplitRecord]]
+    fields: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, SourceCounts]
     files: Mapping[str, str]
+    lineage: tuple[str, ...] = ()
+    forgotten: Forgotten = Forgotten()
+
+    @property
+    def splits(self) -> Mapping[str, SplitRecord]:
+        """Each split over all sources, in the order of the sources."""
+        names = dict.fromkeys(split for splits in self.sources.values() for split in splits)
+        return {
+            name: SplitRecord.total(splits[name] for splits in self.sources.values() if name in splits)
+            for name in names
+        }
+
+    @property
+    def total(self) -> SourceCounts:
+        """The counts of all sources together."""
+        dropped: Counter[str] = Counter()
+        edited: Counter[str] = Counter()
+        for counts in self.counts.values():
+            dropped.update(counts.dropped)
+            edited.update(counts.edited)
+        return SourceCounts(
+            read=sum(counts.read for counts in self.counts.values()),
+            kept=sum(counts.kept for counts in self.counts.values()),
+            dropped=dict(sorted(dropped.items())),
+            edited=dict(sorted(edited.items())),
+        )
+
+    def follows(self, digest: str) -> bool:
+        """Whether the dataset of ``digest`` is this one, or this one before documents were forgotten.
+
+        All samples of the two have the same places and lengths.
+        """
+        return digest == self.digest or digest in self.lineage
 
     @property
     def digest(self) -> str:
@@ -91,7 +172,7 @@ class Manifest:
             )
         try:
             manifest = _decode(read_json(path))
-        except (IntegrityError, KeyError, TypeError, AttributeError) as error:
+        except (IntegrityError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise _damaged(directory, path, f"it is not a manifest of format {FORMAT} ({error})") from error
         if manifest is None:
             raise _damaged(directory, path, "its content was changed after it was written")
@@ -116,33 +197,9 @@ class Manifest:
                 remedy=f"use one of: {', '.join(sorted(self.splits))}",
             )
         for shard in self.splits[split].shards:
-            problem = _size_problem(directory, shard)
+            problem = size_problem(directory, shard)
             if problem is not None:
                 raise _damaged(directory, directory / shard.path, problem)
-
-
-def verify(directory: Path) -> Manifest:
-    """Recompute the digest of every shard; reads the whole dataset.
-
-    Raises:
-        DataError: naming every shard that is missing, cut, or changed.
-    """
-    manifest = Manifest.load(directory)
-    bad: list[str] = []
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            problem = _size_problem(directory, shard)
-            if problem is None and digest_file(directory / shard.path) != shard.digest:
-                problem = "its content is not what was written"
-            if problem is not None:
-                bad.append(f"{shard.path}: {problem}")
-    if bad:
-        raise DataError(
-            f"{len(bad)} damaged shards in {directory}: {'; '.join(bad)}",
-            where=str(directory / bad[0].split(":", 1)[0]),
-            remedy=_rebuild(directory),
-        )
-    return manifest
 
 
 def _content_digest(content: Mapping[str, Any]) -> str:
@@ -151,19 +208,34 @@ def _content_digest(content: Mapping[str, Any]) -> str:
 
 def _decode(document: Any) -> Manifest | None:
     """Return the manifest, or None if its content and its digest contradict each other."""
-    content = {item.name: document[item.name] for item in fields(Manifest)}
     if document["format"] != FORMAT:
-        raise KeyError(f"format {document['format']}")
+        raise ValueError(f"it is of format {document['format']}")
+    content = {item.name: document[item.name] for item in dataclass_fields(Manifest)}
     if document["digest"] != _content_digest(content):
         return None
-    splits = {
-        name: SplitRecord(**{**split, "shards": tuple(ShardRecord(**shard) for shard in split["shards"])})
-        for name, split in content["splits"].items()
+    sources = {
+        source: {split: _split_record(record) for split, record in splits.items()}
+        for source, splits in content["sources"].items()
     }
-    return Manifest(**{**content, "splits": splits})
+    return Manifest(
+        **{
+            **content,
+            "sources": sources,
+            "fields": {source: tuple(names) for source, names in content["fields"].items()},
+            "counts": {source: SourceCounts(**counts) for source, counts in content["counts"].items()},
+            "lineage": tuple(content["lineage"]),
+            "forgotten": Forgotten(content["forgotten"]["count"], tuple(content["forgotten"]["hashes"])),
+        }
+    )
 
 
-def _size_problem(directory: Path, shard: ShardRecord) -> str | None:
+def _split_record(record: Mapping[str, Any]) -> SplitRecord:
+    shards = tuple(ShardRecord(**shard) for shard in record["shards"])
+    return SplitRecord(**{**record, "shards": shards})
+
+
+def size_problem(directory: Path, shard: ShardRecord) -> str | None:
+    """Say what is wrong with a shard's file at a glance, or None."""
     file = directory / shard.path
     if not file.is_file():
         return "it is missing"
@@ -175,9 +247,10 @@ def _damaged(directory: Path, file: Path, problem: str) -> DataError:
     return DataError(
         f"{file.relative_to(directory)} of the dataset {directory} cannot be used: {problem}",
         where=str(file),
-        remedy=_rebuild(directory),
+        remedy=rebuild(directory),
     )
 
 
-def _rebuild(directory: Path) -> str:
+def rebuild(directory: Path) -> str:
+    """Return the remedy for a dataset that cannot be mended."""
     return f"remove {directory}, then run: distllm prepare data.out={directory}"

@@ -19,9 +19,9 @@ import numpy as np
 from distllm.config.schema import Config
 from distllm.data.clean import clean, drop_short
 from distllm.data.dedup import ExactDedup
-from distllm.data.manifest import MANIFEST_FILE, Manifest, SplitRecord
+from distllm.data.manifest import MANIFEST_FILE, Manifest, SourceCounts, SplitRecord
 from distllm.data.readers import SOURCES
-from distllm.data.records import Document, Dropped, Progress
+from distllm.data.records import TEXT, Document, Dropped, Progress
 from distllm.data.shards import INDEX_FILE, IndexedShard, ShardWriter, token_dtype, write_index
 from distllm.data.staging import Staging
 from distllm.data.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -123,6 +123,7 @@ def _build(config: Config, directory: Path, report: Report) -> Manifest:
     writers = {
         split: ShardWriter(
             directory,
+            config.data.source,
             split,
             dtype=token_dtype(tokenizer.vocab_size),
             shard_bytes=config.data.shard_bytes,
@@ -132,7 +133,7 @@ def _build(config: Config, directory: Path, report: Report) -> Manifest:
     }
     text_bytes = _encode(spool, splitter, tokenizer, writers, tally, report)
     shards = {split: writer.close() for split, writer in writers.items()}
-    write_index(directory, shards)
+    write_index(directory, {config.data.source: shards})
     spool.unlink()
     manifest = Manifest(
         pipeline=pipeline_identity(config),
@@ -140,11 +141,11 @@ def _build(config: Config, directory: Path, report: Report) -> Manifest:
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,
         token_dtype=token_dtype(tokenizer.vocab_size).name,
-        splits={split: _split_record(shards[split], text_bytes[split]) for split in shards},
-        read=tally.read,
-        kept=tally.kept,
-        dropped=dict(sorted(tally.dropped.items())),
-        edited=dict(sorted(tally.edited.items())),
+        sources={
+            config.data.source: {split: _split_record(shards[split], text_bytes[split]) for split in shards}
+        },
+        fields={config.data.source: (TEXT,)},
+        counts={config.data.source: tally.counts()},
         files={name: digest_file(directory / name) for name in (INDEX_FILE, TOKENIZER_FILE)},
     )
     manifest.save(directory)
@@ -169,6 +170,11 @@ class _Tally:
     first_reasons: dict[str, str] = field(default_factory=dict)
     lowest_hash: int = _HASH_RANGE
     highest_hash: int = -1
+
+    def counts(self) -> SourceCounts:
+        """Return the counts as the manifest holds them."""
+        dropped, edited = dict(sorted(self.dropped.items())), dict(sorted(self.edited.items()))
+        return SourceCounts(self.read, self.kept, dropped, edited)
 
     def drop(self, item: Dropped, log: IO[str]) -> None:
         """Count and log one refusal."""
@@ -302,7 +308,7 @@ def _encode(
         for document, ids in zip(documents, encoded, strict=True):
             split = splitter(document)
             text_bytes[split] += len(document.text.encode())
-            writers[split].add(np.array([tokenizer.eot_id, *ids]))
+            writers[split].add(document.id, np.array([tokenizer.eot_id, *ids]))
             tokens += 1 + len(ids)
         done += len(documents)
         report(Progress("encode", done, tally.kept, "documents", f"{tokens} tokens"))

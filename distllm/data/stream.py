@@ -71,7 +71,7 @@ class PackedSplit:
                 remedy="prepare more text, or set a smaller data.seq_len",
             )
         dtype = np.dtype(self.manifest.token_dtype).newbyteorder("<")
-        index = read_index(directory, split)
+        index = [shard for source in self.manifest.sources for shard in read_index(directory, source, split)]
         self._shards = [map_shard(directory, shard, dtype) for shard in index]
         self._starts = np.cumsum([0, *(shard.record.tokens for shard in index)])
 

@@ -3,7 +3,8 @@ import json
 import pytest
 from datasets import write_dataset
 
-from distllm.data.manifest import Manifest, verify
+from distllm.data.manifest import Manifest
+from distllm.data.shards import verify
 from distllm.errors import DataError
 
 DOCUMENTS = [[1, 2, 3], [4] * 10, [5, 256]]
@@ -45,13 +46,13 @@ def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path):
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda content: content["splits"]["train"].update(tokens=19),
+        lambda content: content["sources"]["text"]["train"].update(tokens=19),
         lambda content: content.update(vocab_size=9),
         lambda content: content["pipeline"].update(seed=1),
         lambda content: content.pop("eot_id"),
         lambda content: content.pop("digest"),
         lambda content: content.update(format=99),
-        lambda content: content.update(splits=None),
+        lambda content: content.update(sources=None),
     ],
 )
 def test_a_tampered_manifest_is_refused(dataset, edit):
@@ -86,30 +87,30 @@ def test_sizes_are_checked_and_the_bad_shard_is_named(dataset):
     with pytest.raises(DataError, match="no split 'test'") as error:
         manifest.check_sizes(dataset, "test")
     assert error.value.remedy == "use one of: train, valid"
-    shard = dataset / "train" / "00001.tar"
+    shard = dataset / "text" / "train" / "00001.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(DataError, match=r"train/00001\.tar .* it has 9728 bytes, expected 10240"):
+    with pytest.raises(DataError, match=r"text/train/00001\.tar .* it has 9728 bytes, expected 10240"):
         manifest.check_sizes(dataset, "train")
     shard.unlink()
-    with pytest.raises(DataError, match=r"train/00001\.tar .* it is missing"):
+    with pytest.raises(DataError, match=r"text/train/00001\.tar .* it is missing"):
         manifest.check_sizes(dataset, "train")
     manifest.check_sizes(dataset, "valid")
 
 
 def test_verify_finds_a_flipped_bit_and_names_every_bad_shard(dataset):
-    damage(dataset / "train" / "00000.tar")
+    damage(dataset / "text" / "train" / "00000.tar")
     with pytest.raises(DataError) as error:
         verify(dataset)
     assert "1 damaged shards" in error.value.cause
-    (dataset / "valid" / "00000.tar").unlink()
+    (dataset / "text" / "valid" / "00000.tar").unlink()
     with pytest.raises(DataError) as error:
         verify(dataset)
-    assert "train/00000.tar: its content is not what was written" in error.value.cause
-    assert "valid/00000.tar: it is missing" in error.value.cause
+    assert "text/train/00000.tar: its content is not what was written" in error.value.cause
+    assert "text/valid/00000.tar: it is missing" in error.value.cause
 
 
 def test_swapped_shards_are_found(dataset):
-    first, second = dataset / "train" / "00000.tar", dataset / "train" / "00001.tar"
+    first, second = dataset / "text" / "train" / "00000.tar", dataset / "text" / "train" / "00001.tar"
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
     second.write_bytes(a)

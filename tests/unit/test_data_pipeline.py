@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from distllm.config.schema import Config, DataConfig, TokenizerConfig
-from distllm.data.manifest import Manifest, verify
+from distllm.data.manifest import Manifest
 from distllm.data.pipeline import pipeline_identity, prepare
-from distllm.data.shards import map_shard, read_index
+from distllm.data.shards import load_index, map_shard, verify
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import DataError, RunDirectoryBusy, StorageError, TokenizerError
 
@@ -39,10 +39,15 @@ def config_for(tmp_path, *, out="out", seed=0, tokenizer=None, **data):
     )
 
 
+def shards_of(directory, split):
+    (splits,) = load_index(directory).values()
+    return splits[split]
+
+
 def texts_of(directory, split):
     manifest, tokenizer = Manifest.load(directory), Tokenizer.load(directory)
     texts = []
-    for shard in read_index(directory, split):
+    for shard in shards_of(directory, split):
         ids_M, ends_D = map_shard(directory, shard, np.dtype(manifest.token_dtype))
         for ids_N in np.split(ids_M, ends_D[:-1].astype(int)):
             assert ids_N[0] == tokenizer.eot_id
@@ -61,9 +66,10 @@ def test_every_document_arrives_once_and_every_refusal_is_counted(tmp_path, corp
     train, valid = texts_of(tmp_path / "out", "train"), texts_of(tmp_path / "out", "valid")
     assert sorted(train + valid) == sorted(sentence(i).strip("\n").rstrip() for i in range(60))
     assert 1 <= len(valid) <= 20
-    assert (manifest.read, manifest.kept) == (63, 60)
-    assert manifest.dropped == {"duplicate": 1, "not_text": 1, "too_short": 1}
-    assert manifest.edited == {"line_breaks": 1, "whitespace": 61}
+    total = manifest.total
+    assert (total.read, total.kept) == (63, 60)
+    assert total.dropped == {"duplicate": 1, "not_text": 1, "too_short": 1}
+    assert total.edited == {"line_breaks": 1, "whitespace": 61}
     removed = [json.loads(line) for line in (tmp_path / "out" / "removed.jsonl").read_text().splitlines()]
     assert {(item["id"].rsplit("/")[-1], item["rule"]) for item in removed} == {
         ("copy.txt", "duplicate"), ("binary.txt", "not_text"), ("short.txt", "too_short"),
@@ -79,15 +85,13 @@ def test_the_manifest_describes_what_was_written(tmp_path, corpus):
         texts = texts_of(tmp_path / "out", split)
         assert record.documents == len(texts)
         assert record.text_bytes == sum(len(text.encode()) for text in texts)
-        ids = [
-            map_shard(tmp_path / "out", s, np.dtype("<u2"))[0] for s in read_index(tmp_path / "out", split)
-        ]
+        ids = [map_shard(tmp_path / "out", s, np.dtype("<u2"))[0] for s in shards_of(tmp_path / "out", split)]
         assert record.tokens == sum(ids_M.size for ids_M in ids)
         assert record.text_bytes == sum(int(lengths_V[ids_M].sum()) for ids_M in ids)
     assert len(manifest.splits["train"].shards) > 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out"]
     top = {path.name for path in (tmp_path / "out").iterdir()}
-    assert top == {"manifest.json", "index.json", "tokenizer.json", "removed.jsonl", "train", "valid"}
+    assert top == {"manifest.json", "index.json", "tokenizer.json", "removed.jsonl", "text"}
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path, corpus):
@@ -152,7 +156,7 @@ def test_an_existing_tokenizer_is_used_as_it_is(tmp_path, corpus):
 def test_max_bytes_stops_with_the_document_that_reaches_it(tmp_path, corpus):
     size = len(sentence(0).strip())
     manifest = prepare(config_for(tmp_path, max_bytes=4 * size + 1))
-    assert manifest.kept == manifest.read == 5
+    assert manifest.total.kept == manifest.total.read == 5
 
 
 def test_the_same_configuration_returns_at_once_and_another_is_refused(tmp_path, corpus, monkeypatch):
@@ -167,7 +171,7 @@ def test_the_same_configuration_returns_at_once_and_another_is_refused(tmp_path,
     assert "clean.min_chars was 64, is 9; seed was 0, is 3" in error.value.cause
     assert "tokenizer" not in error.value.cause
     assert "another data.out" in error.value.remedy
-    (tmp_path / "out" / "train" / "00000.tar").unlink()
+    (tmp_path / "out" / "text" / "train" / "00000.tar").unlink()
     with pytest.raises(DataError, match=r"00000\.tar .* is missing"):
         prepare(config)
 
@@ -187,7 +191,7 @@ def test_a_directory_with_other_things_is_not_touched(tmp_path, corpus):
         prepare(config_for(tmp_path, out="corpus/001.txt"))
     assert tree(tmp_path / "out") == {"thesis.tex": b"precious"}
     (tmp_path / "empty").mkdir()
-    assert prepare(config_for(tmp_path, out="empty")).kept == 60
+    assert prepare(config_for(tmp_path, out="empty")).total.kept == 60
 
 
 def test_a_source_in_which_nothing_survives_is_an_error_with_its_reasons(tmp_path):
@@ -207,7 +211,7 @@ def test_surrogates_from_json_do_not_stop_a_preparation(tmp_path):
         "\n".join(json.dumps({"text": sentence(i) + "\ud800"}) for i in range(9))
     )
     manifest = prepare(config_for(tmp_path, source="jsonl", paths=(str(tmp_path / "a.jsonl"),)))
-    assert manifest.kept == manifest.edited["control_characters"] == 9
+    assert manifest.total.kept == manifest.total.edited["control_characters"] == 9
 
 
 def test_progress_is_reported_stage_by_stage(tmp_path, corpus):
@@ -233,7 +237,7 @@ def test_an_interrupted_or_busy_preparation_leaves_nothing(tmp_path, corpus):
     with pytest.raises(KeyboardInterrupt):
         prepare(config_for(tmp_path), interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
-    assert prepare(config_for(tmp_path)).kept == 60
+    assert prepare(config_for(tmp_path)).total.kept == 60
 
 
 LIMITED = """

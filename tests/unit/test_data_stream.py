@@ -155,9 +155,9 @@ def test_a_split_shorter_than_a_sample_is_refused(dataset):
 
 def test_opening_names_a_cut_shard(dataset, tmp_path):
     write_dataset(tmp_path, train=[[1] * 100] * 9, shard_bytes=500)
-    shard = tmp_path / "train" / "00002.tar"
+    shard = tmp_path / "text" / "train" / "00002.tar"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"train/00002\.tar"):
+    with pytest.raises(DataError, match=r"text/train/00002\.tar"):
         PackedSplit(tmp_path, "train", 16)
 
 

@@ -1,0 +1,79 @@
+"""``index.json``: for each source and split its shards, with counts, digests and member offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from distllm.data.manifest import ShardRecord
+from distllm.data.shards.format import IdsRecord, IndexedShard, Member, rebuild_index
+from distllm.errors import DataError, IntegrityError
+from distllm.fsio import atomic_write_json, read_json
+
+INDEX_FILE = "index.json"
+Index: TypeAlias = Mapping[str, Mapping[str, Sequence[IndexedShard]]]
+"""Shards by source and split, in the order of their documents."""
+
+
+def write_index(directory: Path, sources: Index) -> None:
+    """Write ``index.json``, whole or not at all."""
+    content = {
+        source: {split: [_encode(shard) for shard in shards] for split, shards in splits.items()}
+        for source, splits in sources.items()
+    }
+    atomic_write_json(directory / INDEX_FILE, {"sources": content})
+
+
+def load_index(directory: Path) -> Index:
+    """Read all of ``index.json``.
+
+    Raises:
+        DataError: it is missing or is no index.
+    """
+    path = directory / INDEX_FILE
+    try:
+        return {
+            source: {split: [_decode(entry) for entry in entries] for split, entries in splits.items()}
+            for source, splits in read_json(path)["sources"].items()
+        }
+    except (IntegrityError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not the index of a dataset ({error})",
+            where=str(path),
+            remedy=rebuild_index(directory),
+        ) from error
+
+
+def read_index(directory: Path, source: str, split: str) -> Sequence[IndexedShard]:
+    """Read the shards of one split of one source.
+
+    Raises:
+        DataError: the index is missing, is no index, or lacks the split.
+    """
+    index = load_index(directory)
+    if split not in index.get(source, {}):
+        raise DataError(
+            f"{directory / INDEX_FILE} has no split {split!r} of a source {source!r}",
+            where=str(directory / INDEX_FILE),
+            remedy=f"use one of: {', '.join(f'{a}/{b}' for a in index for b in index[a])}",
+        )
+    return index[source][split]
+
+
+def _encode(shard: IndexedShard) -> dict[str, Any]:
+    members = {name: asdict(member) for name, member in shard.members.items()}
+    # members as a list: the order of the fields must survive key-sorted JSON
+    return {
+        "record": asdict(shard.record),
+        "ids": asdict(shard.ids),
+        "members": [{"suffix": suffix, **member} for suffix, member in members.items()],
+    }
+
+
+def _decode(entry: Mapping[str, Any]) -> IndexedShard:
+    members = {
+        item["suffix"]: Member(item["offset"], item["bytes"], item["digest"]) for item in entry["members"]
+    }
+    return IndexedShard(ShardRecord(**entry["record"]), IdsRecord(**entry["ids"]), members)

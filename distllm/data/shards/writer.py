@@ -1,0 +1,223 @@
+"""Writing shards: where one ends, and its bytes as a pure function of what it holds.
+
+Shapes: N ids of one document, or N documents of one split; M ids of one shard, D documents of one shard.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from distllm.data.manifest import ShardRecord
+from distllm.data.records import TEXT
+from distllm.data.shards.format import (
+    BLOCK_BYTES,
+    BLOCKS,
+    HEADER_BYTES,
+    META,
+    IdsRecord,
+    IndexedShard,
+    Member,
+    check_names,
+    ids_path,
+    members_of,
+    shard_path,
+)
+from distllm.data.shards.ids import encode_ids
+from distllm.fsio import atomic_open, atomic_write_bytes, digest_bytes, digest_file
+
+Column: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
+"""A field of the documents of a shard: ids_M one after the other, and ends_D, where each ends."""
+
+
+def plan_shards(lengths_N: NDArray[Any], capacity: int) -> list[tuple[int, int]]:
+    """Cut documents into shards of at most ``capacity`` ids; a longer document gets one of its own.
+
+    Returns:
+        The first document of each shard and the one after its last; none of them is empty.
+    """
+    ends_N = np.cumsum(lengths_N, dtype=np.int64)
+    bounds: list[tuple[int, int]] = []
+    start, before = 0, 0
+    while start < ends_N.size:
+        stop = max(start + 1, int(np.searchsorted(ends_N, before + capacity, side="right")))
+        bounds.append((start, stop))
+        start, before = stop, int(ends_N[stop - 1])
+    return bounds
+
+
+def write_shard(
+    directory: Path,
+    path: str,
+    document_ids: Sequence[str | None],
+    columns: Mapping[str, Column],
+    dtype: np.dtype[Any],
+    fingerprint: str,
+) -> IndexedShard:
+    """Write one shard and its file of ids; both appear whole or not at all.
+
+    The bytes written depend on the arguments and nothing else.
+
+    Args:
+        directory: the dataset.
+        path: ``<source>/<split>/<key>.tar``.
+        document_ids: name of each document; None for a forgotten one.
+        columns: ids_M and ends_D of each field; all fields have the same number of documents.
+        dtype: format of the ids, from ``token_dtype``.
+        fingerprint: of the tokenizer.
+
+    Raises:
+        DataError: the source or a field cannot be named so.
+        StorageError: the disk is full or not writable.
+        ValueError: columns, document ids or dtype contradict each other.
+    """
+    source, split, name = path.split("/")
+    check_names(source, columns)
+    payloads = _payloads(document_ids, columns, dtype)
+    names = encode_ids(document_ids)
+    ids = IdsRecord(len(names), digest_bytes(names))
+    tokens = {field: int(ids_M.size) for field, (ids_M, _) in columns.items()}
+    meta = {
+        "source": source,
+        "split": split,
+        "dtype": dtype.name,
+        "tokenizer": fingerprint,
+        "fields": tokens,
+        "tokens": sum(tokens.values()),
+        "documents": len(document_ids),
+        "block_bytes": BLOCK_BYTES,
+        "ids": {"bytes": ids.bytes, "digest": ids.digest},
+        "xxh3_128": {suffix: digest_bytes(payload) for suffix, payload in payloads.items()},
+    }
+    payloads[META] = memoryview((json.dumps(meta, indent=2) + "\n").encode())
+    atomic_write_bytes(directory / ids_path(path), names)
+    members = _write_tar(directory / path, name.removesuffix(".tar"), payloads)
+    file = directory / path
+    record = ShardRecord(
+        path, file.stat().st_size, digest_file(file), sum(tokens.values()), len(document_ids)
+    )
+    return IndexedShard(record, ids, members)
+
+
+def _payloads(
+    document_ids: Sequence[str | None], columns: Mapping[str, Column], dtype: np.dtype[Any]
+) -> dict[str, memoryview]:
+    """Return every member but the meta, in the order of the tar."""
+    payloads: dict[str, memoryview] = {}
+    blocks: list[NDArray[np.uint64]] = []
+    for field, (ids_M, ends_D) in columns.items():
+        if len(ends_D) != len(document_ids) or (ends_D.size and int(ends_D[-1]) != ids_M.size):
+            raise ValueError(f"field {field} has {len(ends_D)} of {len(document_ids)} documents")
+        if ids_M.size and (int(ids_M.max()) > np.iinfo(dtype).max or int(ids_M.min()) < 0):
+            raise ValueError(f"field {field} has ids that {dtype} cannot hold")
+        bin_, idx = members_of(field)
+        payloads[bin_] = _bytes(ids_M, dtype)
+        payloads[idx] = _bytes(ends_D, np.dtype("<u8"))
+        blocks.append(block_digests(payloads[bin_]))
+    payloads[BLOCKS] = _bytes(np.concatenate(blocks), np.dtype("<u8"))
+    return payloads
+
+
+def block_digests(payload: memoryview) -> NDArray[np.uint64]:
+    """Return the xxh3-64 of each block of ``BLOCK_BYTES``; the last one may be shorter."""
+    starts = range(0, len(payload), BLOCK_BYTES)
+    digests = [xxhash.xxh3_64_intdigest(payload[at : at + BLOCK_BYTES]) for at in starts]
+    return np.array(digests, dtype=np.uint64)
+
+
+def _bytes(array: NDArray[Any], dtype: np.dtype[Any]) -> memoryview:
+    return np.ascontiguousarray(array, dtype=dtype).view(np.uint8).data
+
+
+def _write_tar(path: Path, key: str, payloads: Mapping[str, memoryview]) -> dict[str, Member]:
+    """Write a tar whose bytes depend on nothing but its arguments."""
+    members: dict[str, Member] = {}
+    with (
+        atomic_open(path) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for suffix, payload in payloads.items():
+            header = tarfile.TarInfo(f"{key}.{suffix}")  # owner, group and time default to 0
+            header.size = len(payload)
+            members[suffix] = Member(tar.offset + HEADER_BYTES, len(payload), digest_bytes(payload))
+            tar.addfile(header, io.BytesIO(payload))
+    return members
+
+
+class ShardWriter:
+    """Writes the documents of one split of one source into shards of about ``shard_bytes`` of ids.
+
+    A shard is closed before the document that would take it past ``shard_bytes``; a longer document
+    gets a shard of its own, as in ``plan_shards``. Held in memory: the ids of one shard.
+
+    Args:
+        directory: the dataset; shards go to ``directory/source/split``.
+        source: name of the source.
+        split: name of the split.
+        dtype: format of the ids, from ``token_dtype``.
+        shard_bytes: bound of the ids in a shard.
+        tokenizer_fingerprint: written into each shard's meta.
+        fields: fields of every document.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        source: str,
+        split: str,
+        *,
+        dtype: np.dtype[Any],
+        shard_bytes: int,
+        tokenizer_fingerprint: str,
+        fields: Sequence[str] = (TEXT,),
+    ) -> None:
+        check_names(source, fields)
+        self._directory = directory
+        self._source, self._split = source, split
+        self._dtype = dtype
+        self._capacity = shard_bytes // dtype.itemsize
+        self._fingerprint = tokenizer_fingerprint
+        self._fields = tuple(fields)
+        self._shards: list[IndexedShard] = []
+        self._clear()
+
+    def add(self, document_id: str, *ids_N: NDArray[Any]) -> None:
+        """Append one document: its ids of each field, in the order of ``fields``."""
+        if len(ids_N) != len(self._fields):
+            raise ValueError(f"{document_id} has {len(ids_N)} of {len(self._fields)} fields")
+        length = sum(part_N.size for part_N in ids_N)
+        if self._names and self._length + length > self._capacity:
+            self._flush()
+        self._names.append(document_id)
+        for parts, part_N in zip(self._parts, ids_N, strict=True):
+            parts.append(part_N)
+        self._length += length
+
+    def close(self) -> list[IndexedShard]:
+        """Write what is left and return all shards of the split, in order."""
+        if self._names:
+            self._flush()
+        return self._shards
+
+    def _clear(self) -> None:
+        self._names: list[str] = []
+        self._parts: list[list[NDArray[Any]]] = [[] for _ in self._fields]
+        self._length = 0
+
+    def _flush(self) -> None:
+        columns = {
+            field: (np.concatenate(parts), np.cumsum([part_N.size for part_N in parts]))
+            for field, parts in zip(self._fields, self._parts, strict=True)
+        }
+        path = shard_path(self._source, self._split, len(self._shards))
+        shard = write_shard(self._directory, path, self._names, columns, self._dtype, self._fingerprint)
+        self._shards.append(shard)
+        self._clear()
