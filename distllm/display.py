@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-from distllm.units import format_bytes, format_count
+from distllm.units import format_bytes, format_count, format_duration
 
 SECONDS_BETWEEN_LINES = 5.0
 _RULE = "=" * 72
@@ -60,27 +60,29 @@ def stage_reporter(stream: TextIO | None = None) -> Iterator[Report]:
 
 @contextmanager
 def _lines(stream: TextIO) -> Iterator[Report]:
-    unprinted: Progress | None = None
+    unprinted: tuple[Progress, str] | None = None
     current, printed_at = "", 0.0
+    pace = _Pace()
 
-    def show(progress: Progress) -> None:
-        note = f"  {progress.note}" if progress.note else ""
-        print(f"  {progress.stage:<10}{amount(progress)}{note}", file=stream, flush=True)
+    def show(progress: Progress, rate: str) -> None:
+        remarks = "".join(f"  {remark}" for remark in (rate, progress.note) if remark)
+        print(f"  {progress.stage:<12}{amount(progress)}{remarks}", file=stream, flush=True)
 
     def report(progress: Progress) -> None:
         nonlocal unprinted, current, printed_at
         if unprinted is not None and progress.stage != current:
-            show(unprinted)
+            show(*unprinted)
         now = time.monotonic()
+        rate = pace.of(progress, now)
         if progress.stage != current or now - printed_at >= SECONDS_BETWEEN_LINES:
-            show(progress)
+            show(progress, rate)
             unprinted, current, printed_at = None, progress.stage, now
         else:
-            unprinted = progress
+            unprinted = progress, rate
 
     yield report
     if unprinted is not None:
-        show(unprinted)
+        show(*unprinted)
 
 
 @contextmanager
@@ -91,27 +93,48 @@ def _bars(stream: TextIO) -> Iterator[Report]:
     from rich.progress import TaskID as BarId
 
     columns = (
-        TextColumn("  {task.description:<10}", markup=False),
+        TextColumn("  {task.description:<12}", markup=False),
         BarColumn(bar_width=30),
         TextColumn("{task.fields[amount]}", markup=False),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
         TextColumn("{task.fields[note]}", markup=False),
     )
     bars: dict[str, BarId] = {}
+    pace = _Pace()
     with Bars(*columns, console=Console(file=stream)) as screen:
 
         def report(progress: Progress) -> None:
             if progress.stage not in bars:
-                bars[progress.stage] = screen.add_task(progress.stage, amount="", note="")
+                bars[progress.stage] = screen.add_task(progress.stage, amount="", rate="", note="")
             screen.update(
                 bars[progress.stage],
                 completed=progress.done,
                 total=progress.total,
                 amount=amount(progress),
+                rate=pace.of(progress, time.monotonic()),
                 note=progress.note,
             )
 
         yield report
+
+
+class _Pace:
+    """How fast the stage in hand is, and when it will be done."""
+
+    def __init__(self) -> None:
+        self._stage, self._begun_at, self._begun_with = "", 0.0, 0
+
+    def of(self, progress: Progress, now: float) -> str:
+        """``3.2 MiB/s, ETA 12s``; empty where nothing can be said yet, or bytes are not counted."""
+        if progress.stage != self._stage:
+            self._stage, self._begun_at, self._begun_with = progress.stage, now, progress.done
+        done, seconds = progress.done - self._begun_with, now - self._begun_at
+        if progress.unit != "bytes" or done <= 0 or seconds <= 0:
+            return ""
+        rate = f"{format_bytes(done / seconds)}/s"
+        left = (progress.total or 0) - progress.done
+        return f"{rate}, ETA {format_duration(left * seconds / done)}" if left > 0 else rate
 
 
 def amount(progress: Progress) -> str:

@@ -137,6 +137,12 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def fsync_file(path: Path) -> None:
+    """Flush a file's content to the disk."""
+    with Path(path).open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def fsync_directory(path: Path) -> None:
     """Flush a directory's entries, so that a rename inside it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -54,25 +54,35 @@ def test_log_gets_a_line_every_few_seconds_and_the_last_of_each_stage(monkeypatc
         progress("encode", n, 3) for n in (1, 2, 3)
     ]
     assert lines(reports, 1.0, monkeypatch) == [
-        "  collect   1 of 12 documents (8%)",
-        "  collect   6 of 12 documents (50%)",
-        "  collect   11 of 12 documents (92%)",
-        "  collect   12 of 12 documents (100%)",
-        "  encode    1 of 3 documents (33%)",
-        "  encode    3 of 3 documents (100%)",
+        "  collect     1 of 12 documents (8%)",
+        "  collect     6 of 12 documents (50%)",
+        "  collect     11 of 12 documents (92%)",
+        "  collect     12 of 12 documents (100%)",
+        "  encode      1 of 3 documents (33%)",
+        "  encode      3 of 3 documents (100%)",
     ]
 
 
 def test_log_does_not_repeat_a_line(monkeypatch):
     assert lines([progress("collect", 1, 1), progress("encode", 1, 1)], 0.0, monkeypatch) == [
-        "  collect   1 of 1 documents (100%)",
-        "  encode    1 of 1 documents (100%)",
+        "  collect     1 of 1 documents (100%)",
+        "  encode      1 of 1 documents (100%)",
+    ]
+
+
+def test_bytes_have_a_rate_and_the_time_that_is_left(monkeypatch):
+    reports = [progress("clean", n * 2**20, 10 * 2**20, "bytes", "x") for n in (2, 4, 6, 10)]
+    assert lines(reports, 8.0, monkeypatch) == [
+        "  clean       2.0 MiB of 10.0 MiB (20%)  x",
+        "  clean       4.0 MiB of 10.0 MiB (40%)  256.0 KiB/s, ETA 24s  x",
+        "  clean       6.0 MiB of 10.0 MiB (60%)  256.0 KiB/s, ETA 16s  x",
+        "  clean       10.0 MiB of 10.0 MiB (100%)  341.3 KiB/s  x",
     ]
 
 
 def test_note_is_shown(monkeypatch):
     assert lines([progress("clean", 3, note="7 dropped")], 0.0, monkeypatch) == [
-        "  clean     3 documents  7 dropped"
+        "  clean       3 documents  7 dropped"
     ]
 
 
