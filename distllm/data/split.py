@@ -1,0 +1,46 @@
+"""Which split a document belongs to: a keyed hash of its id, so that it stays whatever comes beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from distllm.seeds import derive_seed
+
+TRAIN, VALID = "train", "valid"
+SPLITS = (TRAIN, VALID)
+_HASH_RANGE = 2**63
+
+
+def split_hash(seed: int, id_: str) -> int:
+    """Return the number in ``[0, 2**63)`` that decides the split of the document ``id_``."""
+    return derive_seed(seed, "split", id_)
+
+
+@dataclass(frozen=True, slots=True)
+class Splitter:
+    """Assigns documents to splits: valid below ``boundary``, else train."""
+
+    seed: int
+    boundary: int
+
+    @classmethod
+    def fit(cls, seed: int, valid_fraction: float, hashes: Iterable[int]) -> Splitter:
+        """Place the boundary at ``valid_fraction``, moved so far that neither split is empty.
+
+        Valid is empty if the fraction is 0 or there is but one document.
+
+        Args:
+            seed: of the hashes.
+            valid_fraction: share of the documents held out.
+            hashes: at least the lowest and the highest hash of all documents.
+        """
+        found = list(hashes)
+        boundary = int(valid_fraction * _HASH_RANGE)
+        if boundary and found:
+            boundary = min(max(boundary, min(found) + 1), max(found))
+        return cls(seed, boundary)
+
+    def __call__(self, id_: str) -> str:
+        """Return the split of the document ``id_``."""
+        return VALID if split_hash(self.seed, id_) < self.boundary else TRAIN
