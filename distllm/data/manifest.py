@@ -93,6 +93,7 @@ class Manifest:
 
     Attributes:
         pipeline: the configuration keys that determine the content.
+        inputs: digest of what the sources were read from; empty where it is not known.
         sources: the splits of each source, by name.
         fields: the fields of each source's documents, in the order of their members.
         counts: what became of each source.
@@ -110,6 +111,7 @@ class Manifest:
     fields: Mapping[str, tuple[str, ...]]
     counts: Mapping[str, SourceCounts]
     files: Mapping[str, str]
+    inputs: str = ""
     lineage: tuple[str, ...] = ()
     forgotten: Forgotten = Forgotten()
 
@@ -184,22 +186,24 @@ class Manifest:
                 raise _damaged(directory, file, "its content is not what was written")
         return manifest
 
-    def check_sizes(self, directory: Path, split: str) -> None:
-        """Check that every shard of ``split`` is there with its size; costs one stat a shard.
+    def check_sizes(self, directory: Path, split: str | None = None) -> None:
+        """Check that every shard, of one split or of all, has its size; costs one stat a shard.
 
         Raises:
             DataError: a shard is missing or of another size, or there is no such split.
         """
-        if split not in self.splits:
+        splits = self.splits
+        if split is not None and split not in splits:
             raise DataError(
                 f"{directory} has no split {split!r}",
                 where=str(directory / MANIFEST_FILE),
-                remedy=f"use one of: {', '.join(sorted(self.splits))}",
+                remedy=f"use one of: {', '.join(sorted(splits))}",
             )
-        for shard in self.splits[split].shards:
-            problem = size_problem(directory, shard)
-            if problem is not None:
-                raise _damaged(directory, directory / shard.path, problem)
+        for name in splits if split is None else (split,):
+            for shard in splits[name].shards:
+                problem = size_problem(directory, shard)
+                if problem is not None:
+                    raise _damaged(directory, directory / shard.path, problem)
 
 
 def _content_digest(content: Mapping[str, Any]) -> str:

@@ -2,7 +2,15 @@
 
 from distllm.data.shards.blocks import BlockVerifier
 from distllm.data.shards.format import TEXT_MEMBERS, IndexedShard, Member, members_of, token_dtype
-from distllm.data.shards.index import INDEX_FILE, Index, load_index, read_index, write_index
+from distllm.data.shards.index import (
+    INDEX_FILE,
+    Index,
+    decode_entry,
+    encode_entry,
+    load_index,
+    read_index,
+    write_index,
+)
 from distllm.data.shards.reader import map_shard
 from distllm.data.shards.verify import verify
 from distllm.data.shards.writer import Column, ShardWriter, plan_shards, write_shard
@@ -16,6 +24,8 @@ __all__ = [
     "IndexedShard",
     "Member",
     "ShardWriter",
+    "decode_entry",
+    "encode_entry",
     "load_index",
     "map_shard",
     "members_of",

@@ -2,7 +2,7 @@
 
 One shard is ``<source>/<split>/00000.tar``, one webdataset sample whose members are
 
-- ``{key}.tokens.bin``   ids of the field ``text``, little endian: uint16, or uint32 for a vocabulary above 65,536
+- ``{key}.tokens.bin``   ids of the field ``text``, little endian uint16, uint32 above 65,536 of them
 - ``{key}.docs.idx``     uint64 little endian, where each document ends, counted in ids of the shard
 - ``{key}.<field>.bin`` and ``{key}.<field>.idx``, the same two for every other field
 - ``{key}.blocks.idx``   uint64 little endian, xxh3-64 of each 64 KiB block of each ``.bin``, in order

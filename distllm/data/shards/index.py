@@ -20,7 +20,7 @@ Index: TypeAlias = Mapping[str, Mapping[str, Sequence[IndexedShard]]]
 def write_index(directory: Path, sources: Index) -> None:
     """Write ``index.json``, whole or not at all."""
     content = {
-        source: {split: [_encode(shard) for shard in shards] for split, shards in splits.items()}
+        source: {split: [encode_entry(shard) for shard in shards] for split, shards in splits.items()}
         for source, splits in sources.items()
     }
     atomic_write_json(directory / INDEX_FILE, {"sources": content})
@@ -35,7 +35,7 @@ def load_index(directory: Path) -> Index:
     path = directory / INDEX_FILE
     try:
         return {
-            source: {split: [_decode(entry) for entry in entries] for split, entries in splits.items()}
+            source: {split: [decode_entry(entry) for entry in entries] for split, entries in splits.items()}
             for source, splits in read_json(path)["sources"].items()
         }
     except (IntegrityError, KeyError, TypeError, AttributeError) as error:
@@ -62,7 +62,8 @@ def read_index(directory: Path, source: str, split: str) -> Sequence[IndexedShar
     return index[source][split]
 
 
-def _encode(shard: IndexedShard) -> dict[str, Any]:
+def encode_entry(shard: IndexedShard) -> dict[str, Any]:
+    """Return an entry of the index as JSON values."""
     members = {name: asdict(member) for name, member in shard.members.items()}
     # members as a list: the order of the fields must survive key-sorted JSON
     return {
@@ -72,7 +73,8 @@ def _encode(shard: IndexedShard) -> dict[str, Any]:
     }
 
 
-def _decode(entry: Mapping[str, Any]) -> IndexedShard:
+def decode_entry(entry: Mapping[str, Any]) -> IndexedShard:
+    """Return the entry that ``encode_entry`` made into JSON values."""
     members = {
         item["suffix"]: Member(item["offset"], item["bytes"], item["digest"]) for item in entry["members"]
     }
