@@ -26,6 +26,8 @@ __all__ = [
     "ShardWriter",
     "decode_entry",
     "encode_entry",
+    "decode_shard",
+    "encode_shard",
     "load_index",
     "map_shard",
     "members_of",
