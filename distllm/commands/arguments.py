@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -26,6 +26,7 @@ class ConfigArguments:
     config_dir: Path | None
     show: bool
     multirun: bool
+    flags: frozenset[str] = frozenset()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,8 +36,16 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message, where="command line", remedy=f"see {self.prog} --help")
 
 
-def parse_config_arguments(command: str, what: str, words: Sequence[str]) -> ConfigArguments:
+def parse_config_arguments(
+    command: str, what: str, words: Sequence[str], flags: Mapping[str, str] | None = None
+) -> ConfigArguments:
     """Parse overrides and Hydra's flags; abbreviated flags are refused.
+
+    Args:
+        command: name of the sub-command.
+        what: what it does, for its help.
+        words: the command line after the command.
+        flags: the command's own switches, such as ``--dry-run``, with their help.
 
     Raises:
         ConfigError: an unknown flag.
@@ -53,16 +62,25 @@ def parse_config_arguments(command: str, what: str, words: Sequence[str]) -> Con
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
     parser.add_argument("--config-dir", "-cd", type=Path, help="a directory with more groups and choices")
     parser.add_argument("--multirun", "-m", action="store_true", help="run every combination of a,b,c values")
+    own = dict(flags or {})
+    for flag, help_text in own.items():
+        parser.add_argument(flag, action="append_const", const=flag, dest="flags", help=help_text)
     known, unknown = parser.parse_known_args(strip_launcher_arguments(words))
-    flags = [word for word in unknown if word.startswith("-")]
-    if flags:
-        options = ["--cfg", "--config-dir", "--multirun", "--help"]
+    strange = [word for word in unknown if word.startswith("-")]
+    if strange:
+        options = ["--cfg", "--config-dir", "--multirun", "--help", *own]
         raise ConfigError(
-            f"unknown flag {flags[0]!r}",
+            f"unknown flag {strange[0]!r}",
             where="command line",
-            remedy=did_you_mean(flags[0].split("=")[0], options),
+            remedy=did_you_mean(strange[0].split("=")[0], options),
         )
-    return ConfigArguments([*known.overrides, *unknown], known.config_dir, bool(known.cfg), known.multirun)
+    return ConfigArguments(
+        overrides=[*known.overrides, *unknown],
+        config_dir=known.config_dir,
+        show=bool(known.cfg),
+        multirun=known.multirun,
+        flags=frozenset(known.flags or ()),
+    )
 
 
 def parse_options(command: str, cls: type[T], words: Sequence[str]) -> T:

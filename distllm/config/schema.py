@@ -59,6 +59,9 @@ class DataConfig(ReadConfig):
         None, "many sources by name, with data.source=many", factory=dict, on_resume="identity"
     )
     out: str = option("data/pydocs", "dataset directory: prepare writes it, train reads it")
+    work: str | None = option(
+        None, "where finished stages are kept for the next preparation; null: beside data.out, as OUT.work"
+    )
     workers: int = option(1, "processes that prepare together on this machine", minimum=1)
     valid_fraction: float = option(
         0.02, "share of documents held out for validation", on_resume="identity", minimum=0.0, maximum=0.5
