@@ -17,6 +17,7 @@ from distllm.registry import did_you_mean
 COMMANDS = {
     "demo": "raw text to a trained, resumed, exported model in a few minutes",
     "prepare": "raw text to a tokenizer and shards",
+    "data": "verify, inspect, count, merge or mend datasets, and forget documents",
     "train": "train, or go on with, a run",
     "evaluate": "validation perplexity of a checkpoint",
     "generate": "continue a prompt with a trained model",

@@ -21,17 +21,24 @@ from distllm.fsio import atomic_write_json, digest_bytes, digest_file, read_json
 
 FORMAT = 2
 MANIFEST_FILE = "manifest.json"
+INDEX_FILE = "index.json"
+FORGET_FILE = "forget.json"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """One shard: path relative to the dataset, size and digest of the file, and what it counts."""
+    """One shard: path relative to the dataset, size and digest of the file, and what it counts.
+
+    ``content`` is the digest of its ``meta.json``, which holds those of the other members: it stays
+    when the same members are packed anew by another tool.
+    """
 
     path: str
     bytes: int
     digest: str
     tokens: int
     documents: int
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,8 @@ class Manifest:
         fields: the fields of each source's documents, in the order of their members.
         counts: what became of each source.
         files: digests of the small files beside the manifest.
-        lineage: digests of the manifests that this one followed by forgetting documents, oldest first.
+        lineage: digests of the manifests that this one followed, oldest first: the same samples at
+            the same places, but documents were forgotten or shards packed anew.
         forgotten: the documents that were removed.
     """
 
@@ -163,7 +171,30 @@ class Manifest:
 
         Raises:
             DataError: there is none, it was changed after it was written, it is of another format,
-                or a file it names is missing or changed.
+                a file it names is missing or changed, or a removal of documents was cut short.
+        """
+        if (directory / FORGET_FILE).exists():
+            raise DataError(
+                f"documents were being forgotten in {directory} when the process was stopped",
+                where=str(directory / FORGET_FILE),
+                remedy=f"finish it with: distllm data forget out={directory}",
+            )
+        manifest = cls.read(directory)
+        for name, digest in manifest.files.items():
+            file = directory / name
+            remedy = rebuild_index(directory) if name == INDEX_FILE else rebuild(directory)
+            if not file.is_file():
+                raise _damaged(directory, file, "it is missing", remedy)
+            if digest_file(file) != digest:
+                raise _damaged(directory, file, "its content is not what was written", remedy)
+        return manifest
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """Read the manifest alone, for those who mend what lies beside it.
+
+        Raises:
+            DataError: there is none, it was changed after it was written, or it is of another format.
         """
         path = directory / MANIFEST_FILE
         if not path.is_file():
@@ -178,12 +209,6 @@ class Manifest:
             raise _damaged(directory, path, f"it is not a manifest of format {FORMAT} ({error})") from error
         if manifest is None:
             raise _damaged(directory, path, "its content was changed after it was written")
-        for name, digest in manifest.files.items():
-            file = directory / name
-            if not file.is_file():
-                raise _damaged(directory, file, "it is missing")
-            if digest_file(file) != digest:
-                raise _damaged(directory, file, "its content is not what was written")
         return manifest
 
     def check_sizes(self, directory: Path, split: str | None = None) -> None:
@@ -247,12 +272,17 @@ def size_problem(directory: Path, shard: ShardRecord) -> str | None:
     return None if size == shard.bytes else f"it has {size} bytes, expected {shard.bytes}"
 
 
-def _damaged(directory: Path, file: Path, problem: str) -> DataError:
+def _damaged(directory: Path, file: Path, problem: str, remedy: str | None = None) -> DataError:
     return DataError(
         f"{file.relative_to(directory)} of the dataset {directory} cannot be used: {problem}",
         where=str(file),
-        remedy=rebuild(directory),
+        remedy=remedy or rebuild(directory),
     )
+
+
+def rebuild_index(directory: Path) -> str:
+    """Return the remedy for an index that contradicts its shards."""
+    return f"if the shards are right, run: distllm data reindex out={directory}"
 
 
 def rebuild(directory: Path) -> str:

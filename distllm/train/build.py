@@ -13,6 +13,7 @@ import torch
 from distllm.checkpoint.load import Found, find_checkpoint, load_checkpoint
 from distllm.config.compose import Composition
 from distllm.config.resolve import Resolved
+from distllm.data.manifest import Manifest
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree
@@ -89,7 +90,7 @@ def _build(
         "tokenizer": train_split.manifest.tokenizer_fingerprint,
     }
     found = find_checkpoint(directory.checkpoints, topology)
-    notes = agree(topology, lambda: _check_resume(found, resolved, directory, facts))
+    notes = agree(topology, lambda: _check_resume(found, resolved, directory, train_split.manifest))
     engine = _build_engine(resolved, topology)
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
     if topology.is_main:
@@ -151,7 +152,7 @@ def _learning_rate(resolved: Resolved) -> LearningRate:
 
 
 def _check_resume(
-    found: Found | None, resolved: Resolved, directory: RunDirectory, facts: dict[str, object]
+    found: Found | None, resolved: Resolved, directory: RunDirectory, manifest: Manifest
 ) -> list[str]:
     """Decide whether and from where the run goes on; return what to tell the user about it."""
     policy = resolved.config.checkpoint.resume
@@ -171,15 +172,25 @@ def _check_resume(
         )
     before: Any = found.facts["config"]
     notes = directory.check_resume(before, resolved)
-    if found.facts["dataset"] != facts["dataset"]:
-        raise ConfigError(
-            f"the dataset changed: {facts['dataset']} instead of {found.facts['dataset']}",
-            where=f"data.out={resolved.config.data.out}",
-            remedy="restore the dataset the run was trained on, or choose another name=...",
-        )
+    notes += _check_dataset(found.facts["dataset"], manifest, resolved.config.data.out)
     damaged = [f"set aside a damaged checkpoint: {path} ({reason})" for path, reason in found.set_aside]
     origin = f"resuming from step {found.step}, the newest checkpoint whose digests are right: {found.path}"
     return [*damaged, origin, *notes]
+
+
+def _check_dataset(before: str, manifest: Manifest, out: str) -> list[str]:
+    """Refuse another dataset than that of the digest ``before``; return what to tell about this one."""
+    if not manifest.follows(before):
+        raise ConfigError(
+            f"the dataset changed: {manifest.digest} instead of {before}",
+            where=f"data.out={out}",
+            remedy="restore the dataset the run was trained on, or choose another name=...",
+        )
+    if manifest.digest == before:
+        return []
+    return [
+        f"the dataset follows {before}, the run's: every sample has its place; forgotten ones carry no loss"
+    ]
 
 
 def _announce(resolved: Resolved, sinks: list[Sink], state: TrainState, notes: list[str]) -> None:

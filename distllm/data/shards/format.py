@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +62,11 @@ class IndexedShard:
     record: ShardRecord
     ids: IdsRecord
     members: Mapping[str, Member]
+
+    @property
+    def ids_path(self) -> str:
+        """The file of ids beside the tar, relative to the dataset."""
+        return ids_path(self.record.path)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -111,8 +115,3 @@ def check_names(source: str, fields: Iterable[str]) -> None:
                 where=f"source {source}",
                 remedy=f"use lower-case letters, digits and '_', and none of {reserved}",
             )
-
-
-def rebuild_index(directory: Path) -> str:
-    """Return the remedy for an index that contradicts its shards."""
-    return f"if the shards are right, run: distllm data reindex out={directory}"

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from distllm.data.manifest import ShardRecord
-from distllm.data.shards.format import IdsRecord, IndexedShard, Member, rebuild_index
+from distllm.data.manifest import INDEX_FILE, Manifest, ShardRecord, rebuild_index
+from distllm.data.shards.format import IdsRecord, IndexedShard, Member
 from distllm.errors import DataError, IntegrityError
 from distllm.fsio import atomic_write_json, read_json
 
-INDEX_FILE = "index.json"
 Index: TypeAlias = Mapping[str, Mapping[str, Sequence[IndexedShard]]]
 """Shards by source and split, in the order of their documents."""
 
@@ -44,6 +43,30 @@ def load_index(directory: Path) -> Index:
             where=str(path),
             remedy=rebuild_index(directory),
         ) from error
+
+
+def index_of(directory: Path, manifest: Manifest) -> Index:
+    """Read ``index.json`` and check that it is the one of the manifest.
+
+    Raises:
+        DataError: the index is missing, is no index, or names other shards than the manifest.
+    """
+    index = load_index(directory)
+    held = {
+        source: {split: [s.record for s in index[source][split]] for split in index[source]}
+        for source in index
+    }
+    named = {
+        source: {split: list(record.shards) for split, record in splits.items()}
+        for source, splits in manifest.sources.items()
+    }
+    if held != named:
+        raise DataError(
+            f"the manifest and the index of {directory} name different shards",
+            where=str(directory / INDEX_FILE),
+            remedy=rebuild_index(directory),
+        )
+    return index
 
 
 def read_index(directory: Path, source: str, split: str) -> Sequence[IndexedShard]:

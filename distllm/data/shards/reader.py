@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distllm.data.manifest import rebuild_index
 from distllm.data.records import TEXT
-from distllm.data.shards.format import HEADER_BYTES, META, IndexedShard, members_of, rebuild_index
+from distllm.data.shards.format import HEADER_BYTES, META, IndexedShard, members_of
 from distllm.errors import DataError
 from distllm.fsio import digest_bytes
 
@@ -98,7 +99,8 @@ def _check_header(directory: Path, shard: IndexedShard, content: NDArray[np.uint
         raise contradiction(
             directory, shard, f"the tar header of {suffix} at byte {at} is damaged ({error})"
         ) from error
-    if not header.name.endswith(f".{suffix}") or header.size != member.bytes:
+    key = Path(shard.record.path).stem
+    if Path(header.name).name != f"{key}.{suffix}" or header.size != member.bytes:
         problem = (
             f"at byte {at} it has {header.name} of {header.size} bytes, "
             f"expected {suffix} of {member.bytes} bytes"

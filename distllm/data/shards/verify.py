@@ -2,32 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from distllm.data.manifest import Manifest, rebuild, size_problem
+from distllm.data.shards.blocks import BlockVerifier
+from distllm.data.shards.documents import shard_ids
+from distllm.data.shards.format import BLOCKS, META, IndexedShard, members_of
+from distllm.data.shards.index import index_of
+from distllm.data.shards.reader import map_shard, payload, read_meta
 from distllm.errors import DataError
-from distllm.fsio import digest_file
+from distllm.fsio import digest_bytes, digest_file
 
 
 def verify(directory: Path) -> Manifest:
-    """Recompute the digest of every shard; reads the whole dataset.
+    """Recompute every digest and compare every count; reads the whole dataset.
 
     Raises:
-        DataError: naming every shard that is missing, cut, or changed.
+        DataError: naming every file that is missing, cut, changed, left over, or contradicts another.
     """
     manifest = Manifest.load(directory)
-    bad: list[str] = []
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            problem = size_problem(directory, shard)
-            if problem is None and digest_file(directory / shard.path) != shard.digest:
-                problem = "its content is not what was written"
-            if problem is not None:
-                bad.append(f"{shard.path}: {problem}")
-    if bad:
+    index = index_of(directory, manifest)
+    problems = [*_count_problems(manifest), *_left_over(directory, manifest)]
+    for source, splits in index.items():
+        for split, shards in splits.items():
+            for shard in shards:
+                found = _shard_problems(directory, manifest, shard, source, split)
+                problems += [f"{shard.record.path}: {problem}" for problem in found]
+    if problems:
         raise DataError(
-            f"{len(bad)} damaged shards in {directory}: {'; '.join(bad)}",
-            where=str(directory / bad[0].split(":", 1)[0]),
-            remedy=rebuild(directory),
+            f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'} in {directory}: "
+            f"{'; '.join(problems)}",
+            where=str(directory / problems[0].split(":", 1)[0]),
+            remedy=f"restore what is damaged from a copy, or {rebuild(directory)}",
         )
     return manifest
+
+
+def _count_problems(manifest: Manifest) -> Iterator[str]:
+    """Yield what the manifest says of a split and its shards contradict."""
+    for source, splits in manifest.sources.items():
+        for split, record in splits.items():
+            for count in ("tokens", "documents"):
+                said, held = getattr(record, count), sum(getattr(shard, count) for shard in record.shards)
+                if said != held:
+                    yield f"manifest.json: {source}/{split} has {said} {count}, its shards have {held}"
+        if source not in manifest.fields:
+            yield f"manifest.json: it does not name the fields of {source}"
+
+
+def _left_over(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield the tars that the manifest does not name."""
+    named = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    for tar in sorted(directory.glob("*/*/*.tar")):
+        path = tar.relative_to(directory).as_posix()
+        if path not in named:
+            yield f"{path}: the manifest does not name it"
+
+
+def _shard_problems(
+    directory: Path, manifest: Manifest, shard: IndexedShard, source: str, split: str
+) -> Iterator[str]:
+    """Yield what is wrong with one shard and its list of ids."""
+    try:
+        shard_ids(directory, shard)
+    except DataError as error:
+        yield error.cause
+    if (problem := size_problem(directory, shard.record)) is not None:
+        yield problem
+    elif digest_file(directory / shard.record.path) != shard.record.digest:
+        yield "its content is not what was written: " + _locate(directory, manifest, shard)
+    else:
+        meta = read_meta(directory, shard)
+        wanted = {
+            "source": source,
+            "split": split,
+            "dtype": manifest.token_dtype,
+            "tokenizer": manifest.tokenizer_fingerprint,
+            "tokens": shard.record.tokens,
+            "documents": shard.record.documents,
+        }
+        for key, value in wanted.items():
+            if meta[key] != value:
+                yield f"its {META} says {key}={meta[key]}, the dataset says {value}"
+        if shard.fields != tuple(manifest.fields.get(source, ())):
+            yield f"it has the fields {', '.join(shard.fields)}, the manifest says otherwise"
+
+
+def _locate(directory: Path, manifest: Manifest, shard: IndexedShard) -> str:
+    """Say which part of a damaged tar of the right size is damaged."""
+    dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
+    try:
+        for suffix in (META, BLOCKS, *(members_of(field)[1] for field in shard.fields)):
+            if digest_bytes(payload(directory, shard, suffix).tobytes()) != shard.members[suffix].digest:
+                return f"{suffix} is damaged"
+        for field in shard.fields:
+            ids_M, _ = map_shard(directory, shard, dtype, field)
+            BlockVerifier(directory, shard, dtype, field).check(0, ids_M.size)
+    except DataError as error:
+        return error.cause
+    return "bytes between the members were changed"

@@ -102,7 +102,12 @@ def write_shard(
     members = _write_tar(directory / path, name.removesuffix(".tar"), payloads)
     file = directory / path
     record = ShardRecord(
-        path, file.stat().st_size, digest_file(file), sum(tokens.values()), len(document_ids)
+        path=path,
+        bytes=file.stat().st_size,
+        digest=digest_file(file),
+        tokens=sum(tokens.values()),
+        documents=len(document_ids),
+        content=members[META].digest,
     )
     return IndexedShard(record, ids, members)
 

@@ -1,0 +1,142 @@
+"""Which runs were trained on a document, and in which steps.
+
+Shapes: W windows of a split, N positions of a run's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distllm.config.schema import Config
+from distllm.data.manifest import Manifest
+from distllm.data.shards import Removal, index_of, map_shard
+from distllm.errors import DistllmError
+
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """A run on the dataset: the steps that saw a document, or why that is not known.
+
+    Attributes:
+        run: the run directory.
+        steps: first and last step of each stretch of steps whose batches held a piece of a document.
+        unknown: the reason why the steps cannot be told; empty if they can.
+    """
+
+    run: Path
+    steps: tuple[tuple[int, int], ...] = ()
+    unknown: str = ""
+
+    def __str__(self) -> str:
+        if self.unknown:
+            return f"run {self.run} used this dataset, its steps cannot be told: {self.unknown}"
+        if not self.steps:
+            return f"run {self.run} used this dataset and did not see what was forgotten"
+        marks = (str(a) if a == b else f"{a}-{b}" for a, b in self.steps)
+        return f"run {self.run} was trained on it in the steps {', '.join(marks)}"
+
+
+def witnesses(runs: Path, directory: Path, removal: Removal) -> Iterator[Witness]:
+    """Yield every run below ``runs`` that used the dataset, with the steps that saw the documents.
+
+    A run used the dataset if its configuration names the directory, or if one of its checkpoints
+    holds the digest that the dataset has or had.
+    """
+    from distllm.commands.runs import run_of
+
+    for file in sorted(runs.glob("*/config.yaml")):
+        try:
+            config = run_of(str(file.parent), str(runs)).config
+        except DistllmError as error:
+            yield Witness(file.parent, unknown=error.cause)
+            continue
+        same_place = Path(config.data.out).resolve() == directory.resolve()
+        samples, digests = _consumed(file.parent, config)
+        if same_place or any(removal.manifest.follows(digest) for digest in digests):
+            yield Witness(file.parent, _steps(directory, removal, config, samples))
+
+
+def _consumed(run: Path, config: Config) -> tuple[int, set[str]]:
+    """Return how many samples a run has consumed, and the digests of its datasets.
+
+    Both the checkpoints and the steps that were logged count: a run that was stopped between two
+    checkpoints has consumed what it logged.
+    """
+    from distllm.checkpoint.format import STATE, list_checkpoints
+    from distllm.fsio import read_json, read_json_lines
+
+    samples, digests = 0, set()
+    for path in list_checkpoints(run / "checkpoints"):
+        if (path / STATE).is_file():
+            state = read_json(path / STATE)
+            samples = max(samples, state["train_state"]["samples"])
+            digests.add(state["facts"]["dataset"])
+    metrics = run / "metrics.jsonl"
+    if metrics.is_file():
+        steps = [line["step"] for line in read_json_lines(metrics) if line["kind"] == "step"]
+        samples = max([samples, *(step * _per_step(config) for step in steps)])
+    return samples, digests
+
+
+def _per_step(config: Config) -> int:
+    return config.train.tokens_per_step // config.data.seq_len
+
+
+def _steps(directory: Path, removal: Removal, config: Config, samples: int) -> tuple[tuple[int, int], ...]:
+    """Return the stretches of steps whose samples held a piece of a forgotten document of train."""
+    from distllm.data.order import locate
+
+    seq_len, manifest = config.data.seq_len, removal.manifest
+    num_samples = max(0, manifest.splits["train"].tokens - 1) // seq_len
+    window_W = _windows(directory, removal, seq_len, num_samples)
+    if not window_W.size:
+        return ()
+    found = []
+    for start in range(0, samples, _BLOCK):
+        position_N = np.arange(start, min(start + _BLOCK, samples), dtype=np.int64)
+        _, sample_N = locate(position_N, num_samples, config.seed)
+        found.append(position_N[np.isin(sample_N, window_W)])
+    positions = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+    return _stretches(np.unique(positions // _per_step(config)) + 1)
+
+
+def _windows(directory: Path, removal: Removal, seq_len: int, num_samples: int) -> NDArray[np.int64]:
+    """Return the samples of the train split that hold an id of a forgotten document."""
+    manifest = removal.manifest
+    index = index_of(directory, manifest)
+    dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
+    windows: set[int] = set()
+    for place in removal.places:
+        if place.split != "train":
+            continue
+        shards = index[place.source]["train"]
+        before = _tokens_before(manifest, place.source)
+        before += sum(shard.record.tokens for shard in shards[: place.shard])
+        _, ends_D = map_shard(directory, shards[place.shard], dtype)
+        start = before + (int(ends_D[place.row - 1]) if place.row else 0)
+        stop = before + int(ends_D[place.row])
+        # sample k holds the ids k * seq_len to (k + 1) * seq_len, both included
+        windows.update(range(max(0, start - 1) // seq_len, min(num_samples, (stop - 1) // seq_len + 1)))
+    return np.array(sorted(windows), dtype=np.int64)
+
+
+def _tokens_before(manifest: Manifest, source: str) -> int:
+    names = list(manifest.sources)
+    earlier = names[: names.index(source)]
+    return sum(
+        manifest.sources[name]["train"].tokens for name in earlier if "train" in manifest.sources[name]
+    )
+
+
+def _stretches(step_N: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    if not step_N.size:
+        return ()
+    cut_N = np.flatnonzero(np.diff(step_N) > 1) + 1
+    return tuple((int(part_N[0]), int(part_N[-1])) for part_N in np.split(step_N, cut_N))

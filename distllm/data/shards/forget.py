@@ -1,0 +1,262 @@
+"""Removing documents afterwards: ids become EOT, names go, and no other sample moves.
+
+A document keeps its place and length, so every run's order stays what it was. New files are built
+in ``forget.partial``; ``forget.json`` then commits to them, names each with its digest, and is
+removed when all have taken their places, the manifest last. Killed before ``forget.json`` exists,
+the dataset is the old one; killed later, it is refused by every reader until the next call has
+finished the move.
+
+Shapes: M ids and D documents of one shard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distllm.data.manifest import (
+    FORGET_FILE,
+    MANIFEST_FILE,
+    Forgotten,
+    Manifest,
+    SplitRecord,
+    rebuild,
+)
+from distllm.data.shards.blocks import BlockVerifier
+from distllm.data.shards.documents import (
+    Place,
+    document_texts,
+    find_documents,
+    read_document,
+    shard_ids,
+)
+from distllm.data.shards.format import IndexedShard
+from distllm.data.shards.index import Index, index_of, write_index
+from distllm.data.shards.locked import locked
+from distllm.data.shards.reader import map_shard
+from distllm.data.shards.writer import Column, write_shard
+from distllm.data.tokenizer import Tokenizer
+from distllm.errors import DataError
+from distllm.fsio import (
+    atomic_write_json,
+    atomic_write_text,
+    digest_bytes,
+    digest_file,
+    fsync_directory,
+    read_json,
+    storage_errors,
+)
+
+PARTIAL = "forget.partial"
+REMOVED_MARK = "[forgotten]"
+_LOGS = ("removed.jsonl", "report.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What a call of ``forget`` removed: the documents, and the manifest from now on.
+
+    The documents are also those of an earlier call that was killed and finished by this one.
+    """
+
+    places: tuple[Place, ...]
+    manifest: Manifest
+
+
+def forget(directory: Path, ids: Collection[str], source: str | None = None) -> Removal:
+    """Remove the documents of these ids from every split, and their traces in the logs beside.
+
+    An unfinished removal is finished first. With no ids, nothing else happens.
+
+    Args:
+        directory: the dataset.
+        ids: names of documents; one that several sources have is removed from all of them.
+        source: look in this source only.
+
+    Raises:
+        DataError: an id is unknown, or a shard that holds one is damaged; nothing was changed.
+        RunDirectoryBusy: another process changes the dataset.
+        StorageError: the disk is full or not writable; the dataset is as it was.
+    """
+    Manifest.read(directory)  # that there is a dataset, before its lock is looked for
+    with locked(directory), storage_errors(directory):
+        finished: tuple[Place, ...] = ()
+        if (directory / FORGET_FILE).exists():
+            finished = _finish(directory)
+        partial = directory / PARTIAL
+        shutil.rmtree(partial, ignore_errors=True)
+        manifest = Manifest.load(directory)
+        if not ids:
+            return Removal(finished, manifest)
+        try:
+            places, after = _stage(directory, manifest, ids, source)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _commit(directory, places)
+        finished += _finish(directory)
+    return Removal(finished, after)
+
+
+def name_hash(place: Place) -> str:
+    """Return what the manifest keeps of a forgotten document: a digest of its source and name."""
+    return digest_bytes(f"{place.source}\0{place.id}".encode("utf-8", "surrogatepass"))
+
+
+def _stage(
+    directory: Path, manifest: Manifest, ids: Collection[str], source: str | None
+) -> tuple[list[Place], Manifest]:
+    """Build every file that changes under ``forget.partial``."""
+    partial = directory / PARTIAL
+    before = index_of(directory, manifest)
+    places = find_documents(directory, before, ids, source)
+    tokenizer = Tokenizer.load(directory)
+    dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
+    texts: list[str] = []
+    lost_bytes: Counter[tuple[str, str]] = Counter()
+    rows: dict[tuple[str, str, int], list[int]] = {}
+    for place in places:
+        shard = before[place.source][place.split][place.shard]
+        found = document_texts(read_document(directory, shard, place.row, dtype), tokenizer)
+        texts += found.values()
+        lost_bytes[place.source, place.split] += sum(len(text.encode()) for text in found.values())
+        rows.setdefault((place.source, place.split, place.shard), []).append(place.row)
+    rewritten = {
+        (name, split, number): _rewrite(directory, manifest, before[name][split][number], found_rows)
+        for (name, split, number), found_rows in rows.items()
+    }
+    index = {
+        name: {
+            split: [rewritten.get((name, split, number), shard) for number, shard in enumerate(entries)]
+            for split, entries in splits.items()
+        }
+        for name, splits in before.items()
+    }
+    write_index(partial, index)
+    _stage_logs(directory, ids, texts)
+    after = _following(manifest, index, lost_bytes, places, partial)
+    after.save(partial)
+    return places, after
+
+
+def _rewrite(directory: Path, manifest: Manifest, shard: IndexedShard, rows: Sequence[int]) -> IndexedShard:
+    """Write a shard and its list of ids anew, with EOT for every id of the documents ``rows``."""
+    dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
+    columns: dict[str, Column] = {}
+    for field in shard.fields:
+        mapped_M, ends_D = map_shard(directory, shard, dtype, field)
+        BlockVerifier(directory, shard, dtype, field).check(0, mapped_M.size)
+        ids_M = mapped_M.copy()
+        for row in rows:
+            ids_M[int(ends_D[row - 1]) if row else 0 : int(ends_D[row])] = manifest.eot_id
+        columns[field] = (ids_M, ends_D)
+    ids = shard_ids(directory, shard)
+    for row in rows:
+        ids[row] = None
+    fingerprint = manifest.tokenizer_fingerprint
+    return write_shard(directory / PARTIAL, shard.record.path, ids, columns, dtype, fingerprint)
+
+
+def _following(
+    manifest: Manifest,
+    index: Index,
+    lost_bytes: Counter[tuple[str, str]],
+    places: Sequence[Place],
+    partial: Path,
+) -> Manifest:
+    """Return the manifest that follows: the same places and lengths, other bytes."""
+
+    def settle(source: str, split: str, record: SplitRecord) -> SplitRecord:
+        shards = tuple(shard.record for shard in index[source][split])
+        text_bytes = record.text_bytes - lost_bytes[source, split]
+        return replace(record, shards=shards, text_bytes=text_bytes)
+
+    staged = [name for name in manifest.files if (partial / name).is_file()]
+    hashes = {*manifest.forgotten.hashes, *(name_hash(place) for place in places)}
+    return replace(
+        manifest,
+        sources={
+            source: {split: settle(source, split, record) for split, record in splits.items()}
+            for source, splits in manifest.sources.items()
+        },
+        files={**manifest.files, **{name: digest_file(partial / name) for name in staged}},
+        lineage=(*manifest.lineage, manifest.digest),
+        forgotten=Forgotten(manifest.forgotten.count + len(places), tuple(sorted(hashes))),
+    )
+
+
+def _commit(directory: Path, places: Sequence[Place]) -> None:
+    """Make what was staged durable, then the decision to use it."""
+    partial = directory / PARTIAL
+    for parent, _, _ in os.walk(partial):
+        fsync_directory(Path(parent))
+    files = {path.relative_to(partial).as_posix(): digest_file(path) for path in _files(partial)}
+    atomic_write_json(directory / FORGET_FILE, {"files": files, "places": [asdict(p) for p in places]})
+
+
+def _finish(directory: Path) -> tuple[Place, ...]:
+    """Move every staged file into its place, the manifest last; a call may begin where one stopped.
+
+    Returns:
+        The documents that are gone with that.
+    """
+    partial = directory / PARTIAL
+    intent = read_json(directory / FORGET_FILE)
+    files: dict[str, str] = intent["files"]
+    for name in sorted(files, key=lambda name: (name == MANIFEST_FILE, name)):
+        staged, target = partial / name, directory / name
+        if staged.is_file():
+            staged.replace(target)
+            fsync_directory(target.parent)
+        if not target.is_file() or digest_file(target) != files[name]:
+            raise DataError(
+                f"{target} is neither staged nor in its place",
+                where=str(directory / FORGET_FILE),
+                remedy=f"restore {directory} from a copy, or {rebuild(directory)}",
+            )
+    shutil.rmtree(partial, ignore_errors=True)
+    (directory / FORGET_FILE).unlink()
+    fsync_directory(directory)
+    return tuple(Place(**place) for place in intent["places"])
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _stage_logs(directory: Path, ids: Collection[str], texts: Sequence[str]) -> None:
+    """Stage the logs beside the manifest, if they name a document or show a piece of it."""
+    for name in _LOGS:
+        file = directory / name
+        if not file.is_file():
+            continue
+        before = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            lines = [json.loads(line) for line in before.splitlines()]
+            after = "".join(json.dumps(_scrub(line, ids, texts)) + "\n" for line in lines)
+        else:
+            after = json.dumps(_scrub(json.loads(before), ids, texts), indent=2, sort_keys=True) + "\n"
+        if after != before:
+            atomic_write_text(directory / PARTIAL / name, after)
+
+
+def _scrub(value: Any, ids: Collection[str], texts: Sequence[str], *, sample: bool = False) -> Any:
+    """Return a JSON value with a mark for each string that names a document, or is a sample of one."""
+    if isinstance(value, dict):
+        return {
+            key: _scrub(item, ids, texts, sample=sample or key.startswith("sample"))
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_scrub(item, ids, texts, sample=sample) for item in value]
+    if isinstance(value, str) and value and (value in ids or (sample and any(value in t for t in texts))):
+        return REMOVED_MARK
+    return value
