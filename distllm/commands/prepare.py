@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,16 @@ from distllm.config.checks import check_prepare
 from distllm.config.compose import compose
 from distllm.config.preview import raise_early
 from distllm.config.problems import Problems
+from distllm.config.schema import Config
 from distllm.units import format_bytes, format_count
+
+_DRY_RUN = "--dry-run"
 
 
 def run(words: Sequence[str]) -> int:
-    """Prepare a dataset and print what it holds."""
-    arguments = parse_config_arguments("prepare", "Raw text to a tokenizer and shards.", words)
+    """Prepare a dataset and print what became of every source."""
+    flags = {_DRY_RUN: "read, clean and deduplicate only, and say what each rule would do"}
+    arguments = parse_config_arguments("prepare", "Raw text to a tokenizer and shards.", words, flags)
     if arguments.show:
         show_configuration(arguments.overrides, arguments.config_dir)
         return 0
@@ -27,19 +32,41 @@ def run(words: Sequence[str]) -> int:
     check_prepare(config, problems)
     problems.raise_if_any()
     gc.enable()
-    from distllm.data.pipeline import prepare
+    if _DRY_RUN in arguments.flags:
+        _rehearse(config)
+    else:
+        _prepare(config)
+    return 0
+
+
+def _rehearse(config: Config) -> None:
+    from distllm.data.pipeline import rehearse
+    from distllm.data.pipeline.report import describe
+    from distllm.display import stage_reporter
+
+    with stage_reporter() as report:
+        reports = rehearse(config, report)
+    print("dry run, no dataset is written")
+    print("\n".join(describe(reports)))
+
+
+def _prepare(config: Config) -> None:
+    from distllm.data.pipeline import prepare, work_directory
+    from distllm.data.pipeline.report import REPORT_FILE, describe, from_json
     from distllm.display import stage_reporter
 
     with stage_reporter() as report:
         manifest = prepare(config, report)
+    out = Path(config.data.out)
     total = manifest.total
-    print(f"dataset {Path(config.data.out)}: {total.kept} documents kept of {total.read} read")
-    for rule, count in total.dropped.items():
-        print(f"  dropped by {rule}: {count}")
-    for name, split in manifest.splits.items():
-        print(
-            f"  {name}: {split.documents} documents, {format_bytes(split.text_bytes)} of text, "
-            f"{format_count(split.tokens)} tokens in {len(split.shards)} shard(s)"
-        )
+    print(f"dataset {out}: {total.kept} documents kept of {total.read} read")
+    print("\n".join(describe(from_json(json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))))))
+    for source, splits in manifest.sources.items():
+        for name, split in splits.items():
+            print(
+                f"  {source}/{name}: {split.documents} documents, {format_bytes(split.text_bytes)} of text, "
+                f"{format_count(split.tokens)} tokens in {len(split.shards)} shard(s)"
+            )
     print(f"  tokenizer: {manifest.vocab_size} ids, fingerprint {manifest.tokenizer_fingerprint}")
-    return 0
+    if (work := work_directory(config)).is_dir():
+        print(f"  finished stages are kept in {work} for the next preparation; remove it when you need none")

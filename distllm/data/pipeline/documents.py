@@ -1,0 +1,175 @@
+"""The stages that look at one document at a time: read, clean, and refine.
+
+Refining comes after the global decision on duplicates: it removes them, decontaminates, and replaces
+personal data. Each stage reads the documents of one unit and writes those that it keeps, a log of
+what it dropped, and counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from distllm.config.schema import Config
+from distllm.data.pipeline.duplicates import Decontaminator, Removals
+from distllm.data.pipeline.rooms import Cleaner, Scrubber, read_part
+from distllm.data.pipeline.sources import Unit, size_of
+from distllm.data.pipeline.spool import SpoolWriter, read_documents
+from distllm.data.pipeline.work import Result, Task, Tick, address
+from distllm.data.records import Document, Dropped
+from distllm.data.split import split_hash
+
+REMOVED_FILE = "removed.jsonl"
+_VERSIONS = {"read": 1, "clean": 1, "refine": 1}
+
+
+class Output:
+    """What a stage keeps and drops of one unit, written as it comes.
+
+    Args:
+        directory: gets the documents and the log.
+        fields: the fields of every document.
+        tick: told how many bytes of text have gone through.
+    """
+
+    def __init__(self, directory: Path, fields: tuple[str, ...], tick: Tick) -> None:
+        self._tick = tick
+        self._spool = SpoolWriter(directory, fields)
+        self._log = (directory / REMOVED_FILE).open("w", encoding="utf-8")
+        self._seen_bytes = 0
+        self.read = self.kept = self.text_bytes = 0
+        self.dropped: Counter[str] = Counter()
+
+    def saw(self, size: int) -> None:
+        """Note that an item of ``size`` bytes came in."""
+        self.read += 1
+        self._seen_bytes += size
+        self._tick(self._seen_bytes)
+
+    def put(self, item: Document | Dropped) -> None:
+        """Keep a document, or count and log a refusal."""
+        if isinstance(item, Document):
+            self.kept += 1
+            self.text_bytes += text_bytes(item)
+            self._spool.add(item)
+        else:
+            self.dropped[item.rule] += 1
+            self._log.write(json.dumps(asdict(item)) + "\n")
+
+    def facts(self, **more: Any) -> dict[str, Any]:
+        """Return the counts as JSON values, with ``more``."""
+        counts = {"read": self.read, "kept": self.kept, "text_bytes": self.text_bytes}
+        return {**counts, "dropped": dict(self.dropped), **more}
+
+    def __enter__(self) -> Output:
+        self._spool.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spool.__exit__(kind, error, trace)
+        self._log.close()
+
+
+def text_bytes(document: Document) -> int:
+    """Return the UTF-8 bytes of all fields."""
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in document.fields.values())
+
+
+def read_task(unit: Unit) -> Task:
+    """Extract the documents of the unit's parts."""
+    def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
+        with Output(directory, unit.source.fields, lambda _: None) as output:
+            done = 0
+            for part in unit.parts:
+                size, in_part = size_of(part), 0
+                for item in read_part(part, unit.source.read):
+                    in_part += text_bytes(item) if isinstance(item, Document) else 0
+                    output.saw(0)
+                    output.put(item)
+                    tick(done + min(in_part, size))
+                done += size
+            return output.facts()
+
+    prints = [[part.path, part.fingerprint] for part in unit.parts]
+    return Task(address("read", _VERSIONS["read"], unit.source.reading(), prints), unit.size, perform)
+
+
+def clean_task(unit: Unit, read: Result) -> Task:
+    """Apply the cleaning profile of the unit's source."""
+    profile = unit.source.clean
+
+    def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
+        cleaner, edited, languages = Cleaner(profile), Counter[str](), Counter[str]()
+        with Output(directory, unit.source.fields, tick) as output:
+            for document in read_documents(read.directory):
+                output.saw(text_bytes(document))
+                item, rules = cleaner(document)
+                output.put(item)
+                if isinstance(item, Document):
+                    edited.update(rules)
+                    languages[item.language] += 1
+            return output.facts(edited=dict(edited), languages=dict(languages))
+
+    key = address("clean", _VERSIONS["clean"], asdict(profile), read.digest)
+    return Task(key, _size(read), perform)
+
+
+def refine_task(
+    unit: Unit, clean: Result, removals: Removals, config: Config, decontaminator: Decontaminator
+) -> Task:
+    """Remove duplicates, decontaminate, replace personal data; note the range of the split hashes."""
+    scrub = Scrubber(config.privacy)
+
+    def settle(row: int, document: Document, replaced: Counter[str]) -> Document | Dropped:
+        item = removals.apply(row, document)
+        if isinstance(item, Document):
+            item = decontaminator(item)
+        if isinstance(item, Document):
+            item, kinds = _scrubbed(item, scrub.scrub)
+            replaced.update(kinds)
+        return item
+
+    def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
+        replaced: Counter[str] = Counter()
+        hashes: list[int] = []
+        with Output(directory, unit.source.fields, tick) as output:
+            for row, document in enumerate(read_documents(clean.directory)):
+                output.saw(text_bytes(document))
+                item = settle(row, document, replaced)
+                output.put(item)
+                if isinstance(item, Document):
+                    hashes = _extremes([*hashes, split_hash(config.seed, item.id)])
+            return output.facts(replaced=dict(replaced), split_hashes=hashes)
+
+    key = address(
+        "refine", _VERSIONS["refine"], clean.digest, removals.digest, decontaminator.digest,
+        asdict(config.privacy), config.seed,
+    )  # fmt: skip
+    return Task(key, _size(clean), perform)
+
+
+def _size(result: Result) -> int:
+    return max(1, int(result.facts["text_bytes"]))
+
+
+def _extremes(values: Iterable[int]) -> list[int]:
+    found = list(values)
+    return [min(found), max(found)]
+
+
+def _scrubbed(
+    document: Document, scrub: Callable[[str], tuple[str, Counter[str]]]
+) -> tuple[Document, Counter[str]]:
+    kinds: Counter[str] = Counter()
+    fields = {}
+    for name, text in document.fields.items():
+        fields[name], found = scrub(text)
+        kinds.update(found)
+    return Document(document.id, fields, document.language), kinds

@@ -1,0 +1,181 @@
+"""The stages that turn text into ids: train or load the tokenizer, then encode every unit.
+
+Shapes: N documents of a unit's split, M ids of one field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distllm.config.schema import Config
+from distllm.data.pipeline.documents import text_bytes
+from distllm.data.pipeline.rooms import training_texts
+from distllm.data.pipeline.sources import Unit
+from distllm.data.pipeline.spool import read_batches
+from distllm.data.pipeline.work import Result, Task, Tick, address
+from distllm.data.records import TEXT, Document
+from distllm.data.shards import token_dtype
+from distllm.data.split import SPLITS, TRAIN, Splitter
+from distllm.data.tokenizer import Tokenizer
+
+_VERSIONS = {"tokenizer": 1, "encode": 1}
+_IDS_FILE = "{split}.ids.json"
+_LENGTHS_FILE = "{split}.lengths.npy"
+_TOKENS_FILE = "{split}.{field}.bin"
+_ENDS_FILE = "{split}.{field}.ends.npy"
+
+
+def tokenizer_task(
+    config: Config, units: Sequence[Unit], refined: Sequence[Result], splitters: Mapping[str, Splitter]
+) -> Task:
+    """Train on the train split of every source, or load ``tokenizer.path``; save it."""
+    asked = config.tokenizer
+    total = sum(int(result.facts["text_bytes"]) for result in refined)
+
+    def texts(tick: Tick) -> Iterator[tuple[str, str]]:
+        done = 0
+        for unit, result in zip(units, refined, strict=True):
+            splitter = splitters[unit.source.name]
+            for batch in read_batches(result.directory):
+                for document in batch:
+                    done += text_bytes(document)
+                    if splitter(document.id) == TRAIN:
+                        yield from ((document.id, text) for text in document.fields.values())
+                tick(done)
+
+    def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
+        if asked.path:
+            tokenizer = Tokenizer.load(Path(asked.path))
+        else:
+            tokenizer = Tokenizer.train(training_texts(texts(tick), asked, total), asked.vocab_size)
+        tokenizer.save(directory / "tokenizer.json")
+        return {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
+
+    ingredients: list[Any]
+    if asked.path:
+        ingredients = [Tokenizer.load(Path(asked.path)).fingerprint]
+    else:
+        ingredients = [[result.digest for result in refined], _boundaries(splitters), config.seed]
+    key = address("tokenizer", _VERSIONS["tokenizer"], asdict(asked), *ingredients)
+    return Task(key, max(1, total), perform)
+
+
+def _boundaries(splitters: Mapping[str, Splitter]) -> dict[str, int]:
+    return {name: splitter.boundary for name, splitter in splitters.items()}
+
+
+def encode_task(unit: Unit, refined: Result, splitter: Splitter, tokenizer: Result) -> Task:
+    """Encode the documents of one unit, apart by split."""
+
+    def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
+        encoder = Tokenizer.load(tokenizer.directory)
+        outputs = {split: _SplitOutput(directory, split, unit.source.fields, encoder) for split in SPLITS}
+        done = 0
+        for batch in read_batches(refined.directory):
+            for split, output in outputs.items():
+                output.add([document for document in batch if splitter(document.id) == split])
+            done += sum(map(text_bytes, batch))
+            tick(done)
+        return {"splits": {split: output.close() for split, output in outputs.items()}}
+
+    key = address("encode", _VERSIONS["encode"], refined.digest, tokenizer.facts["fingerprint"],
+                  splitter.seed, splitter.boundary)  # fmt: skip
+    return Task(key, max(1, int(refined.facts["text_bytes"])), perform)
+
+
+class _SplitOutput:
+    """The ids of one unit's documents of one split, written as they come."""
+
+    def __init__(self, directory: Path, split: str, fields: Sequence[str], tokenizer: Tokenizer) -> None:
+        self._directory, self._split, self._tokenizer = directory, split, tokenizer
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._ids = (directory / _IDS_FILE.format(split=split)).open("w", encoding="utf-8")
+        self._tokens: dict[str, IO[bytes]] = {
+            field: (directory / _TOKENS_FILE.format(split=split, field=field)).open("wb") for field in fields
+        }
+        self._sizes: dict[str, list[NDArray[np.int64]]] = {field: [] for field in fields}
+        self._languages: dict[str, Counter[str]] = {}
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Encode and append ``documents``."""
+        if not documents:
+            return
+        tokens_N = np.zeros(len(documents), dtype=np.int64)
+        for field, stream in self._tokens.items():
+            encoded = self._tokenizer.encode_batch([document.fields[field] for document in documents])
+            ids_M = np.array([i for ids in encoded for i in ids], dtype=np.int64)
+            ends_N = np.cumsum([len(ids) for ids in encoded])
+            if field == TEXT:
+                ids_M, ends_N = open_documents(ids_M, ends_N, self._tokenizer.eot_id)
+            stream.write(ids_M.astype(self._dtype, copy=False).tobytes())
+            sizes_N = np.diff(ends_N.astype(np.int64), prepend=0)
+            self._sizes[field].append(sizes_N)
+            tokens_N += sizes_N
+        for document, tokens in zip(documents, tokens_N.tolist(), strict=True):
+            self._ids.write(json.dumps(document.id) + "\n")
+            counts = self._languages.setdefault(document.language, Counter())
+            counts.update(
+                documents=1, bytes=text_bytes(document), words=len(document.text.split()), tokens=tokens
+            )
+
+    def close(self) -> dict[str, dict[str, int]]:
+        """Write the lengths and return the counts of each language."""
+        empty = np.zeros(0, dtype=np.int64)
+        documents = sum(counts["documents"] for counts in self._languages.values())
+        total_N = np.zeros(documents, dtype=np.int64)
+        for field, stream in self._tokens.items():
+            stream.close()
+            sizes_N = np.concatenate([empty, *self._sizes[field]])
+            np.save(self._directory / _ENDS_FILE.format(split=self._split, field=field), np.cumsum(sizes_N))
+            total_N += sizes_N
+        np.save(self._directory / _LENGTHS_FILE.format(split=self._split), total_N)
+        self._ids.close()
+        return {language: dict(counts) for language, counts in self._languages.items()}
+
+
+def open_documents(
+    ids_M: NDArray[Any], ends_N: NDArray[Any], eot_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Put EOT before each document; return the longer ids and their ends."""
+    ends_N = ends_N.astype(np.int64)
+    starts_N = np.concatenate([[0], ends_N[:-1]])
+    opened = np.insert(ids_M.astype(np.int64), starts_N, eot_id)
+    return opened, ends_N + np.arange(1, ends_N.size + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedUnit:
+    """The encoded documents of one unit's split, mapped into memory."""
+
+    directory: Path
+    split: str
+    dtype: np.dtype[Any]
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the ids of each document, all fields together."""
+        lengths_N: NDArray[np.int64] = np.load(self.directory / _LENGTHS_FILE.format(split=self.split))
+        return lengths_N
+
+    def ids(self, start: int, stop: int) -> list[str]:
+        """Return the ids of documents ``[start, stop)``."""
+        with (self.directory / _IDS_FILE.format(split=self.split)).open(encoding="utf-8") as stream:
+            return [json.loads(line) for row, line in enumerate(stream) if start <= row < stop]
+
+    def column(self, field: str, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the ids of ``field`` of documents ``[start, stop)`` and their ends."""
+        ends_N = np.load(self.directory / _ENDS_FILE.format(split=self.split, field=field), mmap_mode="r")
+        first = int(ends_N[start - 1]) if start else 0
+        sizes_N = np.asarray(ends_N[start:stop]) - first
+        path = self.directory / _TOKENS_FILE.format(split=self.split, field=field)
+        length = int(sizes_N[-1]) if sizes_N.size else 0
+        offset = first * self.dtype.itemsize
+        ids_M = np.fromfile(path, dtype=self.dtype, count=length, offset=offset)
+        return ids_M, sizes_N
