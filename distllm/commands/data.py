@@ -132,8 +132,8 @@ def _stats(words: Sequence[str]) -> None:
     for stats in split_stats(directory, manifest):
         print(
             f"{stats.source}/{stats.split}: {stats.documents} documents, "
-            f"{format_count(stats.tokens)} tokens, {format_bytes(stats.text_bytes)} of text, {stats.bytes_per_token:.3f} bytes/token, "
-            f"disk {stats.disk_ratio:.4f} x raw token bytes"
+            f"{format_count(stats.tokens)} tokens, {format_bytes(stats.text_bytes)} of text, "
+            f"{stats.bytes_per_token:.3f} bytes/token, disk {stats.disk_ratio:.4f} x raw token bytes"
         )
         if stats.lengths:
             marks = (

@@ -46,6 +46,7 @@ __all__ = [
     "encode_entry",
     "find_documents",
     "forget",
+    "index_of",
     "load_index",
     "map_shard",
     "members_of",

@@ -46,6 +46,7 @@ from distllm.data.shards.writer import Column, write_shard
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import DataError
 from distllm.fsio import (
+    TEMPORARY_SUFFIX,
     atomic_write_json,
     atomic_write_text,
     digest_bytes,
@@ -93,6 +94,8 @@ def forget(directory: Path, ids: Collection[str], source: str | None = None) -> 
             finished = _finish(directory)
         partial = directory / PARTIAL
         shutil.rmtree(partial, ignore_errors=True)
+        for torn in directory.glob(f".{FORGET_FILE}.*{TEMPORARY_SUFFIX}"):
+            torn.unlink()  # of a call that was killed while it wrote its intent
         manifest = Manifest.load(directory)
         if not ids:
             return Removal(finished, manifest)
