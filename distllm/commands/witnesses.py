@@ -120,10 +120,12 @@ def _windows(directory: Path, removal: Removal, seq_len: int, num_samples: int) 
         before = _tokens_before(manifest, place.source)
         before += sum(shard.record.tokens for shard in shards[: place.shard])
         _, ends_D = map_shard(directory, shards[place.shard], dtype)
-        start = before + (int(ends_D[place.row - 1]) if place.row else 0)
+        # the EOT that opens a document is no part of its text
+        start = before + (int(ends_D[place.row - 1]) if place.row else 0) + 1
         stop = before + int(ends_D[place.row])
         # sample k holds the ids k * seq_len to (k + 1) * seq_len, both included
-        windows.update(range(max(0, start - 1) // seq_len, min(num_samples, (stop - 1) // seq_len + 1)))
+        if start < stop:
+            windows.update(range((start - 1) // seq_len, min(num_samples, (stop - 1) // seq_len + 1)))
     return np.array(sorted(windows), dtype=np.int64)
 
 
