@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from distllm.config.keys import hints, keys
 from distllm.config.overrides import split_override, strip_launcher_arguments
 from distllm.config.problems import Problems
-from distllm.config.validate import build, describe, hints, keys, parse_literal
+from distllm.config.validate import build, describe, parse_literal
 from distllm.errors import ConfigError
 from distllm.registry import did_you_mean
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distllm.config.keys import flatten, holds_keys, is_key, keys, leaves, merged, nested
 from distllm.config.overrides import Groups, accepted_overrides, split_override, strip_launcher_arguments
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
-from distllm.config.validate import build, flatten, keys
+from distllm.config.validate import build
 from distllm.config.yaml import from_yaml
 from distllm.errors import ConfigError
 
 PACKAGE_CONF = Path(__file__).resolve().parent.parent / "conf"
 ROOT_CONFIG = "config"
+_HYDRA_WORD = re.compile(r"[A-Za-z_][\w-]*|0|[1-9](_?[0-9])*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +75,16 @@ def sources_of(composition: Composition) -> dict[str, Source]:
 
     It composes once more, which errors of a configuration need not wait for.
     """
-    sources = {key: Source("schema", "default of the schema") for key in keys(Config)}
+    tree = asdict(composition.config)
+    sources = {leaf.path: Source("schema", "default of the schema") for leaf in leaves(Config, tree)}
     for name, values in _layers(composition.overrides, composition.directories):
         for key in flatten(values):
             if key in sources:
                 sources[key] = Source("file", name)
     for text in composition.overrides:
-        _, key, _ = split_override(text)
-        if key in sources:
-            sources[key] = Source("override", text)
+        for key in _keys_set_by(text):
+            if key in sources:
+                sources[key] = Source("override", text)
     return sources
 
 
@@ -88,7 +92,8 @@ def config_directories(config_dir: Path | None) -> list[Path]:
     """Return the directories searched for groups, a user's before the built-in one.
 
     Raises:
-        ConfigError: ``config_dir`` is no directory.
+        ConfigError: ``config_dir`` is no directory, or holds a root configuration, which would
+            take the place of the built-in one and of everything it chooses.
     """
     if config_dir is None:
         return [PACKAGE_CONF]
@@ -98,6 +103,13 @@ def config_directories(config_dir: Path | None) -> list[Path]:
             where="--config-dir",
             remedy="give a directory that holds groups, such as DIR/experiment/mine.yaml",
         )
+    if (config_dir / f"{ROOT_CONFIG}.yaml").exists():
+        raise ConfigError(
+            f"{config_dir / ROOT_CONFIG}.yaml would replace the root of every configuration",
+            where="--config-dir",
+            remedy=f"keep its keys in {config_dir}/experiment/NAME.yaml below a first line "
+            "'# @package _global_', and choose experiment=NAME",
+        )
     return [config_dir.absolute(), PACKAGE_CONF]
 
 
@@ -105,13 +117,11 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
     """Run Hydra's composition; its own errors become problems and nothing is composed."""
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    with _hydra_initialised(directories) as search_path:
+    with _hydra_initialised(directories):
         try:
-            composed = hydra_compose(ROOT_CONFIG, overrides=[*search_path, *map(_forced, overrides)])
-            raw = OmegaConf.to_container(_with_defaults(composed), resolve=True)
+            raw = resolved_container(hydra_compose(ROOT_CONFIG, overrides=list(map(forced, overrides))))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             problems.add(
                 " ".join(str(error).split()),
@@ -119,37 +129,76 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
                 remedy="quote values that hold spaces or punctuation, as in 'eval.prompt=\"a, b\"'",
             )
             return {}
-    assert isinstance(raw, dict)
     return {str(key): value for key, value in raw.items()}
 
 
 @contextmanager
-def _hydra_initialised(directories: Sequence[Path]) -> Iterator[list[str]]:
-    """Initialise Hydra on the built-in directory; yield the overrides that add the others."""
+def _hydra_initialised(directories: Sequence[Path]) -> Iterator[None]:
+    """Initialise Hydra so that it searches ``directories`` in this order.
+
+    Its own ``hydra.searchpath`` only adds directories behind the built-in one, and would ignore a
+    user's file of the same name without a word.
+    """
     from hydra import initialize_config_dir
+    from hydra._internal.hydra import Hydra
+    from hydra.core.global_hydra import GlobalHydra
 
     with initialize_config_dir(str(PACKAGE_CONF), version_base="1.3"):
-        extra = [f"file://{directory}" for directory in directories if directory != PACKAGE_CONF]
-        yield [f"hydra.searchpath=[{','.join(extra)}]"] if extra else []
+        if users := [directory for directory in directories if directory != PACKAGE_CONF]:
+            search_path = GlobalHydra.instance().config_loader().get_search_path()
+            for directory in reversed(users):
+                search_path.prepend("--config-dir", f"file://{directory}", anchor="main")
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("distllm", search_path)
+        yield
 
 
-def _forced(override: str) -> str:
-    """Let a plain ``key=value`` set a key that no file mentions; the schema has approved the key."""
-    prefix, key, _ = split_override(override)
-    return f"++{override}" if not prefix and key in keys(Config) else override
+def forced(override: str) -> str:
+    """Let a plain ``key=value`` set a key that no file mentions; the schema has approved the key.
+
+    Hydra cannot read some names in a key (``data.sources.20news.weight``), but can in a mapping.
+    """
+    prefix, key, value = split_override(override)
+    if value is None or not (is_key(key, keys(Config)) or holds_keys(key, keys(Config))):
+        return override
+    words = key.split(".")
+    if prefix == "~" or all(map(_HYDRA_WORD.fullmatch, words)):
+        return override if prefix else f"++{override}"
+    head, *rest = words
+    for word in reversed(rest):
+        value = f"{{{word}:{value}}}"
+    return f"{prefix or '++'}{head}={value}"
 
 
-def _with_defaults(composed: Any) -> Any:
-    """Lay the composed values over the schema's defaults if an interpolation may refer to those.
+def resolved_container(composed: Any) -> dict[Any, Any]:
+    """Return a composed tree of OmegaConf as plain values, its interpolations resolved.
 
-    Hydra composes only what files and overrides say: merging the schema into every step of the
-    composition would double the time to the first error message.
+    The schema's defaults are laid below it if an interpolation may refer to those: merging them into
+    every step of the composition would double the time to the first error message.
     """
     from omegaconf import OmegaConf
 
-    if "${" not in str(composed):
-        return composed
-    return OmegaConf.merge(OmegaConf.create(asdict(Config())), composed)
+    if "${" in str(composed):
+        raw = OmegaConf.to_container(composed, resolve=False)
+        assert isinstance(raw, dict)
+        defaults: dict[str, Any] = {}
+        for leaf in leaves(Config, {str(key): value for key, value in raw.items()}):
+            defaults = merged(defaults, nested(leaf.path, leaf.default))
+        composed = OmegaConf.merge(OmegaConf.create(defaults), composed)
+    container = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(container, dict)
+    return container
+
+
+def _keys_set_by(override: str) -> list[str]:
+    """Return the keys that an override sets, those inside a mapping ``a={b:1}`` included."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    _, key, value = split_override(override)
+    if value is None or not holds_keys(key, keys(Config)):
+        return [key]
+    parsed = OverridesParser.create().parse_override(forced(override))
+    return list(flatten(nested(parsed.key_or_group, parsed.value())))
 
 
 def _layers(overrides: Sequence[str], directories: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -157,9 +206,9 @@ def _layers(overrides: Sequence[str], directories: Sequence[Path]) -> Iterator[t
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    with _hydra_initialised(directories) as search_path:
+    with _hydra_initialised(directories):
         loader = GlobalHydra.instance().config_loader()
-        asked = [*search_path, *map(_forced, overrides)]
+        asked = list(map(forced, overrides))
         defaults = loader.compute_defaults_list(ROOT_CONFIG, asked, RunMode.RUN).defaults
     for entry in defaults:
         path = next((p for d in directories if (p := d / f"{entry.config_path}.yaml").is_file()), None)

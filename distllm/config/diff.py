@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distllm.config.keys import flatten, leaves, merged
 from distllm.config.options import OnResume
 from distllm.config.schema import Config
-from distllm.config.validate import flatten, leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,20 @@ class Change:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """Compare two nested configurations key by key, in the schema's order."""
+    """Compare two nested configurations key by key, in the schema's order.
+
+    A name that only one of them has in a mapping shows as its keys, each None on the other side.
+    """
     old, new = flatten(before), flatten(after)
     return [
         Change(leaf.path, old.get(leaf.path), new.get(leaf.path), leaf.field.metadata["on_resume"])
-        for leaf in leaves(Config)
+        for leaf in leaves(Config, merged(before, after))
         if _plain(old.get(leaf.path)) != _plain(new.get(leaf.path))
     ]
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """Tuples and lists are equal, and so are an empty mapping and a mapping not mentioned."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()} or None
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

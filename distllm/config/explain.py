@@ -7,19 +7,21 @@ from dataclasses import asdict
 from typing import Any
 
 from distllm.config.compose import Composition, sources_of
+from distllm.config.keys import flatten, leaves
 from distllm.config.resolve import Derivation, Resolved
 from distllm.config.schema import Config
-from distllm.config.validate import describe, flatten, leaves
+from distllm.config.validate import describe
 from distllm.errors import ConfigError
 from distllm.registry import did_you_mean
 
 
 def explanation(composition: Composition, resolved: Resolved) -> dict[str, dict[str, Any]]:
     """Return, for every key and derived quantity, its value, its origin and its help."""
-    values = flatten(asdict(composition.config))
+    tree = asdict(composition.config)
+    values = flatten(tree)
     sources = sources_of(composition)
     table: dict[str, dict[str, Any]] = {}
-    for leaf in leaves(Config):
+    for leaf in leaves(Config, tree):
         source = sources[leaf.path]
         table[leaf.path] = {
             "value": values[leaf.path],

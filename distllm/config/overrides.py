@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distllm.config.keys import holds_keys, is_key, keys, note_unknown_key, note_wrong_name, wrong_names
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
-from distllm.config.validate import keys, note_unknown_key
 from distllm.registry import did_you_mean
 
 _OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]+?)(?:=(?P<value>.*))?", re.DOTALL)
@@ -69,10 +69,15 @@ def _is_accepted(text: str, known: list[str], groups: Groups, problems: Problems
     group = key.split("@")[0]
     if group in groups.choices:
         return _is_choice(group, value, groups, problems)
-    if key not in known:
+    # A mapping of names takes only a mapping: `data.sources.wiki=2` is a key without its last part.
+    is_mapping = value is None or value.lstrip().startswith(("{", "${"))
+    if not is_key(key, keys(Config)) and not (is_mapping and holds_keys(key, keys(Config))):
         note_unknown_key(key, known, problems)
         return False
-    return True
+    wrong = wrong_names(key, keys(Config))
+    for path in wrong:
+        note_wrong_name(path.rpartition(".")[2], path, problems)
+    return not wrong
 
 
 def _is_choice(group: str, value: str | None, groups: Groups, problems: Problems) -> bool:

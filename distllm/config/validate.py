@@ -4,50 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import Field
-from functools import cache
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
+from distllm.config.keys import (
+    element_group,
+    entry_type,
+    hints,
+    is_name,
+    keys,
+    note_unknown_key,
+    note_wrong_name,
+    required,
+)
 from distllm.config.problems import Problems
-from distllm.registry import did_you_mean, suggest
+from distllm.registry import did_you_mean
 from distllm.units import parse_bytes, parse_count
 
 T = TypeVar("T")
 _LITERALS: dict[str, Any] = {"true": True, "false": False, "null": None}
+_WRONG = object()
 _PARSE_UNIT = {"count": parse_count, "bytes": parse_bytes}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Leaf:
-    """One settable key: its dotted path, field and resolved annotation."""
-
-    path: str
-    field: Field[Any]
-    annotation: Any
-
-
-@cache
-def hints(cls: type) -> dict[str, Any]:
-    """Return the resolved annotations of a dataclass."""
-    return get_type_hints(cls)
-
-
-def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
-    """Yield every settable key of a dataclass tree, in declaration order."""
-    for item in dataclasses.fields(cls):
-        annotation = hints(cls)[item.name]
-        path = f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(annotation):
-            yield from leaves(cast(type, annotation), f"{path}.")
-        else:
-            yield Leaf(path, item, annotation)
-
-
-def keys(cls: type) -> list[str]:
-    """Return the dotted paths of every settable key."""
-    return [leaf.path for leaf in leaves(cls)]
 
 
 def parse_literal(text: str) -> Any:
@@ -62,65 +40,87 @@ def parse_literal(text: str) -> Any:
     return text
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested mapping under dotted paths."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def build(cls: type[T], raw: Mapping[str, Any], problems: Problems) -> T:
     """Build ``cls`` from ``raw``, noting every unknown key and wrong value in ``problems``.
 
     Keys absent from ``raw`` take their defaults. So do keys with a wrong value, which become
     suspects: the result serves to look for more problems and is good only when there are none.
     """
-    return cast(T, _build(cls, raw, "", keys(cls), problems))
+    return cast(T, _Builder(keys(cast(type, cls)), problems).group(cls, raw, ""))
 
 
-def _build(cls: type, raw: Mapping[str, Any], prefix: str, known: list[str], problems: Problems) -> Any:
-    values: dict[str, Any] = {}
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    for key, value in raw.items():
-        path = f"{prefix}{key}"
-        if key not in fields:
-            note_unknown_key(path, known, problems)
-            continue
-        annotation = hints(cls)[key]
-        if not dataclasses.is_dataclass(annotation):
-            try:
-                values[key] = coerce(value, annotation, fields[key])
-            except ValueError as error:
-                problems.add(f"{path}={value!r}: {error}", where=path, remedy=describe(fields[key]))
-                problems.suspects.add(path)
-        elif isinstance(value, Mapping):
-            values[key] = _build(cast(type, annotation), value, f"{path}.", known, problems)
-        else:
-            example = f"{path}.{dataclasses.fields(annotation)[0].name}"
-            problems.add(
-                f"{path} is a group of keys, not a value: {value!r}",
-                where=path,
-                remedy=f"set a key inside it, such as {example}",
-            )
-    return cls(**values)
+class _Builder:
+    """Builds dataclasses from mappings and knows the path of everything it meets."""
 
+    def __init__(self, known: tuple[str, ...], problems: Problems) -> None:
+        self._known = known
+        self._problems = problems
 
-def note_unknown_key(path: str, known: list[str], problems: Problems) -> None:
-    """Note that ``path`` is no key, with the closest one that is."""
-    if path.rsplit(".", 1)[-1] == "_target_":
-        problems.add(
-            "_target_ would run code named by a configuration",
+    def group(self, cls: type, raw: Mapping[Any, Any], path: str) -> Any:
+        """Build the dataclass ``cls`` from the mapping ``raw`` found at ``path``."""
+        fields = {item.name: item for item in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            below = f"{path}.{key}" if path else str(key)
+            if key not in fields:
+                inside_list = [f"{path}.{name}" for name in fields] if "[" in path else self._known
+                note_unknown_key(below, inside_list, self._problems)
+                continue
+            built = self._value(value, hints(cls)[key], fields[key], below)
+            if built is not _WRONG:
+                values[key] = built
+        return cls(**values)
+
+    def _value(self, value: Any, annotation: Any, item: Field[Any], path: str) -> Any:
+        """Build what a field or an entry of a mapping holds; `_WRONG` after noting a problem."""
+        if value is None and required(annotation) is not annotation:
+            return None
+        if dataclasses.is_dataclass(inner := required(annotation)):
+            return self._group_or_wrong(cast(type, inner), value, path)
+        if (entry := entry_type(annotation)) is not None:
+            return self._mapping(value, entry, item, path)
+        if (element := element_group(annotation)) is not None:
+            return self._list(value, element, item, path)
+        try:
+            return coerce(value, annotation, item)
+        except ValueError as error:
+            return self._wrong(value, error, item, path)
+
+    def _group_or_wrong(self, cls: type, value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            return self.group(cls, value, path)
+        example = f"{path}.{dataclasses.fields(cls)[0].name}"
+        self._problems.add(
+            f"{path} is a group of keys, not a value: {value!r}",
             where=path,
-            remedy="choose an implementation by its name, such as optim.name=adamw",
+            remedy=f"set a key inside it, such as {example}",
         )
-        return
-    problems.add(f"unknown key {path!r}", where=path, remedy=did_you_mean(path, known))
-    if (meant := suggest(path, known)) is not None:
-        problems.suspects.add(meant)
+        return _WRONG
+
+    def _mapping(self, value: Any, entry: Any, item: Field[Any], path: str) -> Any:
+        if not isinstance(value, Mapping):
+            return self._wrong(value, "expected a mapping, such as {NAME: ...}", item, path)
+        built: dict[str, Any] = {}
+        for name, below in value.items():
+            if name == "_target_":
+                note_unknown_key(f"{path}.{name}", self._known, self._problems)
+            elif not is_name(name):
+                note_wrong_name(name, f"{path}.{name}", self._problems)
+            elif (made := self._value(below, entry, item, f"{path}.{name}")) is not _WRONG:
+                built[name] = made
+        return built
+
+    def _list(self, value: Any, element: type, item: Field[Any], path: str) -> Any:
+        if not isinstance(value, (list, tuple)):
+            first = dataclasses.fields(element)[0].name
+            return self._wrong(value, f"expected a list of mappings, such as [{{{first}: ...}}]", item, path)
+        made = [self._group_or_wrong(element, part, f"{path}[{index}]") for index, part in enumerate(value)]
+        return tuple(part for part in made if part is not _WRONG)
+
+    def _wrong(self, value: Any, reason: object, item: Field[Any], path: str) -> Any:
+        self._problems.add(f"{path}={value!r}: {reason}", where=path, remedy=describe(item))
+        self._problems.suspects.add(path)
+        return _WRONG
 
 
 def describe(item: Field[Any]) -> str:
@@ -137,12 +137,10 @@ def coerce(value: Any, annotation: Any, item: Field[Any]) -> Any:
     Raises:
         ValueError: it is of another type, outside its range, or not one of the choices.
     """
+    if value is None and required(annotation) is not annotation:
+        return None
+    annotation = required(annotation)
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        (annotation,) = (argument for argument in arguments if argument is not type(None))
-        return coerce(value, annotation, item)
     if origin is Literal:
         if value not in arguments:
             raise ValueError(
