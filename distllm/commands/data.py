@@ -164,12 +164,13 @@ def _ls(words: Sequence[str]) -> None:
     if not words:
         raise ConfigError("which directory?", where="distllm data ls", remedy="distllm data ls DIR...")
     from distllm.data.manifest import MANIFEST_FILE, Manifest
+    from distllm.data.shards.forget import PARTIAL
 
     found = sorted({file.parent for word in words for file in Path(word).rglob(MANIFEST_FILE)})
     shown = 0
     for directory in found:
-        if "checkpoints" in directory.parts:
-            continue  # a checkpoint has a manifest of its own
+        if "checkpoints" in directory.parts or directory.name == PARTIAL:
+            continue  # a checkpoint has a manifest of its own; a removal keeps the next one there
         try:
             _describe(directory, Manifest.load(directory))
         except DataError as error:

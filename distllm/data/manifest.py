@@ -180,13 +180,9 @@ class Manifest:
                 remedy=f"finish it with: distllm data forget out={directory}",
             )
         manifest = cls.read(directory)
-        for name, digest in manifest.files.items():
-            file = directory / name
+        for name, problem in manifest.file_problems(directory).items():
             remedy = rebuild_index(directory) if name == INDEX_FILE else rebuild(directory)
-            if not file.is_file():
-                raise _damaged(directory, file, "it is missing", remedy)
-            if digest_file(file) != digest:
-                raise _damaged(directory, file, "its content is not what was written", remedy)
+            raise _damaged(directory, directory / name, problem, remedy)
         return manifest
 
     @classmethod
@@ -210,6 +206,16 @@ class Manifest:
         if manifest is None:
             raise _damaged(directory, path, "its content was changed after it was written")
         return manifest
+
+    def file_problems(self, directory: Path) -> dict[str, str]:
+        """Return what is wrong with each of the small files beside the manifest, by its name."""
+        problems = {}
+        for name, digest in self.files.items():
+            if not (directory / name).is_file():
+                problems[name] = "it is missing"
+            elif digest_file(directory / name) != digest:
+                problems[name] = "its content is not what was written"
+        return problems
 
     def check_sizes(self, directory: Path, split: str | None = None) -> None:
         """Check that every shard, of one split or of all, has its size; costs one stat a shard.

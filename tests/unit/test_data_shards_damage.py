@@ -163,7 +163,7 @@ def test_the_index_of_another_dataset_is_refused_with_the_way_out(dataset, tmp_p
     write_dataset(tmp_path / "other", train=other, shard_bytes=220_000)
     mine = (dataset / "index.json").read_bytes()
     (dataset / "index.json").write_bytes((tmp_path / "other" / "index.json").read_bytes())
-    with pytest.raises(DataError, match=r"index\.json .* is not what was written") as error:
+    with pytest.raises(DataError, match=r"index\.json: its content is not what was written") as error:
         verify(dataset)
     assert f"distllm data reindex out={dataset}" in error.value.remedy
     with pytest.raises(DataError, match="name different shards"):
@@ -214,6 +214,21 @@ def test_shards_named_by_the_manifest_and_not_by_the_index_are_found(dataset):
     fewer = dataclasses.replace(split, shards=split.shards[:1])
     dataclasses.replace(manifest, sources={"text": {"train": fewer}}).save(dataset)
     assert "name different shards" in cause_of(dataset)
+
+
+def test_without_an_index_the_damage_of_all_files_is_still_found(dataset):
+    flip(dataset, first(dataset), 5_000)
+    (dataset / "text" / "train" / "00001.tar").unlink()
+    (dataset / "tokenizer.json").write_text("{}")
+    (dataset / "index.json").unlink()
+    with pytest.raises(DataError) as error:
+        verify(dataset)
+    for named in (
+        "4 problems", "tokenizer.json: its content", "index.json: it is missing", "00000.tar: its content",
+        "00001.tar: it is missing",
+    ):  # fmt: skip
+        assert named in error.value.cause
+    assert f"distllm data reindex out={dataset}" in error.value.remedy
 
 
 def test_a_manifest_of_format_1_is_refused_with_its_remedy(dataset):

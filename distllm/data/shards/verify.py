@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distllm.data.manifest import Manifest, rebuild, size_problem
+from distllm.data.manifest import FORGET_FILE, INDEX_FILE, Manifest, rebuild, rebuild_index, size_problem
 from distllm.data.shards.blocks import BlockVerifier
 from distllm.data.shards.documents import shard_ids
 from distllm.data.shards.format import BLOCKS, META, IndexedShard, members_of
@@ -23,9 +23,18 @@ def verify(directory: Path) -> Manifest:
     Raises:
         DataError: naming every file that is missing, cut, changed, left over, or contradicts another.
     """
-    manifest = Manifest.load(directory)
-    index = index_of(directory, manifest)
-    problems = [*_count_problems(manifest), *_left_over(directory, manifest)]
+    manifest = Manifest.load(directory) if (directory / FORGET_FILE).exists() else Manifest.read(directory)
+    files = manifest.file_problems(directory)
+    problems = [f"{name}: {problem}" for name, problem in files.items()]
+    problems += [*_count_problems(manifest), *_left_over(directory, manifest)]
+    try:
+        index = index_of(directory, manifest)
+    except DataError as error:
+        if INDEX_FILE not in files:
+            files[INDEX_FILE] = error.cause
+            problems.append(f"{INDEX_FILE}: {error.cause}")
+        problems += _file_problems(directory, manifest)
+        index = {}
     for source, splits in index.items():
         for split, shards in splits.items():
             for shard in shards:
@@ -36,9 +45,22 @@ def verify(directory: Path) -> Manifest:
             f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'} in {directory}: "
             f"{'; '.join(problems)}",
             where=str(directory / problems[0].split(":", 1)[0]),
-            remedy=f"restore what is damaged from a copy, or {rebuild(directory)}",
+            remedy=rebuild_index(directory)
+            if INDEX_FILE in files
+            else f"restore what is damaged from a copy, or {rebuild(directory)}",
         )
-    return manifest
+    return Manifest.load(directory)
+
+
+def _file_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield the tars that are not what the manifest says; all that can be told without an index."""
+    for split in manifest.splits.values():
+        for record in split.shards:
+            problem = size_problem(directory, record)
+            if problem is None and digest_file(directory / record.path) != record.digest:
+                problem = "its content is not what was written"
+            if problem is not None:
+                yield f"{record.path}: {problem}"
 
 
 def _count_problems(manifest: Manifest) -> Iterator[str]:
