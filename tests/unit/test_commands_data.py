@@ -117,13 +117,17 @@ def test_forget_takes_many_ids_and_names_the_places(capsys, dataset, tmp_path):
     assert "unknown key" in refused(capsys, 64, *words, "ids=train-0")
 
 
-@pytest.fixture
-def marked(tmp_path):
-    """A dataset in which one long document holds MARK alone, and its number."""
+def write_marked(tmp_path, shift=0):
+    """Write a dataset in which document train-40 holds MARK alone, ``shift`` ids further on."""
     documents = [[1 + (i + j) % 90 for j in range(i % 25)] for i in range(60)]
-    documents[40] = [MARK] * 21
+    documents[0], documents[40] = [1] * shift, [MARK] * 21
     write_dataset(tmp_path / "set", train=documents, valid=[[MARK] * 3], shard_bytes=300)
     return tmp_path / "set"
+
+
+@pytest.fixture
+def marked(tmp_path):
+    return write_marked(tmp_path)
 
 
 def config_of(directory, seed=3):
@@ -167,9 +171,9 @@ def steps_with_mark(directory, steps, seed):
     return found
 
 
-@pytest.mark.parametrize("seed", [3, 4])
-def test_the_steps_that_saw_a_document_are_those_whose_batches_held_it(marked, tmp_path, seed):
-    steps = 60
+@pytest.mark.parametrize("shift", range(SEQ_LEN))
+def test_the_steps_that_saw_a_document_are_those_whose_batches_held_it(tmp_path, shift):
+    steps, seed, marked = 60, shift, write_marked(tmp_path, shift)
     expected = steps_with_mark(marked, steps, seed)
     assert len(expected) > 3
     write_run(tmp_path / "runs", "a", config_of(marked, seed), samples=steps * PER_STEP)
@@ -186,13 +190,14 @@ def test_runs_are_found_by_their_dataset_and_by_how_far_they_came(marked, tmp_pa
     write_run(runs, "early", config, samples=(expected[0] - 1) * PER_STEP)
     write_run(runs, "elsewhere", config_of(tmp_path / "moved"), samples=60 * PER_STEP, digest=old)
     write_run(runs, "logged", config, logged=60)
+    write_run(runs, "both", config, samples=60 * PER_STEP, logged=1)
     write_run(runs, "never", config)
     write_run(runs, "other", config_of(tmp_path / "other"), samples=60 * PER_STEP)
     (runs / "broken").mkdir()
     (runs / "broken" / "config.yaml").write_text("data: {no_such_key: 1}")
     found = {w.run.name: w for w in witnesses(runs, marked, forget(marked, ["train-40"]))}
-    assert set(found) == {"broken", "early", "elsewhere", "logged", "never"}
-    assert found["elsewhere"].steps == found["logged"].steps != ()
+    assert set(found) == {"both", "broken", "early", "elsewhere", "logged", "never"}
+    assert found["elsewhere"].steps == found["logged"].steps == found["both"].steps != ()
     assert found["never"].steps == ()
     assert "did not see" in str(found["never"])
     assert "cannot be told" in str(found["broken"])

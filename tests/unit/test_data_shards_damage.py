@@ -175,6 +175,15 @@ def test_the_index_of_another_dataset_is_refused_with_the_way_out(dataset, tmp_p
     verify(dataset)
 
 
+def test_an_index_that_points_at_another_member_is_refused(tmp_path):
+    pairs = {"pairs": {"train": [([1], [2])]}}
+    write_sources(tmp_path / "a", pairs, fields={"pairs": ("source", "target")})
+    (shard,) = read_index(tmp_path / "a", "pairs", "train")
+    members = {**shard.members, "source.idx": shard.members["target.idx"]}
+    with pytest.raises(DataError, match=r"it has 00000\.target\.idx of 8 bytes, expected source\.idx"):
+        map_shard(tmp_path / "a", dataclasses.replace(shard, members=members), U2, "source")
+
+
 def test_a_list_of_ids_is_part_of_the_dataset(dataset):
     ids = dataset / "text" / "train" / "00001.ids.gz"
     ids.write_bytes(ids.read_bytes()[:-3])

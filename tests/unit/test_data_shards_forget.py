@@ -169,6 +169,17 @@ def test_a_damaged_shard_is_not_given_new_digests(dataset):
     assert tree(dataset) == before
 
 
+def test_damage_beside_the_document_is_not_given_new_digests_either(tmp_path):
+    write_sources(tmp_path / "big", {"web": {"train": [[1] * 40_000, [2] * 40_000]}})
+    (shard,) = index_of(tmp_path / "big", Manifest.load(tmp_path / "big"))["web"]["train"]
+    path = tmp_path / "big" / shard.record.path
+    content = bytearray(path.read_bytes())
+    content[shard.members["tokens.bin"].offset + 159_000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="block 2"):
+        forget(tmp_path / "big", ["train-0"])
+
+
 def test_another_process_or_a_full_disk_changes_nothing(dataset):
     before = tree(dataset)
     with locked(dataset), pytest.raises(RunDirectoryBusy):
@@ -232,6 +243,8 @@ def test_a_kill_at_any_step_leaves_the_old_dataset_or_one_that_the_next_call_fin
             with pytest.raises(DataError, match="documents were being forgotten") as error:
                 Manifest.load(work)
             assert error.value.remedy == f"finish it with: distllm data forget out={work}"
+            staged = list((work / "forget.partial").rglob("*.tar"))
+            assert not staged or Manifest.read(work).lineage == (), "the manifest was not the last"
             assert forget(work, ()).places == whole.places
             outcomes.append("finished")
         elif Manifest.load(work).lineage:
