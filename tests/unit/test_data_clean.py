@@ -1,7 +1,6 @@
 import pytest
 
 from distllm.data.clean import RULES, clean, drop_short
-from distllm.data.dedup import ExactDedup
 from distllm.data.records import Document
 
 
@@ -27,11 +26,3 @@ def test_short_documents_are_dropped():
     assert (dropped.id, dropped.rule) == ("d", "too_short")
     assert "9 characters" in dropped.reason
     assert drop_short(Document.of_text("d", ""), 0).rule == "too_short"
-
-
-def test_the_first_of_equal_texts_stays():
-    dedup = ExactDedup()
-    assert dedup.drop_duplicate(Document.of_text("a", "same")) is None
-    assert dedup.drop_duplicate(Document.of_text("b", "Same")) is None
-    dropped = dedup.drop_duplicate(Document.of_text("c", "same"))
-    assert (dropped.id, dropped.rule) == ("c", "duplicate")

@@ -39,7 +39,12 @@ def small_units(monkeypatch):
 
 
 def config_for(tmp_path, *, out="out", clean=None, vocab_size=300, **data):
-    given = {"source": "text", "paths": (str(tmp_path / "corpus"),), "valid_fraction": 0.1, "shard_bytes": 1024}
+    given = {
+        "source": "text",
+        "paths": (str(tmp_path / "corpus"),),
+        "valid_fraction": 0.1,
+        "shard_bytes": 1024,
+    }
     return Config(
         data=DataConfig(out=str(tmp_path / out), **{**given, **data}),
         clean=clean or CleanConfig(),

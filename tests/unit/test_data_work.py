@@ -52,7 +52,14 @@ def test_the_digest_tells_what_was_written_but_not_what_was_logged(tmp_path):
         return perform
 
     work = directory_of(tmp_path / "work")
-    asked = [("x", "a.txt"), ("x", "a.txt"), ("y", "a.txt"), ("x", "b.txt"), ("x", "log.jsonl"), ("y", "log.jsonl")]
+    asked = [
+        ("x", "a.txt"),
+        ("x", "a.txt"),
+        ("y", "a.txt"),
+        ("x", "b.txt"),
+        ("x", "log.jsonl"),
+        ("y", "log.jsonl"),
+    ]
     results = work.run("s", [Task(str(i), 1, writer(*each)) for i, each in enumerate(asked)])
     same, again, other_text, other_name, log, other_log = [result.digest for result in results]
     assert same == again
@@ -175,7 +182,13 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
 
 
 def test_an_address_tells_ingredients_and_their_order_apart():
-    keys = {address("read", 1), address("read", 2), address("read", "1"), address(1, "read"), address("read", [1])}
+    keys = {
+        address("read", 1),
+        address("read", 2),
+        address("read", "1"),
+        address(1, "read"),
+        address("read", [1]),
+    }
     assert len(keys) == 5
     assert address({"a": 1, "b": 2}) == address({"b": 2, "a": 1})
     assert address("\udcff") != address("\udcfe")

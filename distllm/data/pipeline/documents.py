@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from distllm.config.schema import Config
-from distllm.data.pipeline.duplicates import Decontaminator, Removals
+from distllm.data.dedup import Decontaminator, Removals
 from distllm.data.pipeline.rooms import Cleaner, Scrubber, read_part
 from distllm.data.pipeline.sources import Unit, size_of
 from distllm.data.pipeline.spool import SpoolWriter, read_documents
@@ -84,6 +84,7 @@ def text_bytes(document: Document) -> int:
 
 def read_task(unit: Unit) -> Task:
     """Extract the documents of the unit's parts."""
+
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
         with Output(directory, unit.source.fields, lambda _: None) as output:
             done = 0

@@ -42,7 +42,9 @@ def find_parts(name, read):
 def read_part(part, read):
     if part.path == "*":
         config = Config()
-        config = replace(config, data=replace(config.data, source=read.source, paths=read.paths, text_key=read.text_key))
+        config = replace(
+            config, data=replace(config.data, source=read.source, paths=read.paths, text_key=read.text_key)
+        )
         size = 0
         for item in SOURCES[read.source](config):
             yield item

@@ -175,7 +175,11 @@ def _dataset(config: Config, kept: _Kept) -> Manifest:
         source.name: Splitter.fit(
             config.seed,
             config.data.valid_fraction,
-            [number for result in kept.of_source(source.name, refined) for number in result.facts["split_hashes"]],
+            [
+                number
+                for result in kept.of_source(source.name, refined)
+                for number in result.facts["split_hashes"]
+            ],
         )
         for source in kept.sources
     }

@@ -61,9 +61,8 @@ class SpoolWriter:
                 [document.language for document in self._batch],
                 *([document.fields[name] for document in self._batch] for name in self._fields),
             ]
-            arrays = [
-                self._pa.array([_encode(text) for text in column], self._pa.large_binary()) for column in columns
-            ]
+            binary = self._pa.large_binary()
+            arrays = [self._pa.array(list(map(_encode, column)), binary) for column in columns]
             self._file.write_batch(self._pa.record_batch(arrays, schema=self._schema))
         self._batch, self._chars = [], 0
 

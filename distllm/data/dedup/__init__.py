@@ -1,0 +1,18 @@
+"""Which documents, lines and paragraphs say again what others say, and which spoil an evaluation."""
+
+from distllm.data.dedup.decide import Decision, Unit, decide
+from distllm.data.dedup.decontaminate import Decontaminator
+from distllm.data.dedup.removals import Removals
+from distllm.data.dedup.signing import SignedDocuments, sign
+from distllm.data.dedup.stored import stored_documents
+
+__all__ = [
+    "Decision",
+    "Decontaminator",
+    "Removals",
+    "SignedDocuments",
+    "Unit",
+    "decide",
+    "sign",
+    "stored_documents",
+]

@@ -1,0 +1,63 @@
+"""The decision on one unit, as a file, and its execution on each document."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from distllm.data.dedup.decide import Decision
+from distllm.data.dedup.signing import SEPARATORS
+from distllm.data.records import TEXT, Document, Dropped
+from distllm.fsio import digest_bytes
+
+_REASONS = {
+    "duplicate": "same text as {keeper}",
+    "near_duplicate": "nearly the same text as {keeper}",
+    "duplicate_id": "another document of this source is called {keeper} too",
+}
+
+
+@dataclass(frozen=True)
+class Removals:
+    """What goes from one unit, read when the first document asks.
+
+    Attributes:
+        path: the file that `save` wrote.
+        digest: of that file: what follows depends on nothing else.
+    """
+
+    path: Path
+    digest: str
+
+    @classmethod
+    def save(cls, path: Path, decision: Decision) -> Removals:
+        """Write ``decision`` to ``path``."""
+        content = json.dumps(asdict(decision), sort_keys=True).encode()
+        path.write_bytes(content)
+        return cls(path, digest_bytes(content))
+
+    def apply(self, row: int, document: Document) -> Document | Dropped:
+        """Return ``document`` without the lines and paragraphs that go, or the reason why all of it goes."""
+        if (verdict := self._content["documents"].get(str(row))) is not None:
+            rule, keeper = verdict
+            return Dropped.of(document, rule, _REASONS[rule].format(keeper=keeper))
+        text = document.fields.get(TEXT)
+        if text is None:
+            return document
+        gone = set(self._content["pieces"].get(str(row), ()))
+        if not gone:
+            return document
+        kind = self._content["kind"]
+        pieces = text.split(SEPARATORS[kind])
+        left = SEPARATORS[kind].join(piece for number, piece in enumerate(pieces) if number not in gone)
+        if not left.strip():
+            return Dropped.of(document, f"duplicate_{kind}", f"all its {kind} stand in other documents")
+        return Document(document.id, {**document.fields, TEXT: left.strip("\n")}, document.language)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return content

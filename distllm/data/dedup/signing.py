@@ -1,0 +1,148 @@
+"""What the decision on duplicates needs to know of each document, in a few arrays.
+
+MinHash signatures (Broder, "On the resemblance and containment of documents", 1997) are of word
+n-grams, cut into bands (Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4): two
+documents of Jaccard similarity s share a band with probability 1 - (1 - s**rows)**bands.
+
+Shapes: N documents, P permutations, L lines or paragraphs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from distllm.config.schema_dedup import DedupConfig
+from distllm.data.dedup.shingles import hash_ngrams, hash_words, words_of
+from distllm.data.extras import require
+from distllm.data.records import TEXT, Document
+
+SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}
+_BATCH_WORDS = 1 << 20
+_IDS, _DIGESTS, _ID_HASHES, _LENGTHS = "ids", "digests", "id_hashes", "lengths"
+_SIGNATURES, _PIECES, _PLACES = "signatures", "pieces", "places"
+
+
+@dataclass(frozen=True, slots=True)
+class SignedDocuments:
+    """The signatures of one unit, read from ``directory`` as they are asked for."""
+
+    directory: Path
+
+    def digests(self) -> NDArray[np.uint64]:
+        """Return the two halves of each text's xxh3-128, [N, 2]."""
+        return self._load(_DIGESTS)
+
+    def id_hashes(self) -> NDArray[np.uint64]:
+        """Return the xxh3-64 of each id, [N]."""
+        return self._load(_ID_HASHES)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the characters of each text, [N]."""
+        lengths_N: NDArray[np.int64] = np.load(self._path(_LENGTHS), mmap_mode="r")
+        return lengths_N
+
+    def signatures(self) -> NDArray[np.uint32]:
+        """Return the MinHash signature of each text, [N, P]."""
+        signatures_NP: NDArray[np.uint32] = np.load(self._path(_SIGNATURES), mmap_mode="r")
+        return signatures_NP
+
+    def pieces(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Return the hash [L] of each line or paragraph, and [L, 2] its document's row and its number."""
+        places_L2: NDArray[np.int64] = np.load(self._path(_PLACES), mmap_mode="r")
+        return self._load(_PIECES), places_L2
+
+    def ids(self) -> list[str]:
+        """Return the id of each document."""
+        return list(json.loads((self.directory / f"{_IDS}.json").read_text(encoding="utf-8")))
+
+    def _load(self, name: str) -> NDArray[np.uint64]:
+        array: NDArray[np.uint64] = np.load(self._path(name), mmap_mode="r")
+        return array
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.npy"
+
+
+def sign(batches: Iterable[list[Document]], directory: Path, config: DedupConfig) -> SignedDocuments:
+    """Write what ``config`` needs of every document into ``directory``."""
+    signer = _Signer(config)
+    for batch in batches:
+        for document in batch:
+            signer.add(document)
+    signer.save(directory)
+    return SignedDocuments(directory)
+
+
+class _Signer:
+    """Collects the arrays of one unit."""
+
+    def __init__(self, config: DedupConfig) -> None:
+        self._config = config
+        self._ids: list[str] = []
+        self._digests: list[tuple[int, int]] = []
+        self._lengths: list[int] = []
+        self._pieces: list[int] = []
+        self._places: list[tuple[int, int]] = []
+        self._signatures = [np.zeros((0, config.permutations), dtype=np.uint32)]
+        self._shingles: list[NDArray[np.uint64]] = []
+        self._waiting = 0
+
+    def add(self, document: Document) -> None:
+        """Take in one document."""
+        row, text = len(self._ids), document.text
+        content = text.encode("utf-8", "surrogatepass")
+        digest = xxhash.xxh3_128_digest(content)
+        self._ids.append(document.id)
+        self._digests.append((int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")))
+        self._lengths.append(len(text))
+        if TEXT in document.fields and self._config.pieces in SEPARATORS:
+            self._cut(row, text)
+        if self._config.near:
+            shingles_G = hash_ngrams(hash_words(words_of(text)), self._config.ngram)
+            self._shingles.append(shingles_G)
+            self._waiting += shingles_G.size
+            if self._waiting >= _BATCH_WORDS:
+                self._sketch()
+
+    def save(self, directory: Path) -> None:
+        """Write all arrays."""
+        self._sketch()
+        hashes = [xxhash.xxh3_64_intdigest(id_.encode("utf-8", "surrogatepass")) for id_ in self._ids]
+        arrays = {
+            _DIGESTS: np.array(self._digests, dtype=np.uint64).reshape(-1, 2),
+            _ID_HASHES: np.array(hashes, dtype=np.uint64),
+            _LENGTHS: np.array(self._lengths, dtype=np.int64),
+        }
+        if self._config.pieces in SEPARATORS:
+            arrays[_PIECES] = np.array(self._pieces, dtype=np.uint64)
+            arrays[_PLACES] = np.array(self._places, dtype=np.int64).reshape(-1, 2)
+        if self._config.near:
+            arrays[_SIGNATURES] = np.concatenate(self._signatures)
+        for name, array in arrays.items():
+            np.save(directory / f"{name}.npy", array, allow_pickle=False)
+        (directory / f"{_IDS}.json").write_text(json.dumps(self._ids), encoding="utf-8")
+
+    def _cut(self, row: int, text: str) -> None:
+        for number, piece in enumerate(text.split(SEPARATORS[self._config.pieces])):
+            if len(plain := piece.strip()) >= self._config.min_piece_chars:
+                self._pieces.append(xxhash.xxh3_64_intdigest(plain.encode("utf-8", "surrogatepass")))
+                self._places.append((row, number))
+
+    def _sketch(self) -> None:
+        """Turn the shingles that wait into signatures."""
+        if not self._shingles:
+            return
+        rensa = require("rensa", "dedup.near")
+        offsets = np.cumsum([0, *(shingles_G.size for shingles_G in self._shingles)]).astype(np.uint64)
+        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+            np.concatenate(self._shingles), offsets, self._config.permutations, self._config.minhash_seed
+        )
+        self._signatures.append(np.array(matrix.to_rows(), dtype=np.uint32))
+        self._shingles, self._waiting = [], 0

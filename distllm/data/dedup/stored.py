@@ -1,0 +1,43 @@
+"""The documents of a prepared dataset, decoded: what `against` and evaluation sets are compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distllm.data.manifest import Manifest
+from distllm.data.records import Document
+from distllm.data.shards import IndexedShard, document_texts, load_index, map_shard, shard_ids
+from distllm.data.split import SPLITS
+from distllm.data.tokenizer import Tokenizer
+
+
+def stored_documents(directory: Path, splits: Collection[str] = SPLITS) -> Iterator[Document]:
+    """Yield the documents of ``splits``, whatever their source; forgotten ones are left out.
+
+    Raises:
+        DataError: the directory is no dataset, or a shard is damaged.
+    """
+    manifest, tokenizer = Manifest.load(directory), Tokenizer.load(directory)
+    dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
+    for parts in load_index(directory).values():
+        for split in splits:
+            for shard in parts.get(split, ()):
+                yield from _shard_documents(directory, shard, dtype, tokenizer)
+
+
+def _shard_documents(
+    directory: Path, shard: IndexedShard, dtype: np.dtype[Any], tokenizer: Tokenizer
+) -> Iterator[Document]:
+    columns = {field: map_shard(directory, shard, dtype, field) for field in shard.fields}
+    for row, id_ in enumerate(shard_ids(directory, shard)):
+        if id_ is None:
+            continue
+        ids = {
+            field: ids_M[int(ends_D[row - 1]) if row else 0 : int(ends_D[row])]
+            for field, (ids_M, ends_D) in columns.items()
+        }
+        yield Document(id_, document_texts(ids, tokenizer))

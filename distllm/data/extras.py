@@ -1,0 +1,26 @@
+"""Packages that only some preparations need: imported when they are, with a remedy when they are missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from distllm.errors import MissingDependency
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Import ``module``, which belongs to the extra ``data``.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise MissingDependency(
+            f"{purpose} needs the package {error.name}, which is not installed",
+            where=module,
+            remedy="pip install 'distllm[data]'",
+        ) from error
