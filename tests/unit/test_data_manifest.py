@@ -1,9 +1,10 @@
+import dataclasses
 import json
 
 import pytest
 from datasets import write_dataset
 
-from distllm.data.manifest import Manifest
+from distllm.data.manifest import Forgotten, Manifest, SourceCounts
 from distllm.data.shards import verify
 from distllm.errors import DataError
 
@@ -116,3 +117,51 @@ def test_swapped_shards_are_found(dataset):
     second.write_bytes(a)
     with pytest.raises(DataError, match="2 problems"):
         verify(dataset)
+
+
+def test_lineage_forgotten_and_languages_survive_the_file(dataset):
+    manifest = Manifest.load(dataset)
+    split = manifest.sources["text"]["train"]
+    spoken = dataclasses.replace(split, languages={"de": 2, "fr": 1})
+    changed = dataclasses.replace(
+        manifest,
+        sources={"text": {**manifest.sources["text"], "train": spoken}},
+        inputs="abc",
+        lineage=("one", "two"),
+        forgotten=Forgotten(2, ("x", "y")),
+    )
+    changed.save(dataset)
+    loaded = Manifest.load(dataset)
+    assert loaded == changed
+    assert loaded.splits["train"].languages == {"de": 2, "fr": 1}
+    assert [loaded.follows(digest) for digest in ("one", "two", loaded.digest, manifest.digest)] == [
+        True, True, True, False,
+    ]  # fmt: skip
+
+
+def test_counts_add_up_over_sources(dataset):
+    counts = {
+        "a": SourceCounts(5, 3, {"short": 1, "copy": 1}, {"nfc": 2}),
+        "b": SourceCounts(4, 1, {"short": 3}, {"nfc": 1, "tabs": 1}),
+    }
+    total = dataclasses.replace(Manifest.load(dataset), counts=counts).total
+    assert total == SourceCounts(9, 4, {"copy": 1, "short": 4}, {"nfc": 3, "tabs": 1})
+
+
+def test_all_splits_are_checked_unless_one_is_named(dataset):
+    manifest = Manifest.load(dataset)
+    manifest.check_sizes(dataset)
+    (dataset / "text" / "valid" / "00000.tar").unlink()
+    manifest.check_sizes(dataset, "train")
+    with pytest.raises(DataError, match=r"text/valid/00000\.tar .* it is missing"):
+        manifest.check_sizes(dataset)
+
+
+def test_all_bad_files_are_told_at_once(dataset):
+    assert Manifest.load(dataset).file_problems(dataset) == {}
+    (dataset / "index.json").unlink()
+    damage(dataset / "tokenizer.json", 3)
+    assert Manifest.read(dataset).file_problems(dataset) == {
+        "index.json": "it is missing",
+        "tokenizer.json": "its content is not what was written",
+    }

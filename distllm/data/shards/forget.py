@@ -6,7 +6,7 @@ removed when all have taken their places, the manifest last. Killed before ``for
 the dataset is the old one; killed later, it is refused by every reader until the next call has
 finished the move.
 
-Shapes: M ids and D documents of one shard.
+Shapes: M ids and D documents of one shard, N ids of one field of a document, V ids of a vocabulary.
 """
 
 from __future__ import annotations
@@ -123,14 +123,15 @@ def _stage(
     places = find_documents(directory, before, ids, source)
     tokenizer = Tokenizer.load(directory)
     dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
+    lengths_V = tokenizer.token_byte_lengths()
     texts: list[str] = []
     lost_bytes: Counter[tuple[str, str]] = Counter()
     rows: dict[tuple[str, str, int], list[int]] = {}
     for place in places:
         shard = before[place.source][place.split][place.shard]
-        found = document_texts(read_document(directory, shard, place.row, dtype), tokenizer)
-        texts += found.values()
-        lost_bytes[place.source, place.split] += sum(len(text.encode()) for text in found.values())
+        found = read_document(directory, shard, place.row, dtype)
+        texts += document_texts(found, tokenizer).values()
+        lost_bytes[place.source, place.split] += sum(int(lengths_V[ids_N].sum()) for ids_N in found.values())
         rows.setdefault((place.source, place.split, place.shard), []).append(place.row)
     rewritten = {
         (name, split, number): _rewrite(directory, manifest, before[name][split][number], found_rows)
