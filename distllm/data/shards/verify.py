@@ -11,7 +11,7 @@ from distllm.data.manifest import FORGET_FILE, INDEX_FILE, Manifest, rebuild, re
 from distllm.data.shards.blocks import BlockVerifier
 from distllm.data.shards.documents import shard_ids
 from distllm.data.shards.format import BLOCKS, META, IndexedShard, members_of
-from distllm.data.shards.index import index_of
+from distllm.data.shards.index import Index, index_of
 from distllm.data.shards.reader import map_shard, payload, read_meta
 from distllm.errors import DataError
 from distllm.fsio import digest_bytes, digest_file
@@ -27,14 +27,14 @@ def verify(directory: Path) -> Manifest:
     files = manifest.file_problems(directory)
     problems = [f"{name}: {problem}" for name, problem in files.items()]
     problems += [*_count_problems(manifest), *_left_over(directory, manifest)]
+    index: Index = {}
     try:
-        index = index_of(directory, manifest)
+        index = {} if INDEX_FILE in files else index_of(directory, manifest)
     except DataError as error:
-        if INDEX_FILE not in files:
-            files[INDEX_FILE] = error.cause
-            problems.append(f"{INDEX_FILE}: {error.cause}")
+        files[INDEX_FILE] = error.cause
+        problems.append(f"{INDEX_FILE}: {error.cause}")
+    if INDEX_FILE in files:
         problems += _file_problems(directory, manifest)
-        index = {}
     for source, splits in index.items():
         for split, shards in splits.items():
             for shard in shards:
@@ -97,20 +97,31 @@ def _shard_problems(
     elif digest_file(directory / shard.record.path) != shard.record.digest:
         yield "its content is not what was written: " + _locate(directory, manifest, shard)
     else:
+        yield from _contradictions(directory, manifest, shard, source, split)
+
+
+def _contradictions(
+    directory: Path, manifest: Manifest, shard: IndexedShard, source: str, split: str
+) -> Iterator[str]:
+    """Yield what a whole shard says of itself and the dataset says otherwise."""
+    try:
         meta = read_meta(directory, shard)
-        wanted = {
-            "source": source,
-            "split": split,
-            "dtype": manifest.token_dtype,
-            "tokenizer": manifest.tokenizer_fingerprint,
-            "tokens": shard.record.tokens,
-            "documents": shard.record.documents,
-        }
-        for key, value in wanted.items():
-            if meta[key] != value:
-                yield f"its {META} says {key}={meta[key]}, the dataset says {value}"
-        if shard.fields != tuple(manifest.fields.get(source, ())):
-            yield f"it has the fields {', '.join(shard.fields)}, the manifest says otherwise"
+    except DataError as error:
+        yield error.cause
+        return
+    wanted = {
+        "source": source,
+        "split": split,
+        "dtype": manifest.token_dtype,
+        "tokenizer": manifest.tokenizer_fingerprint,
+        "tokens": shard.record.tokens,
+        "documents": shard.record.documents,
+    }
+    for key, value in wanted.items():
+        if meta[key] != value:
+            yield f"its {META} says {key}={meta[key]}, the dataset says {value}"
+    if shard.fields != tuple(manifest.fields.get(source, ())):
+        yield f"it has the fields {', '.join(shard.fields)}, the manifest says otherwise"
 
 
 def _locate(directory: Path, manifest: Manifest, shard: IndexedShard) -> str:
