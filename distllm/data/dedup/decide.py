@@ -54,12 +54,14 @@ class Decision:
 
 def decide(units: Sequence[Unit], config: DedupConfig) -> list[Decision]:
     """Return what goes from each unit."""
+    if not units:
+        return []
     corpus = _Corpus(units)
     keeper_N = np.arange(corpus.size)
     rule_N = np.full(corpus.size, "", dtype=object)
     if config.documents:
-        _mark(keeper_N, rule_N, _first_of_equal(corpus.digests, corpus.rank_N), DUPLICATE)
-    _mark(keeper_N, rule_N, _first_of_equal(corpus.id_keys, corpus.rank_N), DUPLICATE_ID)
+        _mark(keeper_N, rule_N, corpus.digests, corpus.rank_N, DUPLICATE)
+    _mark(keeper_N, rule_N, corpus.id_keys, corpus.rank_N, DUPLICATE_ID)
     if config.near:
         open_N = (keeper_N == np.arange(corpus.size)).nonzero()[0]
         similar = find_near_duplicates(
@@ -67,7 +69,8 @@ def decide(units: Sequence[Unit], config: DedupConfig) -> list[Decision]:
         )
         for document, keeper in similar.items():
             keeper_N[document], rule_N[document] = keeper, NEAR_DUPLICATE
-        keeper_N = keeper_N[keeper_N]  # what made way for a document that has gone since
+    for _ in range(2):  # each of the three rules may take what an earlier one made way for
+        keeper_N = keeper_N[keeper_N]
     keeper_N[corpus.fixed_N] = corpus.fixed_N.nonzero()[0]
     decisions = [Decision(config.pieces) for _ in units]
     _note_documents(corpus, keeper_N, rule_N, decisions)
@@ -129,13 +132,19 @@ def _first_of_equal(keys: Sequence[NDArray[np.uint64]], rank_N: NDArray[np.int64
 def _mark(
     keeper_N: NDArray[np.int64],
     rule_N: NDArray[np.object_],
-    found_N: NDArray[np.int64],
+    keys: Sequence[NDArray[np.uint64]],
+    rank_N: NDArray[np.int64],
     rule: str,
 ) -> None:
-    """Note the documents that make way by ``rule``, unless another rule took them before."""
-    goes_N = (found_N != np.arange(found_N.size)) & (keeper_N == np.arange(keeper_N.size))
-    keeper_N[goes_N] = found_N[goes_N]
-    rule_N[goes_N] = rule
+    """Note which of the documents that are left make way by ``rule``.
+
+    Only those that are left are compared: a document that has gone must take no other with it.
+    """
+    open_D = (keeper_N == np.arange(keeper_N.size)).nonzero()[0]
+    found_D = open_D[_first_of_equal([key[open_D] for key in keys], rank_N[open_D])]
+    goes_D = found_D != open_D
+    keeper_N[open_D[goes_D]] = found_D[goes_D]
+    rule_N[open_D[goes_D]] = rule
 
 
 def _note_documents(
@@ -145,11 +154,12 @@ def _note_documents(
     decisions: Sequence[Decision],
 ) -> None:
     goes = (keeper_N != np.arange(corpus.size)).nonzero()[0]
-    keeper_units = np.searchsorted(corpus.starts, keeper_N[goes], side="right") - 1
     names: dict[int, str] = {}
-    for unit in np.unique(keeper_units):
+    keepers = np.unique(keeper_N[goes])
+    keeper_units = np.searchsorted(corpus.starts, keepers, side="right") - 1
+    cuts = (np.diff(keeper_units) != 0).nonzero()[0] + 1
+    for wanted, unit in zip(np.split(keepers, cuts), np.unique(keeper_units), strict=False):
         ids, start = corpus.units[unit].signed.ids(), int(corpus.starts[unit])
-        wanted = np.unique(keeper_N[goes[keeper_units == unit]])
         names.update({int(document): ids[int(document) - start] for document in wanted})
     units = np.searchsorted(corpus.starts, goes, side="right") - 1
     for document, unit in zip(goes.tolist(), units.tolist(), strict=True):

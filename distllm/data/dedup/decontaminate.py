@@ -108,8 +108,16 @@ def _texts(path: Path) -> Iterator[str]:
         for document in stored_documents(path, (VALID,)):
             yield from document.fields.values()
         return
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
+    with path.open("rb") as stream:
+        for number, content in enumerate(stream, 1):
+            try:
+                line = content.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"line {number} of the evaluation set {path} is not UTF-8: {error}",
+                    where=f"{path}:{number}",
+                    remedy="convert the file to UTF-8",
+                ) from error
             if path.name.endswith(_JSONL):
                 yield from _strings(_record(path, number, line))
             else:

@@ -106,6 +106,8 @@ class _Signer:
             self._cut(row, text)
         if self._config.near:
             shingles_G = hash_ngrams(hash_words(words_of(text)), self._config.ngram)
+            if not shingles_G.size:  # texts without a word are like nothing but themselves
+                shingles_G = np.array(self._digests[-1][:1], dtype=np.uint64)
             self._shingles.append(shingles_G)
             self._waiting += shingles_G.size
             if self._waiting >= _BATCH_WORDS:

@@ -10,7 +10,7 @@ import numpy as np
 
 from distllm.data.manifest import Manifest
 from distllm.data.records import Document
-from distllm.data.shards import IndexedShard, document_texts, load_index, map_shard, shard_ids
+from distllm.data.shards import BlockVerifier, IndexedShard, document_texts, load_index, map_shard, shard_ids
 from distllm.data.split import SPLITS
 from distllm.data.tokenizer import Tokenizer
 
@@ -33,6 +33,8 @@ def _shard_documents(
     directory: Path, shard: IndexedShard, dtype: np.dtype[Any], tokenizer: Tokenizer
 ) -> Iterator[Document]:
     columns = {field: map_shard(directory, shard, dtype, field) for field in shard.fields}
+    for field, (ids_M, _) in columns.items():
+        BlockVerifier(directory, shard, dtype, field).check(0, ids_M.size)
     for row, id_ in enumerate(shard_ids(directory, shard)):
         if id_ is None:
             continue
