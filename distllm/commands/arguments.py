@@ -64,6 +64,7 @@ def parse_config_arguments(
     parser.add_argument("--config-dir", "-cd", type=Path, help="a directory with more groups and choices")
     parser.add_argument("--multirun", "-m", action="store_true", help="run every combination of a,b,c values")
     own = dict(flags or {})
+    parser.set_defaults(flags=None)
     for flag, help_text in own.items():
         parser.add_argument(flag, action="append_const", const=flag, dest="flags", help=help_text)
     known, unknown = parser.parse_known_args(strip_launcher_arguments(words))

@@ -27,18 +27,39 @@ def settle(
     Raises:
         ConfigProblems: every problem of keys, values, combinations, machine and dataset.
     """
-
-    def check(config: Config, problems: Problems) -> Resolved:
-        dataset = dataset_facts(config, problems, needed=need_dataset)
-        world = None
-        if launcher is not None:
-            world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
-        return resolve(config, world=world, dataset=dataset, problems=problems)
-
-    raise_early(overrides, config_dir, check)
+    look(overrides, config_dir, launcher, need_dataset=need_dataset)
     problems = Problems()
     composition = composition_of(overrides, config_dir=config_dir, problems=problems)
-    return composition, check(composition.config, problems)
+    return composition, _resolved(composition.config, launcher, problems, need_dataset=need_dataset)
+
+
+def look(
+    overrides: Sequence[str],
+    config_dir: Path | None,
+    launcher: RankEnvironment | None,
+    *,
+    need_dataset: bool,
+) -> None:
+    """Raise what a fast look at a training run finds; a silent return proves nothing.
+
+    Raises:
+        ConfigProblems: every problem of keys, values, combinations, machine and dataset.
+    """
+    raise_early(
+        overrides,
+        config_dir,
+        lambda config, problems: _resolved(config, launcher, problems, need_dataset=need_dataset),
+    )
+
+
+def _resolved(
+    config: Config, launcher: RankEnvironment | None, problems: Problems, *, need_dataset: bool
+) -> Resolved:
+    dataset = dataset_facts(config, problems, needed=need_dataset)
+    world = None
+    if launcher is not None:
+        world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
+    return resolve(config, world=world, dataset=dataset, problems=problems)
 
 
 def dataset_facts(config: Config, problems: Problems, *, needed: bool) -> DatasetFacts | None:

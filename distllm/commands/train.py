@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distllm.commands.arguments import parse_config_arguments
-from distllm.commands.settle import settle
+from distllm.commands.settle import look, settle
 from distllm.config.compose import compose
 from distllm.config.overrides import split_override
 from distllm.environment import RankEnvironment
@@ -29,7 +29,9 @@ def run(words: Sequence[str]) -> int:
     if not arguments.multirun:
         return _train(arguments.overrides, arguments.config_dir)
     codes = []
-    for overrides in sweep(arguments.overrides):
+    for combination, _ in combinations(arguments.overrides):
+        look(combination, arguments.config_dir, RankEnvironment.read(os.environ), need_dataset=True)
+    for overrides in sweep(arguments.overrides, arguments.config_dir):
         print(f"sweep: distllm train {' '.join(overrides)}", flush=True)
         codes.append(_train(overrides, arguments.config_dir, in_process=False))
     return next((code for code in codes if code), 0)
@@ -42,15 +44,38 @@ def show_configuration(overrides: Sequence[str], config_dir: Path | None) -> Non
     print(to_yaml(asdict(compose(overrides, config_dir=config_dir))), end="")
 
 
-def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
+def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[list[str]]:
     """Yield the overrides of every combination of swept values, each with a run name of its own.
 
     The name tells the combination and not the time, so that the same sweep resumes its runs.
     """
+    for combination, swept in combinations(overrides):
+        tag = ",".join(re.sub(r"[^\w.=+-]", "_", combination[index]) for index in swept)
+        names = [value for _, key, value in map(split_override, combination) if key == "name"]
+        rest = [override for override in combination if split_override(override)[1] != "name"]
+        name = names[-1] if names else compose(rest, config_dir=config_dir).name
+        yield [*rest, f"name='{name}.{tag}'"]
+
+
+def combinations(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[int]]]:
+    """Yield every combination of swept values and the places at which values are swept.
+
+    Raises:
+        ConfigError: a sweep that is no list of values, or an override that cannot be read.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     choices = []
-    for parsed in OverridesParser.create().parse_overrides(list(overrides)):
+    try:
+        asked = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(
+            " ".join(str(error).split()),
+            where="command line",
+            remedy="write key=value, and quote values that hold spaces or punctuation",
+        ) from error
+    for parsed in asked:
         key = parsed.get_key_element()
         if parsed.is_sweep_override() and not parsed.is_discrete_sweep():
             raise ConfigError(
@@ -62,10 +87,7 @@ def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
         choices.append([parsed.input_line] if values is None else [f"{key}={value}" for value in values])
     swept = [index for index, values in enumerate(choices) if len(values) > 1]
     for combination in itertools.product(*choices):
-        tag = ",".join(re.sub(r"[^\w.=+-]", "_", combination[index]) for index in swept)
-        names = [value for _, key, value in map(split_override, combination) if key == "name"]
-        rest = [override for override in combination if split_override(override)[1] != "name"]
-        yield [*rest, f"name='{names[-1] if names else compose(rest).name}.{tag}'"]
+        yield list(combination), swept
 
 
 def _train(overrides: Sequence[str], config_dir: Path | None, *, in_process: bool = True) -> int:

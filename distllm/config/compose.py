@@ -58,7 +58,7 @@ def composition_of(
             is then good only if there are none.
 
     Raises:
-        ConfigProblems: every problem found, unless ``problems`` is given.
+        ConfigProblems: every problem found, unless ``problems`` is given and Hydra could compose.
     """
     found = Problems() if problems is None else problems
     directories = config_directories(config_dir)
@@ -114,21 +114,27 @@ def config_directories(config_dir: Path | None) -> list[Path]:
 
 
 def _hydra(overrides: list[str], directories: list[Path], problems: Problems) -> dict[str, Any]:
-    """Run Hydra's composition; its own errors become problems and nothing is composed."""
+    """Run Hydra's composition. Its own error is raised at once with the problems found before.
+
+    There is then nothing composed in which to look for more.
+    """
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]  # OmegaConf brings it
 
     with _hydra_initialised(directories):
         try:
             raw = resolved_container(hydra_compose(ROOT_CONFIG, overrides=list(map(forced, overrides))))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             problems.add(
                 " ".join(str(error).split()),
                 where="configuration",
-                remedy="quote values that hold spaces or punctuation, as in 'eval.prompt=\"a, b\"'",
+                remedy="repair the file that it names"
+                if isinstance(error, YAMLError)
+                else "quote values that hold spaces or punctuation, as in 'eval.prompt=\"a, b\"'",
             )
-            return {}
+            problems.raise_if_any()
     return {str(key): value for key, value in raw.items()}
 
 

@@ -92,9 +92,13 @@ def _leaves_at(path: str, item: Field[Any], annotation: Any, any_name: bool, bel
         yield Leaf(path, item, annotation)
 
 
-@cache
 def keys(cls: type) -> tuple[str, ...]:
     """Return the dotted path of every settable key, with `ANY` for the names of a mapping."""
+    return _keys(cls)
+
+
+@cache
+def _keys(cls: type) -> tuple[str, ...]:
     return tuple(leaf.path for leaf in leaves(cls))
 
 
@@ -168,8 +172,10 @@ def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> Non
         )
         return
     candidates = [_spelled(key, path) for key in known]
-    problems.add(f"unknown key {path!r}", where=path, remedy=did_you_mean(path, candidates))
-    if (meant := suggest(path, candidates)) is not None:
+    meant = suggest(path, candidates)
+    inside = [key for key in candidates if key.startswith(f"{path}.")] if meant is None else []
+    problems.add(f"unknown key {path!r}", where=path, remedy=did_you_mean(path, inside or candidates))
+    if meant is not None:
         problems.suspects.add(meant)
 
 
@@ -182,20 +188,20 @@ def _spelled(key: str, typed: str) -> str:
     before, star, after = key.partition(ANY)
     if not star:
         return key
-    if ANY in after:
-        words, typed_words = key.split("."), typed.split(".")
-        typed_words += ["NAME"] * (len(words) - len(typed_words))
-        pairs = zip(words, typed_words, strict=False)
-        return ".".join((name if is_name(name) else "NAME") if word == ANY else word for word, name in pairs)
-    if (Counter(before + after) - Counter(typed)).total() > max(1, len(typed) // 3):
-        return f"{before}NAME{after}"  # too many letters are missing for `suggest` to take any reading
+    words, there = key.split("."), typed.split(".") if typed.startswith(before) else []
+    names = [name if is_name(name) else "NAME" for name in there] + ["NAME"] * len(words)
+    aligned = ".".join(name if word == ANY else word for word, name in zip(words, names, strict=False))
+    # In place, or too far away for `suggest` to take any reading; of two names only the place tells.
+    missing = (Counter(before + after) - Counter(typed)).total()
+    if ANY in after or len(there) == len(words) or missing > max(1, len(typed) // 3):
+        return aligned
     ends = range(len(typed) - len(after) - 2, len(typed) - len(after) + 3)
     starts = range(len(before) - 2, len(before) + 3)
-    names = {typed[start : max(start, end)] for start in starts for end in ends}
-    readings = sorted(f"{before}{name}{after}" for name in names if is_name(name))
+    spans = {typed[start : max(start, end)] for start in starts for end in ends}
+    readings = sorted(f"{before}{name}{after}" for name in spans if is_name(name))
     closest = suggest(typed, readings)
     if closest is None:
-        return f"{before}NAME{after}"
+        return aligned
     distance = edit_distance(typed, closest)
     return max((word for word in readings if edit_distance(typed, word) == distance), key=len)
 

@@ -46,7 +46,7 @@ def build(cls: type[T], raw: Mapping[str, Any], problems: Problems) -> T:
     Keys absent from ``raw`` take their defaults. So do keys with a wrong value, which become
     suspects: the result serves to look for more problems and is good only when there are none.
     """
-    return cast(T, _Builder(keys(cast(type, cls)), problems).group(cls, raw, ""))
+    return cast(T, _Builder(keys(cls), problems).group(cls, raw, ""))
 
 
 class _Builder:

@@ -1,6 +1,6 @@
 import pytest
 
-from distllm.config.compose import PACKAGE_CONF, compose
+from distllm.config.compose import PACKAGE_CONF, compose, config_directories
 from distllm.config.overrides import Groups
 from distllm.config.preview import compose_plain, raise_early
 from distllm.config.problems import Problems
@@ -9,11 +9,12 @@ from distllm.config.validate import build
 from distllm.errors import ConfigProblems
 
 GROUPS = Groups.scan([PACKAGE_CONF]).choices
+SOURCE = ["data.sources={a:{}}"]
 EVERY_CHOICE = [f"{group}={choice}" for group, choices in GROUPS.items() for choice in choices]
 
 
-def previewed(*overrides):
-    composed = compose_plain(list(overrides), PACKAGE_CONF)
+def previewed(*overrides, config_dir=None):
+    composed = compose_plain(list(overrides), config_directories(config_dir))
     assert composed is not None
     problems = Problems()
     config = build(Config, composed, problems)
@@ -36,6 +37,15 @@ def test_the_preview_composes_every_choice_as_hydra_does(choice):
         ["optim.lr=1", "optim.lr=2"],
         ["data=text", "data.paths=[some/file.txt,other]", "data.out=/tmp/x"],
         ["data.paths=[]"],
+        ["engine.compile=True", "name=007", "optim.lr=.5", "data.paths=[a b,'c, d']"],
+        ["eval.prompt='a, b'", 'name="it\'s"', "runs_dir=a\\,b", "tokenizer.path=s3://x/y"],
+        ["optim.eps=${optim.lr}", "name='${seed}-${model.hidden_size}'", "runs_dir=\\${seed}"],
+        ["+seed=1", "++model.num_layers=3", "+optim.eps=1e-7"],
+        ["data.sources.wiki.weight=2", "data.sources.20news.max_bytes=64MiB", "data.sources.007.priority=1"],
+        ["data.sources={a:{weight:1,paths:[x]},b:{}}", "data.sources.a.weight=3", "data.sources.c={}"],
+        ["data.sources.a={weight:1}", "+data.sources.a={priority:4}"],
+        ["data.sources.a.weight=2", "data.sources.b.weight=${data.sources.a.weight}"],
+        ["data.sources.a.weight=2", "data.sources.b.priority=${data.sources.a.priority}"],
     ],
 )
 def test_the_preview_merges_overrides_as_hydra_does(overrides):
@@ -44,15 +54,106 @@ def test_the_preview_merges_overrides_as_hydra_does(overrides):
 
 @pytest.mark.parametrize(
     "override",
-    ["optim.eps=${optim.lr}", "data.paths=[a b]", "eval.prompt='a b'", "+seed=1", "~seed", "seed=1,2"],
+    [
+        "~seed",
+        "~model",
+        "seed=1,2",
+        "seed=range(1,3)",
+        "name=[a",
+        "name=é",
+        "name=${nope}",
+        "name=${hydra:job.name}",
+        "name=???",
+        "+name=???",
+        "+model.num_layers=3",
+        "+model=llama-10m",
+        "model@teacher=llama-10m",
+        "hydra.job.name=x",
+        "experiment=[demo]",
+        "data.paths={a:1}",
+    ],
 )
-def test_what_is_not_plain_is_left_to_hydra(override):
-    assert compose_plain([override], PACKAGE_CONF) is None
-    raise_early([override], None, lambda config, problems: problems.add("x", where="x", remedy="x"))
+def test_what_only_hydra_can_tell_is_left_to_it(override):
+    given = [*SOURCE, override, "data.paths=[x]"]
+    assert compose_plain(given, [PACKAGE_CONF]) is None
+    raise_early(given, None, lambda config, problems: problems.add("x", where="x", remedy="x"))
 
 
-def test_a_users_directory_is_left_to_hydra(tmp_path):
-    raise_early(["optim.lrr=1"], tmp_path, lambda config, problems: None)
+def write(directory, name, text):
+    path = directory / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "overrides"),
+    [
+        ("experiment/mine", "# @package _global_\nseed: 4\noptim: {lr: 7e-4}\n", ["experiment=mine"]),
+        (
+            "experiment/mine",
+            "\n# @package _global_\ndefaults:\n  - override /model: llama-10m\n  - _self_\nseed: 4\n",
+            ["experiment=mine", "seed=5"],
+        ),
+        (
+            "experiment/mine",
+            "# @package _global_\ndefaults:\n  - override /model: own\n",
+            ["experiment=mine", "model=llama-tiny"],
+        ),
+        ("model/llama-tiny", "hidden_size: 96\n", []),
+        ("model/own", "# about\n\nhidden_size: 96\n", ["model=own"]),
+        ("model/own", "# @package _global_\nmodel: {hidden_size: 96}\n", ["model=own"]),
+        ("model/own", "# about\n# @package other\nhidden_size: ${train.tokens_per_step}\n", ["model=own"]),
+        ("data/own", "sources:\n  wiki: {weight: 2, max_bytes: 1MB}\n  a-b: {}\n", ["data=own"]),
+        ("data/own", "sources:\n  wiki: {weight: 2}\n", ["data=own", "data.sources.wiki.priority=3"]),
+        (
+            "data/own",
+            "sources:\n  wiki: {weight: 2}\n",
+            ["data=own", "data.sources={wiki:{priority:3},x:{}}"],
+        ),
+    ],
+)
+def test_the_preview_reads_a_users_directory_as_hydra_does(tmp_path, name, text, overrides):
+    write(tmp_path, "model/own", "hidden_size: 48\nnum_heads: 6\n")
+    write(tmp_path, name, text)
+    assert previewed(*overrides, config_dir=tmp_path) == compose(overrides, config_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "override"),
+    [
+        ("model/own", "defaults:\n  - llama-10m\n", "model=own"),
+        ("model/own", "# @package optim\nlr: 0.5\n", "model=own"),
+        ("experiment/own", "seed: 3\n", "experiment=own"),
+        ("experiment/own", "# @package _global_\ndefaults:\n  - override /model: nope\n", "experiment=own"),
+        ("experiment/own", "# @package _global_\ndefaults:\n  - /model: llama-10m\n", "experiment=own"),
+        ("experiment/own", "# @package _global_\ndefaults:\n  - demo\n", "experiment=own"),
+        ("fresh/own", "lr: 0.5\n", "+fresh=own"),
+        ("model/own", "hidden_size: ???\n", "model=own"),
+    ],
+)
+def test_what_a_users_file_leaves_to_hydra(tmp_path, name, text, override):
+    write(tmp_path, name, text)
+    assert compose_plain([override], config_directories(tmp_path)) is None
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n"])
+def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
+    write(tmp_path, "experiment/broken", text)
+    with pytest.raises(ConfigProblems) as caught:
+        raise_early(["experiment=broken", "optim.lrr=1"], tmp_path, lambda config, problems: None)
+    assert [problem.where for problem in caught.value.problems] == [
+        "optim.lrr", str(tmp_path / "experiment" / "broken.yaml"),
+    ]  # fmt: skip
+
+
+def test_typos_in_a_users_directory_are_found_early(tmp_path):
+    write(tmp_path, "data/own", "sources:\n  wiki: {wieght: 2, max_bytes: 1X}\n  .x: {}\n")
+    with pytest.raises(ConfigProblems) as caught:
+        raise_early(["data=own"], tmp_path, lambda config, problems: None)
+    assert [problem.where for problem in caught.value.problems] == [
+        "data.sources.wiki.wieght", "data.sources.wiki.max_bytes", "data.sources..x",
+    ]  # fmt: skip
+    assert caught.value.problems[0].remedy == "did you mean 'data.sources.wiki.weight'?"
 
 
 def test_everything_is_raised_together():
