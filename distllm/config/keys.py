@@ -20,6 +20,7 @@ from distllm.config.problems import Problems
 from distllm.registry import did_you_mean, edit_distance, suggest
 
 ANY = "*"
+_SLIP = 2
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _NAME_RULE = "letters, digits, '-' and '_', not '-' first: it becomes the name of a directory"
 
@@ -171,8 +172,11 @@ def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> Non
             remedy="choose an implementation by its name, such as optim.name=adamw",
         )
         return
+    known = tuple(known)
     candidates = [_spelled(key, path) for key in known]
     meant = suggest(path, candidates)
+    if meant is not None and holds_keys(path, known) and edit_distance(path, meant) > _SLIP:
+        meant = None  # a whole name without a key behind it is likelier than so many slips
     inside = [key for key in candidates if key.startswith(f"{path}.")] if meant is None else []
     problems.add(f"unknown key {path!r}", where=path, remedy=did_you_mean(path, inside or candidates))
     if meant is not None:

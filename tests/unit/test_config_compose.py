@@ -3,8 +3,9 @@ from dataclasses import asdict
 import pytest
 
 from distllm.config.compose import compose, composition_of, sources_of
+from distllm.config.problems import Problems
 from distllm.config.schema import Config
-from distllm.errors import ConfigProblems
+from distllm.errors import ConfigError, ConfigProblems
 
 
 def problems_of(*overrides, **kwargs):
@@ -145,3 +146,44 @@ def test_what_is_composed_can_be_composed_again_from_its_yaml(tmp_path):
     (tmp_path / "experiment" / "again.yaml").write_text("# @package _global_\n" + to_yaml(asdict(config)))
     assert yaml.safe_load(to_yaml(asdict(config)))["name"] == "demo"
     assert compose(["experiment=again"], config_dir=tmp_path) == config
+
+
+def test_a_users_file_wins_over_the_built_in_one_of_its_name(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "llama-tiny.yaml").write_text("hidden_size: 96\nnum_heads: 6\n")
+    composition = composition_of([], config_dir=tmp_path)
+    assert composition.config.model.hidden_size == 96
+    assert composition.config.model.num_kv_heads is None
+    assert (
+        sources_of(composition)["model.hidden_size"].detail == "conf/model/llama-tiny.yaml (model=llama-tiny)"
+    )
+    assert sources_of(composition)["model.num_kv_heads"].kind == "schema"
+
+
+def test_a_users_root_configuration_is_refused_and_not_ignored(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 4\n")
+    with pytest.raises(ConfigError, match="replace the root") as caught:
+        compose([], config_dir=tmp_path)
+    assert "experiment/NAME.yaml" in caught.value.remedy
+
+
+def test_a_directory_may_have_commas_and_spaces_in_its_name(tmp_path):
+    folder = tmp_path / "a, b" / "model"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text("hidden_size: 96\nnum_heads: 6\n")
+    assert compose(["model=own"], config_dir=folder.parent).model.hidden_size == 96
+
+
+def test_a_file_that_is_no_yaml_is_one_problem(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "own.yaml").write_text("hidden_size: [1\n")
+    (problem,) = problems_of("model=own", config_dir=tmp_path)
+    assert str(tmp_path / "model" / "own.yaml") in problem.cause
+    assert "repair the file" in problem.remedy
+
+
+def test_where_hydra_composes_nothing_no_further_problem_is_guessed():
+    problems = Problems()
+    with pytest.raises(ConfigProblems) as caught:
+        compose(["optim.lrr=1", "name=[a"], problems=problems)
+    assert [problem.where for problem in caught.value.problems] == ["optim.lrr", "configuration"]
