@@ -144,7 +144,7 @@ def documents_of(kind: str, path: Path) -> Iterator[tuple[str, str]]:
     elif kind == "wordnet":
         yield from formats.grouped(formats.wordnet_entries(text))
     else:
-        yield from formats.fortunes(text)
+        yield from formats.grouped(formats.fortunes(text))
 
 
 def json_item(identity: str, text: str, language: str, licence: str, package: str) -> Item:

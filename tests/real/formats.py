@@ -62,7 +62,7 @@ def troff_text(source: str) -> str:
             paragraphs += [[" ".join(_arguments(rest))], []]
         elif name and not name.startswith(('\\"', '"')) and name not in _NO_TEXT:
             _add_macro(paragraphs, name, _arguments(rest), filled)
-    return "\n".join(text for lines in paragraphs if (text := " ".join(lines).strip()))
+    return "\n".join(text for lines in paragraphs if (text := " ".join(lines).rstrip()))
 
 
 def _add_line(paragraphs: list[list[str]], text: str, filled: bool) -> None:
