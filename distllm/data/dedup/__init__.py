@@ -1,6 +1,7 @@
 """Which documents, lines and paragraphs say again what others say, and which spoil an evaluation."""
 
-from distllm.data.dedup.decide import Decision, Unit, decide
+from distllm.data.dedup.decide import Unit, decide
+from distllm.data.dedup.decisions import Decision
 from distllm.data.dedup.decontaminate import Decontaminator
 from distllm.data.dedup.removals import Removals
 from distllm.data.dedup.signing import SignedDocuments, sign

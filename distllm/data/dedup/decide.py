@@ -4,27 +4,40 @@ Of equal or similar documents the one of highest *precedence* stays: lowest prio
 source, then longest, then lowest hash of its id. Precedence depends on the documents alone, so the
 decision is the same for any order of input and any division into units.
 
-Held in memory: about 80 bytes a document. Bands are compared one at a time, lines and paragraphs one
-range of hashes at a time.
+Held in memory: about 100 bytes a document, 50 more for one that others make way for, and 12 bytes a
+line or paragraph that goes. Bands are compared one at a time; lines and paragraphs are sorted by ranges
+of their hashes on the disk (`spill`). What goes is spelled out for one unit at a time.
 
-Shapes: N documents of all units together, D documents that stay so far, L pieces of text.
+Shapes: N documents of all units together, D documents that stay so far, G documents that go, K documents
+that others make way for, L pieces of text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distllm.config.schema_dedup import DedupConfig
+from distllm.data.dedup.decisions import (
+    DUPLICATE,
+    DUPLICATE_ID,
+    GONE,
+    NEAR_DUPLICATE,
+    RULES,
+    Decision,
+    Decisions,
+)
 from distllm.data.dedup.near import find_near_duplicates
 from distllm.data.dedup.signing import SEPARATORS, SignedDocuments
+from distllm.data.dedup.spill import RECORD, repeats
 
-DUPLICATE, DUPLICATE_ID, NEAR_DUPLICATE = "duplicate", "duplicate_id", "near_duplicate"
-_PIECES_AT_ONCE = 1 << 24
+_PIECES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,46 +50,38 @@ class Unit:
     fixed: bool = False
 
 
-@dataclass(slots=True)
-class Decision:
-    """What goes from one unit.
+def decide(units: Sequence[Unit], config: DedupConfig, scratch: Path | None = None) -> Sequence[Decision]:
+    """Return what goes from each unit.
 
-    Attributes:
-        kind: what pieces are, as in ``dedup.pieces``.
-        documents: row → rule and id of the document that stays.
-        pieces: row → numbers of the lines or paragraphs that go.
+    Args:
+        units: the signed documents, in any order and division.
+        config: what counts as a repetition.
+        scratch: directory for temporary files, 20 bytes a line or paragraph; None for the system's.
+
+    Raises:
+        StorageError: the disk is full or not writable.
     """
-
-    kind: str
-    documents: dict[int, tuple[str, str]] = field(default_factory=dict)
-    pieces: dict[int, list[int]] = field(default_factory=dict)
-
-
-def decide(units: Sequence[Unit], config: DedupConfig) -> list[Decision]:
-    """Return what goes from each unit."""
     if not units:
         return []
     corpus = _Corpus(units)
     keeper_N = np.arange(corpus.size)
-    rule_N = np.full(corpus.size, "", dtype=object)
+    rule_N = np.zeros(corpus.size, dtype=np.uint8)
     if config.documents:
         _mark(keeper_N, rule_N, corpus.digests, corpus.rank_N, DUPLICATE)
     _mark(keeper_N, rule_N, corpus.id_keys, corpus.rank_N, DUPLICATE_ID)
     if config.near:
         open_N = (keeper_N == np.arange(corpus.size)).nonzero()[0]
-        similar = find_near_duplicates(
-            [unit.signed for unit in units], open_N, corpus.rank_N, corpus.starts, config
-        )
-        for document, keeper in similar.items():
-            keeper_N[document], rule_N[document] = keeper, NEAR_DUPLICATE
+        signed = [unit.signed for unit in units]
+        similar_N = find_near_duplicates(signed, open_N, corpus.order_N, corpus.starts, config)
+        rule_N[similar_N != np.arange(corpus.size)] = RULES.index(NEAR_DUPLICATE)
+        keeper_N[open_N] = similar_N[open_N]
     for _ in range(2):  # each of the three rules may take what an earlier one made way for
         keeper_N = keeper_N[keeper_N]
     keeper_N[corpus.fixed_N] = corpus.fixed_N.nonzero()[0]
-    decisions = [Decision(config.pieces) for _ in units]
-    _note_documents(corpus, keeper_N, rule_N, decisions)
+    pieces_L = np.empty(0, dtype=GONE)
     if config.pieces in SEPARATORS:
-        _decide_pieces(corpus, keeper_N == np.arange(corpus.size), decisions)
-    return decisions
+        pieces_L = _pieces_that_go(corpus, keeper_N == np.arange(corpus.size), scratch)
+    return Decisions(config.pieces, [unit.signed for unit in units], keeper_N, rule_N, pieces_L)
 
 
 class _Corpus:
@@ -105,13 +110,17 @@ class _Corpus:
         return [np.concatenate([unit.signed.id_hashes() for unit in self.units]), source_N]
 
     @cached_property
-    def rank_N(self) -> NDArray[np.int64]:
-        """The precedence of each document, 0 the highest; equal texts of equal ids share nothing else."""
+    def order_N(self) -> NDArray[np.int64]:
+        """The documents by precedence, the highest first; only equal texts of equal ids share one."""
         lengths_N = np.concatenate([unit.signed.lengths() for unit in self.units])
         low_N, high_N = self.digests
-        order = np.lexsort((low_N, high_N, *self.id_keys, -lengths_N, self.priority_N, ~self.fixed_N))
+        return np.lexsort((low_N, high_N, *self.id_keys, -lengths_N, self.priority_N, ~self.fixed_N))
+
+    @cached_property
+    def rank_N(self) -> NDArray[np.int64]:
+        """The precedence of each document, 0 the highest."""
         rank_N = np.empty(self.size, dtype=np.int64)
-        rank_N[order] = np.arange(self.size)
+        rank_N[self.order_N] = np.arange(self.size)
         return rank_N
 
 
@@ -131,7 +140,7 @@ def _first_of_equal(keys: Sequence[NDArray[np.uint64]], rank_N: NDArray[np.int64
 
 def _mark(
     keeper_N: NDArray[np.int64],
-    rule_N: NDArray[np.object_],
+    rule_N: NDArray[np.uint8],
     keys: Sequence[NDArray[np.uint64]],
     rank_N: NDArray[np.int64],
     rule: str,
@@ -144,61 +153,30 @@ def _mark(
     found_D = open_D[_first_of_equal([key[open_D] for key in keys], rank_N[open_D])]
     goes_D = found_D != open_D
     keeper_N[open_D[goes_D]] = found_D[goes_D]
-    rule_N[open_D[goes_D]] = rule
+    rule_N[open_D[goes_D]] = RULES.index(rule)
 
 
-def _note_documents(
-    corpus: _Corpus,
-    keeper_N: NDArray[np.int64],
-    rule_N: NDArray[np.object_],
-    decisions: Sequence[Decision],
-) -> None:
-    goes = (keeper_N != np.arange(corpus.size)).nonzero()[0]
-    names: dict[int, str] = {}
-    keepers = np.unique(keeper_N[goes])
-    keeper_units = np.searchsorted(corpus.starts, keepers, side="right") - 1
-    cuts = (np.diff(keeper_units) != 0).nonzero()[0] + 1
-    for wanted, unit in zip(np.split(keepers, cuts), np.unique(keeper_units), strict=False):
-        ids, start = corpus.units[unit].signed.ids(), int(corpus.starts[unit])
-        names.update({int(document): ids[int(document) - start] for document in wanted})
-    units = np.searchsorted(corpus.starts, goes, side="right") - 1
-    for document, unit in zip(goes.tolist(), units.tolist(), strict=True):
-        row = document - int(corpus.starts[unit])
-        decisions[unit].documents[row] = str(rule_N[document]), names[int(keeper_N[document])]
-
-
-def _decide_pieces(corpus: _Corpus, stays_N: NDArray[np.bool_], decisions: Sequence[Decision]) -> None:
+def _pieces_that_go(corpus: _Corpus, stays_N: NDArray[np.bool_], scratch: Path | None) -> NDArray[Any]:
     """Of equal lines or paragraphs the first of the document of highest precedence stays."""
     total = sum(unit.signed.pieces()[0].size for unit in corpus.units)
-    ranges = -(-total // _PIECES_AT_ONCE)
-    for number in range(ranges):
-        hashes, documents, places = [], [], []
-        for unit, start in zip(corpus.units, corpus.starts, strict=False):
-            hashes_L, places_L2 = unit.signed.pieces()
-            documents_L = places_L2[:, 0] + start
-            chosen_L = (hashes_L % np.uint64(ranges) == number) & stays_N[documents_L]
-            hashes.append(hashes_L[chosen_L])
-            documents.append(documents_L[chosen_L])
-            places.append(places_L2[chosen_L, 1])
-        _note_pieces(corpus, hashes, documents, places, decisions)
-    for decision in decisions:
-        for numbers in decision.pieces.values():
-            numbers.sort()
+    found = [np.empty(0, dtype=GONE)]
+    for again_L in repeats(_pieces(corpus, stays_N), total, _PIECES_AT_ONCE, scratch):
+        gone_L = np.empty(again_L.size, dtype=GONE)
+        gone_L["document"], gone_L["place"] = corpus.order_N[again_L["rank"]], again_L["place"]
+        found.append(gone_L[~corpus.fixed_N[gone_L["document"]]])
+    pieces_L = np.concatenate(found)
+    pieces_L.sort(order=("document", "place"))
+    return pieces_L
 
 
-def _note_pieces(
-    corpus: _Corpus,
-    hashes: Sequence[NDArray[np.uint64]],
-    documents: Sequence[NDArray[np.int64]],
-    places: Sequence[NDArray[np.int64]],
-    decisions: Sequence[Decision],
-) -> None:
-    hash_L, document_L, place_L = np.concatenate(hashes), np.concatenate(documents), np.concatenate(places)
-    order = np.lexsort((place_L, corpus.rank_N[document_L], hash_L))
-    again = order[1:][hash_L[order][1:] == hash_L[order][:-1]]
-    again = again[~corpus.fixed_N[document_L[again]]]
-    units = np.searchsorted(corpus.starts, document_L[again], side="right") - 1
-    for unit, document, place in zip(
-        units.tolist(), document_L[again].tolist(), place_L[again].tolist(), strict=True
-    ):
-        decisions[unit].pieces.setdefault(document - int(corpus.starts[unit]), []).append(place)
+def _pieces(corpus: _Corpus, stays_N: NDArray[np.bool_]) -> Iterator[NDArray[Any]]:
+    """Yield the pieces of the documents that stay, unit by unit."""
+    for unit, start in zip(corpus.units, corpus.starts, strict=False):
+        hashes_L, places_L2 = unit.signed.pieces()
+        documents_L = places_L2[:, 0] + start
+        chosen_L = stays_N[documents_L]
+        records_L = np.empty(int(chosen_L.sum()), dtype=RECORD)
+        records_L["hash"] = hashes_L[chosen_L]
+        records_L["rank"] = corpus.rank_N[documents_L[chosen_L]]
+        records_L["place"] = places_L2[chosen_L, 1]
+        yield records_L

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.data.dedup.shingles import hash_ngrams, hash_words, words_of
 from distllm.data.dedup.stored import stored_documents
 from distllm.data.manifest import MANIFEST_FILE, Manifest
 from distllm.data.records import Document, Dropped
+from distllm.data.shingles import hash_ngrams, hash_words, words_of
 from distllm.data.split import VALID
 from distllm.errors import DataError
 from distllm.fsio import digest_bytes, digest_file

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distllm.data.dedup.decide import Decision
+from distllm.data.dedup.decisions import Decision
 from distllm.data.dedup.signing import SEPARATORS
 from distllm.data.records import TEXT, Document, Dropped
 from distllm.fsio import digest_bytes

@@ -4,29 +4,32 @@ MinHash signatures (Broder, "On the resemblance and containment of documents", 1
 n-grams, cut into bands (Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4): two
 documents of Jaccard similarity s share a band with probability 1 - (1 - s**rows)**bands.
 
-Shapes: N documents, P permutations, L lines or paragraphs.
+Shapes: N documents, B bands of R rows, P = B * R permutations, L lines or paragraphs.
 """
 
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from distllm.config.schema_dedup import DedupConfig
-from distllm.data.dedup.shingles import hash_ngrams, hash_words, words_of
 from distllm.data.extras import require
 from distllm.data.records import TEXT, Document
+from distllm.data.shingles import hash_ngrams, hash_words, mix, words_of
 
 SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}
 _BATCH_WORDS = 1 << 20
 _IDS, _DIGESTS, _ID_HASHES, _LENGTHS = "ids", "digests", "id_hashes", "lengths"
-_SIGNATURES, _PIECES, _PLACES = "signatures", "pieces", "places"
+_SIGNATURES, _BANDS, _PIECES, _PLACES = "signatures", "bands", "pieces", "places"
+_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,10 @@ class SignedDocuments:
         """Return the MinHash signature of each text, [N, P]."""
         signatures_NP: NDArray[np.uint32] = np.load(self._path(_SIGNATURES), mmap_mode="r")
         return signatures_NP
+
+    def bands(self) -> NDArray[np.uint64]:
+        """Return the hash of each band of each signature, [B, N]: a band lies in one piece on the disk."""
+        return self._load(_BANDS)
 
     def pieces(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Return the hash [L] of each line or paragraph, and [L, 2] its document's row and its number."""
@@ -88,8 +95,7 @@ class _Signer:
         self._ids: list[str] = []
         self._digests: list[tuple[int, int]] = []
         self._lengths: list[int] = []
-        self._pieces: list[int] = []
-        self._places: list[tuple[int, int]] = []
+        self._pieces, self._places = array("Q"), array("q")
         self._signatures = [np.zeros((0, config.permutations), dtype=np.uint32)]
         self._shingles: list[NDArray[np.uint64]] = []
         self._waiting = 0
@@ -117,25 +123,27 @@ class _Signer:
         """Write all arrays."""
         self._sketch()
         hashes = [xxhash.xxh3_64_intdigest(id_.encode("utf-8", "surrogatepass")) for id_ in self._ids]
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             _DIGESTS: np.array(self._digests, dtype=np.uint64).reshape(-1, 2),
             _ID_HASHES: np.array(hashes, dtype=np.uint64),
             _LENGTHS: np.array(self._lengths, dtype=np.int64),
         }
         if self._config.pieces in SEPARATORS:
-            arrays[_PIECES] = np.array(self._pieces, dtype=np.uint64)
-            arrays[_PLACES] = np.array(self._places, dtype=np.int64).reshape(-1, 2)
+            arrays[_PIECES] = np.frombuffer(self._pieces, dtype=np.uint64)
+            arrays[_PLACES] = np.frombuffer(self._places, dtype=np.int64).reshape(-1, 2)
         if self._config.near:
-            arrays[_SIGNATURES] = np.concatenate(self._signatures)
-        for name, array in arrays.items():
-            np.save(directory / f"{name}.npy", array, allow_pickle=False)
+            signatures_NP = np.concatenate(self._signatures)
+            arrays[_SIGNATURES] = signatures_NP
+            arrays[_BANDS] = _band_hashes(signatures_NP, self._config.rows)
+        for name, values in arrays.items():
+            np.save(directory / f"{name}.npy", values, allow_pickle=False)
         (directory / f"{_IDS}.json").write_text(json.dumps(self._ids), encoding="utf-8")
 
     def _cut(self, row: int, text: str) -> None:
         for number, piece in enumerate(text.split(SEPARATORS[self._config.pieces])):
             if len(plain := piece.strip()) >= self._config.min_piece_chars:
                 self._pieces.append(xxhash.xxh3_64_intdigest(plain.encode("utf-8", "surrogatepass")))
-                self._places.append((row, number))
+                self._places.extend((row, number))
 
     def _sketch(self) -> None:
         """Turn the shingles that wait into signatures."""
@@ -148,3 +156,15 @@ class _Signer:
         )
         self._signatures.append(np.array(matrix.to_rows(), dtype=np.uint32))
         self._shingles, self._waiting = [], 0
+
+
+def _band_hashes(signatures_NP: NDArray[np.uint32], rows: int) -> NDArray[np.uint64]:
+    """Return the hash of each band, [B, N]; the number of the band is part of it."""
+    bands = signatures_NP.shape[1] // rows
+    hashes_BN = np.empty((bands, len(signatures_NP)), dtype=np.uint64)
+    for band in range(bands):
+        combined_N = np.full(len(signatures_NP), band + 1, dtype=np.uint64)
+        for column in range(band * rows, (band + 1) * rows):
+            combined_N = combined_N * _BASE + signatures_NP[:, column]
+        hashes_BN[band] = mix(combined_N)
+    return hashes_BN

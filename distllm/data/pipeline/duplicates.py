@@ -18,7 +18,7 @@ from distllm.data.pipeline.spool import read_batches
 from distllm.data.pipeline.work import Result, Task, Tick, WorkDirectory, address
 from distllm.data.records import Document
 
-_VERSIONS = {"sign": 1, "duplicates": 1}
+_VERSIONS = {"sign": 2, "duplicates": 2}
 _BATCH = 1024
 
 
@@ -38,7 +38,7 @@ def decide_duplicates(
     ]
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
-        decisions = dedup.decide([*known, *fresh], config.dedup)[len(known) :]
+        decisions = dedup.decide([*known, *fresh], config.dedup, directory)[len(known) :]
         saved = [
             Removals.save(directory / _name(number), decision) for number, decision in enumerate(decisions)
         ]

@@ -1,0 +1,139 @@
+"""Deduplication of more than memory holds: what is spilled, what is kept, and in how many bytes."""
+
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from distllm.config.schema_dedup import DedupConfig
+from distllm.data.dedup import Removals, SignedDocuments, Unit, decide, sign
+from distllm.data.dedup.spill import RECORD, repeats
+from distllm.data.records import Document
+
+
+def records(seed, count, values):
+    draw = np.random.default_rng(seed)
+    made = np.empty(count, dtype=RECORD)
+    made["hash"] = draw.integers(0, 2**63, values, dtype=np.uint64)[draw.integers(0, values, count)] * 2
+    made["rank"], made["place"] = draw.permutation(count), draw.integers(0, 9, count)
+    return made
+
+
+def as_sorted(arrays):
+    found = np.concatenate([np.empty(0, dtype=RECORD), *arrays])
+    return sorted(found.tolist())
+
+
+def repeats_one_by_one(made):
+    seen, again = set(), []
+    for record in sorted(made.tolist(), key=lambda each: each[1:]):
+        (again.append if record[0] in seen else lambda _: None)(record)
+        seen.add(record[0])
+    return sorted(again)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 64, 500, 10_000])
+@pytest.mark.parametrize("values", [1, 40, 2000])
+def test_repeats_are_those_of_a_set(tmp_path, at_once, values):
+    made = records(values, 500, values)
+    batches = np.split(made, [0, 3, 3, 250, 499])
+    assert as_sorted(repeats(batches, 500, at_once, tmp_path)) == repeats_one_by_one(made)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_records_no_repeats(tmp_path):
+    assert as_sorted(repeats([], 0, 10, tmp_path)) == []
+    assert as_sorted(repeats([records(0, 0, 1)], 0, 10, tmp_path)) == []
+
+
+def test_a_hash_of_nearly_all_records_fills_no_file(tmp_path):
+    """Of a footer on every page one record a batch is spilled, not one a page."""
+    made = records(0, 4000, 1)
+    largest = 0
+    for _ in repeats([made], 4000, 100, tmp_path):
+        sizes = [file.stat().st_size for file in tmp_path.rglob("*.bin")]
+        largest = max(largest, *sizes, 0) if sizes else largest
+    assert 0 < largest <= 40 * RECORD.itemsize
+
+
+def synthetic_unit(directory, number, documents, pieces):
+    """A unit as `sign` writes it, of random digests; a third of the lines repeat."""
+    directory.mkdir()
+    draw = np.random.default_rng(number)
+    total = documents * pieces
+    hashes = draw.integers(0, 2**62, total, dtype=np.uint64)
+    common = draw.random(total) < 1 / 3
+    hashes[common] = draw.integers(0, 50, int(common.sum()))
+    rows = np.repeat(np.arange(documents), pieces)
+    np.save(directory / "digests.npy", draw.integers(0, 2**63, (documents, 2), dtype=np.uint64))
+    np.save(directory / "id_hashes.npy", draw.integers(0, 2**63, documents, dtype=np.uint64))
+    np.save(directory / "lengths.npy", draw.integers(64, 9999, documents))
+    np.save(directory / "pieces.npy", hashes)
+    np.save(directory / "places.npy", np.stack([rows, np.tile(np.arange(pieces), documents)], axis=1))
+    (directory / "ids.json").write_text("[" + ",".join(f'"{number}-{i}"' for i in range(documents)) + "]")
+    return Unit(SignedDocuments(directory), "s")
+
+
+def peak_bytes(units, scratch):
+    tracemalloc.start()
+    decisions = decide(units, DedupConfig(pieces="lines"), scratch)
+    gone = [sum(map(len, decision.pieces.values())) for decision in decisions]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak, sum(gone)
+
+
+def test_memory_follows_documents_and_what_goes_not_the_lines(tmp_path, monkeypatch):
+    at_once, documents, pieces, count = 2_000, 150, 80, 8
+    monkeypatch.setattr(sys.modules["distllm.data.dedup.decide"], "_PIECES_AT_ONCE", at_once)
+    units = [synthetic_unit(tmp_path / str(i), i, documents, pieces) for i in range(count)]
+    peak, gone = peak_bytes(units, tmp_path)
+    assert gone > 0.3 * count * documents * pieces
+    one_unit = documents * pieces * 100
+    stated = 150 * count * documents + 36 * gone + 80 * at_once + one_unit
+    assert peak < stated
+    assert stated < 0.5 * count * documents * pieces * 110  # what Python numbers would take
+
+
+def test_decisions_are_a_sequence_that_can_be_cut(tmp_path):
+    units = []
+    for number in range(4):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        texts = [Document.of_text(f"{number}-{i}-\udcff", f"text {i}") for i in range(number + 1)]
+        units.append(Unit(sign([texts], directory, DedupConfig()), "s"))
+    decisions = decide(units, DedupConfig())
+    assert len(decisions) == 4
+    assert list(decisions[1:]) == [decisions[1], decisions[2], decisions[3]]
+    assert decisions[1:][1:][0] == decisions[2]
+    assert decisions[-1] == decisions[3]
+    assert len(decisions[2:]) == 2
+    with pytest.raises(IndexError):
+        decisions[4]
+    gone = {f"{n}-{row}" for n, each in enumerate(decisions) for row in each.documents}
+    keepers = {keeper for each in decisions for _, keeper in each.documents.values()}
+    assert len(gone) == 6
+    assert all(keeper.endswith("-\udcff") for keeper in keepers)
+    assert not gone & {keeper.removesuffix("-\udcff") for keeper in keepers}
+
+
+def test_bands_are_hashes_of_their_rows_and_of_their_number(tmp_path):
+    config = DedupConfig(near=True, bands=7, rows=4)
+    texts = [Document.of_text(str(i), f"a text of {i} words {i * i} and {i + 7} more") for i in range(9)]
+    signed = sign([texts], tmp_path, config)
+    assert signed.bands().shape == (7, 9)
+    assert np.unique(signed.bands()).size == 63
+    rows = signed.signatures().reshape(9, 7, 4)
+    for band in range(7):
+        same = (rows[:, None, band] == rows[None, :, band]).all(axis=-1)
+        assert ((signed.bands()[band][:, None] == signed.bands()[band][None, :]) == same).all()
+
+
+def test_a_removal_survives_its_file_with_an_id_of_any_characters(tmp_path):
+    texts = [Document.of_text("\udcffa\n", "same"), Document.of_text("b", "same")]
+    (tmp_path / "unit").mkdir()
+    (decision,) = decide([Unit(sign([texts], tmp_path / "unit", DedupConfig()))], DedupConfig())
+    removals = Removals.save(tmp_path / "r.json", decision)
+    results = [removals.apply(row, document) for row, document in enumerate(texts)]
+    assert sum(result is document for result, document in zip(results, texts, strict=True)) == 1
