@@ -30,7 +30,7 @@ def signed(tmp_path, units, config):
     """Sign lists of documents, or of (id, text), as units of one source."""
     made = []
     for documents in units:
-        directory = tmp_path / f"unit{len(os.listdir(tmp_path))}"
+        directory = tmp_path / f"unit{len(list(tmp_path.iterdir()))}"
         directory.mkdir()
         batch = [d if isinstance(d, Document) else Document.of_text(*d) for d in documents]
         made.append(Unit(sign([batch], directory, config), "s"))
