@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import Any
 
 from distllm.config.schema import Config
+from distllm.data.clean import Cleaner
 from distllm.data.dedup import Decontaminator, Removals
-from distllm.data.pipeline.rooms import Cleaner, Scrubber, read_part
+from distllm.data.pipeline.rooms import Scrubber, read_part
 from distllm.data.pipeline.sources import Unit, size_of
 from distllm.data.pipeline.spool import SpoolWriter, read_documents
 from distllm.data.pipeline.work import Result, Task, Tick, address

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distllm.config.schema import Config
-from distllm.data.clean import clean, drop_short
 from distllm.data.readers import (
     SOURCES,
     _read_jsonl_file,
@@ -56,20 +55,6 @@ def read_part(part, read):
         yield _read_text_file(Path(part.path))
     else:
         yield from _read_jsonl_file(Path(part.path), read.text_key)
-
-
-class Cleaner:
-    def __init__(self, config):
-        self._config = config
-
-    def __call__(self, document):
-        text, rules = clean(document.text)
-        document = Document.of_text(document.id, text, document.language)
-        return drop_short(document, self._config.min_chars) or document, rules
-
-
-def load_profile(name):
-    raise NotImplementedError
 
 
 class Scrubber:

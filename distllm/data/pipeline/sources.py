@@ -9,7 +9,8 @@ from typing import Any
 from distllm.config.schema import Config
 from distllm.config.schema_clean import CleanConfig
 from distllm.config.schema_read import ReadConfig
-from distllm.data.pipeline.rooms import FIELDS, Part, find_parts, load_profile
+from distllm.data.clean import load_profile
+from distllm.data.pipeline.rooms import FIELDS, Part, find_parts
 from distllm.data.records import Dropped
 
 _UNIT_BYTES = 64 * 2**20

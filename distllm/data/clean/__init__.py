@@ -1,0 +1,6 @@
+"""Cleaning: rules that edit a document, judge its quality, and tell its language."""
+
+from distllm.data.clean.cleaner import Cleaner
+from distllm.data.clean.profiles import load_profile
+
+__all__ = ["Cleaner", "load_profile"]

@@ -1,0 +1,128 @@
+"""One document through all rules of a profile, the cheap ones first.
+
+edits → length → language → C4 (document) → Gopher quality → C4 (lines) → FineWeb → repetition → own
+filters → lower case, stop words. Gopher's rules see the text before lines are removed, FineWeb's the
+text after it, as in the chain that published them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from distllm.config.schema_clean import CleanConfig
+from distllm.data.clean.c4 import apply_c4
+from distllm.data.clean.edits import edits_of
+from distllm.data.clean.filters import find_filters
+from distllm.data.clean.language import detect_language
+from distllm.data.clean.measures import Measures
+from distllm.data.clean.quality import judge_fineweb, judge_gopher
+from distllm.data.clean.repetition import judge_repetition
+from distllm.data.clean.words import STOP_WORDS
+from distllm.data.records import TEXT, Document, Dropped
+
+_WORD_OR_NOT = re.compile(r"(\w+)")
+_SPACES = re.compile(r"[^\S\n]{2,}")
+
+
+class Cleaner:
+    """Applies ``config`` to documents; the same document always has the same outcome."""
+
+    def __init__(self, config: CleanConfig) -> None:
+        self._config = config
+        self._edits = edits_of(config)
+        self._filters = find_filters(config.filters)
+
+    def __call__(self, document: Document) -> tuple[Document | Dropped, list[str]]:
+        """Return what is left of ``document``, or why it goes; and the names of the edits that changed it.
+
+        Quality is judged of plain documents only. Of others every field is edited, and none may be
+        left empty.
+        """
+        edited: list[str] = []
+        fields = {name: self._edit(text, edited) for name, text in document.fields.items()}
+        document = Document(document.id, fields, document.language)
+        item = self._short(document) or self._language(document)
+        if isinstance(item, Document) and tuple(fields) == (TEXT,):
+            item = self._judge(item, edited)
+        if isinstance(item, Document):
+            item = self._own(item)
+        if isinstance(item, Document):
+            item = self._baseline(item, edited)
+        return item, list(dict.fromkeys(edited))
+
+    def _edit(self, text: str, edited: list[str]) -> str:
+        for name, edit in self._edits.items():
+            changed = edit(text)
+            if changed != text:
+                edited.append(name)
+                text = changed
+        return text
+
+    def _short(self, document: Document) -> Dropped | None:
+        least = max(1, self._config.min_chars)
+        if tuple(document.fields) == (TEXT,) and len(document.text) < least:
+            reason = (
+                f"{len(document.text)} characters after cleaning, clean.min_chars={self._config.min_chars}"
+            )
+            return Dropped.of(document, "too_short", reason)
+        empty = [name for name, text in document.fields.items() if not text.strip()]
+        if empty:
+            return Dropped.of(document, "empty_field", f"nothing in the field {', '.join(empty)}")
+        return None
+
+    def _language(self, document: Document) -> Document | Dropped:
+        config, language = self._config, document.language
+        if not language and (config.detect_language or config.languages):
+            language, probability = detect_language(document.text)
+            if config.languages and probability < config.language_threshold:
+                reason = (
+                    f"{language} with probability {probability:.2f}, at least {config.language_threshold:.2f}"
+                )
+                return Dropped.of(document, "language_unclear", reason)
+        if config.languages and language not in config.languages:
+            return Dropped.of(document, "language", f"its language is {language}")
+        return Document(document.id, document.fields, language)
+
+    def _judge(self, document: Document, edited: list[str]) -> Document | Dropped:
+        config, before = self._config, Measures(document.text)
+        text, verdict = apply_c4(document.text, config.c4)
+        verdict = verdict or judge_gopher(before, config.gopher, document.language)
+        after = before if text == document.text else Measures(text)
+        verdict = verdict or judge_fineweb(after, config.fineweb)
+        verdict = verdict or judge_repetition(before, config.repetition)
+        if verdict is not None:
+            return Dropped.of(document, *verdict)
+        if text != document.text:
+            edited.append("c4_lines")
+            document = Document.of_text(document.id, self._edit(text, edited), document.language)
+            return self._short(document) or document
+        return document
+
+    def _own(self, document: Document) -> Document | Dropped:
+        for name, keep in zip(self._config.filters, self._filters, strict=True):
+            answer = keep(document)
+            if isinstance(answer, str):
+                return Dropped.of(document, name, answer)
+            document = answer
+        return document
+
+    def _baseline(self, document: Document, edited: list[str]) -> Document | Dropped:
+        config = self._config
+        fields = dict(document.fields)
+        if config.lower_case:
+            fields = {name: text.lower() for name, text in fields.items()}
+        if config.stop_words == "remove":
+            fields = {name: _without_stop_words(text, document.language) for name, text in fields.items()}
+        if fields == document.fields:
+            return document
+        edited.append("baseline")
+        fields = {name: self._edit(text, edited) for name, text in fields.items()}
+        document = Document(document.id, fields, document.language)
+        return self._short(document) or document
+
+
+def _without_stop_words(text: str, language: str) -> str:
+    """Remove the stop words of ``language``, of English if it has no list; spaces close up."""
+    gone = STOP_WORDS.get(language, STOP_WORDS["en"])
+    kept = "".join(part for part in _WORD_OR_NOT.split(text) if part.lower() not in gone)
+    return "\n".join(_SPACES.sub(" ", line).strip() for line in kept.split("\n"))

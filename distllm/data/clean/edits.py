@@ -1,0 +1,78 @@
+"""Rules that edit a text, by name, in the order in which they are applied.
+
+Applying them twice changes nothing more, and an edited text can always be encoded as UTF-8.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from typing import Literal
+
+from distllm.config.schema_clean import CleanConfig
+from distllm.data.extras import require
+
+Edit = Callable[[str], str]
+
+_LINE_BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+def unify_line_breaks(text: str) -> str:
+    r"""Write every line break, form feed and paragraph separator as ``\n``."""
+    return _LINE_BREAK.sub("\n", text)
+
+
+def remove_controls(text: str) -> str:
+    r"""Remove control characters but ``\n`` and ``\t``, byte order marks and lone surrogates."""
+    return _CONTROL.sub("", text)
+
+
+def normalize(form: Literal["NFC", "NFKC"], text: str) -> str:
+    """Bring characters to the Unicode normal form ``form``."""
+    return unicodedata.normalize(form, text)
+
+
+def trim_whitespace(text: str) -> str:
+    """Remove spaces at line ends and blank lines at both ends; keep at most one blank line in a row."""
+    text = "\n".join(map(str.rstrip, text.split("\n")))
+    return _BLANK_LINES.sub("\n\n", text).strip("\n")
+
+
+def remove_repeated_lines(text: str) -> str:
+    """Keep one of neighbouring lines that are equal; blank lines are left to ``trim_whitespace``."""
+    kept = []
+    for line, group in groupby(text.split("\n")):
+        kept += [line] if line else list(group)
+    return "\n".join(kept)
+
+
+def repair(text: str) -> str:
+    """Undo decoding with a wrong encoding (ftfy), line by line; what is ASCII cannot need it.
+
+    Mojibake may be nested, and what it hid may be control characters: it repeats until nothing changes.
+
+    Raises:
+        MissingDependency: ftfy is not installed.
+    """
+    if text.isascii():
+        return text
+    fix = require("ftfy", "clean.repair").fix_encoding
+    fixed = "\n".join(line if line.isascii() else fix(line) for line in text.split("\n"))
+    return text if fixed == text else repair(remove_controls(unify_line_breaks(fixed)))
+
+
+def edits_of(config: CleanConfig) -> dict[str, Edit]:
+    """Return the edits that ``config`` asks for, by name, in order."""
+    edits: dict[str, Edit] = {"line_breaks": unify_line_breaks, "control_characters": remove_controls}
+    if config.repair:
+        edits["repair"] = repair
+    edits[config.normal_form] = partial(normalize, "NFKC" if config.normal_form == "nfkc" else "NFC")
+    if config.repeated_lines:
+        edits["repeated_lines"] = remove_repeated_lines
+    edits["whitespace"] = trim_whitespace
+    return edits

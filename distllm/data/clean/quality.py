@@ -1,0 +1,94 @@
+"""Published quality rules, each a share or count compared with its bound.
+
+A rule returns why a text is refused, or None. Bounds are inclusive: a text exactly at the bound stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distllm.config.schema_clean import FinewebConfig, GopherConfig
+from distllm.data.clean.measures import Measures
+from distllm.data.clean.words import QUALITY_STOP_WORDS
+
+_BULLETS = ("•", "-")
+_ELLIPSES = ("...", "…")
+TERMINAL_PUNCTUATION = tuple(
+    "!.?\u0589\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b"
+    "\u1362\u1367\u1368\u166e\u17d4\u17d5\u1803\u1809\u203c\u203d\u2047\u2048\u2049\u2e2e\u2e3c\u2e53\u2e54\u3002"
+    "\ua4ff\ua60e\ua60f\ua876\ua877\ua8ce\ua8cf\ua9c8\ua9c9\uabeb\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61"
+)
+"""Characters of the Unicode property Sentence_Terminal, as far as scripts in daily use have them."""
+
+Verdict = tuple[str, str]
+"""The name of the rule that refuses, and why."""
+
+
+def judge_gopher(text: Measures, config: GopherConfig, language: str) -> Verdict | None:
+    """Apply the quality rules of Gopher."""
+    return next(_gopher(text, config, language), None)
+
+
+def judge_fineweb(text: Measures, config: FinewebConfig) -> Verdict | None:
+    """Apply the rules that FineWeb adds."""
+    return next(_fineweb(text, config), None)
+
+
+def _gopher(text: Measures, config: GopherConfig, language: str) -> Iterator[Verdict]:
+    if _all_off(config):
+        return
+    count, characters = text.plain_words
+    total = max(1, len(text.words))
+    yield from _at_least("gopher_few_words", count, config.min_words, "words")
+    yield from _at_most("gopher_many_words", count, config.max_words, "words")
+    mean = characters / max(1, count)
+    yield from _at_least("gopher_short_words", mean, config.min_mean_word_length, "characters a word")
+    yield from _at_most("gopher_long_words", mean, config.max_mean_word_length, "characters a word")
+    hashes = text.text.count("#") / total
+    ellipses = sum(map(text.text.count, _ELLIPSES)) / total
+    yield from _at_most("gopher_hashes", hashes, config.max_symbol_ratio, "hash signs a word")
+    yield from _at_most("gopher_ellipses", ellipses, config.max_symbol_ratio, "ellipses a word")
+    lines = max(1, len(text.split_lines))
+    bullets = sum(line.lstrip().startswith(_BULLETS) for line in text.split_lines) / lines
+    cut = sum(line.rstrip().endswith(_ELLIPSES) for line in text.split_lines) / lines
+    yield from _at_most("gopher_bullets", bullets, config.max_bullet_lines, "of lines begin with a bullet")
+    yield from _at_most("gopher_cut_lines", cut, config.max_ellipsis_lines, "of lines end with an ellipsis")
+    letters = text.words_with_letters / total
+    yield from _at_least("gopher_letters", letters, config.min_alpha_words, "of words have a letter")
+    known = QUALITY_STOP_WORDS.get(language, QUALITY_STOP_WORDS["en"])
+    found = len(known & text.counts.keys())
+    yield from _at_least("gopher_stop_words", found, config.min_stop_words, "different stop words")
+
+
+def _fineweb(text: Measures, config: FinewebConfig) -> Iterator[Verdict]:
+    if not text.full_lines:
+        return
+    lines = len(text.full_lines)
+    punctuated = sum(line.endswith(TERMINAL_PUNCTUATION) for line in text.full_lines) / lines
+    yield from _at_least(
+        "fineweb_punctuation", punctuated, config.min_punctuated_lines, "of lines end in punctuation"
+    )
+    short = sum(len(line) <= config.short_line_chars for line in text.full_lines) / lines
+    yield from _at_most("fineweb_short_lines", short, config.max_short_lines, "of lines are short")
+    if config.max_duplicate_line_chars is not None:
+        repeated = text.duplicate_full_lines[2] / max(1, len(text.text.replace("\n", "")))
+        yield from _at_most(
+            "fineweb_repeated_lines", repeated, config.max_duplicate_line_chars, "of characters repeat a line"
+        )
+    if config.max_newlines_a_word is not None:
+        breaks = text.text.count("\n") / max(1, len(text.words))
+        yield from _at_most("fineweb_list", breaks, config.max_newlines_a_word, "line breaks a word")
+
+
+def _all_off(config: GopherConfig) -> bool:
+    return config == GopherConfig()
+
+
+def _at_least(rule: str, value: float, bound: float | None, what: str) -> Iterator[Verdict]:
+    if bound is not None and value < bound:
+        yield rule, f"{value:.4g} {what}, at least {bound:.4g}"
+
+
+def _at_most(rule: str, value: float, bound: float | None, what: str) -> Iterator[Verdict]:
+    if bound is not None and value > bound:
+        yield rule, f"{value:.4g} {what}, at most {bound:.4g}"
