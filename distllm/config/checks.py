@@ -162,12 +162,6 @@ def _check_engine(config: Config, problems: Problems) -> None:
         remedy="use engine=local (zero_stage 0), or engine=zero2 for DeepSpeed",
     )
     problems.check(
-        not engine.compile or engine.zero_stage < 3,
-        "engine.compile does not work with zero_stage 3, which gathers weights inside the blocks",
-        keys=["engine.compile", "engine.zero_stage"],
-        remedy="use engine=zero2 with compile, or engine=zero3 without",
-    )
-    problems.check(
         engine.name != "local" or config.precision.compute == "fp32",
         "engine.name=local computes in fp32 only",
         keys=["engine.name", "precision.compute"],

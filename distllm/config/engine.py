@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 _BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2}
 _NOTHING = {"enabled": False}
+_BLOCK = "distllm.models.layers.Block"
 
 
 def deepspeed_json(
@@ -24,6 +25,7 @@ def deepspeed_json(
     compute: Literal["fp32", "bf16"],
     bucket_bytes: int,
     device: Literal["cpu", "cuda"],
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Return the document that configures DeepSpeed.
 
@@ -36,6 +38,8 @@ def deepspeed_json(
         compute: format of weights and activations in forward and backward.
         bucket_bytes: size of the buffers in which gradients and weights are exchanged.
         device: kind of device each rank owns; only a GPU overlaps exchange and computation.
+        compiled: each block is one compiled graph. Stage 3 then gathers the weights of a whole block
+            before the graph runs, because hooks inside it cannot be compiled.
     """
     # DeepSpeed counts elements, and wants an even number of them.
     bucket_numel = max(2, bucket_bytes // _BYTES_PER_ELEMENT[compute] // 2 * 2)
@@ -59,7 +63,9 @@ def deepspeed_json(
         "fp16": {"enabled": False},
         "torch_autocast": {"enabled": False},
         "zero_allow_untested_optimizer": False,
-        "zero_optimization": _zero_json(zero_stage, bucket_numel, overlap=device == "cuda"),
+        "zero_optimization": _zero_json(
+            zero_stage, bucket_numel, overlap=device == "cuda", leaves=[_BLOCK] if compiled else []
+        ),
         **_quiet_json(),
     }
 
@@ -69,7 +75,7 @@ def _grad_accum_dtype(zero_stage: int, compute: str) -> str:
     return compute if zero_stage < 2 else "fp32"
 
 
-def _zero_json(zero_stage: int, bucket_numel: int, *, overlap: bool) -> dict[str, Any]:
+def _zero_json(zero_stage: int, bucket_numel: int, *, overlap: bool, leaves: list[str]) -> dict[str, Any]:
     return {
         "stage": zero_stage,
         "contiguous_gradients": True,
@@ -93,6 +99,7 @@ def _zero_json(zero_stage: int, bucket_numel: int, *, overlap: bool) -> dict[str
         "stage3_max_live_parameters": 10**9,
         "stage3_max_reuse_distance": 10**9,
         "stage3_module_granularity_threshold": 0,
+        "leaf_module": {"classes": leaves, "names": [], "name_suffixes": []},
         "stage3_use_all_reduce_for_fetch_params": False,
         "stage3_allgather_sequential": False,
         "stage3_gather_16bit_weights_on_model_save": False,

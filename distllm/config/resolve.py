@@ -142,6 +142,7 @@ def _settle(config: Config, world: World, dataset: DatasetFacts | None) -> Resol
         compute=config.precision.compute,
         bucket_bytes=config.engine.bucket_bytes,
         device=config.cluster.device,
+        compiled=config.engine.compile,
     )
     return Resolved(
         config=config,

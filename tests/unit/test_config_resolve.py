@@ -75,7 +75,6 @@ def test_the_vocabulary_of_the_dataset_wins_and_is_padded():
         (["engine.micro_batch_tokens=64"], "does not hold one sequence"),
         (["engine.name=local"], "partitions nothing"),
         (["engine=local", "precision=bf16"], "fp32 only"),
-        (["engine=zero3", "engine.compile=true"], "does not work with zero_stage 3"),
         (["cluster.threads_per_rank=3"], "need 3 threads"),
         (["cluster.procs_per_node=3", "train.tokens_per_step=3840"], "3 ranks asked of 2 CPU cores"),
         (["cluster=gpu8"], "need as many GPUs"),
@@ -108,6 +107,15 @@ def test_a_step_larger_than_the_dataset_is_refused():
     facts = DatasetFacts(vocab_size=300, train_tokens=4000, valid_tokens=100, digest="d")
     (problem,) = problems_of(dataset=facts)
     assert "less than one step" in problem.cause
+
+
+@pytest.mark.parametrize(("compiled", "gathered"), [("true", ["distllm.models.layers.Block"]), ("false", [])])
+def test_a_compiled_block_is_gathered_as_a_whole(monkeypatch, compiled, gathered):
+    monkeypatch.setattr(checks.shutil, "which", lambda name: name)
+    leaf = resolved("engine=zero3", f"engine.compile={compiled}").deepspeed["zero_optimization"][
+        "leaf_module"
+    ]
+    assert leaf == {"classes": gathered, "names": [], "name_suffixes": []}
 
 
 def test_compilation_needs_a_compiler(monkeypatch):

@@ -29,12 +29,11 @@ def train(topology, engine_name, tie_embeddings, compiled):
     model = build_model(settle_shape(config, VOCAB, LENGTH), seed=0)
     settings = deepspeed_json(
         zero_stage=3, micro_batch_size=ROWS // topology.world_size, grad_accum_steps=1, bucket_bytes=4096,
-        world_size=topology.world_size, grad_clip=1.0, compute="fp32", device="cpu",
+        world_size=topology.world_size, grad_clip=1.0, compute="fp32", device="cpu", compiled=compiled,
     )  # fmt: skip
     if compiled:
         with mock.patch("torch.compile", functools.partial(torch.compile, backend="aot_eager")):
             compile_blocks(model)
-        settings["zero_optimization"]["leaf_module"] = {"classes": ["distllm.models.layers.Block"]}
     engine = build_engine(
         engine_name, model, lambda m: build_optimizer(m, OptimConfig(eps=1e-4)),
         settings=settings, topology=topology, timeout_seconds=60,
