@@ -102,3 +102,30 @@ def test_an_evaluation_set_that_is_no_text_is_named(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfthe first line of the set\n")
     spoiled = Decontaminator([str(path)], 13)(Document.of_text("d", "It is The First Line of the Set."))
     assert spoiled.rule == "contaminated"
+
+
+def run_of_words(start, count):
+    return " ".join(f"word{number}" for number in range(start, start + count))
+
+
+def test_the_end_of_a_chain_stays_though_its_neighbour_goes(tmp_path):
+    """a and b are alike, b and c too, a and c are not: b makes way for a, and takes c not with it."""
+    texts = [("a", run_of_words(0, 300)), ("b", run_of_words(36, 290)), ("c", run_of_words(72, 280))]
+    config = DedupConfig(near=True, ngram=1, bands=56, rows=4, near_similarity=0.75)
+    for name, chosen, gone in (("abc", texts, {1: "a"}), ("bc", texts[1:], {1: "b"}), ("ac", texts[::2], {})):
+        (tmp_path / name).mkdir()
+        (decision,) = decisions_of(tmp_path / name, [chosen], config)
+        assert {row: keeper for row, (_, keeper) in decision.documents.items()} == gone
+
+
+def test_lines_of_documents_that_are_fixed_stay(tmp_path):
+    line = "a line of more than forty characters, to be sure"
+    units = []
+    for name, texts in (("old", ["x" * 50, f"{line}\n{line}"]), ("new", [f"{line}\n{'y' * 900}"])):
+        (tmp_path / name).mkdir()
+        documents = [Document.of_text(f"{name}{i}", text) for i, text in enumerate(texts)]
+        signed = sign([documents], tmp_path / name, DedupConfig(pieces="lines"))
+        units.append(Unit(signed, name, fixed=name == "old"))
+    old, new = decide(units, DedupConfig(pieces="lines"))
+    assert (old.documents, old.pieces) == ({}, {})
+    assert (new.documents, new.pieces) == ({}, {0: [0]})

@@ -121,12 +121,11 @@ def test_decisions_are_a_sequence_that_can_be_cut(tmp_path):
     assert not gone & {keeper.removesuffix("-\udcff") for keeper in keepers}
 
 
-def test_bands_are_hashes_of_their_rows_and_of_their_number(tmp_path):
+def test_bands_are_hashes_of_their_rows(tmp_path):
     config = DedupConfig(near=True, bands=7, rows=4)
     texts = [Document.of_text(str(i), f"a text of {i} words {i * i} and {i + 7} more") for i in range(9)]
     signed = sign([texts], tmp_path, config)
     assert signed.bands().shape == (7, 9)
-    assert np.unique(signed.bands()).size == 63
     rows = signed.signatures().reshape(9, 7, 4)
     for band in range(7):
         same = (rows[:, None, band] == rows[None, :, band]).all(axis=-1)

@@ -159,11 +159,11 @@ class _Signer:
 
 
 def _band_hashes(signatures_NP: NDArray[np.uint32], rows: int) -> NDArray[np.uint64]:
-    """Return the hash of each band, [B, N]; the number of the band is part of it."""
+    """Return the hash of each band, [B, N]; only hashes of the same band are ever compared."""
     bands = signatures_NP.shape[1] // rows
     hashes_BN = np.empty((bands, len(signatures_NP)), dtype=np.uint64)
     for band in range(bands):
-        combined_N = np.full(len(signatures_NP), band + 1, dtype=np.uint64)
+        combined_N = np.zeros(len(signatures_NP), dtype=np.uint64)
         for column in range(band * rows, (band + 1) * rows):
             combined_N = combined_N * _BASE + signatures_NP[:, column]
         hashes_BN[band] = mix(combined_N)
