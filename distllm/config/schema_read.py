@@ -7,16 +7,35 @@ from typing import Literal
 
 from distllm.config.options import option
 
+SourceKind = Literal[
+    "pydocs", "text", "jsonl", "parquet", "csv", "html", "warc", "epub", "pdf", "pairs", "qa", "chat", "many"
+]
+
 
 @dataclass(frozen=True)
 class ReadConfig:
-    """One source of raw documents."""
+    """One source of raw documents. Paths are local or URLs (s3://, https://), files may be compressed."""
 
-    source: Literal["pydocs", "text", "jsonl", "many"] = option(
-        "pydocs", "kind of raw input; many: see data.sources", on_resume="identity"
+    source: SourceKind = option("pydocs", "kind of raw input; many: see data.sources", on_resume="identity")
+    paths: tuple[str, ...] = option(
+        (), "files, directories, globs or URLs of raw input", on_resume="identity"
     )
-    paths: tuple[str, ...] = option((), "files, directories or globs of raw input", on_resume="identity")
-    text_key: str = option("text", "key of the text in a JSONL record", on_resume="identity")
+    text_key: str = option("text", "key (jsonl) or column (csv, parquet) of the text", on_resume="identity")
+    id_key: str | None = option(
+        None, "key or column of a record's id; null names it by file and offset", on_resume="identity"
+    )
+    fields: tuple[str, ...] = option(
+        ("source", "target"), "keys or columns of both sides of a pair", on_resume="identity"
+    )
+    languages: tuple[str, ...] = option(
+        (), "languages of both sides of a pair, as in the names of Moses files", on_resume="identity"
+    )
+    language: str = option("", "language of all documents (ISO 639-1); empty: unknown", on_resume="identity")
+    language_key: str | None = option(None, "key or column of a record's language", on_resume="identity")
+    encoding: str = option("utf-8", "encoding of text files", on_resume="identity")
+    delimiter: str = option(
+        "", "what parts csv columns; empty: tab in .tsv files, comma in others", on_resume="identity"
+    )
     max_bytes: int | None = option(
         None,
         "stop reading after this much text; null reads all",
@@ -24,6 +43,17 @@ class ReadConfig:
         on_resume="identity",
         minimum=1,
     )
+    max_document_bytes: int = option(
+        64 * 2**20,
+        "refuse longer lines, records and files of one document",
+        unit="bytes",
+        on_resume="identity",
+        minimum=1,
+    )
+    on_bad_file: Literal["fail", "skip"] = option(
+        "fail", "a damaged file: fail, or skip what follows the damage and say so", on_resume="identity"
+    )
+    stall_seconds: float = option(30.0, "give up a transfer that brings no byte for so long", minimum=0.1)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from distllm.config.schema import Config
-from distllm.data.pydocs import find_modules, read_module, read_pydocs
+from distllm.data.read.pydocs import find_modules, read_module, read_pydocs
 from distllm.data.records import Document, Dropped
 
 SOURCE = '''

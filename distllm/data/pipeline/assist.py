@@ -11,15 +11,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from distllm.config.problems import Problems
 from distllm.config.schema import Config
-from distllm.config.validate import build
-from distllm.errors import DistllmError
 from distllm.machine import available_cores
 
 
@@ -29,7 +25,7 @@ def assistants(config: Config, assisting: bool) -> Iterator[None]:
     count = 0 if assisting else config.data.workers - 1
     threads = str(max(1, available_cores() // config.data.workers))
     environment = {**os.environ, "RAYON_NUM_THREADS": threads, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "distllm.data.pipeline.assist"]
+    command = [sys.executable, "-m", "distllm.data.pipeline.assistant"]
     helpers = [
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True
@@ -49,26 +45,3 @@ def assistants(config: Config, assisting: bool) -> Iterator[None]:
         for helper in helpers:
             helper.kill()
             helper.communicate()
-
-
-def _main() -> int:
-    from distllm.data.pipeline.run import prepare
-
-    problems = Problems()
-    config = build(Config, json.loads(sys.stdin.readline()), problems)
-    problems.raise_if_any()
-    threading.Thread(target=_end_with_starter, daemon=True).start()
-    try:
-        prepare(config, assisting=True)
-    except DistllmError as error:
-        return error.exit_code
-    return 0
-
-
-def _end_with_starter() -> None:
-    sys.stdin.read()
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

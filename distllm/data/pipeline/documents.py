@@ -18,10 +18,11 @@ from typing import Any
 from distllm.config.schema import Config
 from distllm.data.clean import Cleaner
 from distllm.data.dedup import Decontaminator, Removals
-from distllm.data.pipeline.rooms import Scrubber, read_part
-from distllm.data.pipeline.sources import Unit, size_of
+from distllm.data.pipeline.rooms import Scrubber
+from distllm.data.pipeline.sources import Unit
 from distllm.data.pipeline.spool import SpoolWriter, read_documents
 from distllm.data.pipeline.work import Result, Task, Tick, address
+from distllm.data.read import read_part
 from distllm.data.records import Document, Dropped
 from distllm.data.split import split_hash
 
@@ -90,16 +91,16 @@ def read_task(unit: Unit) -> Task:
         with Output(directory, unit.source.fields, lambda _: None) as output:
             done = 0
             for part in unit.parts:
-                size, in_part = size_of(part), 0
+                in_part = 0
                 for item in read_part(part, unit.source.read):
                     in_part += text_bytes(item) if isinstance(item, Document) else 0
                     output.saw(0)
                     output.put(item)
-                    tick(done + min(in_part, size))
-                done += size
+                    tick(done + min(in_part, part.size))
+                done += part.size
             return output.facts()
 
-    prints = [[part.path, part.fingerprint] for part in unit.parts]
+    prints = [[list(part.paths), part.fingerprint] for part in unit.parts]
     return Task(address("read", _VERSIONS["read"], unit.source.reading(), prints), unit.size, perform)
 
 

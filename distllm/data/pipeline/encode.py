@@ -116,7 +116,7 @@ class _SplitOutput:
             if field == TEXT:
                 ids_M, ends_N = open_documents(ids_M, ends_N, self._tokenizer.eot_id)
             stream.write(ids_M.astype(self._dtype, copy=False).tobytes())
-            sizes_N = np.diff(ends_N.astype(np.int64), prepend=0)
+            sizes_N = np.diff(ends_N.astype(np.int64), prepend=np.int64(0)).astype(np.int64)
             self._sizes[field].append(sizes_N)
             tokens_N += sizes_N
         for document, tokens in zip(documents, tokens_N.tolist(), strict=True):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from distllm.config.schema import Config
 from distllm.config.schema_clean import CleanConfig
 from distllm.config.schema_read import ReadConfig
 from distllm.data.clean import load_profile
-from distllm.data.pipeline.rooms import FIELDS, Part, find_parts
+from distllm.data.read import FIELDS, Part, find_parts
 from distllm.data.records import Dropped
 
 _UNIT_BYTES = 64 * 2**20
 _UNIT_PARTS = 1024
 _MANY = "many"
+_NOT_CONTENT = ("paths", "stall_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Source:
 
     def reading(self) -> dict[str, Any]:
         """Return the keys that say how a part is read, as JSON values."""
-        return {key: value for key, value in asdict(self.read).items() if key != "paths"}
+        return {key: value for key, value in asdict(self.read).items() if key not in _NOT_CONTENT}
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -76,20 +76,11 @@ def find_units(source: Source) -> tuple[list[Unit], list[Dropped]]:
     waiting: list[Part] = []
     size = 0
     for part in parts:
-        part_size = size_of(part)
-        if waiting and (size + part_size > _UNIT_BYTES or len(waiting) == _UNIT_PARTS):
+        if waiting and (size + part.size > _UNIT_BYTES or len(waiting) == _UNIT_PARTS):
             units.append(Unit(source, tuple(waiting), size))
             waiting, size = [], 0
         waiting.append(part)
-        size += part_size
+        size += part.size
     if waiting:
         units.append(Unit(source, tuple(waiting), size))
     return units, dropped
-
-
-def size_of(part: Part) -> int:
-    """Return the bytes of a part as far as they are known; at least 1."""
-    if part.stop is not None:
-        return max(1, part.stop - part.start)
-    path = Path(part.path)
-    return max(1, path.stat().st_size - part.start) if path.is_file() else 1

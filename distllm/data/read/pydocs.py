@@ -10,20 +10,23 @@ first counts. Left out by name are tests (a part of the dotted name is one of ``
 ``test_`` or ends with ``_test`` or ``_tests``), copies of other projects (a part is one of
 ``VENDOR``), and files that cannot be imported by a dotted name.
 
-Documents come in the order of a hash of seed and name, so that the first bytes of the corpus are
+Documents come in the order of a hash of their names, so that the first bytes of the corpus are
 a spread over all packages and not the start of the alphabet.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from distllm.config.schema import Config
+from distllm.config.schema_read import ReadConfig
+from distllm.data.read.part import Part
 from distllm.data.records import Document, Dropped
+from distllm.fsio import digest_bytes
 from distllm.seeds import derive_seed
 
 TESTS = frozenset({"test", "tests", "conftest"})
@@ -33,20 +36,32 @@ _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _BODIES = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
-def read_pydocs(config: Config) -> Iterator[Document | Dropped]:
-    """Yield the documents of this environment in the order of their hashes.
+def read_pydocs(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
+    """Yield the documents of this environment in the order of their hashes; it takes no file.
 
     Rules of refusal: ``unreadable``, ``not_python`` (it does not parse), ``no_docstring``.
     """
-    topics = _help_topics()
-    modules = find_modules([Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")])
+    topics, modules = _help_topics(), _installed_modules()
     names = [*(("module", name) for name in modules), *(("topic", name) for name in topics)]
-    names.sort(key=lambda name: (derive_seed(config.seed, "pydocs", *name), name))
+    names.sort(key=lambda name: (derive_seed(0, "pydocs", *name), name))
     for kind, name in names:
         if kind == "topic":
             yield Document.of_text(f"topic:{name}", f"# {name}\n\n{topics[name]}")
         else:
             yield read_module(name, modules[name])
+
+
+def environment_fingerprint() -> str:
+    """Return what tells this environment from another: names, sizes and times of its modules."""
+    marks = [
+        f"{name} {(stat := path.stat()).st_size} {stat.st_mtime_ns}"
+        for name, path in _installed_modules().items()
+    ]
+    return digest_bytes("\n".join([sys.version, *sorted(marks)]).encode())
+
+
+def _installed_modules() -> dict[str, Path]:
+    return find_modules([Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")])
 
 
 def find_modules(roots: list[Path]) -> dict[str, Path]:

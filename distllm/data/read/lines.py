@@ -1,0 +1,155 @@
+"""Formats of one record a line: JSON lines and delimited text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distllm.config.schema_read import ReadConfig
+from distllm.data.read.part import Part
+from distllm.data.read.streams import decode, open_bytes, read_lines
+from distllm.data.records import Document, Dropped
+
+Records = Iterator[tuple[str, dict[str, Any]] | Dropped]
+_BOM = b"\xef\xbb\xbf"
+_SAMPLE = 200
+
+
+def json_records(file: Path, part: Part, read: ReadConfig) -> Records:
+    """Yield the name and content of every JSON object, one a line.
+
+    Rules of refusal: ``line_too_long``, ``not_text``, ``undecodable``, ``broken_json``, ``not_an_object``.
+    """
+    with open_bytes(file) as stream:
+        for offset, line in read_lines(stream, read.max_document_bytes, part.start, part.stop):
+            name = f"{part.path}@{offset}"
+            if line is None:
+                yield _too_long(name, read)
+            elif record := line.removeprefix(_BOM).strip():
+                yield _json_record(name, record, read)
+
+
+def _json_record(name: str, line: bytes, read: ReadConfig) -> tuple[str, dict[str, Any]] | Dropped:
+    text = decode(line, name, read)
+    if isinstance(text, Dropped):
+        return text
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Dropped(name, "broken_json", str(error), text[:_SAMPLE])
+    if not isinstance(record, dict):
+        return Dropped(name, "not_an_object", f"a JSON {type(record).__name__}, expected an object")
+    return name, record
+
+
+def delimited_records(file: Path, part: Part, read: ReadConfig, columns: tuple[str, ...] = ()) -> Records:
+    """Yield the name and columns of every row of a CSV or TSV file.
+
+    The first row names the columns, unless ``columns`` does. Rules of refusal: ``undecodable``,
+    ``not_text``, ``wrong_columns``, ``record_too_long``.
+    """
+    delimiter = read.delimiter or ("\t" if ".tsv" in file.name else ",")
+    csv.field_size_limit(read.max_document_bytes)
+    with open_bytes(file) as stream:
+        lines = (line for _, line in read_lines(stream, read.max_document_bytes) if line is not None)
+        first = next(lines, b"")
+        if b"\0" in first:
+            yield Dropped(part.path, "not_text", "NUL byte in the first line")
+            return
+        text = io.TextIOWrapper(
+            io.BufferedReader(_Chained(first, stream)), read.encoding, errors="surrogateescape", newline=""
+        )
+        if delimiter == "\t":
+            rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        else:
+            rows = csv.reader(text, delimiter=delimiter)
+        yield from _rows(rows, part, read, columns)
+
+
+def _rows(rows: Any, part: Part, read: ReadConfig, columns: tuple[str, ...]) -> Records:
+    number = 0
+    while True:
+        number += 1
+        name = f"{part.path}#{number}"
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Dropped(name, "record_too_long", str(error))
+            continue
+        if number == 1 and not columns:
+            columns = tuple(cell.removeprefix("\ufeff") for cell in row)
+        elif not row:
+            continue
+        elif len(row) < len(columns):
+            yield Dropped(
+                name, "wrong_columns", f"{len(row)} columns, expected {len(columns)}", str(row)[:_SAMPLE]
+            )
+        elif any("\udc80" <= letter <= "\udcff" for cell in row for letter in cell):
+            yield Dropped(name, "undecodable", f"not {read.encoding}", ascii(row)[:_SAMPLE])
+        else:
+            yield name, dict(zip(columns, row, strict=False))
+
+
+class _Chained(io.RawIOBase):
+    """A first line put back before the rest of its stream."""
+
+    def __init__(self, first: bytes, rest: Any) -> None:
+        self._first, self._rest = first, rest
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` from the first line, then from the rest."""
+        piece = self._first[: len(buffer)] or self._rest.read(len(buffer))
+        self._first = self._first[len(buffer) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def _too_long(name: str, read: ReadConfig) -> Dropped:
+    return Dropped(name, "line_too_long", f"more than data.max_document_bytes={read.max_document_bytes}")
+
+
+def documents_of(records: Records, read: ReadConfig) -> Iterator[Document | Dropped]:
+    """Turn records into plain documents by ``text_key``, ``id_key`` and ``language_key``.
+
+    Rules of refusal: ``no_text_key``, ``text_not_string``, ``no_id_key``.
+    """
+    for record in records:
+        if isinstance(record, Dropped):
+            yield record
+            continue
+        name, content = record
+        text = text_of(name, content, read.text_key)
+        yield text if isinstance(text, Dropped) else named(name, {"text": text}, content, read)
+
+
+def text_of(name: str, content: dict[str, Any], key: str) -> str | Dropped:
+    """Return the string at ``key``, or why there is none."""
+    if key not in content:
+        keys = ", ".join(map(repr, content)) or "nothing"
+        return Dropped(name, "no_text_key", f"no key {key!r}; it has {keys}")
+    text = content[key]
+    if not isinstance(text, str):
+        return Dropped(name, "text_not_string", f"{key!r} is a {type(text).__name__}")
+    return text
+
+
+def named(name: str, fields: dict[str, str], content: dict[str, Any], read: ReadConfig) -> Document | Dropped:
+    """Return the document of ``fields`` under the record's own id and language, if it has them."""
+    if read.id_key is not None:
+        if not isinstance(id_ := content.get(read.id_key), (str, int)) or id_ == "":
+            return Dropped(
+                name, "no_id_key", f"no id at {read.id_key!r}; it has {', '.join(map(repr, content))}"
+            )
+        name = str(id_)
+    language = content.get(read.language_key) if read.language_key else None
+    return Document(name, fields, language if isinstance(language, str) else read.language)

@@ -1,0 +1,175 @@
+"""Parallel corpora: TSV and CSV, JSON lines, Moses files side by side, TMX, gettext catalogues."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from distllm.config.schema_read import ReadConfig
+from distllm.data.extras import require
+from distllm.data.read.lines import delimited_records, json_records, named, text_of
+from distllm.data.read.part import Part
+from distllm.data.read.streams import DamagedFile, decode, local_copy, open_bytes, read_lines
+from distllm.data.records import Document, Dropped
+from distllm.errors import DataError
+
+SOURCE, TARGET = "source", "target"
+_XML_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
+
+
+def read_pairs(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
+    """Yield the pairs of a file, in the format that its name tells.
+
+    Rules of refusal: those of the format, ``unpaired`` (one side is missing or empty).
+
+    Raises:
+        DataError: a Moses file has no partner, or not as many lines.
+        DamagedFile: the file cannot be read to its end.
+    """
+    name = file.name.lower()
+    if _has(name, ".jsonl", ".ndjson"):
+        yield from _of_records(json_records(file, part, read), read)
+    elif _has(name, ".tsv", ".csv"):
+        yield from _of_records(delimited_records(file, part, read, read.fields), read)
+    elif _has(name, ".tmx"):
+        yield from _of_tmx(file, part, read)
+    elif _has(name, ".po", ".mo"):
+        yield from _of_gettext(file, part, read)
+    else:
+        yield from _of_moses(file, part, read)
+
+
+def is_second_side(path: str, read: ReadConfig) -> bool:
+    """Whether ``path`` is the target side of a Moses corpus, which its source side brings along."""
+    return len(read.languages) == 2 and _stem(path, read.languages[1]) is not None
+
+
+def _has(name: str, *suffixes: str) -> bool:
+    return any(f"{suffix}." in f"{name}." for suffix in suffixes)
+
+
+def _of_records(records: Iterator[object], read: ReadConfig) -> Iterator[Document | Dropped]:
+    for record in records:
+        if isinstance(record, Dropped):
+            yield record
+            continue
+        assert isinstance(record, tuple)
+        name, content = record
+        sides = [text_of(name, content, key) for key in read.fields]
+        refused = next((side for side in sides if isinstance(side, Dropped)), None)
+        if refused is not None:
+            yield refused
+            continue
+        source, target = (str(side) for side in sides)
+        pair = _pair(name, source, target, read)
+        yield named(name, dict(pair.fields), content, read) if isinstance(pair, Document) else pair
+
+
+def _pair(name: str, source: str, target: str, read: ReadConfig) -> Document | Dropped:
+    if not source.strip() or not target.strip():
+        return Dropped(name, "unpaired", "one side is empty", source or target)
+    language = read.languages[0] if read.languages else read.language
+    return Document(name, {SOURCE: source, TARGET: target}, language)
+
+
+def _of_moses(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
+    """Line n of ``corpus.xx`` and line n of ``corpus.yy`` are a pair."""
+    if len(read.languages) != 2 or (stem := _stem(part.path, read.languages[0])) is None:
+        raise DataError(
+            f"{part.path} is in none of the known formats of pairs",
+            where="data.paths",
+            remedy="give .tsv, .csv, .jsonl, .tmx, .po or .mo files; for Moses files corpus.en and corpus.de "
+            "set data.languages=[en,de]",
+        )
+    partner = stem.replace("\0", read.languages[1])
+    with local_copy(partner, read) as other:
+        if not other.is_file():
+            raise DataError(
+                f"{part.path} has no partner {partner}",
+                where=partner,
+                remedy="add it, or correct data.languages",
+            )
+        with open_bytes(file) as left, open_bytes(other) as right:
+            limit = read.max_document_bytes
+            lines = itertools.zip_longest(read_lines(left, limit), read_lines(right, limit))
+            for number, (first, second) in enumerate(lines, 1):
+                if first is None or second is None:
+                    raise DataError(
+                        f"{part.path} and {partner} differ in their number of lines, from line {number}",
+                        where=partner,
+                        remedy="align the two files",
+                    )
+                yield _moses_pair(f"{part.path}@{first[0]}", first[1], second[1], read)
+
+
+def _moses_pair(name: str, left: bytes | None, right: bytes | None, read: ReadConfig) -> Document | Dropped:
+    if left is None or right is None:
+        return Dropped(name, "line_too_long", f"more than data.max_document_bytes={read.max_document_bytes}")
+    source, target = decode(left, name, read), decode(right, name, read)
+    if isinstance(source, Dropped):
+        return source
+    return target if isinstance(target, Dropped) else _pair(name, source.strip(), target.strip(), read)
+
+
+def _stem(path: str, language: str) -> str | None:
+    """Return ``path`` with a NUL in place of its language, if it ends in that."""
+    folder, separator, name = path.rpartition("/")
+    parts = name.split(".")
+    for place in range(len(parts) - 1, 0, -1):
+        if parts[place] == language:
+            return f"{folder}{separator}{'.'.join([*parts[:place], chr(0), *parts[place + 1 :]])}"
+    return None
+
+
+def _of_tmx(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
+    """Translation units of a TMX 1.4 memory, parsed as it streams."""
+    wanted = [language.lower() for language in read.languages]
+    number = 0
+    try:
+        with open_bytes(file) as stream:
+            for _, unit in ElementTree.iterparse(stream):
+                if unit.tag != "tu":
+                    continue
+                number += 1
+                sides = {
+                    (variant.get(_XML_LANGUAGE) or variant.get("lang") or "").lower(): "".join(
+                        segment.itertext()
+                    )
+                    for variant in unit.iter("tuv")
+                    if (segment := variant.find("seg")) is not None
+                }
+                unit.clear()
+                yield _tmx_pair(f"{part.path}#{unit.get('tuid') or number}", sides, wanted, read)
+    except ElementTree.ParseError as error:
+        raise DamagedFile(f"not XML: {error}") from error
+
+
+def _tmx_pair(name: str, sides: dict[str, str], wanted: list[str], read: ReadConfig) -> Document | Dropped:
+    if wanted:
+        texts = [
+            next((text for code, text in sides.items() if code == want or code.startswith(f"{want}-")), "")
+            for want in wanted
+        ]
+    else:
+        texts = list(sides.values())
+    if len(texts) != 2:
+        return Dropped(name, "unpaired", f"it has {', '.join(sides) or 'no languages'}; set data.languages")
+    return _pair(name, texts[0].strip(), texts[1].strip(), read)
+
+
+def _of_gettext(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
+    """Messages of a gettext catalogue and their translations; fuzzy ones are left out."""
+    polib = require("polib", "reading gettext catalogues")
+    try:
+        if _has(file.name.lower(), ".mo"):
+            messages = polib.mofile(str(file))
+        else:
+            messages = polib.pofile(str(file), encoding=read.encoding)
+    except (OSError, UnicodeDecodeError, ValueError, struct.error) as error:
+        raise DamagedFile(f"not a gettext catalogue: {error}") from error
+    entries = [(entry.msgid, entry.msgstr) for entry in messages if entry.translated()]
+    for number, (source, target) in enumerate(entries):
+        yield _pair(f"{part.path}#{number}", source, target, read)

@@ -1,0 +1,32 @@
+"""A part: the unit of reading, with a fingerprint of its content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file, a range of one, or several files that must be read one after the other.
+
+    Attributes:
+        source: name of the source.
+        paths: the files; more than one only where ``data.max_bytes`` makes reading sequential.
+        fingerprint: digest of what the documents depend on: content, range.
+        size: bytes, as far as they are known; at least 1.
+        start: first byte, record group or row whose records belong to the part.
+        stop: where the next part starts; None for the end.
+    """
+
+    source: str
+    paths: tuple[str, ...]
+    fingerprint: str
+    size: int
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def path(self) -> str:
+        """The file, where there is but one."""
+        (path,) = self.paths
+        return path
