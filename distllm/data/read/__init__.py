@@ -14,7 +14,7 @@ from types import MappingProxyType
 from distllm.config.schema_read import ReadConfig
 from distllm.data.read import dialogue, lines, pairs, plain, pydocs, tables, web
 from distllm.data.read.files import find_files
-from distllm.data.read.part import Part
+from distllm.data.read.part import Part, printable
 from distllm.data.read.streams import COMPRESSED_SUFFIXES, DamagedFile, file_is_compressed, local_copy
 from distllm.data.records import TEXT, Document, Dropped
 from distllm.data.remote import fingerprint, is_remote
@@ -136,17 +136,17 @@ def _read_file(path: str, part: Part, read: ReadConfig) -> Iterator[Document | D
             if file.is_file():
                 yield from kind.read(file, alone, read)
             else:
-                yield Dropped(path, "unreadable", "not a regular file, or a link to nothing")
+                yield Dropped(printable(path), "unreadable", "not a regular file, or a link to nothing")
     except PermissionError as error:
-        yield Dropped(path, "unreadable", str(error))
+        yield Dropped(printable(path), "unreadable", str(error))
     except DamagedFile as error:
         if read.on_bad_file == "fail":
             raise DataError(
-                f"{path} is damaged: {error}",
-                where=path,
+                f"{printable(path)} is damaged: {error}",
+                where=printable(path),
                 remedy="copy or download it again, or go on without the rest of it: data.on_bad_file=skip",
             ) from error
-        yield Dropped(path, "damaged_file", f"what follows the damage is lost: {error}")
+        yield Dropped(printable(path), "damaged_file", f"what follows the damage is lost: {error}")
 
 
 def _fingerprint(path: str, read: ReadConfig) -> tuple[str, int]:

@@ -48,8 +48,8 @@ def _records(file: Path, part: Part, read: ReadConfig) -> Iterator[tuple[str, di
     if any(suffix in file.name.lower() for suffix in _LINES):
         yield from json_records(file, part, read)
         return
-    content = read_whole(file, part.path, read)
-    text = content if isinstance(content, Dropped) else decode(content, part.path, read)
+    content = read_whole(file, part.name, read)
+    text = content if isinstance(content, Dropped) else decode(content, part.name, read)
     if isinstance(text, Dropped):
         yield text
         return
@@ -61,9 +61,9 @@ def _records(file: Path, part: Part, read: ReadConfig) -> Iterator[tuple[str, di
         found = found["data"]
     for number, item in enumerate(found if isinstance(found, list) else [found]):
         if isinstance(item, dict):
-            yield f"{part.path}#{number}", item
+            yield f"{part.name}#{number}", item
         else:
-            yield Dropped(f"{part.path}#{number}", "not_an_object", f"a JSON {type(item).__name__}")
+            yield Dropped(f"{part.name}#{number}", "not_an_object", f"a JSON {type(item).__name__}")
 
 
 def _questions(name: str, content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

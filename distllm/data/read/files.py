@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distllm.config.schema_read import ReadConfig
+from distllm.data.read.part import printable
 from distllm.data.records import Dropped
 from distllm.data.remote import file_system, is_remote
 from distllm.errors import DataError
@@ -48,11 +49,6 @@ def find_files(read: ReadConfig, suffixes: tuple[str, ...]) -> tuple[list[str], 
             )
     files = sorted(name for name, dropped in found.items() if dropped is None)
     return files, [dropped for _, dropped in sorted(found.items()) if dropped is not None]
-
-
-def name_of(path: Path) -> str:
-    """Return ``path`` as text that can be encoded, whatever bytes its name has."""
-    return os.fsencode(path).decode("utf-8", errors="surrogateescape")
 
 
 def _expand(entry: str, suffixes: tuple[str, ...], stall_seconds: float) -> Iterator[str | Dropped]:
@@ -116,11 +112,11 @@ def _glob(pattern: Path, suffixes: tuple[str, ...]) -> Iterator[str | Dropped]:
 
 def _walk(directory: Path, suffixes: tuple[str, ...]) -> Iterator[str | Dropped]:
     if not os.access(directory, os.R_OK | os.X_OK):
-        yield Dropped(str(directory), "unreadable", "no permission to list it")
+        yield Dropped(printable(str(directory)), "unreadable", "no permission to list it")
         return
     for entry in sorted(directory.iterdir()):
         if entry.name.startswith("."):
-            yield Dropped(str(entry), "hidden", "its name starts with a dot")
+            yield Dropped(printable(str(entry)), "hidden", "its name starts with a dot")
         elif entry.is_dir():
             yield from [_symlinked(entry)] if entry.is_symlink() else _walk(entry, suffixes)
         elif entry.name.lower().endswith(suffixes):
@@ -128,4 +124,6 @@ def _walk(directory: Path, suffixes: tuple[str, ...]) -> Iterator[str | Dropped]
 
 
 def _symlinked(path: Path) -> Dropped:
-    return Dropped(str(path), "symlinked_directory", "symbolic links to directories are not followed")
+    return Dropped(
+        printable(str(path)), "symlinked_directory", "symbolic links to directories are not followed"
+    )

@@ -17,6 +17,7 @@ from distllm.data.records import Document, Dropped
 Records = Iterator[tuple[str, dict[str, Any]] | Dropped]
 _BOM = b"\xef\xbb\xbf"
 _SAMPLE = 200
+_PEEK_BYTES = 4096
 
 
 def json_records(file: Path, part: Part, read: ReadConfig) -> Records:
@@ -26,7 +27,10 @@ def json_records(file: Path, part: Part, read: ReadConfig) -> Records:
     """
     with open_bytes(file) as stream:
         for offset, line in read_lines(stream, read.max_document_bytes, part.start, part.stop):
-            name = f"{part.path}@{offset}"
+            if offset == 0 and line is not None and b"\0" in line[:_PEEK_BYTES]:
+                yield Dropped(part.name, "not_text", "NUL byte in the first line")
+                return
+            name = f"{part.name}@{offset}"
             if line is None:
                 yield _too_long(name, read)
             elif record := line.removeprefix(_BOM).strip():
@@ -58,7 +62,7 @@ def delimited_records(file: Path, part: Part, read: ReadConfig, columns: tuple[s
         lines = (line for _, line in read_lines(stream, read.max_document_bytes) if line is not None)
         first = next(lines, b"")
         if b"\0" in first:
-            yield Dropped(part.path, "not_text", "NUL byte in the first line")
+            yield Dropped(part.name, "not_text", "NUL byte in the first line")
             return
         text = io.TextIOWrapper(
             io.BufferedReader(_Chained(first, stream)), read.encoding, errors="surrogateescape", newline=""
@@ -74,7 +78,7 @@ def _rows(rows: Any, part: Part, read: ReadConfig, columns: tuple[str, ...]) -> 
     number = 0
     while True:
         number += 1
-        name = f"{part.path}#{number}"
+        name = f"{part.name}#{number}"
         try:
             row = next(rows)
         except StopIteration:

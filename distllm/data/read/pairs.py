@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -30,6 +31,8 @@ def read_pairs(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | 
         DamagedFile: the file cannot be read to its end.
     """
     name = file.name.lower()
+    if read.languages:
+        read = replace(read, language=read.languages[0])
     if _has(name, ".jsonl", ".ndjson"):
         yield from _of_records(json_records(file, part, read), read)
     elif _has(name, ".tsv", ".csv"):
@@ -71,15 +74,14 @@ def _of_records(records: Iterator[object], read: ReadConfig) -> Iterator[Documen
 def _pair(name: str, source: str, target: str, read: ReadConfig) -> Document | Dropped:
     if not source.strip() or not target.strip():
         return Dropped(name, "unpaired", "one side is empty", source or target)
-    language = read.languages[0] if read.languages else read.language
-    return Document(name, {SOURCE: source, TARGET: target}, language)
+    return Document(name, {SOURCE: source, TARGET: target}, read.language)
 
 
 def _of_moses(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
     """Line n of ``corpus.xx`` and line n of ``corpus.yy`` are a pair."""
     if len(read.languages) != 2 or (stem := _stem(part.path, read.languages[0])) is None:
         raise DataError(
-            f"{part.path} is in none of the known formats of pairs",
+            f"{part.name} is in none of the known formats of pairs",
             where="data.paths",
             remedy="give .tsv, .csv, .jsonl, .tmx, .po or .mo files; for Moses files corpus.en and corpus.de "
             "set data.languages=[en,de]",
@@ -88,7 +90,7 @@ def _of_moses(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
     with local_copy(partner, read) as other:
         if not other.is_file():
             raise DataError(
-                f"{part.path} has no partner {partner}",
+                f"{part.name} has no partner {partner}",
                 where=partner,
                 remedy="add it, or correct data.languages",
             )
@@ -98,11 +100,11 @@ def _of_moses(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
             for number, (first, second) in enumerate(lines, 1):
                 if first is None or second is None:
                     raise DataError(
-                        f"{part.path} and {partner} differ in their number of lines, from line {number}",
+                        f"{part.name} and {partner} differ in their number of lines, from line {number}",
                         where=partner,
                         remedy="align the two files",
                     )
-                yield _moses_pair(f"{part.path}@{first[0]}", first[1], second[1], read)
+                yield _moses_pair(f"{part.name}@{first[0]}", first[1], second[1], read)
 
 
 def _moses_pair(name: str, left: bytes | None, right: bytes | None, read: ReadConfig) -> Document | Dropped:
@@ -141,8 +143,9 @@ def _of_tmx(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dro
                     for variant in unit.iter("tuv")
                     if (segment := variant.find("seg")) is not None
                 }
+                name = f"{part.name}#{unit.get('tuid') or number}"
                 unit.clear()
-                yield _tmx_pair(f"{part.path}#{unit.get('tuid') or number}", sides, wanted, read)
+                yield _tmx_pair(name, sides, wanted, read)
     except ElementTree.ParseError as error:
         raise DamagedFile(f"not XML: {error}") from error
 
@@ -165,11 +168,11 @@ def _of_gettext(file: Path, part: Part, read: ReadConfig) -> Iterator[Document |
     polib = require("polib", "reading gettext catalogues")
     try:
         if _has(file.name.lower(), ".mo"):
-            messages = polib.mofile(str(file))
+            messages = list(polib.mofile(str(file)))
         else:
-            messages = polib.pofile(str(file), encoding=read.encoding)
+            messages = polib.pofile(str(file), encoding=read.encoding).translated_entries()
     except (OSError, UnicodeDecodeError, ValueError, struct.error) as error:
         raise DamagedFile(f"not a gettext catalogue: {error}") from error
-    entries = [(entry.msgid, entry.msgstr) for entry in messages if entry.translated()]
+    entries = [(entry.msgid, entry.msgstr) for entry in messages if entry.msgstr]
     for number, (source, target) in enumerate(entries):
-        yield _pair(f"{part.path}#{number}", source, target, read)
+        yield _pair(f"{part.name}#{number}", source, target, read)

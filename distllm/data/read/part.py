@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
@@ -30,3 +31,13 @@ class Part:
         """The file, where there is but one."""
         (path,) = self.paths
         return path
+
+    @property
+    def name(self) -> str:
+        """The file as it is named in ids and messages: text that can be encoded, whatever its bytes."""
+        return printable(self.path)
+
+
+def printable(path: str) -> str:
+    """Return ``path`` as text that can be encoded, whatever bytes it has."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")

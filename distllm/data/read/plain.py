@@ -24,9 +24,9 @@ def read_text(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
 
     Rules of refusal: ``unreadable``, ``too_large``, ``not_text``, ``undecodable``.
     """
-    content = read_whole(file, part.path, read)
-    text = content if isinstance(content, Dropped) else decode(content, part.path, read)
-    yield text if isinstance(text, Dropped) else Document.of_text(part.path, text, read.language)
+    content = read_whole(file, part.name, read)
+    text = content if isinstance(content, Dropped) else decode(content, part.name, read)
+    yield text if isinstance(text, Dropped) else Document.of_text(part.name, text, read.language)
 
 
 def read_html(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
@@ -34,15 +34,15 @@ def read_html(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
 
     Rules of refusal: ``unreadable``, ``too_large``, ``no_main_text``.
     """
-    content = read_whole(file, part.path, read)
+    content = read_whole(file, part.name, read)
     if isinstance(content, Dropped):
         yield content
         return
     text = main_text(content)
     if text:
-        yield Document.of_text(part.path, text, read.language)
+        yield Document.of_text(part.name, text, read.language)
     else:
-        yield Dropped(part.path, "no_main_text", "nothing but navigation, scripts and mark-up")
+        yield Dropped(part.name, "no_main_text", "nothing but navigation, scripts and mark-up")
 
 
 def main_text(page: bytes) -> str:
@@ -65,7 +65,7 @@ def read_pdf(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dr
         DamagedFile: it is no PDF or cannot be read to its end.
     """
     pypdf = require("pypdf", "reading PDF")
-    content = read_whole(file, part.path, read)
+    content = read_whole(file, part.name, read)
     if isinstance(content, Dropped):
         yield content
         return
@@ -74,23 +74,23 @@ def read_pdf(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dr
     try:
         book = pypdf.PdfReader(io.BytesIO(content))
         if book.is_encrypted:
-            yield Dropped(part.path, "encrypted", "it needs a password")
+            yield Dropped(part.name, "encrypted", "it needs a password")
             return
         for page in book.pages:
             pages.append(page.extract_text())
             size += len(pages[-1])
             if size > read.max_document_bytes:
                 yield Dropped(
-                    part.path, "too_large", f"over data.max_document_bytes={read.max_document_bytes}"
+                    part.name, "too_large", f"over data.max_document_bytes={read.max_document_bytes}"
                 )
                 return
     except Exception as error:  # pypdf lets many kinds of errors of a damaged file through
         raise DamagedFile(f"{type(error).__name__}: {error}") from error
     text = "\n\n".join(pages)
     if text.strip():
-        yield Document.of_text(part.path, text, read.language)
+        yield Document.of_text(part.name, text, read.language)
     else:
-        yield Dropped(part.path, "no_text", f"{len(pages)} pages without text; they may be scanned")
+        yield Dropped(part.name, "no_text", f"{len(pages)} pages without text; they may be scanned")
 
 
 def read_epub(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
@@ -105,7 +105,7 @@ def read_epub(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
         with zipfile.ZipFile(file) as book:
             if sum(entry.file_size for entry in book.infolist()) > read.max_document_bytes:
                 yield Dropped(
-                    part.path, "too_large", f"over data.max_document_bytes={read.max_document_bytes}"
+                    part.name, "too_large", f"over data.max_document_bytes={read.max_document_bytes}"
                 )
                 return
             chapters = [main_text(book.read(name)) for name in _spine(book)]
@@ -113,9 +113,9 @@ def read_epub(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
         raise DamagedFile(f"not an EPUB book: {error}") from error
     text = "\n\n".join(chapter for chapter in chapters if chapter)
     if text:
-        yield Document.of_text(part.path, text, read.language)
+        yield Document.of_text(part.name, text, read.language)
     else:
-        yield Dropped(part.path, "no_main_text", "its chapters hold no text")
+        yield Dropped(part.name, "no_main_text", "its chapters hold no text")
 
 
 def _spine(book: zipfile.ZipFile) -> list[str]:

@@ -40,8 +40,8 @@ def read_parquet(file: Path, part: Part, read: ReadConfig) -> Iterator[Document 
         missing = [key for key in wanted if key not in table.schema_arrow.names]
         if missing:
             raise DataError(
-                f"{part.path} has no column {', '.join(map(repr, missing))}",
-                where=part.path,
+                f"{part.name} has no column {', '.join(map(repr, missing))}",
+                where=part.name,
                 remedy=f"it has {', '.join(table.schema_arrow.names)}: set data.text_key, data.id_key",
             )
         groups = range(part.start, table.num_row_groups if part.stop is None else part.stop)
@@ -58,7 +58,7 @@ def _records(
     row = first
     for batch in table.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
         for content in batch.to_pylist():
-            yield f"{part.path}#{row}", content
+            yield f"{part.name}#{row}", content
             row += 1
 
 

@@ -42,7 +42,7 @@ def read_warc(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
 
 
 def _document(record: Any, part: Part, read: ReadConfig, warc: Any) -> Document | Dropped:
-    name = str(record.record_id or f"{part.path}@{record.stream_pos}")
+    name = str(record.record_id or f"{part.name}@{record.stream_pos}")
     if record.content_length > read.max_document_bytes:
         return Dropped(name, "too_large", f"over data.max_document_bytes={read.max_document_bytes}")
     if "WARC-Block-Digest" in record.headers and not record.verify_block_digest():

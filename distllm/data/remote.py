@@ -1,0 +1,123 @@
+"""Files on other machines: found, told apart and copied through fsspec, with retries and deadlines.
+
+A copy is made under another name, checked for its size, and renamed; a transfer that brings no byte
+for ``stall_seconds`` is given up and tried again, a few times, before it is an error.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from distllm.data.extras import require
+from distllm.errors import DataError, MissingDependency
+from distllm.fsio import digest_bytes, fsync_file, storage_errors
+
+ATTEMPTS = 5
+_FIRST_PAUSE_SECONDS = 0.2
+_MARKS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "checksum", "md5")
+
+
+def is_remote(path: str) -> bool:
+    """Whether ``path`` is a URL."""
+    return "://" in path
+
+
+def file_system(url: str, stall_seconds: float) -> tuple[Any, str]:
+    """Return the file system of ``url`` and the path in it.
+
+    Raises:
+        MissingDependency: the protocol needs a package that is not installed.
+        DataError: no such protocol exists.
+    """
+    fsspec = require("fsspec", "reading a URL")
+    protocol = url.split("://", 1)[0]
+    try:
+        return tuple(fsspec.core.url_to_fs(url, **_options(protocol, stall_seconds)))  # type: ignore[return-value]
+    except ImportError as error:
+        raise MissingDependency(
+            f"{protocol}:// needs a package that is not installed: {error}",
+            where=url,
+            remedy="pip install 'distllm[data]'",
+        ) from error
+    except ValueError as error:
+        raise DataError(f"cannot read {url}: {error}", where=url, remedy="correct the URL") from error
+
+
+def _options(protocol: str, stall_seconds: float) -> dict[str, Any]:
+    if protocol in ("http", "https"):
+        aiohttp = require("aiohttp", "reading a URL")
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_seconds, sock_read=stall_seconds)
+        return {"client_kwargs": {"timeout": timeout}}
+    if protocol in ("s3", "s3a"):
+        config = {"connect_timeout": stall_seconds, "read_timeout": stall_seconds}
+        return {"config_kwargs": config, "use_listings_cache": False}
+    return {}
+
+
+def fingerprint(url: str, stall_seconds: float) -> tuple[str, int]:
+    """Return what tells the content of ``url`` from another, and its size in bytes (-1: unknown).
+
+    Raises:
+        DataError: it cannot be reached.
+    """
+    system, path = file_system(url, stall_seconds)
+    info = _patiently(url, lambda: system.info(path))
+    marks = [f"{name}={info[name]}" for name in _MARKS if info.get(name) is not None]
+    size = info.get("size")
+    return digest_bytes("\n".join(marks).encode()), -1 if size is None else int(size)
+
+
+def fetch(url: str, target: Path, stall_seconds: float) -> None:
+    """Copy ``url`` to ``target``, whole or not at all.
+
+    Raises:
+        DataError: it cannot be reached, or every attempt stalled, broke or was cut short.
+        StorageError: the disk is full or not writable.
+    """
+    system, path = file_system(url, stall_seconds)
+    size = _patiently(url, lambda: system.info(path)).get("size")
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    _patiently(url, lambda: _copy(system, path, target, size))
+
+
+def _copy(system: Any, path: str, target: Path, size: int | None) -> None:
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with storage_errors(target):
+            system.get_file(path, str(temporary))
+            fsync_file(temporary)
+        copied = temporary.stat().st_size
+        if size is not None and copied != size:
+            raise _CutShortError(f"{copied} of {size} bytes came")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _CutShortError(OSError):
+    """A transfer ended early without saying so."""
+
+
+def _patiently(url: str, attempt: Any) -> Any:
+    """Return ``attempt()``, tried again after growing pauses while the network fails."""
+    pause = _FIRST_PAUSE_SECONDS
+    for number in range(1, ATTEMPTS + 1):
+        try:
+            return attempt()
+        except (FileNotFoundError, PermissionError) as error:
+            raise _unreachable(url, error, "correct the URL, or the credentials in the environment") from error
+        except Exception as error:  # each protocol has exceptions of its own
+            if number == ATTEMPTS:
+                raise _unreachable(url, error, "try again later; what is finished is kept") from error
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _unreachable(url: str, error: Exception, remedy: str) -> DataError:
+    what = str(error) or type(error).__name__
+    return DataError(f"cannot read {url}: {what}", where=url, remedy=remedy)

@@ -1,0 +1,155 @@
+"""Raw input over HTTP and S3, from real server processes on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from distllm.config.schema_read import ReadConfig
+from distllm.data import remote
+from distllm.data.read import find_parts, read_part
+from distllm.errors import DataError
+
+CONTENT = b"".join(b'{"text": "line %d"}\n' % i for i in range(2000))
+
+
+def texts(*paths, **keys):
+    config = ReadConfig(source="jsonl", paths=tuple(paths), **keys)
+    parts, dropped = find_parts("s", config, part_bytes=1000)
+    assert not dropped
+    return [item.text for part in parts for item in read_part(part, config)]
+
+
+EXPECTED = [f"line {i}" for i in range(2000)]
+
+
+class Flaky(BaseHTTPRequestHandler):
+    """Serves CONTENT, but fails GET requests as long as the server has troubles left."""
+
+    troubles: list[str]
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+
+    def do_GET(self):
+        trouble = self.server.troubles.pop(0) if self.server.troubles else ""
+        if trouble == "503":
+            self.send_error(503)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        if trouble == "stall":
+            self.wfile.write(CONTENT[:100])
+            self.wfile.flush()
+            self.server.stalled.wait(5)
+        elif trouble in ("short", "reset"):
+            self.wfile.write(CONTENT[:1000])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            self.wfile.write(CONTENT)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.01)
+    flaky = ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
+    flaky.daemon_threads = True
+    flaky.troubles, flaky.stalled = [], threading.Event()
+    threading.Thread(target=flaky.serve_forever, daemon=True).start()
+    yield flaky
+    flaky.stalled.set()
+    flaky.shutdown()
+
+
+def url(server, name="a.jsonl"):
+    return f"http://127.0.0.1:{server.server_address[1]}/{name}"
+
+
+@pytest.mark.parametrize("trouble", ["", "503", "reset", "short", "stall"])
+def test_http_survives_trouble(server, trouble):
+    server.troubles += [trouble] if trouble else []
+    assert texts(url(server), stall_seconds=0.3) == EXPECTED
+    assert not server.troubles
+
+
+def test_a_server_that_never_recovers_is_an_error_before_its_deadline(server):
+    server.troubles += ["stall"] * 100
+    begun = time.monotonic()
+    with pytest.raises(DataError, match="cannot read http://127"):
+        texts(url(server), stall_seconds=0.2)
+    assert time.monotonic() - begun < 10
+
+
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(DataError, match="gopher"):
+        texts("gopher://host/a.jsonl")
+
+
+def test_file_urls_are_files(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(CONTENT)
+    assert texts(f"file://{tmp_path}/a.jsonl") == EXPECTED
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
+    )  # fmt: skip
+    endpoint = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {
+            "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_ENDPOINT_URL": endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():  # fmt: skip
+            patch.setenv(key, value)
+        import s3fs
+
+        system = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+        for _ in range(200):
+            try:
+                system.mkdir("corpus")
+                break
+            except Exception:
+                time.sleep(0.05)
+        yield system
+    process.terminate()
+    process.wait()
+
+
+def test_s3_objects_directories_and_globs(s3):
+    s3.pipe("corpus/deep/a.jsonl", CONTENT[:19])
+    s3.pipe("corpus/b.jsonl", CONTENT[19:38])
+    s3.pipe("corpus/readme.txt", b"not taken")
+    assert texts("s3://corpus/b.jsonl") == ["line 1"]
+    assert texts("s3://corpus") == ["line 1", "line 0"]
+    assert texts("s3://corpus/*.jsonl", "s3://corpus/deep/*.jsonl") == ["line 1", "line 0"]
+    with pytest.raises(DataError, match="cannot read s3://corpus/missing"):
+        texts("s3://corpus/missing.jsonl")
+    with pytest.raises(DataError, match="names no file"):
+        texts("s3://corpus/*.none")
+
+
+def test_the_fingerprint_of_an_object_follows_its_content(s3):
+    config = ReadConfig(source="jsonl", paths=("s3://corpus/c.jsonl",))
+    prints = []
+    for content in (b'{"text": "1"}', b'{"text": "1"}', b'{"text": "2"}'):
+        s3.pipe("corpus/c.jsonl", content)
+        prints.append(find_parts("s", config)[0][0].fingerprint)
+    assert prints[2] not in prints[:2]
