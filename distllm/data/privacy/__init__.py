@@ -1,0 +1,12 @@
+"""Personal data and secrets in text: found by kind, replaced by typed placeholders.
+
+A finding needs evidence beyond its looks wherever there is some: a check digit, an allocated range,
+a published prefix, or a word before it. Every search is linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+from distllm.data.privacy.page import Finding
+from distllm.data.privacy.scrub import Scrubber, placeholder
+
+__all__ = ["Finding", "Scrubber", "placeholder"]
