@@ -1,10 +1,12 @@
 import itertools
 import sys
+from pathlib import Path
 
 import pytest
 
-from distllm.config.schema import Config
-from distllm.data.read.pydocs import find_modules, read_module, read_pydocs
+from distllm.config.schema_read import ReadConfig
+from distllm.data.read.part import Part
+from distllm.data.read.pydocs import environment_fingerprint, find_modules, read_module, read_pydocs
 from distllm.data.records import Document, Dropped
 
 SOURCE = '''
@@ -106,22 +108,37 @@ def test_modules_are_found_by_the_stated_rules(tmp_path):
     }
 
 
+PART = Part("pydocs", ("",), "", 1)
+
+
+def pydocs():
+    return read_pydocs(Path(), PART, ReadConfig())
+
+
 def test_the_source_is_a_deterministic_spread_and_imports_nothing():
     before = set(sys.modules)
-    head = [item.id for item in itertools.islice(read_pydocs(Config()), 25)]
+    head = [item.id for item in itertools.islice(pydocs(), 25)]
     new = {name for name in set(sys.modules) - before if not name.startswith("_sysconfigdata")}
     assert new <= {"pydoc_data", "pydoc_data.topics"}
-    assert head == [item.id for item in itertools.islice(read_pydocs(Config()), 25)]
-    assert head != [item.id for item in itertools.islice(read_pydocs(Config(seed=1)), 25)]
+    assert head == [item.id for item in itertools.islice(pydocs(), 25)]
     assert len({id_.removeprefix("module:")[0] for id_ in head}) > 6
+
+
+def test_the_fingerprint_tells_environments_apart(monkeypatch, tmp_path):
+    (tmp_path / "m.py").write_text('"""M."""')
+    monkeypatch.setattr("distllm.data.read.pydocs.find_modules", lambda roots: {"m": tmp_path / "m.py"})
+    first = environment_fingerprint()
+    assert environment_fingerprint() == first
+    (tmp_path / "m.py").write_text('"""More."""')
+    assert environment_fingerprint() != first
 
 
 def test_help_topics_are_documents(monkeypatch):
     from pydoc_data.topics import topics
 
-    monkeypatch.setattr("distllm.data.pydocs.find_modules", lambda roots: {})
-    documents = {item.id: item.text for item in read_pydocs(Config())}
+    monkeypatch.setattr("distllm.data.read.pydocs.find_modules", lambda roots: {})
+    documents = {item.id: item.text for item in pydocs()}
     assert documents.keys() == {f"topic:{name}" for name in topics}
     assert documents["topic:assert"] == f"# assert\n\n{topics['assert']}"
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    assert list(read_pydocs(Config())) == []
+    assert list(pydocs()) == []

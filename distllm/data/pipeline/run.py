@@ -30,7 +30,7 @@ from distllm.data.pipeline.duplicates import decide_duplicates, decontaminator_o
 from distllm.data.pipeline.encode import encode_task, tokenizer_task
 from distllm.data.pipeline.report import REPORT_FILE, SourceReport, as_json, gather, write_removed
 from distllm.data.pipeline.sources import Source, Unit, find_units, settle_sources
-from distllm.data.pipeline.work import Claim, Report, Result, WorkDirectory, claim
+from distllm.data.pipeline.work import Claim, Report, Result, WorkDirectory, address, claim
 from distllm.data.records import Dropped, Progress
 from distllm.data.shards import INDEX_FILE, IndexedShard, token_dtype, write_index
 from distllm.data.split import SPLITS, Splitter
@@ -251,6 +251,9 @@ def _assemble(
     write_index(directory, index)
     Manifest(
         pipeline=pipeline_identity(config),
+        inputs=address(
+            [[unit.source.name, [part.fingerprint for part in unit.parts]] for unit in kept.units]
+        ),
         tokenizer_fingerprint=loaded.fingerprint,
         vocab_size=loaded.vocab_size,
         eot_id=loaded.eot_id,
