@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distllm.commands.arguments import parse_config_arguments
 from distllm.commands.train import show_configuration
-from distllm.config.checks import check_prepare
+from distllm.config.checks_prepare import check_prepare
 from distllm.config.compose import compose
 from distllm.config.preview import raise_early
 from distllm.config.problems import Problems

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from distllm.config import checks
+from distllm.config.checks_prepare import check_prepare
 from distllm.config.compose import compose, composition_of
 from distllm.config.diff import changes
 from distllm.config.explain import explanation, render, select
@@ -131,7 +132,7 @@ def test_compilation_needs_a_compiler(monkeypatch):
 )  # fmt: skip
 def test_prepare_checks_its_input(overrides, cause):
     problems = Problems()
-    checks.check_prepare(compose(overrides), problems)
+    check_prepare(compose(overrides), problems)
     assert [cause in problem.cause for problem in problems.found] == [True]
 
 
