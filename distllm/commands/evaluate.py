@@ -35,7 +35,8 @@ def run(words: Sequence[str]) -> int:
     from distllm.tasks.registry import build_task
 
     trained = load_trained(stored.directory.checkpoints, resolved, options.step)
-    split = PackedSplit(stored.dataset, "valid", resolved.config.data.seq_len)
+    data = resolved.config.data
+    split = PackedSplit(stored.dataset, "valid", data.seq_len, packing=data.packing, on_damage=data.on_damage)
     measured = evaluate_perplexity(
         trained.model,
         build_task(resolved.config, resolved.shape),

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
 from distllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distllm.data.order import SampleOrder
+    from distllm.data.stream import Batch
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ def run(words: Sequence[str]) -> int:
     options = parse_options("inspect", Options, words)
     from distllm.commands.runs import require, run_of
     from distllm.data.inspect import describe_batch
-    from distllm.data.stream import PackedSplit, StepStream
+    from distllm.data.mixture import open_stream
     from distllm.data.tokenizer import Tokenizer
 
     step = require(options.step, "step", "inspect")
@@ -38,20 +43,19 @@ def run(words: Sequence[str]) -> int:
             remedy=f"give a step from 1 to {resolved.max_steps}",
         )
     ranks = range(resolved.world.size) if options.rank is None else [options.rank]
-    dataset = Path(resolved.config.data.out)
-    split = PackedSplit(dataset, "train", resolved.config.data.seq_len)
-    tokenizer = Tokenizer.load(dataset)
+    tokenizer = Tokenizer.load(Path(resolved.config.data.out))
     for rank in ranks:
-        stream = StepStream(
-            split,
-            seed=resolved.config.seed,
-            sequences_per_step=resolved.sequences_per_step,
-            micro_batch_size=resolved.micro_batch_size,
-            rank=rank,
-            world_size=resolved.world.size,
-        )
+        _, stream = open_stream(resolved, rank, resolved.world.size)
         for number, batch in enumerate(stream.step((step - 1) * resolved.sequences_per_step), 1):
             print(f"##### step {step}, rank {rank}, micro-batch {number} of {resolved.grad_accum_steps}")
-            print(describe_batch(batch, tokenizer))
+            print(describe_batch(batch, tokenizer, _origins(stream.order, batch)))
         stream.close()
     return 0
+
+
+def _origins(order: SampleOrder, batch: Batch) -> list[str]:
+    """Say of each row which sample of which source it is, and in which epoch."""
+    return [
+        f"{order.sources[source].name} sample {sample}, epoch {epoch + 1}"
+        for source, epoch, sample in zip(*(p.tolist() for p in order.locate(batch.sample_ids_B)), strict=True)
+    ]

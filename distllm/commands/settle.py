@@ -11,6 +11,7 @@ from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, Resolved, World, resolve
 from distllm.config.schema import Config
 from distllm.data.manifest import Manifest
+from distllm.data.mixture import check_mixture
 from distllm.environment import RankEnvironment
 from distllm.errors import DataError
 
@@ -59,7 +60,11 @@ def _resolved(
     world = None
     if launcher is not None:
         world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
-    return resolve(config, world=world, dataset=dataset, problems=problems)
+    resolved = resolve(config, world=world, dataset=dataset, problems=problems)
+    if dataset is not None:
+        check_mixture(resolved, Manifest.load(Path(config.data.out)), problems)
+        problems.raise_if_any()
+    return resolved
 
 
 def dataset_facts(config: Config, problems: Problems, *, needed: bool) -> DatasetFacts | None:

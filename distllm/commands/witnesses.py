@@ -1,6 +1,6 @@
 """Which runs were trained on a document, and in which steps.
 
-Shapes: W windows of a split, N positions of a run's order.
+Shapes: N steps of a run, D documents of a shard.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.config.schema import Config
-from distllm.data.manifest import Manifest
 from distllm.data.shards import Removal, index_of, map_shard
 from distllm.errors import DistllmError
-
-_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,10 @@ def witnesses(runs: Path, directory: Path, removal: Removal) -> Iterator[Witness
         same_place = Path(config.data.out).resolve() == directory.resolve()
         samples, digests = _consumed(file.parent, config)
         if same_place or any(removal.manifest.follows(digest) for digest in digests):
-            yield Witness(file.parent, _steps(directory, removal, config, samples))
+            try:
+                yield Witness(file.parent, _steps(directory, removal, config, samples))
+            except DistllmError as error:
+                yield Witness(file.parent, unknown=error.cause)
 
 
 def _consumed(run: Path, config: Config) -> tuple[int, set[str]]:
@@ -91,50 +91,37 @@ def _per_step(config: Config) -> int:
 
 def _steps(directory: Path, removal: Removal, config: Config, samples: int) -> tuple[tuple[int, int], ...]:
     """Return the stretches of steps whose samples held a piece of a forgotten document of train."""
-    from distllm.data.order import locate
+    from distllm.data.mixture import order_of
+    from distllm.data.stream import PackedSplit
 
-    seq_len, manifest = config.data.seq_len, removal.manifest
-    num_samples = max(0, manifest.splits["train"].tokens - 1) // seq_len
-    window_W = _windows(directory, removal, seq_len, num_samples)
-    if not window_W.size:
-        return ()
-    found = []
-    for start in range(0, samples, _BLOCK):
-        position_N = np.arange(start, min(start + _BLOCK, samples), dtype=np.int64)
-        _, sample_N = locate(position_N, num_samples, config.seed)
-        found.append(position_N[np.isin(sample_N, window_W)])
-    positions = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
-    return _stretches(np.unique(positions // _per_step(config)) + 1)
+    data = config.data
+    split = PackedSplit(directory, "train", data.seq_len, packing=data.packing)
+    order = order_of(config, split.sources)
+    names = [source.name for source in split.sources]
+    positions = list[int]()
+    for source, spans in _spans(directory, removal).items():
+        number = names.index(source)
+        held = {sample for span in spans for sample in split.samples_with(number, *span)}
+        for sample in sorted(held):
+            positions += order.positions_of(number, sample, samples)
+    return _stretches(np.unique(np.array(positions, dtype=np.int64) // _per_step(config)) + 1)
 
 
-def _windows(directory: Path, removal: Removal, seq_len: int, num_samples: int) -> NDArray[np.int64]:
-    """Return the samples of the train split that hold an id of a forgotten document."""
+def _spans(directory: Path, removal: Removal) -> dict[str, list[tuple[int, int, int]]]:
+    """Return for each source the shard, first id and end of every forgotten text of the train split."""
     manifest = removal.manifest
     index = index_of(directory, manifest)
     dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
-    windows: set[int] = set()
+    spans: dict[str, list[tuple[int, int, int]]] = {}
     for place in removal.places:
         if place.split != "train":
             continue
-        shards = index[place.source]["train"]
-        before = _tokens_before(manifest, place.source)
-        before += sum(shard.record.tokens for shard in shards[: place.shard])
-        _, ends_D = map_shard(directory, shards[place.shard], dtype)
+        _, ends_D = map_shard(directory, index[place.source]["train"][place.shard], dtype)
         # the EOT that opens a document is no part of its text
-        start = before + (int(ends_D[place.row - 1]) if place.row else 0) + 1
-        stop = before + int(ends_D[place.row])
-        # sample k holds the ids k * seq_len to (k + 1) * seq_len, both included
-        if start < stop:
-            windows.update(range((start - 1) // seq_len, min(num_samples, (stop - 1) // seq_len + 1)))
-    return np.array(sorted(windows), dtype=np.int64)
-
-
-def _tokens_before(manifest: Manifest, source: str) -> int:
-    names = list(manifest.sources)
-    earlier = names[: names.index(source)]
-    return sum(
-        manifest.sources[name]["train"].tokens for name in earlier if "train" in manifest.sources[name]
-    )
+        start = (int(ends_D[place.row - 1]) if place.row else 0) + 1
+        if start < (stop := int(ends_D[place.row])):
+            spans.setdefault(place.source, []).append((place.shard, start, stop))
+    return spans
 
 
 def _stretches(step_N: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:

@@ -41,35 +41,12 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_length(config, problems)
     _check_batch(config, problems, world_size, dataset_tokens)
     _check_engine(config, problems)
+    _check_warmup(config, problems)
     problems.check(
         bool(config.name) and "/" not in config.name and not config.name.startswith("."),
         f"{config.name!r} cannot be the name of a directory",
         keys=["name"],
         remedy="use letters, digits, '-', '_' and '.'",
-    )
-
-
-def check_prepare(config: Config, problems: Problems) -> None:
-    """Check what `distllm prepare` needs."""
-    data = config.data
-    problems.check(
-        data.source == "pydocs" or bool(data.paths),
-        f"data.source={data.source} needs input files",
-        keys=["data.paths"],
-        remedy="give data.paths=[FILE_OR_DIRECTORY,...]",
-    )
-    problems.check(
-        data.source != "pydocs" or not data.paths,
-        "data.source=pydocs reads this Python environment and takes no paths",
-        keys=["data.source", "data.paths"],
-        remedy="choose data=text or data=jsonl for your own files, or drop data.paths",
-    )
-    tokenizer = config.tokenizer.path
-    problems.check(
-        tokenizer is None or Path(tokenizer).exists(),
-        f"tokenizer {tokenizer} does not exist",
-        keys=["tokenizer.path"],
-        remedy="give a tokenizer.json or its folder, or tokenizer.path=null to train one",
     )
 
 
@@ -150,6 +127,32 @@ def _check_batch(config: Config, problems: Problems, world_size: int, dataset_to
         f"the training split has {dataset_tokens} tokens, less than one step of {tokens}",
         keys=["data.out", "train.tokens_per_step"],
         remedy="prepare more data, or lower train.tokens_per_step",
+    )
+
+
+def _check_warmup(config: Config, problems: Problems) -> None:
+    mixture, seq_len = config.mixture, config.data.seq_len
+    start = mixture.seq_len_start
+    lengths = [
+        seq_len >> doublings for doublings in range(1, seq_len.bit_length()) if not seq_len % 2**doublings
+    ]
+    problems.check(
+        start is None or start in lengths,
+        f"seq_len_start {start} is not data.seq_len {seq_len} over a power of two",
+        keys=["mixture.seq_len_start", "data.seq_len"],
+        remedy=f"use one of {', '.join(map(str, lengths))}" if lengths else "use an even data.seq_len",
+    )
+    problems.check(
+        (start is None) == (mixture.seq_len_warmup == 0),
+        "a sequence-length warm-up needs both a first length and a number of tokens",
+        keys=["mixture.seq_len_start", "mixture.seq_len_warmup"],
+        remedy="set both, or leave mixture.seq_len_start=null and mixture.seq_len_warmup=0",
+    )
+    problems.check(
+        start is None or config.data.mask_documents,
+        "without data.mask_documents attention spans whole rows, and a sequence-length warm-up does nothing",
+        keys=["mixture.seq_len_start", "data.mask_documents"],
+        remedy="data.mask_documents=true, or mixture.seq_len_start=null",
     )
 
 

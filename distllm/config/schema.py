@@ -70,6 +70,11 @@ class DataConfig(ReadConfig):
         64 * 2**20, "bytes of token ids per shard", unit="bytes", on_resume="identity", minimum=1024
     )
     seq_len: int = option(512, "tokens per packed sample", on_resume="identity", minimum=2)
+    packing: Literal["window", "greedy", "best_fit"] = option(
+        "window",
+        "rows of seq_len: windows of the stream, or whole documents in order, or the fullest row that fits",
+        on_resume="identity",
+    )
     mask_documents: bool = option(True, "attention never crosses a document boundary", on_resume="identity")
     on_damage: Literal["fail", "skip"] = option(
         "fail", "a damaged block of a shard: fail, or skip: its samples carry no loss and are counted"

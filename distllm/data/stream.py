@@ -1,10 +1,9 @@
 """From a prepared dataset to the batches of each step, as a pure function of the sample position.
 
-Sample ``k`` of a split is the window of ``seq_len + 1`` ids at ``k * seq_len`` of its token stream;
-the last id of a window is the first of the next, so every id but the first is a target once.
-Inside a window each document, or tail of one, is a *segment*.
+A sample is a row of ``seq_len`` inputs of one source (see ``packing``). Inside a row each document,
+or tail of one, is a *segment*. The samples of a split are numbered through its sources, in order.
 
-Shapes: B rows of a micro-batch, T = seq_len positions, S = T + 1 ids of a window.
+Shapes: B rows of a micro-batch, T = seq_len positions, O places where a segment opens.
 """
 
 from __future__ import annotations
@@ -16,9 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distllm.data.lengths import LengthWarmup
 from distllm.data.manifest import Manifest
-from distllm.data.order import locate
-from distllm.data.shards import map_shard, read_index
+from distllm.data.order import SampleOrder, SourceSamples
+from distllm.data.packing import Packing
+from distllm.data.records import TEXT
+from distllm.data.rows import OnDamage, SourceRows
+from distllm.data.shards import index_of
 from distllm.errors import DataError
 
 IGNORE_INDEX = -100
@@ -34,6 +37,7 @@ class Batch:
         positions_BT: place in the segment; restarts at 0 with each.
         segments_BT: 0, 1, 2 … along a row, never decreasing.
         sample_ids_B: position of each row in the run's global order.
+        damaged: rows that carry no loss because a block of their shard is damaged.
     """
 
     tokens_BT: NDArray[np.int32]
@@ -41,28 +45,63 @@ class Batch:
     positions_BT: NDArray[np.int32]
     segments_BT: NDArray[np.int32]
     sample_ids_B: NDArray[np.int64]
+    damaged: int = 0
 
 
 class PackedSplit:
-    """One split of a dataset directory, memory-mapped, with random access to its windows.
+    """One split of a dataset directory, memory-mapped, with random access to its samples.
+
+    Two EOT in a row, which is what a forgotten document consists of, carry no loss.
 
     Args:
         directory: the dataset directory.
         split: ``"train"`` or ``"valid"``.
-        seq_len: T, the inputs of a window.
+        seq_len: T, the inputs of a row.
+        packing: how documents become rows.
+        on_damage: what a damaged block does: an error, or rows of EOT without loss.
+
+    Attributes:
+        sources: how many samples each source has; a source that lacks the split has none.
+        num_tokens: ids of the split.
+        num_samples: samples of the split.
 
     Raises:
-        DataError: the directory is no dataset, a shard is missing or of the wrong size, or the split
-            is shorter than one window.
+        DataError: the directory is no dataset, a shard is missing or of the wrong size, a source has
+            other fields than text, or the split is shorter than one sample.
     """
 
-    def __init__(self, directory: Path, split: str, seq_len: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        seq_len: int,
+        *,
+        packing: Packing = "window",
+        on_damage: OnDamage = "fail",
+    ) -> None:
         directory = Path(directory)
         self.manifest = Manifest.load(directory)
         self.manifest.check_sizes(directory, split)
         self.seq_len = seq_len
         self.num_tokens = self.manifest.splits[split].tokens
-        self.num_samples = max(0, self.num_tokens - 1) // seq_len
+        _check_fields(directory, self.manifest, split)
+        index = index_of(directory, self.manifest)
+        self._rows = [
+            SourceRows(
+                directory,
+                name,
+                shards.get(split, []),
+                dtype=np.dtype(self.manifest.token_dtype).newbyteorder("<"),
+                eot_id=self.manifest.eot_id,
+                seq_len=seq_len,
+                packing=packing,
+                on_damage=on_damage,
+            )
+            for name, shards in ((name, index[name]) for name in self.manifest.sources)
+        ]
+        self.sources = tuple(SourceSamples(rows.name, rows.layout.samples) for rows in self._rows)
+        self._ends_S = np.cumsum([source.total for source in self.sources])
+        self.num_samples = int(self._ends_S[-1])
         if self.num_samples == 0:
             raise DataError(
                 f"split {split!r} of {directory} has {self.num_tokens} tokens, "
@@ -70,85 +109,110 @@ class PackedSplit:
                 where=str(directory),
                 remedy="prepare more text, or set a smaller data.seq_len",
             )
-        dtype = np.dtype(self.manifest.token_dtype).newbyteorder("<")
-        index = [shard for source in self.manifest.sources for shard in read_index(directory, source, split)]
-        self._shards = [map_shard(directory, shard, dtype) for shard in index]
-        self._starts = np.cumsum([0, *(shard.record.tokens for shard in index)])
 
-    def window(self, k: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-        """Return the ids_S, positions_S and segments_S of sample ``k``.
+    @property
+    def padding(self) -> float:
+        """The share of all inputs that is padding; 0 for windows."""
+        if not any(rows.layout.pads for rows in self._rows):
+            return 0.0
+        return 1 - self.num_tokens / (self.num_samples * self.seq_len)
+
+    def numbers(self, source_N: NDArray[np.int64], sample_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers in the split of samples that are numbered within their sources."""
+        first_S = self._ends_S - np.array([source.total for source in self.sources])
+        number_N: NDArray[np.int64] = first_S[source_N] + sample_N
+        return number_N
+
+    def samples_with(self, source: int, shard: int, start: int, stop: int) -> list[int]:
+        """Return the samples of a source that have one of the ids ``start`` to ``stop`` of a shard.
+
+        ``start`` is not the first id of the shard, which is the EOT of its first document.
+        """
+        return self._rows[source].layout.holding(shard, start, stop)
+
+    def batch(
+        self,
+        samples_B: NDArray[np.int64],
+        sample_ids_B: NDArray[np.int64],
+        longest_B: NDArray[np.int64] | None = None,
+    ) -> Batch:
+        """Return the samples ``samples_B`` as one batch whose rows are called ``sample_ids_B``.
+
+        Args:
+            samples_B: numbers in the split.
+            sample_ids_B: names of the rows.
+            longest_B: cut each row into segments of at most so many inputs.
 
         Raises:
-            IndexError: ``k`` is not in ``[0, num_samples)``.
+            IndexError: a sample is not in ``[0, num_samples)``.
+            DataError: a block is damaged, and the policy is ``fail``.
         """
-        if not 0 <= k < self.num_samples:
-            raise IndexError(f"sample {k} of {self.num_samples}")
-        length = self.seq_len + 1
-        ids_S = np.empty(length, dtype=np.int32)
-        opens_S = np.zeros(length, dtype=bool)
-        shard = int(np.searchsorted(self._starts, k * self.seq_len, side="right")) - 1
-        offset, filled = k * self.seq_len - int(self._starts[shard]), 0
-        while filled < length:
-            tokens_M, ends_D = self._shards[shard]
-            stop = min(tokens_M.size, offset + length - filled)
-            ids_S[filled : filled + stop - offset] = tokens_M[offset:stop]
-            # a document opens at the shard's first id and at each end but the last
-            first, last = np.searchsorted(ends_D, np.array([offset, stop], dtype=ends_D.dtype))
-            opens_S[filled + ends_D[first:last].astype(np.int64) - offset] = True
-            opens_S[filled] |= offset == 0
-            filled += stop - offset
-            shard, offset = shard + 1, 0
-        opens_S[0] = False
-        place_S = np.arange(length, dtype=np.int32)
-        positions_S = place_S - np.maximum.accumulate(np.where(opens_S, place_S, 0))
-        return ids_S, positions_S, np.cumsum(opens_S, dtype=np.int32)
-
-    def batch(self, samples_B: NDArray[np.int64], sample_ids_B: NDArray[np.int64]) -> Batch:
-        """Return the windows ``samples_B`` as one batch whose rows are called ``sample_ids_B``."""
-        windows = [self.window(int(k)) for k in samples_B]
-        ids_BS = np.stack([ids_S for ids_S, _, _ in windows])
-        return Batch(
-            tokens_BT=np.ascontiguousarray(ids_BS[:, :-1]),
-            targets_BT=np.ascontiguousarray(ids_BS[:, 1:]),
-            positions_BT=np.stack([positions_S[:-1] for _, positions_S, _ in windows]),
-            segments_BT=np.stack([segments_S[:-1] for _, _, segments_S in windows]),
-            sample_ids_B=sample_ids_B,
-        )
+        if samples_B.min() < 0 or samples_B.max() >= self.num_samples:
+            raise IndexError(f"samples {samples_B.min()} to {samples_B.max()} of {self.num_samples}")
+        shape = (samples_B.size, self.seq_len)
+        tokens_BT = np.full(shape, self.manifest.eot_id, dtype=np.int32)
+        targets_BT = np.full(shape, IGNORE_INDEX, dtype=np.int32)
+        opens, damaged = list[NDArray[np.int64]](), list[int]()
+        source_B = np.searchsorted(self._ends_S, samples_B, side="right")
+        for source in np.unique(source_B).tolist():
+            row_C = np.flatnonzero(source_B == source)
+            sample_C = samples_B[row_C] - (self._ends_S[source] - self.sources[source].total)
+            more, lost = self._rows[source].fill(sample_C, row_C, tokens_BT, targets_BT)
+            opens += more
+            damaged += lost
+        lost_rows = sorted(set(damaged))
+        tokens_BT[lost_rows] = self.manifest.eot_id
+        targets_BT[lost_rows] = IGNORE_INDEX
+        empty_BT = tokens_BT == self.manifest.eot_id
+        empty_BT &= targets_BT == self.manifest.eot_id
+        targets_BT[empty_BT] = IGNORE_INDEX
+        positions_BT, segments_BT = _segments([*opens, *_cuts(longest_B, self.seq_len)], shape)
+        return Batch(tokens_BT, targets_BT, positions_BT, segments_BT, sample_ids_B, len(lost_rows))
 
 
 class StepStream:
     """The global batches of a run, seen by one rank.
 
-    The sample at global position ``g`` depends on (dataset, seq_len, seed, g) only. Of the global
+    The sample at global position ``g`` depends on the split, the order and ``g`` only. Of the global
     batch that starts at ``g``, rank ``r`` takes positions ``g + r``, ``g + r + world_size`` …, in
     micro-batches. While a step is computed, one thread reads the batch that follows it.
 
     Args:
         split: the samples.
-        seed: root of the order.
+        order: which of them is at each position.
         sequences_per_step: samples of a global batch; a multiple of world_size * micro_batch_size.
         micro_batch_size: rows of a batch.
         rank: this data-parallel rank.
         world_size: number of data-parallel ranks.
+        lengths: the sequence-length warm-up, if there is one.
+        max_damage: largest share of the samples read so far that may be damaged, plus one sample.
+
+    Attributes:
+        order: see above.
+        damaged: samples of this rank, of the steps taken here, that carry no loss because a block of
+            their shard is damaged.
     """
 
     def __init__(
         self,
         split: PackedSplit,
+        order: SampleOrder,
         *,
-        seed: int,
         sequences_per_step: int,
         micro_batch_size: int,
         rank: int,
         world_size: int,
+        lengths: LengthWarmup | None = None,
+        max_damage: float = 0.0,
     ) -> None:
         if sequences_per_step % (world_size * micro_batch_size) or not 0 <= rank < world_size:
             raise ValueError(
                 f"{sequences_per_step} sequences do not split into micro-batches of {micro_batch_size} "
                 f"on rank {rank} of {world_size}"
             )
+        self.order, self.damaged = order, 0
         self._split = split
-        self._seed = seed
+        self._lengths, self._max_damage, self._taken = lengths, max_damage, 0
         self._sequences_per_step = sequences_per_step
         self._micro_batch_size = micro_batch_size
         self._offset_B = np.arange(rank, sequences_per_step, world_size, dtype=np.int64)
@@ -159,6 +223,10 @@ class StepStream:
         """Return this rank's micro-batches of the global batch that starts at ``first_sample``.
 
         An error of the reading thread is raised here.
+
+        Raises:
+            DataError: a block is damaged and the split's policy is ``fail``, or more samples are
+                damaged than ``max_damage`` allows.
         """
         ahead, self._ahead = self._ahead, None  # forgotten if it fails, so that a retry reads again
         if ahead is not None and ahead[0] == first_sample:
@@ -167,6 +235,7 @@ class StepStream:
             batches = self._reader.submit(self._read, first_sample).result()
         following = first_sample + self._sequences_per_step
         self._ahead = (following, self._reader.submit(self._read, following))
+        self._count_damage(batches)
         return batches
 
     def close(self) -> None:
@@ -175,9 +244,62 @@ class StepStream:
 
     def _read(self, first_sample: int) -> list[Batch]:
         position_B = first_sample + self._offset_B
-        _, sample_B = locate(position_B, self._split.num_samples, self._seed)
+        source_B, _, sample_B = self.order.locate(position_B)
+        number_B = self._split.numbers(source_B, sample_B)
+        longest_B = self._lengths.length_at(position_B) if self._lengths else None
         rows = self._micro_batch_size
+        parts = [slice(row, row + rows) for row in range(0, position_B.size, rows)]
         return [
-            self._split.batch(sample_B[row : row + rows], position_B[row : row + rows])
-            for row in range(0, position_B.size, rows)
+            self._split.batch(
+                number_B[part], position_B[part], None if longest_B is None else longest_B[part]
+            )
+            for part in parts
         ]
+
+    def _count_damage(self, batches: list[Batch]) -> None:
+        self._taken += self._offset_B.size
+        self.damaged += sum(batch.damaged for batch in batches)
+        allowed = self._max_damage * self._taken + 1
+        if self.damaged > allowed:
+            raise DataError(
+                f"{self.damaged} of the {self._taken} samples read so far lie in damaged blocks, "
+                f"more than data.max_damage={self._max_damage} of them and one",
+                where="data.max_damage",
+                remedy="restore the shards that distllm data verify names, or raise data.max_damage",
+            )
+
+
+def _check_fields(directory: Path, manifest: Manifest, split: str) -> None:
+    """Refuse sources whose documents are no plain text: they have no stream of ids to cut."""
+    for name, splits in manifest.sources.items():
+        fields = manifest.fields[name]
+        if split in splits and tuple(fields) != (TEXT,):
+            raise DataError(
+                f"source {name} of {directory} has documents of the fields {', '.join(fields)}, not text",
+                where=str(directory),
+                remedy="train on a dataset whose sources are plain text",
+            )
+
+
+def _cuts(longest_B: NDArray[np.int64] | None, seq_len: int) -> list[NDArray[np.int64]]:
+    """Return the places, in parts, where rows are cut into segments of at most ``longest_B`` inputs."""
+    if longest_B is None:
+        return []
+    rows = enumerate(longest_B.tolist())
+    return [row * seq_len + np.arange(0, seq_len, longest) for row, longest in rows if longest < seq_len]
+
+
+def _segments(
+    opens: list[NDArray[np.int64]], shape: tuple[int, int]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return positions_BT and segments_BT of segments that open at these places of a flat batch.
+
+    Every row opens one at its first column.
+    """
+    rows, seq_len = shape
+    open_O = np.unique(np.concatenate(opens))
+    length_O = np.diff(open_O, append=rows * seq_len)
+    first_B = open_O.searchsorted(np.arange(rows) * seq_len)
+    segment_O = np.arange(open_O.size) - first_B[open_O // seq_len]
+    positions = np.arange(rows * seq_len, dtype=np.int32) - np.repeat(open_O.astype(np.int32), length_O)
+    return positions.reshape(shape), np.repeat(segment_O.astype(np.int32), length_O).reshape(shape)

@@ -54,7 +54,7 @@ def evaluate_perplexity(
     micro_batch_size: int,
     max_tokens: int | None,
 ) -> Perplexity:
-    """Measure ``model`` on the first ``max_tokens`` tokens of ``split`` (all of it if None).
+    """Measure ``model`` on about ``max_tokens`` tokens of ``split``, evenly spread (all of it if None).
 
     Collective: every rank runs the same number of forward passes, the last ones perhaps on rows
     that count nothing, because under ZeRO-3 a forward pass is itself a collective. The split's
@@ -82,6 +82,8 @@ def _share(split: PackedSplit, num_samples: int, size: int, topology: Topology) 
     stride = size * topology.world_size
     for start in range(0, num_samples, stride):
         wanted = start + topology.rank + topology.world_size * np.arange(size)
-        batch = split.batch(np.minimum(wanted, num_samples - 1), wanted)
+        # spread over the split, so that every source has its part
+        samples_B = np.minimum(wanted, num_samples - 1) * split.num_samples // num_samples
+        batch = split.batch(samples_B, wanted)
         counted_B1 = (wanted < num_samples)[:, None]
         yield replace(batch, targets_BT=np.where(counted_B1, batch.targets_BT, IGNORE_INDEX))

@@ -20,7 +20,8 @@ class StepRecord:
     ``data_wait_fraction`` the share of the step spent waiting for its batch, ``overhead_fraction``
     the share outside data, forward, backward and update. ``skipped_steps`` counts non-finite steps
     since the run began, ``attempt`` starts of the run. ``batch_digest`` identifies the global batch
-    of the step: equal digests mean equal token ids on every rank.
+    of the step: equal digests mean equal token ids on every rank. ``damaged_samples`` counts the
+    samples of this attempt that carried no loss because their shard is damaged.
     """
 
     step: int
@@ -37,6 +38,7 @@ class StepRecord:
     skipped_steps: int
     attempt: int
     batch_digest: str
+    damaged_samples: int = 0
 
 
 @dataclass(frozen=True, slots=True)

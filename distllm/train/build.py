@@ -14,6 +14,7 @@ from distllm.checkpoint.load import Found, find_checkpoint, load_checkpoint
 from distllm.config.compose import Composition
 from distllm.config.resolve import Resolved
 from distllm.data.manifest import Manifest
+from distllm.data.mixture import describe_order, open_stream, plan_digest
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree
@@ -83,35 +84,28 @@ def _build(
 ) -> Run:
     config = resolved.config
     dataset = Path(config.data.out)
-    train_split = PackedSplit(dataset, "train", config.data.seq_len)
+    train_split, stream = open_stream(resolved, topology.rank, topology.world_size)
     facts: dict[str, object] = {
         "config": asdict(config),
         "dataset": train_split.manifest.digest,
         "tokenizer": train_split.manifest.tokenizer_fingerprint,
     }
     found = find_checkpoint(directory.checkpoints, topology)
-    notes = agree(topology, lambda: _check_resume(found, resolved, directory, train_split.manifest))
+    notes = agree(topology, lambda: _check_resume(found, resolved, directory, train_split.manifest, stream))
     engine = _build_engine(resolved, topology)
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
     if topology.is_main:
         directory.write_configuration(composition, resolved)
     sinks = build_sinks(config, directory.path, attempt, topology.rank, resolved.max_steps)
-    _announce(resolved, sinks, state, notes)
+    _announce(resolved, sinks, state, [*_describe_data(resolved, train_split, stream), *notes])
     return Run(
         resolved=resolved,
         directory=directory,
         topology=topology,
         task=build_task(config, resolved.shape),
         engine=engine,
-        stream=StepStream(
-            train_split,
-            seed=config.seed,
-            sequences_per_step=resolved.sequences_per_step,
-            micro_batch_size=resolved.micro_batch_size,
-            rank=topology.rank,
-            world_size=topology.world_size,
-        ),
-        valid=PackedSplit(dataset, "valid", config.data.seq_len) if config.eval.every_steps else None,
+        stream=stream,
+        valid=_valid_split(resolved) if config.eval.every_steps else None,
         tokenizer=Tokenizer.load(dataset),
         learning_rate=_learning_rate(resolved),
         state=state,
@@ -122,6 +116,11 @@ def _build(
         peak_flops=_peak_flops(resolved, topology),
         checkpoint_facts=facts,
     )
+
+
+def _valid_split(resolved: Resolved) -> PackedSplit:
+    data = resolved.config.data
+    return PackedSplit(Path(data.out), "valid", data.seq_len, packing=data.packing, on_damage=data.on_damage)
 
 
 def _build_engine(resolved: Resolved, topology: Topology) -> Engine:
@@ -152,7 +151,7 @@ def _learning_rate(resolved: Resolved) -> LearningRate:
 
 
 def _check_resume(
-    found: Found | None, resolved: Resolved, directory: RunDirectory, manifest: Manifest
+    found: Found | None, resolved: Resolved, directory: RunDirectory, manifest: Manifest, stream: StepStream
 ) -> list[str]:
     """Decide whether and from where the run goes on; return what to tell the user about it."""
     policy = resolved.config.checkpoint.resume
@@ -173,6 +172,7 @@ def _check_resume(
     before: Any = found.facts["config"]
     notes = directory.check_resume(before, resolved)
     notes += _check_dataset(found.facts["dataset"], manifest, resolved.config.data.out)
+    _check_plan(found, resolved, stream)
     damaged = [f"set aside a damaged checkpoint: {path} ({reason})" for path, reason in found.set_aside]
     origin = f"resuming from step {found.step}, the newest checkpoint whose digests are right: {found.path}"
     return [*damaged, origin, *notes]
@@ -191,6 +191,27 @@ def _check_dataset(before: str, manifest: Manifest, out: str) -> list[str]:
     return [
         f"the dataset follows {before}, the run's: every sample has its place; forgotten ones carry no loss"
     ]
+
+
+def _check_plan(found: Found, resolved: Resolved, stream: StepStream) -> None:
+    """Refuse another order than the one that led to the checkpoint; what comes after it may differ."""
+    samples = found.train_state["samples"]
+    if found.facts["order"] != plan_digest(resolved.config, stream.order, samples):
+        raise ConfigError(
+            f"the mixture differs within the {samples} samples that the run has already seen",
+            where="mixture",
+            remedy=f"restore mixture and data.sources as they were up to step {found.step}: only what "
+            "begins later may change; or choose another name=...",
+        )
+
+
+def _describe_data(resolved: Resolved, split: PackedSplit, stream: StepStream) -> list[str]:
+    """Say what the run's samples are where that is not plain windows of one source."""
+    lines = describe_order(stream.order, resolved.max_steps * resolved.sequences_per_step)
+    packing = resolved.config.data.packing
+    if packing != "window":
+        lines.append(f"packing {packing}: {split.num_samples} rows, {split.padding:.2%} of them padding")
+    return lines
 
 
 def _announce(resolved: Resolved, sinks: list[Sink], state: TrainState, notes: list[str]) -> None:

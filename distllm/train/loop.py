@@ -15,6 +15,7 @@ from torch import Tensor
 from distllm.checkpoint.save import save_checkpoint
 from distllm.config.resolve import Resolved
 from distllm.data.digest import batch_digest
+from distllm.data.mixture import plan_digest
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.collectives import sum_over_ranks
@@ -161,12 +162,13 @@ def evaluate(run: Run) -> None:
 
 def save(run: Run) -> None:
     """Save a checkpoint that any number of ranks and any ZeRO stage can resume from."""
+    order = plan_digest(run.resolved.config, run.stream.order, run.state.samples)
     save_checkpoint(
         run.directory.checkpoints,
         step=run.state.step,
         engine=run.engine,
         train_state=run.state.to_dict(),
-        facts=run.checkpoint_facts,
+        facts={**run.checkpoint_facts, "order": order},
         topology=run.topology,
         keep_last=run.resolved.config.checkpoint.keep_last,
     )
@@ -187,7 +189,7 @@ def _log_step(
     run: Run, loss_sum: Tensor, weight: float, digest: float, lr: float, result: StepResult, phases: Phases
 ) -> None:
     """Reduce the loss and hand the step's record to the sinks; the only synchronising read of a step."""
-    (total_loss,) = sum_over_ranks([float(loss_sum)], run.topology)
+    total_loss, damaged = sum_over_ranks([float(loss_sum), run.stream.damaged], run.topology)
     state = run.state
     tokens_per_second = weight / phases.total
     flops = run.flops_per_token * tokens_per_second
@@ -207,6 +209,7 @@ def _log_step(
         skipped_steps=state.skipped_steps,
         attempt=run.attempt,
         batch_digest=f"{int(digest):x}",
+        damaged_samples=int(damaged),
     )
     for sink in run.sinks:
         sink.log_step(record)

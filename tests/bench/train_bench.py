@@ -21,6 +21,7 @@ import torch
 
 from distllm.config.compose import compose
 from distllm.config.shape import settle_shape
+from distllm.data.order import SampleOrder
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.ops.peak import measure_matmul_flops
 from distllm.plan.flops import flops_per_token
@@ -65,7 +66,7 @@ def rows(config, steps):
     sequences = config.train.tokens_per_step // config.data.seq_len
     stream = StepStream(
         split,
-        seed=config.seed,
+        SampleOrder.single(split.num_samples, config.seed),
         sequences_per_step=sequences,
         micro_batch_size=sequences,
         rank=0,

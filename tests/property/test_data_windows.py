@@ -1,4 +1,5 @@
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ from datasets import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distllm.data.stream import PackedSplit, StepStream
+from distllm.data.order import SampleOrder
+from distllm.data.stream import IGNORE_INDEX, PackedSplit, StepStream
 
 documents = st.lists(st.lists(st.integers(1, 256), max_size=30), min_size=1, max_size=25)
 
@@ -43,8 +45,15 @@ def test_windows_are_those_of_the_plain_token_stream(docs, seq_len, shard_ids):
         stream = [token for ids in docs for token in [0, *ids]]
         assert split.num_tokens == len(stream)
         assert split.num_samples == (len(stream) - 1) // seq_len
+        every_B = np.arange(split.num_samples)
+        batch = split.batch(every_B, every_B)
         for k in range(split.num_samples):
-            assert [part_S.tolist() for part_S in split.window(k)] == list(naive_window(docs, k, seq_len))
+            ids, positions, segments = naive_window(docs, k, seq_len)
+            assert batch.tokens_BT[k].tolist() == ids[:-1]
+            assert batch.positions_BT[k].tolist() == positions[:-1]
+            assert batch.segments_BT[k].tolist() == segments[:-1]
+            pairs = pairwise(ids)
+            assert batch.targets_BT[k].tolist() == [b if a or b else IGNORE_INDEX for a, b in pairs]
 
 
 @given(world_size=st.sampled_from([1, 2, 3, 4, 6]), rows=st.sampled_from([1, 2]), first=st.integers(0, 200))
@@ -53,7 +62,7 @@ def test_ranks_share_the_same_global_batch(shared_split, world_size, rows, first
     def rank_batches(rank, world_size, rows):
         stream = StepStream(
             shared_split,
-            seed=1,
+            SampleOrder.single(shared_split.num_samples, 1),
             sequences_per_step=24,
             micro_batch_size=rows,
             rank=rank,

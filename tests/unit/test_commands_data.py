@@ -12,6 +12,7 @@ from distllm.commands.witnesses import Witness, witnesses
 from distllm.config.schema import Config, DataConfig, TrainConfig
 from distllm.config.yaml import to_yaml
 from distllm.data.manifest import Manifest
+from distllm.data.order import SampleOrder
 from distllm.data.shards import forget
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.errors import ConfigError
@@ -154,9 +155,10 @@ def write_run(runs, name, config, *, samples=None, logged=None, digest="another"
 
 def steps_with_mark(directory, steps, seed):
     """Every step whose batches hold MARK as an input or a target, by looking at all of them."""
+    split = PackedSplit(directory, "train", SEQ_LEN)
     stream = StepStream(
-        PackedSplit(directory, "train", SEQ_LEN),
-        seed=seed,
+        split,
+        SampleOrder.single(split.num_samples, seed),
         sequences_per_step=PER_STEP,
         micro_batch_size=PER_STEP,
         rank=0,

@@ -5,6 +5,7 @@ import pytest
 from datasets import byte_tokenizer, write_dataset
 
 from distllm.data.inspect import describe_batch
+from distllm.data.order import SampleOrder
 from distllm.data.stream import IGNORE_INDEX, Batch, PackedSplit, StepStream
 from distllm.errors import DataError
 
@@ -32,7 +33,7 @@ def stream(split):
 def open_stream(split, *, seed=0, sequences_per_step=8, micro_batch_size=4, rank=0, world_size=1):
     return StepStream(
         split,
-        seed=seed,
+        SampleOrder.single(split.num_samples, seed),
         sequences_per_step=sequences_per_step,
         micro_batch_size=micro_batch_size,
         rank=rank,
@@ -56,17 +57,19 @@ def test_batches_have_the_promised_shapes_and_types(stream):
             assert (array_BT.shape, array_BT.dtype) == ((4, 16), np.int32)
             assert array_BT.flags.c_contiguous
         assert batch.sample_ids_B.dtype == np.int64
-        np.testing.assert_array_equal(batch.targets_BT[:, :-1], batch.tokens_BT[:, 1:])
+        follows_BT = batch.targets_BT[:, :-1] == batch.tokens_BT[:, 1:]
+        silent_BT = (batch.targets_BT == IGNORE_INDEX)[:, :-1]
+        np.testing.assert_array_equal(follows_BT, ~silent_BT)
 
 
 def test_an_epoch_visits_every_window_once(split):
     stream = open_stream(split, sequences_per_step=split.num_samples, micro_batch_size=split.num_samples)
     (batch,) = stream.step(0)
     stream.close()
-    rows_BS = np.concatenate([batch.tokens_BT, batch.targets_BT[:, -1:]], axis=1)
-    windows = [split.window(k)[0].tolist() for k in range(split.num_samples)]
-    assert rows_BS.tolist() != windows
-    assert sorted(rows_BS.tolist()) == sorted(windows)
+    every_B = np.arange(split.num_samples)
+    windows = split.batch(every_B, every_B).tokens_BT.tolist()
+    assert batch.tokens_BT.tolist() != windows
+    assert sorted(batch.tokens_BT.tolist()) == sorted(windows)
 
 
 def test_steps_continue_in_any_order_and_after_a_restart(split, stream):
@@ -95,11 +98,11 @@ def test_the_next_step_is_read_ahead_on_one_thread(split, monkeypatch):
     read, seen = threading.Event(), []
     batch = PackedSplit.batch
 
-    def record(self, samples_B, sample_ids_B):
+    def record(self, samples_B, sample_ids_B, longest_B):
         seen.append((int(sample_ids_B[0]), threading.current_thread()))
         if sample_ids_B[0] == 12:
             read.set()
-        return batch(self, samples_B, sample_ids_B)
+        return batch(self, samples_B, sample_ids_B, longest_B)
 
     monkeypatch.setattr(PackedSplit, "batch", record)
     stream = open_stream(split)
@@ -119,11 +122,11 @@ def test_an_error_of_the_thread_is_raised_by_step(split, monkeypatch):
     before = content(stream.step(0))
     after = content(stream.step(8))
     stream.step(0)
-    window = PackedSplit.window
-    monkeypatch.setattr(PackedSplit, "window", lambda self, k: 1 / 0)
+    batch = PackedSplit.batch
+    monkeypatch.setattr(PackedSplit, "batch", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         stream.step(16)
-    monkeypatch.setattr(PackedSplit, "window", window)
+    monkeypatch.setattr(PackedSplit, "batch", batch)
     assert content(stream.step(8)) == after
     assert content(stream.step(0)) == before
     stream.close()
@@ -140,10 +143,10 @@ def test_batches_that_do_not_divide_are_refused(split, keys):
         open_stream(split, **keys)
 
 
-def test_a_window_outside_the_split_is_refused(split):
+def test_a_sample_outside_the_split_is_refused(split):
     for k in (-1, split.num_samples):
         with pytest.raises(IndexError):
-            split.window(k)
+            split.batch(np.array([0, k]), np.array([0, 1]))
 
 
 def test_a_split_shorter_than_a_sample_is_refused(dataset):
@@ -172,9 +175,9 @@ def test_a_batch_can_be_read_as_text(tmp_path):
         "--- document 1 of 2 · 6 tokens · from its start\nalpha\n"
         "--- document 2 of 2 · 2 tokens · from its start\nb\n"
         "--- next: 'e'\n\n"
-        "=== row 1 · sample 7 · 8 tokens, 8 scored · 3 documents\n"
+        "=== row 1 · sample 7 · 8 tokens, 7 scored · 3 documents\n"
         "--- document 1 of 3 · 4 tokens · continued\neta\n\n"
-        "--- document 2 of 3 · 1 tokens · from its start\n\n"
+        "--- 1 tokens without text or loss\n"
         "--- document 3 of 3 · 3 tokens · from its start\nga\n"
         "--- next: 'm'\n"
     )
