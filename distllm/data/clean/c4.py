@@ -6,36 +6,37 @@ import re
 
 from distllm.config.schema_clean import C4Config
 from distllm.data.clean.quality import Verdict
+from distllm.data.clean.tokens import count_sentences
 
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _SENTENCE_END = (".", "?", "!", '"', "'")
-_SENTENCE = re.compile(r"(?:(?<!\.)\.(?!\.)|[!?]|[。！？])+[\"'”’)\]]*(?=\s|$|(?<=[。！？]))")
+_SCRIPT = "javascript"
+_LOREM_IPSUM = "lorem ipsum"
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 
 def apply_c4(text: str, config: C4Config) -> tuple[str, Verdict | None]:
-    """Return the text without the lines that go, and why the document is dropped, if it is."""
+    """Return the text without the lines that go, and why the document is dropped, if it is.
+
+    Blank lines stay, so that paragraphs do.
+    """
     if config == C4Config():
         return text, None
+    telling = _telling_phrases(text)
     kept: list[str] = []
     sentences = 0
     for raw in text.splitlines():
-        line = raw.strip()
-        if not line:
-            kept.append("")
+        line = _form(raw.strip(), config)
+        if line is None:
             continue
-        if config.boilerplate:
-            line = _CITATION.sub("", line)
-        if _goes_early(line, config):
-            continue
-        lowered = line.lower()
-        if config.lorem_ipsum and "lorem ipsum" in lowered:
+        phrases = [phrase for phrase in telling if phrase in line.lower()] if telling else []
+        if config.lorem_ipsum and _LOREM_IPSUM in phrases:
             return text, ("c4_lorem_ipsum", "it holds the printer's nonsense text lorem ipsum")
-        if config.boilerplate and "javascript" in lowered:
+        if config.boilerplate and _SCRIPT in phrases:
             continue
         if config.curly_bracket and "{" in line:
             return text, ("c4_curly_bracket", "it holds a curly bracket, as code does")
-        if config.boilerplate and any(phrase in lowered for phrase in _POLICY):
+        if config.boilerplate and any(phrase in _POLICY for phrase in phrases):
             continue
         if config.min_sentences is not None and sentences < config.min_sentences:
             sentences += count_sentences(line)
@@ -46,19 +47,25 @@ def apply_c4(text: str, config: C4Config) -> tuple[str, Verdict | None]:
     return "\n".join(kept).strip("\n"), None
 
 
-def _goes_early(line: str, config: C4Config) -> bool:
-    """Whether a line goes for its form, before what it says is looked at."""
+def _telling_phrases(text: str) -> list[str]:
+    """Return the phrases that stand somewhere in the text: most texts hold none, and no line is searched."""
+    lowered = (_CITATION.sub("", text) if "[" in text else text).lower()
+    return [phrase for phrase in (_LOREM_IPSUM, _SCRIPT, *_POLICY) if phrase in lowered]
+
+
+def _form(line: str, config: C4Config) -> str | None:
+    """Return the line without citation marks, or None where it goes for its form.
+
+    Words are counted with citation marks, as datatrove counts them.
+    """
+    if not line:
+        return line
     words = line.split()
     longest = config.max_word_length
     if longest is not None and len(line) > longest and any(len(word) > longest for word in words):
-        return True
+        return None
+    if config.boilerplate:
+        line = _CITATION.sub("", line)
     if config.terminal_punctuation and (not line.endswith(_SENTENCE_END) or line.endswith("...")):
-        return True
-    return config.min_line_words is not None and len(words) < config.min_line_words
-
-
-def count_sentences(line: str) -> int:
-    """Return the sentences of a line: its ends of sentences, and 1 for what follows the last one."""
-    ends = list(_SENTENCE.finditer(line))
-    rest = line[ends[-1].end() :] if ends else line
-    return len(ends) + bool(rest.strip())
+        return None
+    return None if config.min_line_words is not None and len(words) < config.min_line_words else line

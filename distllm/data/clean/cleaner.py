@@ -1,13 +1,17 @@
 """One document through all rules of a profile, the cheap ones first.
 
-edits → length → language → C4 (document) → Gopher quality → C4 (lines) → FineWeb → repetition → own
-filters → lower case, stop words. Gopher's rules see the text before lines are removed, FineWeb's the
-text after it, as in the chain that published them.
+edits → length → language → C4 → Gopher quality → FineWeb → repetition → own filters → lower case, stop
+words. Gopher's rules see the text before C4's remove lines and FineWeb's the text after it, as in the
+chain that published them: the outcome is that of their order, in which the dear ones come first.
+
+Edits are idempotent: a cleaned text is not edited again. Verdicts are those of the text as it came, so
+a document that has lost lines may be refused when it is cleaned once more.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from distllm.config.schema_clean import CleanConfig
 from distllm.data.clean.c4 import apply_c4
@@ -21,6 +25,7 @@ from distllm.data.clean.words import STOP_WORDS
 from distllm.data.records import TEXT, Document, Dropped
 
 _WORD_OR_NOT = re.compile(r"(\w+)")
+_LINE_BREAKS = re.compile(r"\n{2,}")
 _SPACES = re.compile(r"[^\S\n]{2,}")
 
 
@@ -31,6 +36,7 @@ class Cleaner:
         self._config = config
         self._edits = edits_of(config)
         self._filters = find_filters(config.filters)
+        self._lines_only = replace(config.c4, curly_bracket=False, lorem_ipsum=False, min_sentences=None)
 
     def __call__(self, document: Document) -> tuple[Document | Dropped, list[str]]:
         """Return what is left of ``document``, or why it goes; and the names of the edits that changed it.
@@ -45,7 +51,7 @@ class Cleaner:
         if isinstance(item, Document) and tuple(fields) == (TEXT,):
             item = self._judge(item, edited)
         if isinstance(item, Document):
-            item = self._own(item)
+            item = self._own(item, edited)
         if isinstance(item, Document):
             item = self._baseline(item, edited)
         return item, list(dict.fromkeys(edited))
@@ -88,21 +94,35 @@ class Cleaner:
         text, verdict = apply_c4(document.text, config.c4)
         verdict = verdict or judge_gopher(before, config.gopher, document.language)
         after = before if text == document.text else Measures(text)
+        if config.c4.min_line_words:
+            # C4's rules leave no blank lines; here they stay in the text, and FineWeb's do not count them.
+            after = Measures(_LINE_BREAKS.sub("\n", text)) if "\n\n" in text else after
         verdict = verdict or judge_fineweb(after, config.fineweb)
         verdict = verdict or judge_repetition(before, config.repetition)
         if verdict is not None:
             return Dropped.of(document, *verdict)
-        if text != document.text:
-            edited.append("c4_lines")
-            document = Document.of_text(document.id, self._edit(text, edited), document.language)
-            return self._short(document) or document
-        return document
+        if text == document.text:
+            return document
+        edited.append("c4_lines")
+        document = Document.of_text(document.id, self._without_lines(text, edited), document.language)
+        return self._short(document) or document
 
-    def _own(self, document: Document) -> Document | Dropped:
+    def _without_lines(self, text: str, edited: list[str]) -> str:
+        """Edit until nothing changes: without its citation mark a line may go that stayed with it."""
+        while True:
+            text = self._edit(text, edited)
+            again, _ = apply_c4(text, self._lines_only)
+            if again == text:
+                return text
+            text = again
+
+    def _own(self, document: Document, edited: list[str]) -> Document | Dropped:
         for name, keep in zip(self._config.filters, self._filters, strict=True):
             answer = keep(document)
             if isinstance(answer, str):
                 return Dropped.of(document, name, answer)
+            if answer.fields != document.fields:
+                edited.append(name)
             document = answer
         return document
 

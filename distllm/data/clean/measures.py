@@ -1,10 +1,6 @@
 """A text, measured once: words, lines and paragraphs, each computed when a rule first asks.
 
-A word is a run of letters, digits and underscores; every other visible character, and every
-character of a script without spaces, is a word of its own, as in the tokenizers that the published
-rules were tuned with.
-
-Shapes: N words of a text, U different ones.
+Shapes: N words of a text.
 """
 
 from __future__ import annotations
@@ -16,10 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+|[^\\w\\s]")
-_LETTER = re.compile(r"[^\W\d_]")
-_SYMBOLS = re.compile(r"[\W_]+")
+from distllm.data.clean.punctuation import SYMBOLS
+from distllm.data.clean.tokens import words_of
+
 _LINES = re.compile(r"\n+")
 _PARAGRAPHS = re.compile(r"\n{2,}")
 
@@ -33,7 +28,7 @@ class Measures:
     @cached_property
     def words(self) -> list[str]:
         """Every word, symbols included."""
-        return _WORD.findall(self.text)
+        return words_of(self.text)
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -50,7 +45,7 @@ class Measures:
         """Number of words that are not symbols, and their characters."""
         count = characters = 0
         for word, times in self.counts.items():
-            if not _SYMBOLS.fullmatch(word):
+            if not SYMBOLS.issuperset(word):
                 count += times
                 characters += times * len(word)
         return count, characters
@@ -58,7 +53,7 @@ class Measures:
     @cached_property
     def words_with_letters(self) -> int:
         """Number of words that hold a letter."""
-        return sum(times for word, times in self.counts.items() if _LETTER.search(word))
+        return sum(times for word, times in self.counts.items() if any(map(str.isalpha, word)))
 
     @cached_property
     def split_lines(self) -> list[str]:

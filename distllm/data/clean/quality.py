@@ -9,16 +9,11 @@ from collections.abc import Iterator
 
 from distllm.config.schema_clean import FinewebConfig, GopherConfig
 from distllm.data.clean.measures import Measures
+from distllm.data.clean.punctuation import TERMINAL_PUNCTUATION
 from distllm.data.clean.words import QUALITY_STOP_WORDS
 
 _BULLETS = ("•", "-")
 _ELLIPSES = ("...", "…")
-TERMINAL_PUNCTUATION = tuple(
-    "!.?\u0589\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b"
-    "\u1362\u1367\u1368\u166e\u17d4\u17d5\u1803\u1809\u203c\u203d\u2047\u2048\u2049\u2e2e\u2e3c\u2e53\u2e54\u3002"
-    "\ua4ff\ua60e\ua60f\ua876\ua877\ua8ce\ua8cf\ua9c8\ua9c9\uabeb\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61"
-)
-"""Characters of the Unicode property Sentence_Terminal, as far as scripts in daily use have them."""
 
 Verdict = tuple[str, str]
 """The name of the rule that refuses, and why."""
@@ -35,7 +30,7 @@ def judge_fineweb(text: Measures, config: FinewebConfig) -> Verdict | None:
 
 
 def _gopher(text: Measures, config: GopherConfig, language: str) -> Iterator[Verdict]:
-    if _all_off(config):
+    if config == GopherConfig():
         return
     count, characters = text.plain_words
     total = max(1, len(text.words))
@@ -64,7 +59,7 @@ def _fineweb(text: Measures, config: FinewebConfig) -> Iterator[Verdict]:
     if not text.full_lines:
         return
     lines = len(text.full_lines)
-    punctuated = sum(line.endswith(TERMINAL_PUNCTUATION) for line in text.full_lines) / lines
+    punctuated = sum(line[-1] in TERMINAL_PUNCTUATION for line in text.full_lines) / lines
     yield from _at_least(
         "fineweb_punctuation", punctuated, config.min_punctuated_lines, "of lines end in punctuation"
     )
@@ -78,10 +73,6 @@ def _fineweb(text: Measures, config: FinewebConfig) -> Iterator[Verdict]:
     if config.max_newlines_a_word is not None:
         breaks = text.text.count("\n") / max(1, len(text.words))
         yield from _at_most("fineweb_list", breaks, config.max_newlines_a_word, "line breaks a word")
-
-
-def _all_off(config: GopherConfig) -> bool:
-    return config == GopherConfig()
 
 
 def _at_least(rule: str, value: float, bound: float | None, what: str) -> Iterator[Verdict]:

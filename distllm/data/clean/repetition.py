@@ -55,12 +55,28 @@ def _ngrams(text: Measures, config: RepetitionConfig) -> Iterator[Verdict]:
     for n, share in enumerate(config.max_top_ngram, _FIRST_TOP):
         if words_N.size >= n and (found := _top_chars(words_N, lengths_N, n) / size) > share:
             yield f"top_{n}gram", f"{found:.4g} of characters are in one {n}-gram, at most {share:.4g}"
-    for n, share in enumerate(config.max_duplicate_ngram, _FIRST_DUPLICATE):
+    yield from _duplicates(words_N, lengths_N, size, config.max_duplicate_ngram)
+
+
+def _duplicates(
+    words_N: NDArray[np.uint64], lengths_N: NDArray[np.int64], size: int, shares: tuple[float, ...]
+) -> Iterator[Verdict]:
+    """Compare the characters in n-grams that stood before, read left to right without overlap.
+
+    What repeated n-grams cover, repeated shorter ones cover too. So the cover, cheap to count, bounds the
+    characters of this n and of all greater ones, and mostly the smallest n settles them all.
+    """
+    for n, share in enumerate(shares, _FIRST_DUPLICATE):
         if words_N.size < n:
             return
-        found = _repeated_chars(words_N, lengths_N, n, share * size) / size
-        if found > share:
-            yield f"repeated_{n}gram", f"{found:.4g} of characters repeat {n}-grams, at most {share:.4g}"
+        grams_G = hash_ngrams(words_N, n)
+        covered = _cover(grams_G, lengths_N, n) / size
+        if covered > share:
+            found = _walk(grams_G.tolist(), np.cumsum(lengths_N), n) / size
+            if found > share:
+                yield f"repeated_{n}gram", f"{found:.4g} of characters repeat {n}-grams, at most {share:.4g}"
+        if covered <= min(shares[n - _FIRST_DUPLICATE :]):
+            return
 
 
 def _top_chars(words_N: NDArray[np.uint64], lengths_N: NDArray[np.int64], n: int) -> int:
@@ -71,20 +87,16 @@ def _top_chars(words_N: NDArray[np.uint64], lengths_N: NDArray[np.int64], n: int
     return (int(lengths_N[place : place + n].sum()) + n - 1) * most
 
 
-def _repeated_chars(words_N: NDArray[np.uint64], lengths_N: NDArray[np.int64], n: int, enough: float) -> int:
-    """Return the characters in n-grams that stood before, read left to right without overlap.
-
-    Where even all words that any repeated n-gram covers are not ``enough``, 0 is returned.
-    """
-    grams_G = hash_ngrams(words_N, n)
-    _, first, inverse = np.unique(grams_G, return_index=True, return_inverse=True)
-    again_G = first[inverse] < np.arange(grams_G.size)
+def _cover(grams_G: NDArray[np.uint64], lengths_N: NDArray[np.int64], n: int) -> int:
+    """Return the characters of all words that an n-gram covers which stood before, overlaps once."""
+    order_G = np.argsort(grams_G, kind="stable")
+    sorted_G = grams_G[order_G]
+    again_G = np.zeros(grams_G.size, dtype=bool)
+    again_G[order_G[1:]] = sorted_G[1:] == sorted_G[:-1]
     if not again_G.any():
         return 0
-    covered_N = np.convolve(again_G, np.ones(n, dtype=np.int64))[: lengths_N.size] > 0
-    if lengths_N[covered_N].sum() <= enough:
-        return 0
-    return _walk(grams_G.tolist(), np.cumsum(lengths_N), n)
+    covered_N = np.convolve(again_G, np.ones(n, dtype=np.int64)) > 0
+    return int(lengths_N[covered_N].sum())
 
 
 def _walk(grams: list[int], ends_N: NDArray[np.int64], n: int) -> int:
