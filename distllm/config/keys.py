@@ -20,6 +20,8 @@ from distllm.config.problems import Problems
 from distllm.registry import did_you_mean, edit_distance, suggest
 
 ANY = "*"
+TARGET = "_target_"
+"""Hydra's key that names code to run; no configuration of ours may."""
 _SLIP = 2
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _NAME_RULE = "letters, digits, '-' and '_', not '-' first: it becomes the name of a directory"
@@ -165,9 +167,9 @@ def wrong_names(path: str, known: tuple[str, ...]) -> list[str]:
 
 def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> None:
     """Note that ``path`` is no key, with the closest one that is."""
-    if path.rsplit(".", 1)[-1] == "_target_":
+    if path.rsplit(".", 1)[-1] == TARGET:
         problems.add(
-            "_target_ would run code named by a configuration",
+            f"{TARGET} would run code named by a configuration",
             where=path,
             remedy="choose an implementation by its name, such as optim.name=adamw",
         )

@@ -9,6 +9,7 @@ from dataclasses import Field
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from distllm.config.keys import (
+    TARGET,
     element_group,
     entry_type,
     hints,
@@ -102,7 +103,7 @@ class _Builder:
             return self._wrong(value, "expected a mapping, such as {NAME: ...}", item, path)
         built: dict[str, Any] = {}
         for name, below in value.items():
-            if name == "_target_":
+            if name == TARGET:
                 note_unknown_key(f"{path}.{name}", self._known, self._problems)
             elif not is_name(name):
                 note_wrong_name(name, f"{path}.{name}", self._problems)

@@ -15,7 +15,7 @@ UNSAFE_CALLS = {
     "hydra.utils.instantiate": "use a closed registry",
     "instantiate": "use a closed registry",
 }
-REFUSES_TARGETS = "distllm/config/validate.py"
+REFUSES_TARGETS = "distllm/config/keys.py"
 
 
 def dotted(node):
