@@ -146,7 +146,7 @@ def open_documents(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Put EOT before each document; return the longer ids and their ends."""
     ends_N = ends_N.astype(np.int64)
-    starts_N = np.concatenate([[0], ends_N[:-1]])
+    starts_N = np.concatenate([np.zeros(1, dtype=np.int64), ends_N])[:-1]
     opened = np.insert(ids_M.astype(np.int64), starts_N, eot_id)
     return opened, ends_N + np.arange(1, ends_N.size + 1)
 
