@@ -18,9 +18,17 @@ _ID = "id="
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What `distllm data verify`, `stats` and `reindex` take."""
+    """What `distllm data verify` and `reindex` take."""
 
     out: str | None = option(None, "the dataset directory")
+
+
+@dataclass(frozen=True)
+class StatsOptions:
+    """What `distllm data stats` takes."""
+
+    out: str | None = option(None, "the dataset directory")
+    seq_len: int | None = option(None, "also say what packing into rows of this length wastes", minimum=2)
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,8 @@ def _only_source(directory: Path, sources: list[str]) -> str:
 
 
 def _stats(words: Sequence[str]) -> None:
-    directory = _dataset(parse_options("data stats", DatasetOptions, words).out, "stats")
+    options = parse_options("data stats", StatsOptions, words)
+    directory = _dataset(options.out, "stats")
     from distllm.data.manifest import Manifest
     from distllm.data.shards.stats import QUANTILES, split_stats
 
@@ -144,6 +153,23 @@ def _stats(words: Sequence[str]) -> None:
             print(f"  language {language or 'unknown'}: {count} documents")
     if manifest.forgotten.count:
         print(f"forgotten documents: {manifest.forgotten.count}")
+    if options.seq_len is not None:
+        for split in manifest.splits:
+            _print_packings(directory, split, options.seq_len)
+
+
+def _print_packings(directory: Path, split: str, seq_len: int) -> None:
+    from typing import get_args
+
+    from distllm.data.packing import Packing
+    from distllm.data.stream import PackedSplit
+
+    for packing in get_args(Packing):
+        packed = PackedSplit(directory, split, seq_len, packing=packing)
+        print(
+            f"{split} as rows of {seq_len}, data.packing={packing}: "
+            f"{packed.num_samples} rows, {packed.padding:.2%} padding"
+        )
 
 
 def _describe(directory: Path, manifest: object) -> None:
@@ -226,7 +252,7 @@ def _forget(words: Sequence[str]) -> None:
 _ACTIONS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "verify": (_verify, "out=DIR: recompute every digest, name every problem"),
     "inspect": (_inspect, "out=DIR [source= split= document=N | id=ID]: the exact text of a document"),
-    "stats": (_stats, "out=DIR: documents, tokens, text, lengths and disk of every split"),
+    "stats": (_stats, "out=DIR [seq_len=N]: documents, tokens, text, lengths and disk of every split"),
     "ls": (_ls, "DIR...: the datasets found below"),
     "merge": (_merge, "out=DIR A B ...: datasets of one tokenizer as one"),
     "reindex": (_reindex, "out=DIR: make index.json again from the tars"),

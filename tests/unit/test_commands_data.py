@@ -153,6 +153,14 @@ def write_run(runs, name, config, *, samples=None, logged=None, digest="another"
         (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def test_stats_say_what_packing_wastes(tmp_path, capsys):
+    write_dataset(tmp_path, train=[[1] * 5, [2] * 7, [3] * 6], valid=[[1] * 30])
+    lines = said(capsys, "stats", f"out={tmp_path}", "seq_len=10").splitlines()
+    assert "train as rows of 10, data.packing=window: 2 rows, 0.00% padding" in lines
+    assert "train as rows of 10, data.packing=greedy: 3 rows, 30.00% padding" in lines
+    assert "valid as rows of 10, data.packing=best_fit: 4 rows, 22.50% padding" in lines
+
+
 def steps_with_mark(directory, steps, seed):
     """Every step whose batches hold MARK as an input or a target, by looking at all of them."""
     split = PackedSplit(directory, "train", SEQ_LEN)

@@ -1,0 +1,199 @@
+"""How fast rows are read and how soon the first batch is there, against np.memmap and litData.
+
+All contestants read the same ids as rows of ``--seq-len`` inputs in micro-batches of 8, in a permuted
+order, and hand over int64 tensors of inputs and targets. distllm proves every block against its digest
+and also gives positions and segments of the documents; the memory map gives neither, and takes its
+order from the same permutation. Contestants alternate within one run, and CPU seconds of the process
+are compared, because this is one thread's work on a machine that may be shared.
+
+The first batch is timed from opening the dataset, at the beginning and at half of an epoch, after the
+kernel was asked to drop the shards from its cache; importing Python modules is not part of it.
+
+usage: read_bench.py [--dataset DIR] [--mb 64] [--rows 8192] [--rounds 5] [--seq-len 2048]
+                     [--packing window] [--peer-python VENV/bin/python]
+
+Without a dataset one of ``--mb`` megabytes of random ids is written: reading does not look at them.
+The bars: at least half of the memory map, at least litData, and at 50 % of an epoch the first batch
+no later than 0.2 s after the cold one.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from datasets import write_dataset
+
+from distllm.data.manifest import Manifest
+from distllm.data.order import SampleOrder, locate
+from distllm.data.shards import index_of, map_shard
+from distllm.data.stream import PackedSplit, StepStream
+
+MICRO, PER_STEP = 8, 64
+WANTED_OF_MEMMAP, WANTED_OF_PEER, WANTED_LATER = 0.5, 1.0, 0.2
+PEER = Path(__file__).parent / "peers" / "litdata_read.py"
+
+
+def write_random(directory, megabytes):
+    """Write ids in documents of about 600, as one source of shards of 64 MiB."""
+    random = np.random.default_rng(0)
+    lengths = random.geometric(1 / 600, megabytes * 10**6 // 2 // 600)
+    documents = [random.integers(1, 50_000, length) for length in lengths]
+    write_dataset(directory, train=documents, shard_bytes=64 * 2**20)
+
+
+def raw_ids(directory, scratch):
+    """Write the ids of the training split as one plain file, and return it mapped."""
+    manifest = Manifest.load(directory)
+    dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
+    index = index_of(directory, manifest)
+    path = Path(scratch) / "ids.bin"
+    with path.open("wb") as file:
+        for source in manifest.sources:
+            for shard in index[source].get("train", ()):
+                map_shard(directory, shard, dtype)[0].tofile(file)
+    return path, np.memmap(path, dtype=dtype, mode="r")
+
+
+def tensors(*arrays):
+    return [torch.from_numpy(array_BT).long() for array_BT in arrays]
+
+
+def read_distllm(split, rows):
+    order = SampleOrder.single(split.num_samples, 1)
+    stream = StepStream(
+        split, order, sequences_per_step=PER_STEP, micro_batch_size=MICRO, rank=0, world_size=1
+    )
+    for start in range(0, rows, PER_STEP):
+        for batch in stream.step(start):
+            tensors(batch.tokens_BT, batch.targets_BT)
+    stream.close()
+
+
+def read_memmap(ids_M, rows, seq_len):
+    samples = (ids_M.size - 1) // seq_len
+    for start in range(0, rows, PER_STEP):
+        _, sample_N = locate(np.arange(start, start + PER_STEP), samples, 1)
+        for row in range(0, PER_STEP, MICRO):
+            starts = (sample_N[row : row + MICRO] * seq_len).tolist()
+            tensors(
+                np.stack([ids_M[at : at + seq_len].astype(np.int64) for at in starts]),
+                np.stack([ids_M[at + 1 : at + 1 + seq_len].astype(np.int64) for at in starts]),
+            )
+
+
+def per_cpu_second(read, rows):
+    started = time.process_time()
+    read()
+    return rows / (time.process_time() - started)
+
+
+def first_batch(directory, seq_len, packing, part):
+    """Seconds from opening to the batch at ``part`` of an epoch, with cold shards."""
+    for tar in directory.glob("*/*/*.tar"):
+        descriptor = os.open(tar, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    started = time.perf_counter()
+    split = PackedSplit(directory, "train", seq_len, packing=packing)
+    order = SampleOrder.single(split.num_samples, 1)
+    stream = StepStream(
+        split, order, sequences_per_step=PER_STEP, micro_batch_size=MICRO, rank=0, world_size=1
+    )
+    stream.step(int(part * split.num_samples) // PER_STEP * PER_STEP)
+    seconds = time.perf_counter() - started
+    stream.close()
+    return seconds
+
+
+class Peer:
+    """litData in an environment of its own, which reads ``rows`` rows for each line it is sent."""
+
+    def __init__(self, python, ids, scratch, seq_len, rows):
+        words = [python, PEER, ids, Path(scratch) / "litdata", seq_len, MICRO, rows]
+        self.process = subprocess.Popen(
+            [str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.read()
+
+    def read(self):
+        self.process.stdin.write("read\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)["per_cpu_second"]
+        sys.exit("litData ended without a figure")
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(directory, scratch, options):
+    rows, seq_len = options.rows, options.seq_len
+    ids, ids_M = raw_ids(directory, scratch)
+    split = PackedSplit(directory, "train", seq_len, packing=options.packing)
+    print(f"{ids_M.nbytes / 1e6:.1f} MB of ids, {split.num_samples} rows, {split.padding:.2%} padding")
+    contestants = {
+        "distllm": lambda: per_cpu_second(lambda: read_distllm(split, rows), rows),
+        "memmap": lambda: per_cpu_second(lambda: read_memmap(ids_M, rows, seq_len), rows),
+    }
+    peer = Peer(options.peer_python, ids, scratch, seq_len, rows) if options.peer_python else None
+    if peer is not None:
+        contestants["litdata"] = peer.read
+    for run in contestants.values():
+        run()
+    found = {name: [] for name in contestants}
+    for _ in range(options.rounds):
+        for name, run in contestants.items():
+            found[name].append(run())
+    if peer is not None:
+        peer.close()
+    for name, values in found.items():
+        rate = statistics.median(values)
+        print(f"{name:<8} {rate:9.0f} rows/cpu-s, {rate * seq_len / 1e6:6.1f} Mtok/cpu-s")
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--dataset", type=Path)
+    parser.add_argument("--mb", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--packing", default="window")
+    parser.add_argument("--peer-python")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = options.dataset or Path(scratch) / "dataset"
+        if options.dataset is None:
+            write_random(directory, options.mb)
+        rates = measure(directory, scratch, options)
+        times = {0.0: [], 0.5: []}
+        for _ in range(options.rounds):
+            for part, seconds in times.items():
+                seconds.append(first_batch(directory, options.seq_len, options.packing, part))
+    early, late = (statistics.median(seconds) for seconds in times.values())
+    print(f"first batch: {early:.3f} s cold, {late:.3f} s at 50 % of an epoch")
+    bars = [("of memmap", rates["distllm"] / rates["memmap"], WANTED_OF_MEMMAP)]
+    if "litdata" in rates:
+        bars.append(("of litdata", rates["distllm"] / rates["litdata"], WANTED_OF_PEER))
+    for name, ratio, wanted in bars:
+        print(f"{'ok  ' if ratio >= wanted else 'MISS'} {ratio:.2f} x {name}, wanted {wanted}")
+    print(f"{'ok  ' if late <= early + WANTED_LATER else 'MISS'} {late - early:+.3f} s at 50 %")
+    sys.exit(late > early + WANTED_LATER or any(ratio < wanted for _, ratio, wanted in bars))
+
+
+if __name__ == "__main__":
+    main()
