@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
+from distllm.config.checks_clean import check_clean
 from distllm.config.compose import PACKAGE_CONF
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
@@ -27,6 +28,7 @@ def check_prepare(config: Config, problems: Problems) -> None:
             keys=["data.sources", "data.source"],
             remedy="data.source=many, or drop data.sources",
         )
+    check_clean(config.clean, problems)
     tokenizer = config.tokenizer.path
     problems.check(
         tokenizer is None or Path(tokenizer).exists(),

@@ -4,8 +4,8 @@ edits → length → language → C4 → Gopher quality → FineWeb → repetiti
 words. Gopher's rules see the text before C4's remove lines and FineWeb's the text after it, as in the
 chain that published them: the outcome is that of their order, in which the dear ones come first.
 
-Edits are idempotent: a cleaned text is not edited again. Verdicts are those of the text as it came, so
-a document that has lost lines may be refused when it is cleaned once more.
+Edits are idempotent: a cleaned text is not edited again. Verdicts are those of the text as it came, so a
+document that has lost lines or stop words may be refused, or lose more lines, when it is cleaned once more.
 """
 
 from __future__ import annotations

@@ -10,14 +10,12 @@ why it is dropped. A package offers it with
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
 
+from distllm.config.checks_clean import filter_remedy, offered_filters
 from distllm.data.records import Document
 from distllm.errors import ConfigError
-from distllm.registry import did_you_mean
 
 Filter = Callable[[Document], Document | str]
-GROUP = "distllm.filters"
 
 
 def find_filters(names: Sequence[str]) -> list[Filter]:
@@ -26,14 +24,8 @@ def find_filters(names: Sequence[str]) -> list[Filter]:
     Raises:
         ConfigError: no installed package offers one of them.
     """
-    offered = {point.name: point for point in entry_points(group=GROUP)}
+    offered = offered_filters() if names else {}
     for name in names:
         if name not in offered:
-            raise ConfigError(
-                f"unknown filter {name!r}",
-                where="clean.filters",
-                remedy=did_you_mean(name, offered)
-                if offered
-                else f"install a package that offers it as an entry point of the group {GROUP}",
-            )
+            raise ConfigError(f"unknown filter {name!r}", where="clean.filters", remedy=filter_remedy(name))
     return [offered[name].load() for name in names]

@@ -62,10 +62,17 @@ def _words_of_chunk(chunk: str) -> Words:
     return tuple(word for piece in _PIECES.findall(chunk) for word in _split(piece, make_rules()))
 
 
+def _has_letters_only(chunk: str) -> bool:
+    """Whether no affix can be found: all of them hold a mark, a digit or a letter beyond ASCII."""
+    return chunk.isascii() and chunk.isalpha()
+
+
 def _split(chunk: str, rules: Rules) -> Words:
     special = rules.specials.get(chunk)
     if special is not None:
         return special
+    if _has_letters_only(chunk):
+        return (chunk,)
     prefixes, core, suffixes = _peel(chunk, rules)
     words = (*prefixes, *_split_core(core, rules), *reversed(suffixes))
     return _respell(words, rules) if len(words) > 1 else words
@@ -75,12 +82,12 @@ def _peel(chunk: str, rules: Rules) -> tuple[list[str], str, list[str]]:
     """Take prefixes and suffixes off, one of each at a time, until a special chunk or nothing more shows."""
     prefixes: list[str] = []
     suffixes: list[str] = []
-    while chunk and chunk not in rules.specials:
+    while chunk and chunk not in rules.specials and not _has_letters_only(chunk):
         found = rules.prefix.match(chunk)
         start = found.end() if found else 0
         if start and chunk[start:] in rules.specials:
             return [*prefixes, chunk[:start]], chunk[start:], suffixes
-        found = rules.suffix.search(chunk, start) if not start else rules.suffix.search(chunk[start:])
+        found = rules.suffix.search(chunk[start:])
         end = len(chunk) - (len(found[0]) if found else 0)
         if found and chunk[:end] in rules.specials:
             return prefixes, chunk[:end], [*suffixes, chunk[end:]]
@@ -100,6 +107,8 @@ def _split_core(core: str, rules: Rules) -> Words:
         return ()
     if core in rules.specials:
         return rules.specials[core]
+    if _has_letters_only(core):
+        return (core,)
     if "." in core and rules.address.match(core):
         return (core,)
     words: list[str] = []
