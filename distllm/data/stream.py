@@ -37,7 +37,6 @@ class Batch:
         positions_BT: place in the segment; restarts at 0 with each.
         segments_BT: 0, 1, 2 … along a row, never decreasing.
         sample_ids_B: position of each row in the run's global order.
-        damaged: rows that carry no loss because a block of their shard is damaged.
     """
 
     tokens_BT: NDArray[np.int32]
@@ -45,7 +44,16 @@ class Batch:
     positions_BT: NDArray[np.int32]
     segments_BT: NDArray[np.int32]
     sample_ids_B: NDArray[np.int64]
-    damaged: int = 0
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return the rows ``start`` to ``stop`` as a batch on the same memory."""
+        return Batch(
+            self.tokens_BT[start:stop],
+            self.targets_BT[start:stop],
+            self.positions_BT[start:stop],
+            self.segments_BT[start:stop],
+            self.sample_ids_B[start:stop],
+        )
 
 
 class PackedSplit:
@@ -99,6 +107,7 @@ class PackedSplit:
             )
             for name, shards in ((name, index[name]) for name in self.manifest.sources)
         ]
+        self._pads = packing != "window"
         self.sources = tuple(SourceSamples(rows.name, rows.layout.samples) for rows in self._rows)
         self._ends_S = np.cumsum([source.total for source in self.sources])
         self.num_samples = int(self._ends_S[-1])
@@ -113,7 +122,7 @@ class PackedSplit:
     @property
     def padding(self) -> float:
         """The share of all inputs that is padding; 0 for windows."""
-        if not any(rows.layout.pads for rows in self._rows):
+        if not self._pads:
             return 0.0
         return 1 - self.num_tokens / (self.num_samples * self.seq_len)
 
@@ -134,9 +143,21 @@ class PackedSplit:
         self,
         samples_B: NDArray[np.int64],
         sample_ids_B: NDArray[np.int64],
-        longest_B: NDArray[np.int64] | None = None,
     ) -> Batch:
         """Return the samples ``samples_B`` as one batch whose rows are called ``sample_ids_B``.
+
+        Raises:
+            IndexError, DataError: as ``read``.
+        """
+        return self.read(samples_B, sample_ids_B)[0]
+
+    def read(
+        self,
+        samples_B: NDArray[np.int64],
+        sample_ids_B: NDArray[np.int64],
+        longest_B: NDArray[np.int64] | None = None,
+    ) -> tuple[Batch, int]:
+        """Return some samples as one batch, and how many of them have no loss because of damage.
 
         Args:
             samples_B: numbers in the split.
@@ -150,8 +171,11 @@ class PackedSplit:
         if samples_B.min() < 0 or samples_B.max() >= self.num_samples:
             raise IndexError(f"samples {samples_B.min()} to {samples_B.max()} of {self.num_samples}")
         shape = (samples_B.size, self.seq_len)
-        tokens_BT = np.full(shape, self.manifest.eot_id, dtype=np.int32)
-        targets_BT = np.full(shape, IGNORE_INDEX, dtype=np.int32)
+        tokens_BT = np.empty(shape, dtype=np.int32)
+        targets_BT = np.empty(shape, dtype=np.int32)
+        if self._pads:
+            tokens_BT.fill(self.manifest.eot_id)
+            targets_BT.fill(IGNORE_INDEX)
         opens, damaged = list[NDArray[np.int64]](), list[int]()
         source_B = np.searchsorted(self._ends_S, samples_B, side="right")
         for source in np.unique(source_B).tolist():
@@ -167,7 +191,7 @@ class PackedSplit:
         empty_BT &= targets_BT == self.manifest.eot_id
         targets_BT[empty_BT] = IGNORE_INDEX
         positions_BT, segments_BT = _segments([*opens, *_cuts(longest_B, self.seq_len)], shape)
-        return Batch(tokens_BT, targets_BT, positions_BT, segments_BT, sample_ids_B, len(lost_rows))
+        return Batch(tokens_BT, targets_BT, positions_BT, segments_BT, sample_ids_B), len(lost_rows)
 
 
 class StepStream:
@@ -217,7 +241,7 @@ class StepStream:
         self._micro_batch_size = micro_batch_size
         self._offset_B = np.arange(rank, sequences_per_step, world_size, dtype=np.int64)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="distllm-prefetch")
-        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+        self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
 
     def step(self, first_sample: int) -> list[Batch]:
         """Return this rank's micro-batches of the global batch that starts at ``first_sample``.
@@ -230,35 +254,30 @@ class StepStream:
         """
         ahead, self._ahead = self._ahead, None  # forgotten if it fails, so that a retry reads again
         if ahead is not None and ahead[0] == first_sample:
-            batches = ahead[1].result()
+            batches, damaged = ahead[1].result()
         else:
-            batches = self._reader.submit(self._read, first_sample).result()
+            batches, damaged = self._reader.submit(self._read, first_sample).result()
         following = first_sample + self._sequences_per_step
         self._ahead = (following, self._reader.submit(self._read, following))
-        self._count_damage(batches)
+        self._count_damage(damaged)
         return batches
 
     def close(self) -> None:
         """Stop reading ahead and join the thread; a later ``step`` is an error."""
         self._reader.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, first_sample: int) -> list[Batch]:
+    def _read(self, first_sample: int) -> tuple[list[Batch], int]:
         position_B = first_sample + self._offset_B
         source_B, _, sample_B = self.order.locate(position_B)
         number_B = self._split.numbers(source_B, sample_B)
         longest_B = self._lengths.length_at(position_B) if self._lengths else None
-        rows = self._micro_batch_size
-        parts = [slice(row, row + rows) for row in range(0, position_B.size, rows)]
-        return [
-            self._split.batch(
-                number_B[part], position_B[part], None if longest_B is None else longest_B[part]
-            )
-            for part in parts
-        ]
+        whole, damaged = self._split.read(number_B, position_B, longest_B)
+        starts = range(0, position_B.size, self._micro_batch_size)
+        return [whole.rows(start, start + self._micro_batch_size) for start in starts], damaged
 
-    def _count_damage(self, batches: list[Batch]) -> None:
+    def _count_damage(self, damaged: int) -> None:
         self._taken += self._offset_B.size
-        self.damaged += sum(batch.damaged for batch in batches)
+        self.damaged += damaged
         allowed = self._max_damage * self._taken + 1
         if self.damaged > allowed:
             raise DataError(

@@ -96,21 +96,21 @@ def test_seeds_give_other_orders(split, stream):
 
 def test_the_next_step_is_read_ahead_on_one_thread(split, monkeypatch):
     read, seen = threading.Event(), []
-    batch = PackedSplit.batch
+    whole = PackedSplit.read
 
     def record(self, samples_B, sample_ids_B, longest_B):
         seen.append((int(sample_ids_B[0]), threading.current_thread()))
-        if sample_ids_B[0] == 12:
+        if sample_ids_B[0] == 16:
             read.set()
-        return batch(self, samples_B, sample_ids_B, longest_B)
+        return whole(self, samples_B, sample_ids_B, longest_B)
 
-    monkeypatch.setattr(PackedSplit, "batch", record)
+    monkeypatch.setattr(PackedSplit, "read", record)
     stream = open_stream(split)
     stream.step(0)
-    assert read.wait(10), "samples 8 to 15 were not read ahead"
     stream.step(8)
+    assert read.wait(10), "samples 16 to 23 were not read ahead"
     stream.close()
-    assert [first for first, _ in seen][:4] == [0, 4, 8, 12]
+    assert [first for first, _ in seen] == [0, 8, 16]
     threads = {thread for _, thread in seen}
     assert len(threads) == 1
     assert threading.current_thread() not in threads
@@ -122,11 +122,11 @@ def test_an_error_of_the_thread_is_raised_by_step(split, monkeypatch):
     before = content(stream.step(0))
     after = content(stream.step(8))
     stream.step(0)
-    batch = PackedSplit.batch
-    monkeypatch.setattr(PackedSplit, "batch", lambda *arguments: 1 / 0)
+    read = PackedSplit.read
+    monkeypatch.setattr(PackedSplit, "read", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         stream.step(16)
-    monkeypatch.setattr(PackedSplit, "batch", batch)
+    monkeypatch.setattr(PackedSplit, "read", read)
     assert content(stream.step(8)) == after
     assert content(stream.step(0)) == before
     stream.close()

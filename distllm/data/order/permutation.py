@@ -20,6 +20,7 @@ from distllm.seeds import derive_seed
 _ROUNDS = 8
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 _LARGEST = 2**62
 
 
@@ -109,12 +110,13 @@ def _inverse_feistel(
     return (high_N << np.uint64(low_bits)) | low_N
 
 
+@lru_cache(maxsize=64)
 def _mask(bits: int) -> np.uint64:
     return np.uint64((1 << bits) - 1)
 
 
 def _mix(value_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Scatter 64 bits over 64 bits (the finaliser of SplitMix64; products wrap by intention)."""
-    value_N = (value_N ^ (value_N >> np.uint64(30))) * _MIX_1
-    value_N = (value_N ^ (value_N >> np.uint64(27))) * _MIX_2
-    return value_N ^ (value_N >> np.uint64(31))
+    value_N = (value_N ^ (value_N >> _SHIFT_1)) * _MIX_1
+    value_N = (value_N ^ (value_N >> _SHIFT_2)) * _MIX_2
+    return value_N ^ (value_N >> _SHIFT_3)
