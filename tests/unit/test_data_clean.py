@@ -1,3 +1,4 @@
+import json
 import pickle
 import random
 from collections import Counter
@@ -88,6 +89,47 @@ def test_of_several_fields_each_is_edited_and_none_may_be_empty():
     assert edited == ["line_breaks", "whitespace"]
     dropped, _ = Cleaner(web)(Document("d", {"source": "x", "target": " \n"}, "en"))
     assert (dropped.rule, dropped.reason) == ("empty_field", "nothing in the field target")
+
+
+def test_of_a_conversation_the_contents_are_edited_and_stay_json():
+    messages = [{"role": "user", "content": "ﬁne \r\n＂yes＂"}, {"role": "assistant", "content": "the end"}]
+    document = Document("d", {"messages": json.dumps(messages, ensure_ascii=False)}, "en")
+    item, edited = Cleaner(CleanConfig(normal_form="nfkc"))(document)
+    assert [m["content"] for m in json.loads(item.fields["messages"])] == ['fine\n"yes"', "the end"]
+    assert edited == ["line_breaks", "nfkc", "whitespace"]
+    assert Cleaner(CleanConfig())(item) == (item, [])
+    item, _ = Cleaner(CleanConfig(lower_case=True, stop_words="remove"))(document)
+    assert [m["content"] for m in json.loads(item.fields["messages"])][1] == "end"
+
+
+def question(context, *answers):
+    found = [{"text": text, "start": start} for text, start in answers]
+    fields = {"context": context, "question": "Which?", "answers": json.dumps(found, ensure_ascii=False)}
+    return Document("d", fields, "en")
+
+
+def test_answers_still_say_where_they_stand():
+    context = "\n\nMay\0be May.  \r\n\r\n\r\n\r\nIt was in May, cafe\u0301, May."
+    places = [context.index("May", 3 + context.index("be")), context.index("May,"), context.rindex("May")]
+    document = question(context, *(("May", place) for place in places), ("cafe\u0301", None))
+    item, _ = Cleaner(CleanConfig())(document)
+    cleaned, answers = item.fields["context"], json.loads(item.fields["answers"])
+    assert cleaned == "Maybe May.\n\nIt was in May, café, May."
+    assert [a["start"] for a in answers] == [6, cleaned.index("May,"), cleaned.rindex("May"), None]
+    assert answers[3]["text"] == "café"
+    assert Cleaner(CleanConfig())(item) == (item, [])
+    unanswerable = question("It was in May.")
+    assert Cleaner(CleanConfig())(unanswerable) == (unanswerable, [])
+
+
+def test_an_answer_that_cleaning_loses_drops_the_question():
+    config = CleanConfig(stop_words="remove")
+    kept, _ = Cleaner(config)(question("It was in May.", ("May", 10)))
+    assert json.loads(kept.fields["answers"]) == [{"text": "May", "start": 0}]
+    for answer in ("the", "ox x"):
+        context = f"It is {answer} there."
+        dropped, _ = Cleaner(config)(question(context.replace("ox x", "ox  x"), (answer, 6)))
+        assert dropped.rule == "answer_lost"
 
 
 @pytest.mark.parametrize(

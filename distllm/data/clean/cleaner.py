@@ -21,6 +21,7 @@ from distllm.data.clean.language import detect_language
 from distllm.data.clean.measures import Measures
 from distllm.data.clean.quality import judge_fineweb, judge_gopher
 from distllm.data.clean.repetition import judge_repetition
+from distllm.data.clean.structured import edit_fields
 from distllm.data.clean.words import STOP_WORDS
 from distllm.data.records import TEXT, Document, Dropped
 
@@ -45,10 +46,10 @@ class Cleaner:
         left empty.
         """
         edited: list[str] = []
-        fields = {name: self._edit(text, edited) for name, text in document.fields.items()}
-        document = Document(document.id, fields, document.language)
-        item = self._short(document) or self._language(document)
-        if isinstance(item, Document) and tuple(fields) == (TEXT,):
+        item = edit_fields(document, self._edit, edited)
+        if isinstance(item, Document):
+            item = self._short(item) or self._language(item)
+        if isinstance(item, Document) and tuple(item.fields) == (TEXT,):
             item = self._judge(item, edited)
         if isinstance(item, Document):
             item = self._own(item, edited)
@@ -128,17 +129,17 @@ class Cleaner:
 
     def _baseline(self, document: Document, edited: list[str]) -> Document | Dropped:
         config = self._config
-        fields = dict(document.fields)
-        if config.lower_case:
-            fields = {name: text.lower() for name, text in fields.items()}
-        if config.stop_words == "remove":
-            fields = {name: _without_stop_words(text, document.language) for name, text in fields.items()}
-        if fields == document.fields:
-            return document
+
+        def reduce(text: str, _: list[str]) -> str:
+            text = text.lower() if config.lower_case else text
+            return _without_stop_words(text, document.language) if config.stop_words == "remove" else text
+
+        item = edit_fields(document, reduce, edited)
+        if isinstance(item, Dropped) or item.fields == document.fields:
+            return item
         edited.append("baseline")
-        fields = {name: self._edit(text, edited) for name, text in fields.items()}
-        document = Document(document.id, fields, document.language)
-        return self._short(document) or document
+        item = edit_fields(item, self._edit, edited)
+        return (self._short(item) or item) if isinstance(item, Document) else item
 
 
 def _without_stop_words(text: str, language: str) -> str:

@@ -44,9 +44,12 @@ def trim_whitespace(text: str) -> str:
 
 
 def remove_repeated_lines(text: str) -> str:
-    """Keep one of neighbouring lines that are equal; blank lines are left to ``trim_whitespace``."""
+    """Keep one of neighbouring lines that are equal but for spaces at their ends.
+
+    Blank lines are left to ``trim_whitespace``.
+    """
     kept = []
-    for line, group in groupby(text.split("\n")):
+    for line, group in groupby(text.split("\n"), str.rstrip):
         kept += [line] if line else list(group)
     return "\n".join(kept)
 
