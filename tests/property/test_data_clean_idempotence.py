@@ -44,6 +44,7 @@ def clean(text, name="basic"):
 @given(text=any_text | mojibake | lines)
 @example("e\0\u0301 \r\n \n \n\n \ud800x\u2029")
 @example("0 0\r0 0 ")
+@example("\u00b8\u00c2\u00a1")
 @example("the a\n\nthe\n\n\nb")
 def test_cleaning_is_idempotent(name, text):
     once, _ = clean(text, name)

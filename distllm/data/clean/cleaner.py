@@ -25,6 +25,7 @@ from distllm.data.clean.structured import edit_fields
 from distllm.data.clean.words import STOP_WORDS
 from distllm.data.records import TEXT, Document, Dropped
 
+_MOST_PASSES = 10
 _WORD_OR_NOT = re.compile(r"(\w+)")
 _LINE_BREAKS = re.compile(r"\n{2,}")
 _SPACES = re.compile(r"[^\S\n]{2,}")
@@ -58,11 +59,16 @@ class Cleaner:
         return item, list(dict.fromkeys(edited))
 
     def _edit(self, text: str, edited: list[str]) -> str:
-        for name, edit in self._edits.items():
-            changed = edit(text)
-            if changed != text:
-                edited.append(name)
-                text = changed
+        """Apply the edits; with repair until nothing changes, because the others can show more to repair."""
+        for _ in range(_MOST_PASSES if self._config.repair else 1):
+            before = text
+            for name, edit in self._edits.items():
+                changed = edit(text)
+                if changed != text:
+                    edited.append(name)
+                    text = changed
+            if text == before or text.isascii():
+                break
         return text
 
     def _short(self, document: Document) -> Dropped | None:
