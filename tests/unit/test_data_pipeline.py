@@ -114,14 +114,17 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, corpus):
     assert Manifest.load(tmp_path / "again").digest == first.digest
 
 
-def test_a_document_keeps_its_split_whatever_comes_beside_it(tmp_path, corpus):
-    prepare(config_for(tmp_path))
+def test_a_document_keeps_its_split_whatever_comes_beside_it(tmp_path, corpus, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # ids, and with them splits, follow the paths as they are given
+    here = {"paths": ("corpus",), "valid_fraction": 0.2}
+    prepare(config_for(tmp_path, **here))
     valid = set(texts_of(tmp_path / "out", "valid"))
     for i in range(60, 90):
         (corpus / f"{i:03d}.txt").write_text(sentence(i))
-    prepare(config_for(tmp_path, out="more"))
+    prepare(config_for(tmp_path, out="more", **here))
+    assert len(valid) > 3
     assert valid <= set(texts_of(tmp_path / "more", "valid"))
-    prepare(config_for(tmp_path, out="seed", seed=1))
+    prepare(config_for(tmp_path, out="seed", seed=1, **here))
     assert not valid <= set(texts_of(tmp_path / "seed", "valid"))
 
 
