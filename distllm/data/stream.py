@@ -3,7 +3,8 @@
 A sample is a row of ``seq_len`` inputs of one source (see ``packing``). Inside a row each document,
 or tail of one, is a *segment*. The samples of a split are numbered through its sources, in order.
 
-Shapes: B rows of a micro-batch, T = seq_len positions, O places where a segment opens.
+Shapes: B rows of a micro-batch, T = seq_len positions, S steps, N samples of S steps, O places where
+a segment opens.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from distllm.data.shards import index_of
 from distllm.errors import DataError
 
 IGNORE_INDEX = -100
+_LOCATED = 1024
+"""Samples that are located at once: many cost hardly more than a few (measured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +244,9 @@ class StepStream:
         self._micro_batch_size = micro_batch_size
         self._offset_B = np.arange(rank, sequences_per_step, world_size, dtype=np.int64)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="distllm-prefetch")
+        # not many epochs of a small split, each of which is a permutation of its own
+        self._steps_at_once = max(1, min(_LOCATED, split.num_samples) // self._offset_B.size)
+        self._numbers: dict[int, NDArray[np.int64]] = {}
         self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
 
     def step(self, first_sample: int) -> list[Batch]:
@@ -268,12 +274,20 @@ class StepStream:
 
     def _read(self, first_sample: int) -> tuple[list[Batch], int]:
         position_B = first_sample + self._offset_B
-        source_B, _, sample_B = self.order.locate(position_B)
-        number_B = self._split.numbers(source_B, sample_B)
+        if first_sample not in self._numbers:
+            self._numbers = self._locate_from(first_sample)
+        number_B = self._numbers[first_sample]
         longest_B = self._lengths.length_at(position_B) if self._lengths else None
         whole, damaged = self._split.read(number_B, position_B, longest_B)
         starts = range(0, position_B.size, self._micro_batch_size)
         return [whole.rows(start, start + self._micro_batch_size) for start in starts], damaged
+
+    def _locate_from(self, first_sample: int) -> dict[int, NDArray[np.int64]]:
+        """Return this rank's samples of this step and some that follow, by the first of each step."""
+        firsts = first_sample + np.arange(self._steps_at_once) * self._sequences_per_step
+        source_N, _, sample_N = self.order.locate((firsts[:, None] + self._offset_B).ravel())
+        number_SB = self._split.numbers(source_N, sample_N).reshape(firsts.size, -1)
+        return dict(zip(firsts.tolist(), number_SB, strict=True))
 
     def _count_damage(self, damaged: int) -> None:
         self._taken += self._offset_B.size

@@ -39,7 +39,7 @@ from distllm.data.order import SampleOrder, locate
 from distllm.data.shards import index_of, map_shard
 from distllm.data.stream import PackedSplit, StepStream
 
-MICRO, PER_STEP = 8, 64
+MICRO, PER_STEP, LOCATED = 8, 64, 1024
 WANTED_OF_MEMMAP, WANTED_OF_PEER, WANTED_LATER = 0.5, 1.0, 0.2
 PEER = Path(__file__).parent / "peers" / "litdata_read.py"
 
@@ -82,9 +82,9 @@ def read_distllm(split, rows):
 
 def read_memmap(ids_M, rows, seq_len):
     samples = (ids_M.size - 1) // seq_len
-    for start in range(0, rows, PER_STEP):
-        _, sample_N = locate(np.arange(start, start + PER_STEP), samples, 1)
-        for row in range(0, PER_STEP, MICRO):
+    for start in range(0, rows, LOCATED):
+        _, sample_N = locate(np.arange(start, start + LOCATED), samples, 1)
+        for row in range(0, LOCATED, MICRO):
             starts = (sample_N[row : row + MICRO] * seq_len).tolist()
             tensors(
                 np.stack([ids_M[at : at + seq_len].astype(np.int64) for at in starts]),
