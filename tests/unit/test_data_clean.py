@@ -309,6 +309,15 @@ def test_lines_that_go_are_an_edit_and_may_leave_too_little():
     assert clean(little, CleanConfig(min_chars=64, c4=ALL_C4))[0].rule == "too_short"
 
 
+def test_blank_lines_stay_and_count_for_nothing_after_lines_have_gone():
+    text = "\n\n".join(f"Line number {i} ends here." for i in range(9))
+    config = CleanConfig(
+        min_chars=0, c4=C4Config(min_line_words=3), fineweb=FinewebConfig(max_newlines_a_word=0.2)
+    )
+    assert clean(text, config)[0].text == text
+    assert rule(text, fineweb=FinewebConfig(max_newlines_a_word=0.2)) == "fineweb_list"
+
+
 def test_baselines_lose_case_and_stop_words():
     config = load_profile("classical")
     text = "The Quick Fox, which is brown, jumps over the lazy dog beside the old river every single day."

@@ -10,6 +10,7 @@ from distllm.data.clean.specials import make_specials
 from distllm.data.clean.tokens import count_sentences, words_of
 
 CASES = {
+    "(e.g. [Dr. “can't i.e.) a.m.,": "(|e.g.|[|Dr.|“|ca|n't|i.e.|)|a.m.|,",
     "plain words here": "plain|words|here",
     '"Hello," (she) said...': '"|Hello|,|"|(|she|)|said|...',
     "can't I'd've won’t its Its": "ca|n't|I|'d|'ve|wo|n’t|its|Its",
