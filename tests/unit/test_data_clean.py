@@ -1,26 +1,18 @@
 import json
-import pickle
 import random
 from collections import Counter
-from importlib.metadata import EntryPoint
 
 import pytest
 
-from distllm.config import checks_clean
-from distllm.config.checks_clean import check_clean
-from distllm.config.checks_prepare import check_prepare
-from distllm.config.problems import Problems
-from distllm.config.schema import Config
 from distllm.config.schema_clean import C4Config, CleanConfig, FinewebConfig, GopherConfig, RepetitionConfig
 from distllm.data.clean import Cleaner, load_profile
 from distllm.data.clean.c4 import apply_c4, count_sentences
 from distllm.data.clean.language import detect_language
 from distllm.data.clean.measures import Measures
-from distllm.data.clean.profiles import profile_names
 from distllm.data.clean.quality import judge_fineweb, judge_gopher
 from distllm.data.clean.repetition import judge_repetition
 from distllm.data.records import Document, Dropped
-from distllm.errors import ConfigError, MissingDependency
+from distllm.errors import MissingDependency
 
 PROSE = (
     "The river rose in the night and took the bridge with it. Nobody had expected that much water, "
@@ -329,98 +321,3 @@ def test_baselines_lose_case_and_stop_words():
         == "Hund Katze"
     )
     assert clean("the and of", CleanConfig(min_chars=0, stop_words="remove"), "en")[0].rule == "too_short"
-
-
-def no_bridges(document):
-    return "it mentions a bridge" if "bridge" in document.text else document
-
-
-def shout(document):
-    return Document(document.id, {"text": document.text.upper()}, document.language)
-
-
-def offer(monkeypatch, **functions):
-    points = [EntryPoint(name, "nowhere:nothing", checks_clean.FILTER_GROUP) for name in functions]
-    monkeypatch.setattr(EntryPoint, "load", lambda point: functions[point.name])
-    groups = {checks_clean.FILTER_GROUP: points}
-    monkeypatch.setattr(checks_clean, "entry_points", lambda group: groups.get(group, []))
-
-
-def test_filters_of_a_package_are_found_by_name(monkeypatch):
-    offer(monkeypatch, no_bridges=no_bridges, shout=shout)
-    config = CleanConfig(filters=("no_bridges", "shout"))
-    dropped, _ = clean(PROSE, config)
-    assert (dropped.rule, dropped.reason) == ("no_bridges", "it mentions a bridge")
-    item, edited = clean(PROSE.replace("bridge", "boat"), config)
-    assert (item.text.count("BOAT"), edited) == (1, ["shout"])
-    assert clean(item.text, config) == (item, [])
-    with pytest.raises(ConfigError) as error:
-        Cleaner(CleanConfig(filters=("no_bridge",)))
-    assert "no_bridges" in error.value.remedy
-
-
-def test_an_unknown_filter_without_any_offered_says_how_to_offer_one():
-    with pytest.raises(ConfigError) as error:
-        Cleaner(CleanConfig(filters=("mine",)))
-    assert "entry point of the group distllm.filters" in error.value.remedy
-
-
-def test_problems_of_a_profile_are_found_before_it_is_used(monkeypatch):
-    offer(monkeypatch, no_bridges=no_bridges)
-    problems = Problems()
-    check_clean(
-        CleanConfig(
-            filters=("no_bridges", "no_bridge"),
-            languages=("en", "english", "DE"),
-            gopher=GopherConfig(min_words=5, max_words=4, min_mean_word_length=3, max_mean_word_length=3),
-            repetition=RepetitionConfig(max_top_ngram=(0.2, 20), max_duplicate_ngram=(0, 1)),
-        ),
-        problems,
-    )
-    causes = [problem.cause for problem in problems.found]
-    assert causes[:3] == [
-        "unknown filter 'no_bridge'",
-        *(f"{x!r} is no code of a language" for x in ("english", "DE")),
-    ]
-    assert "min_words=5 is more than clean.gopher.max_words=4" in causes[3]
-    assert "max_top_ngram" in causes[4]
-    assert len(causes) == 5
-    assert "'no_bridges'" in problems.found[0].remedy
-
-
-@pytest.mark.parametrize("name", profile_names())
-def test_profiles_have_no_problem(name):
-    problems = Problems()
-    check_clean(load_profile(name), problems)
-    problems.raise_if_any()
-
-
-def test_prepare_checks_the_profile():
-    problems = Problems()
-    check_prepare(Config(clean=CleanConfig(filters=("mine",))), problems)
-    assert [problem.cause for problem in problems.found] == ["unknown filter 'mine'"]
-
-
-def test_profiles_are_found_by_name():
-    assert profile_names() == ["basic", "c4", "classical", "fineweb", "gopher", "technical", "web"]
-    assert load_profile("basic") == CleanConfig()
-    web = load_profile("web")
-    assert (web.gopher, web.repetition) == (load_profile("gopher").gopher, load_profile("gopher").repetition)
-    assert web.fineweb == load_profile("fineweb").fineweb
-    with pytest.raises(ConfigError) as error:
-        load_profile("wep")
-    assert "'web'" in error.value.remedy
-
-
-@pytest.mark.parametrize("name", ["basic", "web", "technical", "gopher", "fineweb", "c4"])
-def test_good_prose_passes_every_profile(name):
-    item, _ = clean(PROSE, load_profile(name))
-    assert item.text == PROSE
-
-
-def test_a_cleaner_travels_to_other_processes():
-    for name in profile_names():
-        cleaner = Cleaner(load_profile(name))
-        assert pickle.loads(pickle.dumps(cleaner))(Document.of_text("d", PROSE)) == clean(
-            PROSE, load_profile(name)
-        )
