@@ -18,10 +18,10 @@ from typing import Any
 from distllm.config.schema import Config
 from distllm.data.clean import Cleaner
 from distllm.data.dedup import Decontaminator, Removals
-from distllm.data.pipeline.rooms import Scrubber
 from distllm.data.pipeline.sources import Unit
 from distllm.data.pipeline.spool import SpoolWriter, read_documents
 from distllm.data.pipeline.work import Result, Task, Tick, address
+from distllm.data.privacy import Scrubber
 from distllm.data.read import read_part
 from distllm.data.records import Document, Dropped
 from distllm.data.split import split_hash
