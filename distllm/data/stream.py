@@ -28,6 +28,8 @@ from distllm.errors import DataError
 IGNORE_INDEX = -100
 _LOCATED = 1024
 """Samples that are located at once: many cost hardly more than a few (measured)."""
+_READ_IDS = 1 << 18
+"""Ids that are read at once: fewer cost more calls for each (measured), more only memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +248,8 @@ class StepStream:
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="distllm-prefetch")
         # not many epochs of a small split, each of which is a permutation of its own
         self._steps_at_once = max(1, min(_LOCATED, split.num_samples) // self._offset_B.size)
+        together = _READ_IDS // (split.seq_len * micro_batch_size)
+        self._rows_at_once = micro_batch_size * max(1, together)
         self._numbers: dict[int, NDArray[np.int64]] = {}
         self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
 
@@ -278,9 +282,15 @@ class StepStream:
             self._numbers = self._locate_from(first_sample)
         number_B = self._numbers[first_sample]
         longest_B = self._lengths.length_at(position_B) if self._lengths else None
-        whole, damaged = self._split.read(number_B, position_B, longest_B)
-        starts = range(0, position_B.size, self._micro_batch_size)
-        return [whole.rows(start, start + self._micro_batch_size) for start in starts], damaged
+        batches, damaged = list[Batch](), 0
+        for start in range(0, position_B.size, self._rows_at_once):
+            part = slice(start, start + self._rows_at_once)
+            longest = None if longest_B is None else longest_B[part]
+            whole, lost = self._split.read(number_B[part], position_B[part], longest)
+            damaged += lost
+            for row in range(0, whole.sample_ids_B.size, self._micro_batch_size):
+                batches.append(whole.rows(row, row + self._micro_batch_size))
+        return batches, damaged
 
     def _locate_from(self, first_sample: int) -> dict[int, NDArray[np.int64]]:
         """Return this rank's samples of this step and some that follow, by the first of each step."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import write_sources
 
+from distllm.commands.inspect import _origins
 from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, resolve
 from distllm.config.schema import Config
@@ -172,6 +173,9 @@ def test_the_stream_of_a_run_follows_its_configuration(dataset):
     stream.close()
     assert [{1, 2} & set(step.ravel().tolist()) for step in steps] == [{1, 2}, {1, 2}, {2}]
     assert early.positions_BT.max() == 3
+    origins = _origins(stream.order, early)
+    assert sorted(line.split(" sample ")[0] for line in origins) == ["a", "a", "b", "b"]
+    assert all(line.endswith("epoch 1") for line in origins)
     lines = describe_order(stream.order, 12)
     assert [line.split(",")[0] for line in lines] == [
         "source a: 4 of 12 samples",
