@@ -77,5 +77,5 @@ class SourceConfig(ReadConfig):
         minimum=0.0,
     )
     max_epochs: float | None = option(
-        None, "a run that would repeat this source more often is refused", on_resume="identity", minimum=0.0
+        None, "a run that would repeat this source more often is refused", minimum=0.0
     )
