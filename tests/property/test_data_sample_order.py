@@ -1,11 +1,12 @@
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distllm.data.order import Phase, SampleOrder, SourceSamples, locate, unpermute
+from distllm.data.order import Phase, SampleOrder, SourceSamples, locate, quotas_of, unpermute
 from distllm.data.order.permutation import permute
 
 seeds = st.integers(0, 2**31)
@@ -20,7 +21,9 @@ def orders(draw, max_samples=257):
         shards = draw(st.lists(st.integers(0, max_samples // 7), min_size=1, max_size=7))
         shards[draw(st.integers(0, len(shards) - 1))] += 1
         sources.append(SourceSamples(name, tuple(shards)))
-    quota = st.lists(st.integers(0, 5), min_size=len(names), max_size=len(names)).filter(any)
+    # small ones are dealt from a table, large ones by a tree
+    numbers = st.one_of(st.integers(0, 5), st.integers(0, 10**8))
+    quota = st.lists(numbers, min_size=len(names), max_size=len(names)).filter(any)
     starts = sorted(draw(st.sets(st.integers(1, 300), max_size=3)))
     phases = [Phase(start, tuple(draw(quota))) for start in (0, *starts)]
     window = draw(st.one_of(st.none(), st.integers(1, 8)))
@@ -44,6 +47,19 @@ def test_every_epoch_of_every_source_holds_each_sample_once(order):
         for epoch in range(times // samples.total):
             held = {sample for s, e, sample in seen if (s, e) == (source, epoch)}
             assert held == set(range(samples.total))
+
+
+@given(sizes=st.lists(st.integers(1, 40_000), min_size=2, max_size=4), seed=seeds, epochs=st.integers(1, 3))
+@settings(max_examples=15, deadline=None)
+def test_sources_drawn_by_their_sizes_end_their_epochs_together(sizes, seed, epochs):
+    sources = [SourceSamples(name, (size,)) for name, size in zip("abcd", sizes, strict=False)]
+    quotas = quotas_of([Fraction(size) for size in sizes])
+    order, total = SampleOrder(sources, [Phase(0, quotas)], seed=seed), sum(sizes)
+    assert order.drawn(epochs * total) == tuple(epochs * size for size in sizes)
+    source_N, epoch_N, sample_N = order.locate(np.arange((epochs - 1) * total, epochs * total))
+    assert (epoch_N == epochs - 1).all()
+    firsts = np.cumsum(sizes) - sizes
+    np.testing.assert_array_equal(np.sort(firsts[source_N] + sample_N), np.arange(total))
 
 
 @given(order=orders(max_samples=60), data=st.data())

@@ -5,7 +5,10 @@ whose next turn has come, the one with the earliest deadline. With k sources and
 every prefix of n slots each source was drawn n * w_s times, give or take 1 - 1 / (2k - 2), which no
 other rule can lower for all shares. A block repeats, so the bound holds without end.
 
-Shapes: B slots of a block.
+A block is held as a table. Shares that need a longer one, such as those of sources drawn as often as
+they have samples, are dealt out by ``TreePattern`` instead, with a slightly wider bound.
+
+Shapes: B slots of a block, N slots.
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from math import gcd, lcm
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from distllm.data.order.tree import LARGEST_TOTAL, TreePattern
 
 LARGEST_BLOCK = 1 << 14
 
@@ -25,23 +31,23 @@ LARGEST_BLOCK = 1 << 14
 def quotas_of(weights: Sequence[Fraction]) -> tuple[int, ...]:
     """Return integer quotas, without a common divisor, in proportion to weights of any unit.
 
-    They are exact if a block of ``LARGEST_BLOCK`` slots or fewer can hold the shares. Otherwise each
-    share is right to 1 / ``LARGEST_BLOCK`` (largest remainders), and no positive weight gets none.
+    They are exact if they are ``LARGEST_TOTAL`` together or fewer. Otherwise each share is right to
+    1 / ``LARGEST_TOTAL`` (largest remainders), and no positive weight gets none.
 
     Raises:
-        ValueError: a weight is negative, none is positive, or there are more than slots.
+        ValueError: a weight is negative, or none is positive.
     """
     total = sum(weights, Fraction(0))
-    if total <= 0 or min(weights) < 0 or len(weights) > LARGEST_BLOCK // 2:
+    if total <= 0 or min(weights) < 0:
         raise ValueError(f"no mixture of the weights {', '.join(map(str, weights))}")
     shares = [weight / total for weight in weights]
     block = lcm(*(share.denominator for share in shares))
-    if block <= LARGEST_BLOCK:
+    if block <= LARGEST_TOTAL:
         return tuple(int(share * block) for share in shares)
-    exact = [share * LARGEST_BLOCK for share in shares]
+    exact = [share * LARGEST_TOTAL for share in shares]
     quotas = [max(int(value), int(value > 0)) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda s: (quotas[s] - exact[s], s))
-    missing = LARGEST_BLOCK - sum(quotas)
+    missing = LARGEST_TOTAL - sum(quotas)
     for place in range(missing):
         quotas[by_remainder[place]] += 1
     for _ in range(-missing):  # more sources were lifted to one slot than slots were left
@@ -50,44 +56,67 @@ def quotas_of(weights: Sequence[Fraction]) -> tuple[int, ...]:
     return tuple(quota // divisor for quota in quotas)
 
 
-class Pattern:
-    """The slots of one block.
+class Pattern(Protocol):
+    """The endless slots of a mixture.
+
+    Attributes:
+        quotas: of ``sum(quotas)`` slots, how many belong to each source.
+    """
+
+    quotas: tuple[int, ...]
+
+    def draw(self, slot_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the source of each slot, and how many earlier slots belong to the same source."""
+
+    def drawn(self, source: int, slots: int) -> int:
+        """Return how many of the first ``slots`` slots belong to ``source``."""
+
+    def slot_of(self, source: int, ordinal: int) -> int:
+        """Return the slot in which ``source`` is drawn for the ``ordinal``-th time, counted from 0.
+
+        The source must have a quota.
+        """
+
+
+class BlockPattern:
+    """See ``Pattern``: the slots of one block, which repeats.
 
     Attributes:
         quotas: slots of each source in a block.
         block: their sum, B.
         source_B: the source of each slot.
-        rank_B: how many earlier slots of the block belong to the same source.
-        places: the slots of each source, ascending.
     """
 
     def __init__(self, quotas: tuple[int, ...]) -> None:
         self.quotas = quotas
         self.block = sum(quotas)
         self.source_B = _chairman(quotas)
-        self.places = [np.flatnonzero(self.source_B == source) for source in range(len(quotas))]
-        self.rank_B = np.empty(self.block, dtype=np.int64)
-        for place_Q in self.places:
-            self.rank_B[place_Q] = np.arange(place_Q.size)
+        self._places = [np.flatnonzero(self.source_B == source) for source in range(len(quotas))]
+        self._rank_B = np.empty(self.block, dtype=np.int64)
+        for place_Q in self._places:
+            self._rank_B[place_Q] = np.arange(place_Q.size)
+
+    def draw(self, slot_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See ``Pattern``."""
+        block_N, place_N = np.divmod(slot_N, self.block)
+        source_N = self.source_B[place_N]
+        return source_N, block_N * np.array(self.quotas, dtype=np.int64)[source_N] + self._rank_B[place_N]
 
     def drawn(self, source: int, slots: int) -> int:
-        """Return how often ``source`` is drawn in the first ``slots`` slots of the repeated block."""
+        """See ``Pattern``."""
         blocks, rest = divmod(slots, self.block)
-        return blocks * self.quotas[source] + int(np.searchsorted(self.places[source], rest))
+        return blocks * self.quotas[source] + int(np.searchsorted(self._places[source], rest))
 
     def slot_of(self, source: int, ordinal: int) -> int:
-        """Return the slot of the repeated block in which ``source`` is drawn for the ``ordinal``-th time.
-
-        Ordinals count from 0; the source must have a quota.
-        """
+        """See ``Pattern``."""
         blocks, rank = divmod(ordinal, self.quotas[source])
-        return blocks * self.block + int(self.places[source][rank])
+        return blocks * self.block + int(self._places[source][rank])
 
 
 @lru_cache(maxsize=64)
 def pattern_of(quotas: tuple[int, ...]) -> Pattern:
     """Return the pattern of ``quotas``; patterns do not change and are shared."""
-    return Pattern(quotas)
+    return BlockPattern(quotas) if sum(quotas) <= LARGEST_BLOCK else TreePattern(quotas)
 
 
 def _chairman(quotas: tuple[int, ...]) -> NDArray[np.int64]:

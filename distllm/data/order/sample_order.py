@@ -144,13 +144,10 @@ class SampleOrder:
         phase_N = np.searchsorted(self._starts, position_N, side="right") - 1
         source_N, ordinal_N = np.empty_like(position_N), np.empty_like(position_N)
         for phase in np.unique(phase_N).tolist():
-            chosen_N, pattern = phase_N == phase, self._patterns[phase]
-            block_C, slot_C = np.divmod(position_N[chosen_N] - self._starts[phase], pattern.block)
-            source_C = pattern.source_B[slot_C]
-            quota_S = np.array(pattern.quotas, dtype=np.int64)
-            before_S = np.array(self._before[phase], dtype=np.int64)
+            chosen_N = phase_N == phase
+            source_C, drawn_C = self._patterns[phase].draw(position_N[chosen_N] - self._starts[phase])
             source_N[chosen_N] = source_C
-            ordinal_N[chosen_N] = before_S[source_C] + block_C * quota_S[source_C] + pattern.rank_B[slot_C]
+            ordinal_N[chosen_N] = np.array(self._before[phase], dtype=np.int64)[source_C] + drawn_C
         return source_N, ordinal_N
 
     def _digest(self, phases: tuple[Phase, ...]) -> str:
