@@ -12,7 +12,7 @@ from distllm.config.schema import Config
 from distllm.config.schema_privacy import PrivacyConfig, PrivacyKind
 from distllm.config.validate import build
 from distllm.data.privacy import Finding, Scrubber, placeholder
-from distllm.errors import MissingDependency
+from distllm.errors import ConfigError, MissingDependency
 
 KINDS = get_args(PrivacyKind)
 EVERYTHING = Scrubber(PrivacyConfig(scrub=KINDS))
@@ -108,6 +108,13 @@ def test_only_the_configured_regions_have_national_formats():
     assert kinds_in("020 7946 0958 or +442079460958", phone_regions=("US",)) == [("phone", "+442079460958")]
 
 
+def test_a_region_without_numbers_is_refused():
+    with pytest.raises(ConfigError, match="'UK' is no region") as error:
+        Scrubber(PrivacyConfig(scrub=("phone",), phone_regions=("US", "UK")))
+    assert (error.value.where, "GB" in error.value.remedy) == ("privacy.phone_regions", True)
+    Scrubber(PrivacyConfig(scrub=("email",), phone_regions=("UK",)))
+
+
 def test_private_addresses_are_found_only_when_asked_for():
     text = "10.0.0.1 192.168.1.7 fe80::1 8.8.8.8"
     assert kinds_in(text) == [("ip", "8.8.8.8")]
@@ -126,6 +133,15 @@ def test_what_is_not_asked_for_stays_and_is_not_taken_for_something_else():
     text = "card 4111 1111 1111 1111, bob@example.com, call 415-555-2671"
     assert scrub(text) == ("card 4111 1111 1111 1111, bob@example.com, call <PHONE>", Counter(phone=1))
     assert Scrubber(PrivacyConfig()).scrub(text) == (text, Counter())
+    tax_id = "call 69024235180"
+    assert scrub(tax_id) == (tax_id, Counter())
+    assert EVERYTHING.scrub(tax_id)[0] == "call <NATIONAL_ID>"
+
+
+def test_a_card_is_found_behind_another_group_of_digits():
+    assert kinds_in("9999\u00a04111\u00a01111\u00a01111\u00a01111") == [
+        ("credit_card", "4111\u00a01111\u00a01111\u00a01111")
+    ]
 
 
 def test_counts_places_and_text_agree():
@@ -151,7 +167,7 @@ def test_phones_need_their_package_and_nothing_else_does(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "phonenumbers", None)
     assert Scrubber(PrivacyConfig(scrub=("email", "national_id"))).scrub("a@b.com 1")[0] == "<EMAIL> 1"
     with pytest.raises(MissingDependency, match="phonenumbers") as error:
-        EVERYTHING.scrub("call 415-555-2671")
+        Scrubber(PrivacyConfig(scrub=("phone",)))
     assert "distllm[data]" in error.value.remedy
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from distllm.data.extras import require
 from distllm.data.privacy.page import Page, Span
+from distllm.errors import ConfigError
 
 _BREAK = "[ \u00a0().\\-/\u2010\u2011\u2013]"
 _CANDIDATE = re.compile(
@@ -31,6 +32,23 @@ _SHAPES = {
     "CN": re.compile(r"1[3-9][0-9]([ \-])[0-9]{4}\1[0-9]{4}$"),
 }
 _LEAST_NATIONAL, _MOST_NATIONAL = 9, 12  # digits with the trunk prefix; the least without a word before
+
+
+def check_regions(regions: tuple[str, ...]) -> None:
+    """Check that every region has a numbering plan.
+
+    Raises:
+        ConfigError: one has none.
+        MissingDependency: `phonenumbers` is not installed.
+    """
+    plans = require("phonenumbers", "replacing phone numbers (privacy.scrub)")
+    for region in regions:
+        if region not in plans.SUPPORTED_REGIONS:
+            raise ConfigError(
+                f"{region!r} is no region that has phone numbers",
+                where="privacy.phone_regions",
+                remedy="use two-letter codes of ISO 3166 in capitals, such as US, GB or DE",
+            )
 
 
 def find_phones(page: Page) -> Iterator[Span]:

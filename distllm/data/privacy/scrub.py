@@ -11,7 +11,7 @@ from distllm.data.privacy.accounts import find_credit_cards, find_ibans
 from distllm.data.privacy.national import find_national_ids
 from distllm.data.privacy.network import find_emails, find_ips
 from distllm.data.privacy.page import Finding, Page, Span
-from distllm.data.privacy.phones import find_phones
+from distllm.data.privacy.phones import check_regions, find_phones
 from distllm.data.privacy.secrets import find_api_keys, find_private_keys
 
 # The surest first: what one has claimed no later one takes. A kind that is not replaced still
@@ -38,6 +38,10 @@ class Scrubber:
 
     Scrubbing is repeated until nothing is found, because a replacement can set free what stood next
     to it: scrubbed text is never changed by scrubbing it again.
+
+    Raises:
+        ConfigError: a region of ``phone_regions`` has no numbering plan.
+        MissingDependency: phones are asked for and `phonenumbers` is not installed.
     """
 
     def __init__(self, config: PrivacyConfig) -> None:
@@ -45,13 +49,11 @@ class Scrubber:
         self._asked = frozenset(config.scrub)
         last = max((n for n, (kind, _) in enumerate(_DETECTORS) if kind in self._asked), default=-1)
         self._detectors = _DETECTORS[: last + 1]
+        if "phone" in self._asked:
+            check_regions(config.phone_regions)
 
     def scrub(self, text: str) -> tuple[str, Counter[str]]:
-        """Return ``text`` with placeholders, and how many of each kind were put in.
-
-        Raises:
-            MissingDependency: phones are asked for and `phonenumbers` is not installed.
-        """
+        """Return ``text`` with placeholders, and how many of each kind were put in."""
         counts: Counter[str] = Counter()
         while found := self._look(text):
             counts.update(finding.kind for finding in found)
