@@ -4,16 +4,17 @@ from functools import cache
 
 import numpy as np
 
+from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.manifest import Manifest, SourceCounts, SplitRecord
 from distllm.data.shards import INDEX_FILE, ShardWriter, token_dtype, write_index
-from distllm.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from distllm.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from distllm.fsio import digest_file
 
 
 @cache
 def byte_tokenizer():
     """Return a tokenizer of 256 bytes and EOT (id 0), without merges."""
-    return Tokenizer.train([], 258)
+    return Tokenizer.train([], TokenizerConfig(vocab_size=258))
 
 
 def write_dataset(directory, *, shard_bytes=1 << 20, source="text", **splits):
@@ -55,7 +56,7 @@ def write_sources(directory, sources, *, shard_bytes=1 << 20, fields=None):
             records[source][split] = SplitRecord(tokens, len(documents), text_bytes, shards)
     directory.mkdir(exist_ok=True)
     write_index(directory, index)
-    tokenizer.save(directory / TOKENIZER_FILE)
+    tokenizer.save(directory)
     counts = {name: sum(map(len, splits.values())) for name, splits in sources.items()}
     manifest = Manifest(
         pipeline={"seed": 0},
@@ -66,7 +67,7 @@ def write_sources(directory, sources, *, shard_bytes=1 << 20, fields=None):
         sources=records,
         fields=fields,
         counts={name: SourceCounts(count, count) for name, count in counts.items()},
-        files={name: digest_file(directory / name) for name in (INDEX_FILE, TOKENIZER_FILE)},
+        files={name: digest_file(directory / name) for name in (INDEX_FILE, *TOKENIZER_FILES)},
     )
     manifest.save(directory)
     return manifest

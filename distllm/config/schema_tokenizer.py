@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from distllm.config.options import option
 
@@ -11,9 +12,29 @@ from distllm.config.options import option
 class TokenizerConfig:
     """How text becomes token ids."""
 
-    vocab_size: int = option(
-        8192, "size of the byte-level BPE vocabulary to train", on_resume="identity", minimum=258
+    kind: Literal["bpe", "unigram"] = option(
+        "bpe", "model to train over bytes: byte-pair encoding or unigram", on_resume="identity"
+    )
+    vocab_size: int = option(8192, "size of the vocabulary to train", on_resume="identity", minimum=258)
+    min_frequency: int = option(
+        2, "pairs that stand less often are not merged (bpe)", on_resume="identity", minimum=1
+    )
+    train_bytes: int = option(
+        256 * 2**20,
+        "train on at most this much text, an even choice of documents",
+        unit="bytes",
+        on_resume="identity",
+        minimum=1,
+    )
+    special_tokens: tuple[str, ...] = option(
+        (), "more special tokens, such as <|im_start|>; never recognised inside text", on_resume="identity"
+    )
+    chat_template: str | None = option(
+        None, "a Jinja file that renders conversations; kept with the tokenizer", on_resume="identity"
     )
     path: str | None = option(
         None, "a tokenizer.json (or its folder) to use instead of training one", on_resume="identity"
+    )
+    backend: Literal["auto", "tokenizers", "gigatoken"] = option(
+        "auto", "what encodes; auto: gigatoken where it is installed and gives the same ids"
     )

@@ -76,6 +76,7 @@ class PackedSplit:
     Attributes:
         sources: how many samples each source has; a source that lacks the split has none.
         num_tokens: ids of the split.
+        bytes_per_token: UTF-8 bytes of text an id stands for, on average.
         num_samples: samples of the split.
 
     Raises:
@@ -96,7 +97,9 @@ class PackedSplit:
         self.manifest = Manifest.load(directory)
         self.manifest.check_sizes(directory, split)
         self.seq_len = seq_len
-        self.num_tokens = self.manifest.splits[split].tokens
+        record = self.manifest.splits[split]
+        self.num_tokens = record.tokens
+        self.bytes_per_token = record.text_bytes / max(1, record.tokens)
         _check_fields(directory, self.manifest, split)
         index = index_of(directory, self.manifest)
         self._rows = [

@@ -63,18 +63,23 @@ def evaluate_perplexity(
     wanted = split.num_samples if max_tokens is None else max(1, max_tokens // split.seq_len)
     num_samples = min(split.num_samples, wanted)
     byte_lengths_V = tokenizer.token_byte_lengths()
+    bytes_per_token = split.bytes_per_token
     was_training = model.training
     model.eval()
-    nll_sum, tokens, text_bytes = 0.0, 0, 0
+    nll_sum, tokens, text_bytes = 0.0, 0, 0.0
     with torch.no_grad():
         for batch in _share(split, num_samples, micro_batch_size, topology):
             nll_sum += float(task.loss_sum(model, batch))
             targets = batch.targets_BT[batch.targets_BT != IGNORE_INDEX]
             tokens += len(targets)
-            text_bytes += int(byte_lengths_V[targets].sum())
+            text_bytes += (
+                bytes_per_token * len(targets)
+                if byte_lengths_V is None
+                else int(byte_lengths_V[targets].sum())
+            )
     model.train(was_training)
     totals = sum_over_ranks([nll_sum, tokens, text_bytes], topology)
-    return Perplexity(totals[0], int(totals[1]), int(totals[2]))
+    return Perplexity(totals[0], int(totals[1]), round(totals[2]))
 
 
 def _share(split: PackedSplit, num_samples: int, size: int, topology: Topology) -> Iterator[Batch]:

@@ -61,7 +61,7 @@ def export_hf(
     pairs = model_state.items() if isinstance(model_state, Mapping) else model_state
     with _new_folder(Path(out)) as folder:
         _write_weights(_renamed(pairs, shape), folder, shard_bytes)
-        _write_tokenizer(tokenizer, shape, folder)
+        tokenizer.save(folder, max_length=shape.max_seq_len)
         eot_id, num_ids = tokenizer.eot_id, tokenizer.vocab_size
         atomic_write_json(folder / "config.json", llama_config(shape, eot_id))
         atomic_write_json(folder / "generation_config.json", generation_config(shape, eot_id, num_ids))
@@ -146,19 +146,3 @@ def _groups(pairs: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[st
         size += tensor.nbytes
     if group:
         yield group
-
-
-def _write_tokenizer(tokenizer: Tokenizer, shape: ModelShape, folder: Path) -> None:
-    eot = tokenizer.decode([tokenizer.eot_id])
-    special = {"bos_token": eot, "eos_token": eot, "unk_token": None}
-    tokenizer.save(folder / "tokenizer.json")
-    atomic_write_json(folder / "special_tokens_map.json", {"bos_token": eot, "eos_token": eot})
-    atomic_write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": shape.max_seq_len,
-            "clean_up_tokenization_spaces": False,
-            **special,
-        },
-    )

@@ -3,6 +3,7 @@ from functools import cache
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.tokenizer import EOT, Tokenizer
 
 any_text = st.text(st.characters(exclude_categories=("Cs",)), max_size=200)
@@ -11,7 +12,8 @@ any_text = st.text(st.characters(exclude_categories=("Cs",)), max_size=200)
 @cache
 def trained():
     return Tokenizer.train(
-        ["the cat sat on the mat, the dog sat on the log. " * 20, "naïve café 漢字 " * 20], 320
+        ["the cat sat on the mat, the dog sat on the log. " * 20, "naïve café 漢字 " * 20],
+        TokenizerConfig(vocab_size=320),
     )
 
 

@@ -98,7 +98,15 @@ def test_the_manifest_describes_what_was_written(tmp_path, corpus):
     assert len(manifest.splits["train"].shards) > 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out", "out.work"]
     top = {path.name for path in (tmp_path / "out").iterdir()}
-    assert top == {"manifest.json", "index.json", "tokenizer.json", "removed.jsonl", "report.json", "text"}
+    assert top == {
+        "manifest.json",
+        "index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "removed.jsonl",
+        "report.json",
+        "text",
+    }
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path, corpus):

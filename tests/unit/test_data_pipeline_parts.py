@@ -107,7 +107,7 @@ TEXTS = ["one", "", "three documents", "ä", "five", "six six six"]
 def encoded(tmp_path):
     """The two fields of six pairs, encoded as two units."""
     work = WorkDirectory(tmp_path / "work", lambda _: None)
-    byte_tokenizer().save(tmp_path / "tokenizer.json")
+    byte_tokenizer().save(tmp_path)
     tokenizer = Result("t", tmp_path, "t", {"fingerprint": byte_tokenizer().fingerprint})
     config = Config(data=DataConfig(source="pairs", paths=("x",)))
     (source,) = settle_sources(config)

@@ -7,7 +7,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from distllm.data.tokenizer import EOT, Tokenizer
+from distllm.config.schema_tokenizer import TokenizerConfig
+from distllm.data.tokenizer import EOT, LossyTokenizer, Tokenizer
 from distllm.errors import TokenizerError
 
 TEXTS = ["the quick brown fox jumps over the lazy dog. " * 30, "def f(x):\n    return x + 1\n" * 30]
@@ -15,7 +16,7 @@ TEXTS = ["the quick brown fox jumps over the lazy dog. " * 30, "def f(x):\n    r
 
 @pytest.fixture(scope="module")
 def trained():
-    return Tokenizer.train(TEXTS, 300)
+    return Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=300))
 
 
 def test_training_learns_merges_up_to_the_vocabulary(trained):
@@ -25,14 +26,16 @@ def test_training_learns_merges_up_to_the_vocabulary(trained):
 
 
 def test_little_text_gives_a_smaller_vocabulary():
-    assert Tokenizer.train([], 1000).vocab_size == 257
+    assert Tokenizer.train([], TokenizerConfig(vocab_size=1000)).vocab_size == 257
 
 
-def test_training_is_the_same_in_every_process():
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_training_is_the_same_in_every_process(kind):
     words = random.Random(0).choices(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"], k=4000)
     script = (
         "import sys; from distllm.data.tokenizer import Tokenizer\n"
-        "print(Tokenizer.train([line for line in sys.stdin], 400).fingerprint)"
+        "from distllm.config.schema_tokenizer import TokenizerConfig\n"
+        f"print(Tokenizer.train(list(sys.stdin), TokenizerConfig(kind={kind!r}, vocab_size=400)).fingerprint)"
     )
     text = "\n".join(" ".join(words[i : i + 9]) for i in range(0, 4000, 9))
     runs = [
@@ -41,7 +44,8 @@ def test_training_is_the_same_in_every_process():
         ).stdout
         for _ in range(2)
     ]
-    assert runs[0] == runs[1] == Tokenizer.train(text.splitlines(keepends=True), 400).fingerprint + "\n"
+    here = Tokenizer.train(text.splitlines(keepends=True), TokenizerConfig(kind=kind, vocab_size=400))
+    assert runs[0] == runs[1] == here.fingerprint + "\n"
 
 
 def test_a_text_cannot_forge_a_boundary(trained):
@@ -60,7 +64,7 @@ def test_byte_lengths_count_bytes_and_not_special_tokens(trained):
 
 
 def test_save_and_load_keep_everything(trained, tmp_path):
-    trained.save(tmp_path / "tokenizer.json")
+    trained.save(tmp_path)
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         loaded = Tokenizer.load(path)
         assert loaded.fingerprint == trained.fingerprint
@@ -69,7 +73,7 @@ def test_save_and_load_keep_everything(trained, tmp_path):
 
 
 def test_the_fingerprint_ignores_layout_and_sees_content(trained, tmp_path):
-    trained.save(tmp_path / "tokenizer.json")
+    trained.save(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(content, indent=3))
     assert Tokenizer.load(tmp_path).fingerprint == trained.fingerprint
@@ -101,15 +105,22 @@ def test_a_foreign_tokenizer_is_used_without_its_truncation_and_padding(tmp_path
     assert loaded.token_byte_lengths()[loaded.encode("a  é")].tolist() == [1, 4]
 
 
-def test_tokenizers_that_lose_text_or_have_no_end_are_refused(tmp_path):
+def test_tokenizers_that_lose_text_say_why(tmp_path):
     for keys, problem in [
         ({"alphabet": ALPHABET[:200], "eot": EOT}, "lacks 56 of the 256 bytes"),
         ({"alphabet": ALPHABET, "eot": EOT, "decoder": decoders.Metaspace()}, "not byte-level"),
-        ({"alphabet": ALPHABET, "eot": "[PAD]"}, "no end-of-text token"),
     ]:
-        with pytest.raises(TokenizerError, match=problem) as error:
-            Tokenizer.load(foreign(tmp_path, **keys))
-        assert error.value.remedy
+        with pytest.warns(LossyTokenizer, match=problem):
+            loaded = Tokenizer.load(foreign(tmp_path, **keys))
+        assert not loaded.lossless
+        assert problem in loaded.lossless_reason
+        assert loaded.token_byte_lengths() is None
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path):
+    with pytest.raises(TokenizerError, match="no end-of-text token") as error:
+        Tokenizer.load(foreign(tmp_path, alphabet=ALPHABET, eot="[PAD]"))
+    assert error.value.remedy
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b"{}", b"[]", b'{"model": 3}', b"\xff\xfe", None])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distllm.config.schema import ModelConfig
+from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError, ConfigError, IntegrityError, MissingDependency
@@ -17,7 +18,8 @@ FACTS = {"step": 7, "valid_loss": 1.5, "dataset": "abc", "config": {"name": "tin
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(["the cat sat on the mat, and the dog ran off"] * 4, vocab_size=262)
+    texts = ["the cat sat on the mat, and the dog ran off"] * 4
+    return Tokenizer.train(texts, TokenizerConfig(vocab_size=262))
 
 
 def make_model(tokenizer, tie_embeddings):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distllm.config.schema import ModelConfig
+from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
@@ -148,7 +149,7 @@ def test_compiled_blocks_are_not_compiled_again_for_each_length(monkeypatch):
 
 
 def test_text_goes_in_and_comes_out():
-    tokenizer = Tokenizer.train(["the cat sat on the mat"] * 4, vocab_size=262)
+    tokenizer = Tokenizer.train(["the cat sat on the mat"] * 4, TokenizerConfig(vocab_size=262))
     config = ModelConfig(hidden_size=32, num_layers=1, num_heads=4)
     model = build_model(settle_shape(config, tokenizer.vocab_size, CONTEXT), seed=0)
     text = sample_text(model, tokenizer, "the cat", max_tokens=5, temperature=0.0, seed=0)

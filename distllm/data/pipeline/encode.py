@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 
 from distllm.config.schema import Config
 from distllm.data.pipeline.documents import text_bytes
-from distllm.data.pipeline.rooms import training_texts
 from distllm.data.pipeline.sources import Unit
 from distllm.data.pipeline.spool import read_batches
 from distllm.data.pipeline.work import Result, Task, Tick, address
 from distllm.data.records import TEXT, Document
 from distllm.data.shards import token_dtype
 from distllm.data.split import SPLITS, TRAIN, Splitter
-from distllm.data.tokenizer import Tokenizer
+from distllm.data.tokenizer import Backend, Tokenizer, read_template, training_texts
 
-_VERSIONS = {"tokenizer": 1, "encode": 1}
+_VERSIONS = {"tokenizer": 2, "encode": 1}
 _IDS_FILE = "{split}.ids.json"
 _LENGTHS_FILE = "{split}.lengths.npy"
 _TOKENS_FILE = "{split}.{field}.bin"
@@ -53,18 +52,21 @@ def tokenizer_task(
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
         if asked.path:
-            tokenizer = Tokenizer.load(Path(asked.path))
+            tokenizer = Tokenizer.load(Path(asked.path), chat_template=asked.chat_template)
         else:
-            tokenizer = Tokenizer.train(training_texts(texts(tick), asked, total), asked.vocab_size)
-        tokenizer.save(directory / "tokenizer.json")
+            tokenizer = Tokenizer.train(training_texts(texts(tick), asked, total), asked)
+        tokenizer.save(directory)
         return {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
 
     ingredients: list[Any]
     if asked.path:
-        ingredients = [Tokenizer.load(Path(asked.path)).fingerprint]
+        loaded = Tokenizer.load(Path(asked.path), chat_template=asked.chat_template)
+        ingredients = [loaded.fingerprint, loaded.chat_template]
     else:
         ingredients = [[result.digest for result in refined], _boundaries(splitters), config.seed]
-    key = address("tokenizer", _VERSIONS["tokenizer"], asdict(asked), *ingredients)
+        ingredients.append(read_template(asked.chat_template))
+    keys = {name: value for name, value in asdict(asked).items() if name != "backend"}
+    key = address("tokenizer", _VERSIONS["tokenizer"], keys, *ingredients)
     return Task(key, max(1, total), perform)
 
 
@@ -72,11 +74,13 @@ def _boundaries(splitters: Mapping[str, Splitter]) -> dict[str, int]:
     return {name: splitter.boundary for name, splitter in splitters.items()}
 
 
-def encode_task(unit: Unit, refined: Result, splitter: Splitter, tokenizer: Result) -> Task:
-    """Encode the documents of one unit, apart by split."""
+def encode_task(
+    unit: Unit, refined: Result, splitter: Splitter, tokenizer: Result, backend: Backend = "tokenizers"
+) -> Task:
+    """Encode the documents of one unit, apart by split; ``backend`` changes no byte of the result."""
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
-        encoder = Tokenizer.load(tokenizer.directory)
+        encoder = Tokenizer.load(tokenizer.directory, backend=backend)
         outputs = {split: _SplitOutput(directory, split, unit.source.fields, encoder) for split in SPLITS}
         done = 0
         for batch in read_batches(refined.directory):
@@ -110,13 +114,12 @@ class _SplitOutput:
             return
         tokens_N = np.zeros(len(documents), dtype=np.int64)
         for field, stream in self._tokens.items():
-            encoded = self._tokenizer.encode_batch([document.fields[field] for document in documents])
-            ids_M = np.array([i for ids in encoded for i in ids], dtype=np.int64)
-            ends_N = np.cumsum([len(ids) for ids in encoded])
+            packed = self._tokenizer.encode_packed([document.fields[field] for document in documents])
+            ids_M, ends_N = packed.ids_M.astype(self._dtype), packed.ends_D
             if field == TEXT:
                 ids_M, ends_N = open_documents(ids_M, ends_N, self._tokenizer.eot_id)
-            stream.write(ids_M.astype(self._dtype, copy=False).tobytes())
-            sizes_N = np.diff(ends_N.astype(np.int64), prepend=np.int64(0)).astype(np.int64)
+            stream.write(ids_M.data)
+            sizes_N = np.diff(ends_N, prepend=np.int64(0))
             self._sizes[field].append(sizes_N)
             tokens_N += sizes_N
         for document, tokens in zip(documents, tokens_N.tolist(), strict=True):
@@ -142,13 +145,15 @@ class _SplitOutput:
 
 
 def open_documents(
-    ids_M: NDArray[Any], ends_N: NDArray[Any], eot_id: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Put EOT before each document; return the longer ids and their ends."""
-    ends_N = ends_N.astype(np.int64)
-    starts_N = np.concatenate([np.zeros(1, dtype=np.int64), ends_N])[:-1]
-    opened = np.insert(ids_M.astype(np.int64), starts_N, eot_id)
-    return opened, ends_N + np.arange(1, ends_N.size + 1)
+    ids_M: NDArray[Any], ends_N: NDArray[np.int64], eot_id: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Put EOT before each document; return the longer ids, of the same type, and their ends."""
+    opened_N = ends_N + np.arange(1, ends_N.size + 1)
+    is_id_M = np.ones(ids_M.size + ends_N.size, dtype=bool)
+    is_id_M[np.concatenate([np.zeros(1, dtype=np.int64), opened_N])[:-1]] = False
+    opened_M = np.full(is_id_M.size, eot_id, dtype=ids_M.dtype)
+    opened_M[is_id_M] = ids_M
+    return opened_M, opened_N
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from distllm.data.records import Dropped, Progress
 from distllm.data.shards import INDEX_FILE, IndexedShard, token_dtype, write_index
 from distllm.data.split import SPLITS, Splitter
 from distllm.data.staging import Staging
-from distllm.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from distllm.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from distllm.errors import DataError, RunDirectoryBusy
 from distllm.fsio import atomic_write_json, digest_bytes, digest_file, storage_errors
 
@@ -95,6 +95,7 @@ def pipeline_identity(config: Config) -> dict[str, Any]:
         }
     for group in ("dedup", "privacy", "tokenizer"):
         identity |= {f"{group}.{key}": value for key, value in asdict(getattr(config, group)).items()}
+    del identity["tokenizer.backend"]  # it changes no byte
     identity |= {
         "data.valid_fraction": config.data.valid_fraction,
         "data.shard_bytes": config.data.shard_bytes,
@@ -187,7 +188,7 @@ def _dataset(config: Config, kept: _Kept) -> Manifest:
     encoded = work.run(
         "encode",
         [
-            encode_task(unit, result, splitters[unit.source.name], tokenizer)
+            encode_task(unit, result, splitters[unit.source.name], tokenizer, config.tokenizer.backend)
             for unit, result in zip(kept.units, refined, strict=True)
         ],
     )
@@ -239,7 +240,7 @@ def _assemble(
     """Write the whole dataset into ``directory``, the manifest last."""
     reports = kept.reports(encoded)
     loaded = Tokenizer.load(tokenizer.directory)
-    loaded.save(directory / TOKENIZER_FILE)
+    loaded.save(directory)
     write_removed(directory / REMOVED_FILE, kept.passed_over, kept.units, kept.stages)
     atomic_write_json(directory / REPORT_FILE, as_json(reports))
     index: dict[str, dict[str, list[IndexedShard]]] = {}
@@ -269,7 +270,7 @@ def _assemble(
             )
             for name, report in sorted(reports.items())
         },
-        files={name: digest_file(directory / name) for name in (INDEX_FILE, TOKENIZER_FILE)},
+        files={name: digest_file(directory / name) for name in (INDEX_FILE, *TOKENIZER_FILES)},
     ).save(directory)
 
 

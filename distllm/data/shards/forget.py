@@ -130,8 +130,13 @@ def _stage(
     for place in places:
         shard = before[place.source][place.split][place.shard]
         found = read_document(directory, shard, place.row, dtype)
-        texts += document_texts(found, tokenizer).values()
-        lost_bytes[place.source, place.split] += sum(int(lengths_V[ids_N].sum()) for ids_N in found.values())
+        own = list(document_texts(found, tokenizer).values())
+        texts += own
+        lost_bytes[place.source, place.split] += (
+            sum(int(lengths_V[ids_N].sum()) for ids_N in found.values())
+            if lengths_V is not None
+            else sum(len(text.encode()) for text in own)
+        )
         rows.setdefault((place.source, place.split, place.shard), []).append(place.row)
     rewritten = {
         (name, split, number): _rewrite(directory, manifest, before[name][split][number], found_rows)

@@ -20,7 +20,7 @@ from distllm.data.shards.reader import map_shard
 from distllm.data.shards.verify import verify
 from distllm.data.shards.writer import write_shard
 from distllm.data.staging import Staging
-from distllm.data.tokenizer import TOKENIZER_FILE
+from distllm.data.tokenizer import TOKENIZER_FILE, TOKENIZER_FILES
 from distllm.errors import DataError
 from distllm.fsio import digest_file, storage_errors
 
@@ -60,7 +60,8 @@ def merge(directories: Sequence[Path], out: Path) -> Manifest:
             for splits in [part.index[source].items()]
         }
         write_index(staging.directory, index)
-        shutil.copyfile(parts[0].directory / TOKENIZER_FILE, staging.directory / TOKENIZER_FILE)
+        for file in _tokenizer_files(parts[0].manifest):
+            shutil.copyfile(parts[0].directory / file, staging.directory / file)
         manifest = _combine(parts, index, staging.directory)
         manifest.save(staging.directory)
         staging.commit()
@@ -112,6 +113,10 @@ def _link(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
+def _tokenizer_files(manifest: Manifest) -> list[str]:
+    return [name for name in TOKENIZER_FILES if name in manifest.files]
+
+
 def _combine(parts: Sequence[_Part], index: Index, directory: Path) -> Manifest:
     sources: dict[str, Mapping[str, SplitRecord]] = {}
     counts: dict[str, SourceCounts] = {}
@@ -132,7 +137,9 @@ def _combine(parts: Sequence[_Part], index: Index, directory: Path) -> Manifest:
         sources=sources,
         counts=counts,
         fields=fields,
-        files={name: digest_file(directory / name) for name in (INDEX_FILE, TOKENIZER_FILE)},
+        files={
+            name: digest_file(directory / name) for name in (INDEX_FILE, *_tokenizer_files(parts[0].manifest))
+        },
         lineage=(),
         forgotten=Forgotten(sum(part.manifest.forgotten.count for part in parts), tuple(hashes)),
     )

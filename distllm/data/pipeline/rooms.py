@@ -1,4 +1,0 @@
-"""Temporary."""
-
-def training_texts(pairs, config, total):
-    return (text for _, text in pairs)

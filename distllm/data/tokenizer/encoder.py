@@ -1,0 +1,104 @@
+"""Texts to ids in bounded memory, by the library `tokenizers` or, where it agrees, by `gigatoken`.
+
+Shapes: D documents, P pieces of documents, M ids.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from distllm.data.tokenizer.description import cuts_at_spaces, unspellable
+from distllm.data.tokenizer.train import surrogates_error
+
+Backend = Literal["auto", "tokenizers", "gigatoken"]
+# `tokenizers` holds about 200 bytes an id until a call returns: a million characters are about 60 MB
+_GROUP_CHARS = 1 << 20
+_PIECE_CHARS = 1 << 17
+_CUT = re.compile(r"(?<=\S)[ \n]")
+
+
+class Packed(NamedTuple):
+    """Ids of documents one after another (uint32), and where each document ends (int64)."""
+
+    ids_M: NDArray[np.uint32]
+    ends_D: NDArray[np.int64]
+
+
+def pack(rows: Sequence[Sequence[int]]) -> Packed:
+    """Join rows of ids."""
+    ends_D = np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)), dtype=np.int64)
+    ids_M = np.empty(int(ends_D[-1]) if rows else 0, dtype=np.uint32)
+    start = 0
+    for row, end in zip(rows, ends_D.tolist(), strict=True):
+        ids_M[start:end] = row
+        start = end
+    return Packed(ids_M, ends_D)
+
+
+class Encoder:
+    """Encodes with `tokenizers`, in groups of about a million characters."""
+
+    def __init__(self, description: Mapping[str, Any], backend: Backend) -> None:
+        inner = tokenizers.Tokenizer.from_str(json.dumps(unspellable(description)))
+        inner.no_truncation()
+        inner.no_padding()
+        inner.encode_special_tokens = True
+        self._inner = inner
+        self._cuttable = cuts_at_spaces(description)
+        self.mismatches = 0
+        self.backend = "tokenizers"
+
+    def encode(self, texts: Sequence[str]) -> Packed:
+        """Return the ids of all texts."""
+        pieces, counts_D = self._pieces(texts)
+        parts = [self._encode(group) for group in _groups(pieces)]
+        if not parts:
+            return Packed(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64))
+        shifts = np.cumsum([0, *(part.ids_M.size for part in parts)])
+        ends_P = np.concatenate([part.ends_D + shift for part, shift in zip(parts, shifts, strict=False)])
+        ids_M = parts[0].ids_M if len(parts) == 1 else np.concatenate([part.ids_M for part in parts])
+        return Packed(ids_M, ends_P if counts_D is None else ends_P[np.cumsum(counts_D) - 1])
+
+    def _encode(self, texts: list[str]) -> Packed:
+        try:
+            encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise surrogates_error(error) from error
+        return pack([encoding.ids for encoding in encodings])
+
+    def _pieces(self, texts: Sequence[str]) -> tuple[list[str], list[int] | None]:
+        """Return the texts, long ones cut where that changes no id, and the pieces of each text."""
+        if not self._cuttable or all(len(text) <= _PIECE_CHARS for text in texts):
+            return list(texts), None
+        cut = [list(_cut(text)) for text in texts]
+        return [piece for pieces in cut for piece in pieces], [len(pieces) for pieces in cut]
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Yield ``text`` in pieces, each but the first beginning with a space or newline after a character."""
+    start = 0
+    while len(text) - start > _PIECE_CHARS and (found := _CUT.search(text, start + _PIECE_CHARS)):
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:]
+
+
+def _groups(texts: list[str]) -> Iterator[list[str]]:
+    """Yield runs of texts of at most a million characters together, or of one text."""
+    group: list[str] = []
+    chars = 0
+    for text in texts:
+        if group and chars + len(text) > _GROUP_CHARS:
+            yield group
+            group, chars = [], 0
+        group.append(text)
+        chars += len(text)
+    if group:
+        yield group
