@@ -35,7 +35,8 @@ def file_system(url: str, stall_seconds: float) -> tuple[Any, str]:
     fsspec = require("fsspec", "reading a URL")
     protocol = url.split("://", 1)[0]
     try:
-        return tuple(fsspec.core.url_to_fs(url, **_options(protocol, stall_seconds)))  # type: ignore[return-value]
+        system, path = fsspec.core.url_to_fs(url, **_options(protocol, stall_seconds))
+        return system, str(path)
     except ImportError as error:
         raise MissingDependency(
             f"{protocol}:// needs a package that is not installed: {error}",
@@ -109,7 +110,9 @@ def _patiently(url: str, attempt: Any) -> Any:
         try:
             return attempt()
         except (FileNotFoundError, PermissionError) as error:
-            raise _unreachable(url, error, "correct the URL, or the credentials in the environment") from error
+            raise _unreachable(
+                url, error, "correct the URL, or the credentials in the environment"
+            ) from error
         except Exception as error:  # each protocol has exceptions of its own
             if number == ATTEMPTS:
                 raise _unreachable(url, error, "try again later; what is finished is kept") from error

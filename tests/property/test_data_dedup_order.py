@@ -1,4 +1,5 @@
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ CONFIG = DedupConfig(near=True, pieces="lines", ngram=2, bands=28, rows=2, near_
 def decided(root, documents, cuts):
     """What becomes of each document when the list is cut into units at ``cuts``."""
     bounds = sorted({0, len(documents), *(cut for cut in cuts if cut < len(documents))})
-    parts = [documents[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [documents[a:b] for a, b in pairwise(bounds)]
     units = []
     for number, part in enumerate(parts):
         directory = root / f"{len(list(root.iterdir()))}-{number}"
