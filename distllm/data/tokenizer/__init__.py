@@ -1,7 +1,7 @@
 """Text to ids and back: train a lossless tokenizer, or use one of Hugging Face as it is."""
 
-from distllm.data.tokenizer.encoder import Backend
 from distllm.data.tokenizer.folder import CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_FILES, read_template
+from distllm.data.tokenizer.packed import Backend
 from distllm.data.tokenizer.sample import training_texts
 from distllm.data.tokenizer.tokenizer import LossyTokenizer, Tokenizer
 from distllm.data.tokenizer.train import EOT

@@ -68,12 +68,13 @@ def why_lossy(description: Description, vocab: Mapping[str, int]) -> str | None:
         for part in splitters
     ):
         return "it drops what separates words"
-    if any(token.get("lstrip") or token.get("rstrip") for token in _plain_added(description)):
+    if any(token.get("lstrip") or token.get("rstrip") for token in added_plain(description)):
         return "an added token swallows the spaces beside it"
     return None
 
 
-def _plain_added(description: Description) -> Iterator[Mapping[str, Any]]:
+def added_plain(description: Description) -> Iterator[Mapping[str, Any]]:
+    """Yield the added tokens that are found in text."""
     return (token for token in description.get("added_tokens", []) if not token["special"])
 
 
@@ -90,7 +91,7 @@ def cuts_at_spaces(description: Description) -> bool:
         and splitters[0].get("use_regex", True)
         and not splitters[0].get("add_prefix_space", True)
         and not description.get("normalizer")
-        and not any(_plain_added(description))
+        and not any(added_plain(description))
     )
 
 
@@ -122,9 +123,3 @@ def unspellable(description: Description) -> dict[str, Any]:
 
 def _renamed(name: str, special: set[str]) -> str:
     return _PRIVATE.format(name) if name in special else name
-
-
-def without_special(description: Description) -> str:
-    """Return a tokenizer.json whose special tokens are plain text, for a library without such a switch."""
-    unused = dict.fromkeys(("post_processor", "truncation", "padding"))
-    return json.dumps({**description, **unused, "added_tokens": list(_plain_added(description))})

@@ -8,38 +8,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import tokenizers
-from numpy.typing import NDArray
 
 from distllm.data.tokenizer.description import cuts_at_spaces, unspellable
+from distllm.data.tokenizer.fast import fast_encoder
+from distllm.data.tokenizer.packed import Backend, Packed, pack
 from distllm.data.tokenizer.train import surrogates_error
 
-Backend = Literal["auto", "tokenizers", "gigatoken"]
 # `tokenizers` holds about 200 bytes an id until a call returns: a million characters are about 60 MB
 _GROUP_CHARS = 1 << 20
 _PIECE_CHARS = 1 << 17
 _CUT = re.compile(r"(?<=\S)[ \n]")
-
-
-class Packed(NamedTuple):
-    """Ids of documents one after another (uint32), and where each document ends (int64)."""
-
-    ids_M: NDArray[np.uint32]
-    ends_D: NDArray[np.int64]
-
-
-def pack(rows: Sequence[Sequence[int]]) -> Packed:
-    """Join rows of ids."""
-    ends_D = np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)), dtype=np.int64)
-    ids_M = np.empty(int(ends_D[-1]) if rows else 0, dtype=np.uint32)
-    start = 0
-    for row, end in zip(rows, ends_D.tolist(), strict=True):
-        ids_M[start:end] = row
-        start = end
-    return Packed(ids_M, ends_D)
 
 
 class Encoder:
@@ -52,13 +34,22 @@ class Encoder:
         inner.encode_special_tokens = True
         self._inner = inner
         self._cuttable = cuts_at_spaces(description)
-        self.mismatches = 0
-        self.backend = "tokenizers"
+        self._fast = fast_encoder(backend, description, inner.get_vocab(), self._encode_slowly)
+
+    @property
+    def backend(self) -> str:
+        """What encodes now."""
+        return "gigatoken" if self._fast and self._fast.trusted else "tokenizers"
+
+    @property
+    def mismatches(self) -> int:
+        """Texts on which gigatoken was seen to disagree."""
+        return self._fast.mismatches if self._fast else 0
 
     def encode(self, texts: Sequence[str]) -> Packed:
         """Return the ids of all texts."""
         pieces, counts_D = self._pieces(texts)
-        parts = [self._encode(group) for group in _groups(pieces)]
+        parts = self._encode_groups(list(_groups(pieces)))
         if not parts:
             return Packed(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64))
         shifts = np.cumsum([0, *(part.ids_M.size for part in parts)])
@@ -66,7 +57,18 @@ class Encoder:
         ids_M = parts[0].ids_M if len(parts) == 1 else np.concatenate([part.ids_M for part in parts])
         return Packed(ids_M, ends_P if counts_D is None else ends_P[np.cumsum(counts_D) - 1])
 
-    def _encode(self, texts: list[str]) -> Packed:
+    def _encode_groups(self, groups: list[list[str]]) -> list[Packed]:
+        """Encode each group; all of them again if gigatoken is given up on the way."""
+        fast = self._fast
+        if fast is None or not fast.trusted:
+            return [self._encode_slowly(group) for group in groups]
+        try:
+            parts = [fast.encode(group) for group in groups]
+        except UnicodeEncodeError as error:
+            raise surrogates_error(error) from error
+        return parts if fast.trusted else [self._encode_slowly(group) for group in groups]
+
+    def _encode_slowly(self, texts: list[str]) -> Packed:
         try:
             encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.tokenizer import description as describe
 from distllm.data.tokenizer import folder
-from distllm.data.tokenizer.encoder import Backend, Encoder, Packed
+from distllm.data.tokenizer.encoder import Encoder
+from distllm.data.tokenizer.packed import Backend, Packed
 from distllm.data.tokenizer.train import EOT, train_description
 from distllm.errors import TokenizerError
 
