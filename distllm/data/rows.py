@@ -1,7 +1,7 @@
 """Copying the rows of one source out of its mapped shards, proving every block on the way.
 
 Shapes: B rows of a batch, C rows of this source among them, T = seq_len, R runs, M ids of one shard,
-D documents of one shard, O places in a batch where a segment opens.
+D documents of one shard, K shards, O places in a batch where a segment opens.
 """
 
 from __future__ import annotations
@@ -31,18 +31,6 @@ class _OpenShard:
         self.ids_M, ends_D = map_shard(directory, shard, dtype)
         self.ends_D: NDArray[np.int64] = ends_D.view("<i8")
         self.verifier = BlockVerifier(directory, shard, dtype)
-        self._proven = bytearray(-(-self.ids_M.nbytes // BLOCK_BYTES))
-        self._block_ids = BLOCK_BYTES // dtype.itemsize
-
-    def damaged(self, start: int, stop: int) -> bool:
-        """Whether a block with one of these ids is damaged; asks the verifier until it never is."""
-        first, after = start // self._block_ids, (stop - 1) // self._block_ids + 1
-        if self._proven.find(0, first, after) < 0:
-            return False
-        if self.verifier.damaged(start, stop):
-            return True
-        self._proven[first:after] = b"\1" * (after - first)
-        return False
 
 
 class SourceRows:
@@ -78,6 +66,11 @@ class SourceRows:
         self._directory, self._shards, self._dtype = directory, shards, dtype
         self._eot_id, self._seq_len, self._on_damage = eot_id, seq_len, on_damage
         self._open: dict[int, _OpenShard] = {}
+        self._tokens_K = np.array([shard.record.tokens for shard in shards], dtype=np.int64)
+        self._block_ids = BLOCK_BYTES // dtype.itemsize
+        blocks_K = -(-self._tokens_K // self._block_ids)
+        self._block_K = np.cumsum(blocks_K) - blocks_K  # the first of each shard
+        self._proven = np.zeros(int(blocks_K.sum()), dtype=bool)
         self.layout: Layout
         if packing == "window":
             self.layout = WindowLayout([shard.record.tokens for shard in shards], seq_len)
@@ -160,14 +153,21 @@ class SourceRows:
 
     def _damaged_rows(self, runs: Runs, row_R: NDArray[np.int64], sample_C: NDArray[np.int64]) -> list[int]:
         """Return the rows with a damaged block, or raise a DataError if the policy is ``fail``."""
+        # the last input's target is read too
+        stop_R = np.minimum(runs.start_R + runs.length_R + 1, self._tokens_K[runs.shard_R])
+        first_R = self._block_K[runs.shard_R] + runs.start_R // self._block_ids
+        last_R = self._block_K[runs.shard_R] + (stop_R - 1) // self._block_ids
+        # most runs touch one block or two, and most of those are proven already
+        unsure_R = ~(self._proven[first_R] & self._proven[last_R]) | (last_R - first_R > 1)
         damaged = []
-        columns = (runs.shard_R, runs.start_R, runs.start_R + runs.length_R, row_R, sample_C[runs.row_R])
-        for number, start, last, row, sample in zip(*(part.tolist() for part in columns), strict=True):
-            shard = self._shard(number)
-            stop = min(last + 1, shard.ids_M.size)  # the last input's target is read too
-            if shard.damaged(start, stop):
-                self._tolerate(shard, start, stop, sample)
-                damaged.append(row)
+        for run in np.flatnonzero(unsure_R).tolist():
+            shard = self._shard(int(runs.shard_R[run]))
+            start, stop = int(runs.start_R[run]), int(stop_R[run])
+            if shard.verifier.damaged(start, stop):
+                self._tolerate(shard, start, stop, int(sample_C[runs.row_R[run]]))
+                damaged.append(int(row_R[run]))
+            else:
+                self._proven[first_R[run] : last_R[run] + 1] = True
         return damaged
 
     def _padding(

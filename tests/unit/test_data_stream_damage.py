@@ -5,6 +5,7 @@ import pytest
 from datasets import byte_tokenizer, write_dataset, write_sources
 
 from distllm.data.inspect import describe_batch
+from distllm.data.manifest import Manifest
 from distllm.data.order import SampleOrder
 from distllm.data.packing import DocumentLayout
 from distllm.data.shards import index_of
@@ -20,12 +21,16 @@ BLOCK_IDS = BLOCK_BYTES // 2
 def damaged(tmp_path):
     """A dataset of one shard of four blocks, the second of which has a flipped bit."""
     write_dataset(tmp_path, train=[[1 + k % 250 for k in range(999)] for _ in range(120)])
-    split = PackedSplit(tmp_path, "train", SEQ_LEN)
-    (shard,) = index_of(tmp_path, split.manifest)["text"]["train"]
-    content = bytearray((tmp_path / shard.record.path).read_bytes())
-    content[shard.members["tokens.bin"].offset + BLOCK_BYTES + 777] ^= 64
-    (tmp_path / shard.record.path).write_bytes(content)
+    damage(tmp_path, shard=0, block=1)
     return tmp_path
+
+
+def damage(directory, *, shard, block):
+    """Flip a bit of a block of a shard of the only source."""
+    shard = index_of(directory, Manifest.load(directory))["text"]["train"][shard]
+    content = bytearray((directory / shard.record.path).read_bytes())
+    content[shard.members["tokens.bin"].offset + block * BLOCK_BYTES + 777] ^= 64
+    (directory / shard.record.path).write_bytes(content)
 
 
 def touching(split):
@@ -58,6 +63,27 @@ def test_skipping_keeps_the_rows_without_loss_and_counts_them(damaged):
     assert damaged_rows == len(lost)
     assert not batch.tokens_BT[lost].any()
     assert "512 tokens, 0 scored" in describe_batch(batch_of(split, lost[0]), byte_tokenizer())
+
+
+def test_a_block_inside_a_long_row_is_proven_too(tmp_path):
+    seq_len = 5 * BLOCK_IDS // 2
+    write_dataset(tmp_path, train=[[1 + k % 250 for k in range(999)] for _ in range(270)])
+    damage(tmp_path, shard=0, block=3)
+    split = PackedSplit(tmp_path, "train", seq_len)
+    batch_of(split, 0, 2)  # proves the blocks in which sample 1 begins and ends
+    with pytest.raises(DataError, match=r"block 3 .* sample 1 of source text"):
+        batch_of(split, 1)
+
+
+def test_a_proof_of_one_shard_is_none_of_another(tmp_path):
+    documents = [[1 + k % 250 for k in range(999)]] * 66
+    write_dataset(tmp_path, train=documents, shard_bytes=BLOCK_BYTES)
+    damage(tmp_path, shard=1, block=0)
+    split = PackedSplit(tmp_path, "train", 1000)
+    whole, broken = range(split.sources[0].shards[0]), split.sources[0].shards[0] + 1
+    batch_of(split, *whole)
+    with pytest.raises(DataError, match=rf"text/train/00001\.tar: block 0 .* sample {broken} "):
+        batch_of(split, broken)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
