@@ -15,11 +15,13 @@ from datasets import byte_tokenizer
 
 from distllm.config.schema import Config, DataConfig
 from distllm.config.schema_read import ReadConfig, SourceConfig
+from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.pipeline import assemble, prepare, sources
 from distllm.data.pipeline.assemble import SplitPlan, link_shard, write_shards
 from distllm.data.pipeline.documents import Output, text_bytes
 from distllm.data.pipeline.encode import EncodedUnit, encode_task, open_documents
 from distllm.data.pipeline.report import SourceReport, as_json, describe, from_json
+from distllm.data.pipeline.run import pipeline_identity
 from distllm.data.pipeline.sources import find_units, settle_sources
 from distllm.data.pipeline.spool import SpoolWriter, read_documents
 from distllm.data.pipeline.work import Result, WorkDirectory
@@ -239,3 +241,25 @@ def test_an_error_is_met_by_whoever_takes_the_task_and_told_once(tmp_path, capfd
     with pytest.raises(DataError, match="is damaged"):
         prepare(Config(data=data))
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_backend_changes_neither_a_byte_nor_the_identity(tmp_path):
+    lines = [json.dumps({"text": f"document {n} of the cat's mat " * 4}) for n in range(80)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    outs = []
+    for backend in ("tokenizers", "gigatoken"):
+        data = DataConfig(source="jsonl", paths=(str(tmp_path / "a.jsonl"),), out=str(tmp_path / backend))
+        config = Config(data=data, tokenizer=TokenizerConfig(vocab_size=300, backend=backend))
+        prepare(config)
+        assert "tokenizer.backend" not in pipeline_identity(config)
+        out = tmp_path / backend
+        outs.append({str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()})
+    assert outs[0] == outs[1]
+
+
+def test_eot_stands_before_each_document_and_the_type_stays():
+    ids_M, ends_N = open_documents(np.array([5, 6, 7], dtype=np.uint16), np.array([0, 2, 2, 3]), 9)
+    assert (ids_M.tolist(), ends_N.tolist()) == ([9, 9, 5, 6, 9, 9, 7], [1, 4, 5, 7])
+    assert ids_M.dtype == np.uint16
+    nothing_M, none_N = open_documents(np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.int64), 9)
+    assert (nothing_M.size, none_N.size) == (0, 0)

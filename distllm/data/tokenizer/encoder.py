@@ -20,7 +20,7 @@ from distllm.data.tokenizer.train import surrogates_error
 
 # `tokenizers` holds about 200 bytes an id until a call returns: a million characters are about 60 MB
 _GROUP_CHARS = 1 << 20
-_PIECE_CHARS = 1 << 17
+_PIECE_CHARS = 1 << 15
 _CUT = re.compile(r"(?<=\S)[ \n]")
 
 
