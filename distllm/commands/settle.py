@@ -11,7 +11,6 @@ from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, Resolved, World, resolve
 from distllm.config.schema import Config
 from distllm.data.manifest import Manifest
-from distllm.data.mixture import check_mixture
 from distllm.environment import RankEnvironment
 from distllm.errors import DataError
 
@@ -62,6 +61,8 @@ def _resolved(
         world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
     resolved = resolve(config, world=world, dataset=dataset, problems=problems)
     if dataset is not None:
+        from distllm.data.mixture import check_mixture  # with numpy, for which a typo need not wait
+
         check_mixture(resolved, Manifest.load(Path(config.data.out)), problems)
         problems.raise_if_any()
     return resolved
