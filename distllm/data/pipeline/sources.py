@@ -12,7 +12,7 @@ from distllm.data.clean import load_profile
 from distllm.data.read import FIELDS, Part, find_parts
 from distllm.data.records import Dropped
 
-_UNIT_BYTES = 64 * 2**20
+_UNIT_BYTES = 16 * 2**20
 _UNIT_PARTS = 1024
 _MANY = "many"
 _NOT_CONTENT = ("paths", "stall_seconds")
@@ -39,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one task works on: neighbouring parts of a source, of about 64 MiB together."""
+    """What one task works on: neighbouring parts of a source, of about 16 MiB together."""
 
     source: Source
     parts: tuple[Part, ...]
@@ -71,7 +71,7 @@ def find_units(source: Source) -> tuple[list[Unit], list[Dropped]]:
     Raises:
         DataError: the source names nothing that can be read.
     """
-    parts, dropped = find_parts(source.name, source.read)
+    parts, dropped = find_parts(source.name, source.read, part_bytes=_UNIT_BYTES)
     units: list[Unit] = []
     waiting: list[Part] = []
     size = 0
