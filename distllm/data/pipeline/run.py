@@ -30,7 +30,7 @@ from distllm.data.pipeline.duplicates import decide_duplicates, decontaminator_o
 from distllm.data.pipeline.encode import encode_task, tokenizer_task
 from distllm.data.pipeline.report import REPORT_FILE, SourceReport, as_json, gather, write_removed
 from distllm.data.pipeline.sources import Source, Unit, find_units, settle_sources
-from distllm.data.pipeline.work import Claim, Report, Result, WorkDirectory, address, claim
+from distllm.data.pipeline.work import Claim, Report, Result, WorkDirectory, address, claim, lock
 from distllm.data.records import Dropped, Progress
 from distllm.data.shards import INDEX_FILE, IndexedShard, token_dtype, write_index
 from distllm.data.split import SPLITS, Splitter
@@ -217,7 +217,7 @@ def _finish(
     while (existing := _find_existing(out, config)) is None:
         with claim(kept.work.directory / f"finish-{_digest_of(out)}.lock") as whose:
             if whose is not Claim.TAKEN and not is_dataset(out):
-                shards = write_shards(kept.work, plans)
+                shards = write_shards(WorkDirectory(kept.work.directory, _ignore), plans)
                 with Staging(out) as staging:
                     _assemble(config, kept, tokenizer, encoded, plans, shards, staging.directory)
                     staging.commit()
@@ -341,15 +341,11 @@ def _shared_identity(directory: Path, out: Path, config: Config) -> Iterator[Non
         directory.mkdir(parents=True, exist_ok=True)
     identity = json.dumps(pipeline_identity(config), sort_keys=True)
     with (directory / f"identity-{_digest_of(out)}.json").open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        else:
+        if lock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB) is not Claim.TAKEN:
             stream.truncate(0)
             stream.write(identity)
             stream.flush()
-        fcntl.flock(stream, fcntl.LOCK_SH)  # turns our own exclusive lock into a shared one
+        lock(stream.fileno(), fcntl.LOCK_SH)  # turns our own exclusive lock into a shared one
         stream.seek(0)
         if (other := stream.read()) != identity:
             raise RunDirectoryBusy(

@@ -177,21 +177,26 @@ def _commit(partial: Path, final: Path) -> None:
 def claim(path: Path) -> Iterator[Claim]:
     """Hold the lock file ``path`` for the block, unless another process does."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    whose = Claim.MINE
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            whose = Claim.TAKEN
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            whose = Claim.UNKNOWN
+        whose = lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield whose
         if whose is not Claim.TAKEN:
             path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int, kind: int) -> Claim:
+    """Take an advisory lock of ``kind`` (see `fcntl.flock`) on an open file; it ends with the process."""
+    try:
+        fcntl.flock(descriptor, kind)
+    except BlockingIOError:
+        return Claim.TAKEN
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return Claim.UNKNOWN
+    return Claim.MINE
 
 
 class _Board:
