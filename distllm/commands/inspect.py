@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_options
@@ -31,6 +30,7 @@ def run(words: Sequence[str]) -> int:
     options = parse_options("inspect", Options, words)
     from distllm.commands.runs import require, run_of
     from distllm.data.inspect import describe_batch
+    from distllm.data.mirror import dataset_directory
     from distllm.data.mixture import open_stream
     from distllm.data.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ def run(words: Sequence[str]) -> int:
             remedy=f"give a step from 1 to {resolved.max_steps}",
         )
     ranks = range(resolved.world.size) if options.rank is None else [options.rank]
-    tokenizer = Tokenizer.load(Path(resolved.config.data.out))
+    tokenizer = Tokenizer.load(dataset_directory(resolved.config.data))
     for rank in ranks:
         _, stream = open_stream(resolved, rank, resolved.world.size)
         for number, batch in enumerate(stream.step((step - 1) * resolved.sequences_per_step), 1):

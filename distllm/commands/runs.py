@@ -12,6 +12,7 @@ from distllm.config.resolve import Resolved, World, resolve
 from distllm.config.schema import Config
 from distllm.config.validate import build
 from distllm.config.yaml import from_yaml
+from distllm.data.mirror import dataset_directory
 from distllm.errors import ConfigError
 from distllm.fsio import read_json
 from distllm.train.run_directory import RunDirectory, locate_run
@@ -29,7 +30,7 @@ class StoredRun:
     @property
     def dataset(self) -> Path:
         """The dataset directory the run was trained on."""
-        return Path(self.config.data.out)
+        return dataset_directory(self.config.data)
 
     def resolved(self) -> Resolved:
         """Settle the run's numbers again, for the ranks it ran on and not for this machine.

@@ -11,6 +11,7 @@ from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, Resolved, World, resolve
 from distllm.config.schema import Config
 from distllm.data.manifest import Manifest
+from distllm.data.mirror import dataset_directory
 from distllm.environment import RankEnvironment
 from distllm.errors import DataError
 
@@ -63,7 +64,7 @@ def _resolved(
     if dataset is not None:
         from distllm.data.mixture import check_mixture  # with numpy, for which a typo need not wait
 
-        check_mixture(resolved, Manifest.load(Path(config.data.out)), problems)
+        check_mixture(resolved, Manifest.load(dataset_directory(config.data)), problems)
         problems.raise_if_any()
     return resolved
 
@@ -71,7 +72,7 @@ def _resolved(
 def dataset_facts(config: Config, problems: Problems, *, needed: bool) -> DatasetFacts | None:
     """Read what the prepared dataset settles; a missing or damaged one is noted if it is needed."""
     try:
-        manifest = Manifest.load(Path(config.data.out))
+        manifest = Manifest.load(dataset_directory(config.data))
     except DataError as error:
         if needed:
             problems.add(

@@ -29,6 +29,12 @@ def check_prepare(config: Config, problems: Problems) -> None:
             remedy="data.source=many, or drop data.sources",
         )
     check_clean(config.clean, problems)
+    problems.check(
+        "://" not in data.out,
+        f"data.out={data.out} is a URL, and a dataset is prepared in a local directory",
+        keys=["data.out"],
+        remedy="prepare it in data.out=DIR, copy DIR there, and train with the URL",
+    )
     tokenizer = config.tokenizer.path
     problems.check(
         tokenizer is None or Path(tokenizer).exists(),

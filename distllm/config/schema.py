@@ -58,7 +58,15 @@ class DataConfig(ReadConfig):
     sources: dict[str, SourceConfig] = option(
         None, "many sources by name, with data.source=many", factory=dict, on_resume="identity"
     )
-    out: str = option("data/pydocs", "dataset directory: prepare writes it, train reads it")
+    out: str = option(
+        "data/pydocs", "dataset directory: prepare writes it; train reads it, also from s3:// or https://"
+    )
+    cache_dir: str | None = option(
+        None, "where a dataset of a URL is mirrored; null: ~/.cache/distllm/datasets"
+    )
+    cache_bytes: int | None = option(
+        None, "most bytes of shards that a mirror keeps; null keeps all", unit="bytes", minimum=1
+    )
     work: str | None = option(
         None, "where finished stages are kept for the next preparation; null: beside data.out, as OUT.work"
     )

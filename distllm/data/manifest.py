@@ -22,6 +22,8 @@ from distllm.fsio import atomic_write_json, digest_bytes, digest_file, read_json
 FORMAT = 2
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.json"
+MIRROR_FILE = "mirror.json"
+"""Marks a directory whose shards come from elsewhere when they are touched (see `mirror`)."""
 FORGET_FILE = "forget.json"
 
 
@@ -273,7 +275,7 @@ def size_problem(directory: Path, shard: ShardRecord) -> str | None:
     """Say what is wrong with a shard's file at a glance, or None."""
     file = directory / shard.path
     if not file.is_file():
-        return "it is missing"
+        return None if (directory / MIRROR_FILE).is_file() else "it is missing"
     size = file.stat().st_size
     return None if size == shard.bytes else f"it has {size} bytes, expected {shard.bytes}"
 

@@ -13,6 +13,7 @@ from distllm.config.resolve import Resolved
 from distllm.config.schema import Config
 from distllm.data.lengths import LengthWarmup
 from distllm.data.manifest import Manifest
+from distllm.data.mirror import dataset_directory
 from distllm.data.order import Phase, SampleOrder, SourceSamples, quotas_of
 from distllm.data.packing import WindowLayout
 from distllm.data.stream import PackedSplit, StepStream
@@ -98,7 +99,7 @@ def open_stream(resolved: Resolved, rank: int, world_size: int) -> tuple[PackedS
     """
     config = resolved.config
     split = PackedSplit(
-        Path(config.data.out),
+        dataset_directory(config.data),
         "train",
         config.data.seq_len,
         packing=config.data.packing,
@@ -132,7 +133,7 @@ def check_mixture(resolved: Resolved, manifest: Manifest, problems: Problems) ->
     """Note what is wrong with the mixture of a run on a dataset: names, phases, and epochs beyond a limit."""
     config = resolved.config
     try:
-        order = order_of(config, train_sources(Path(config.data.out), manifest, config))
+        order = order_of(config, train_sources(dataset_directory(config.data), manifest, config))
     except (ConfigError, DataError) as error:
         _note(error, problems)
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 from distllm.checkpoint.load import find_checkpoint, read_weights
 from distllm.config.resolve import Resolved
+from distllm.data.mirror import dataset_directory
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError
 from distllm.models.decoder import DecoderLM
@@ -40,4 +41,4 @@ def load_trained(checkpoints: Path, resolved: Resolved, step: int | None = None)
     model = DecoderLM(resolved.shape)
     read_weights(found, model)
     facts = {**found.facts, **found.train_state, "step": found.step}
-    return Trained(model.eval(), Tokenizer.load(Path(resolved.config.data.out)), found.step, facts)
+    return Trained(model.eval(), Tokenizer.load(dataset_directory(resolved.config.data)), found.step, facts)

@@ -14,6 +14,7 @@ from distllm.checkpoint.load import Found, find_checkpoint, load_checkpoint
 from distllm.config.compose import Composition
 from distllm.config.resolve import Resolved
 from distllm.data.manifest import Manifest
+from distllm.data.mirror import dataset_directory
 from distllm.data.mixture import describe_order, open_stream, plan_digest
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.data.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def _build(
     attempt: int,
 ) -> Run:
     config = resolved.config
-    dataset = Path(config.data.out)
+    dataset = dataset_directory(config.data)
     train_split, stream = open_stream(resolved, topology.rank, topology.world_size)
     facts: dict[str, object] = {
         "config": asdict(config),
@@ -120,7 +121,9 @@ def _build(
 
 def _valid_split(resolved: Resolved) -> PackedSplit:
     data = resolved.config.data
-    return PackedSplit(Path(data.out), "valid", data.seq_len, packing=data.packing, on_damage=data.on_damage)
+    return PackedSplit(
+        dataset_directory(data), "valid", data.seq_len, packing=data.packing, on_damage=data.on_damage
+    )
 
 
 def _build_engine(resolved: Resolved, topology: Topology) -> Engine:

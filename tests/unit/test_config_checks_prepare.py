@@ -38,6 +38,7 @@ def test_what_can_be_prepared_has_no_problem(data):
     ("data", "causes"),
     [
         ({"source": "jsonl"}, ["data.source=jsonl needs input files"]),
+        ({**FILES, "out": "s3://bucket/data"}, ["data.out=s3://bucket/data is a URL"]),
         ({"paths": ("x",)}, ["takes no paths"]),
         ({**FILES, "sources": {"a": SourceConfig()}}, ["data.sources names a, but data.source=text"]),
         ({"source": "many"}, ["needs sources"]),

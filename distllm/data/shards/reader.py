@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.data.manifest import rebuild_index
+from distllm.data.mirror import local_shard
 from distllm.data.records import TEXT
 from distllm.data.shards.format import HEADER_BYTES, META, IndexedShard, members_of
 from distllm.errors import DataError
@@ -80,7 +81,7 @@ def contradiction(directory: Path, shard: IndexedShard, problem: str) -> DataErr
 
 
 def _map_file(directory: Path, shard: IndexedShard) -> NDArray[np.uint8]:
-    path = directory / shard.record.path
+    path = local_shard(directory, shard.record)
     if not path.is_file():
         raise contradiction(directory, shard, "it is missing")
     # a map longer than its file would end the process with SIGBUS where it is touched
