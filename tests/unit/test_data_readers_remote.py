@@ -8,11 +8,16 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
+from datasets import write_dataset
 
+from distllm.config.schema import DataConfig
 from distllm.config.schema_read import ReadConfig
 from distllm.data import remote
+from distllm.data.mirror import dataset_directory
 from distllm.data.read import find_parts, read_part
+from distllm.data.stream import PackedSplit
 from distllm.errors import DataError
 
 CONTENT = b"".join(b'{"text": "line %d"}\n' % i for i in range(2000))
@@ -153,3 +158,15 @@ def test_the_fingerprint_of_an_object_follows_its_content(s3):
         s3.pipe("corpus/c.jsonl", content)
         prints.append(find_parts("s", config)[0][0].fingerprint)
     assert prints[2] not in prints[:2]
+
+
+def test_a_dataset_in_a_bucket_is_read_as_one_on_disk(s3, tmp_path):
+    write_dataset(tmp_path / "there", shard_bytes=200, train=[[i + 1] * 40 for i in range(9)], valid=[[7]])
+    s3.put(str(tmp_path / "there"), "corpus/data", recursive=True)
+    data = DataConfig(out="s3://corpus/data", cache_dir=str(tmp_path / "cache"))
+    here = PackedSplit(dataset_directory(data), "train", 8)
+    there = PackedSplit(tmp_path / "there", "train", 8)
+    samples_B = np.arange(there.sources[0].total)
+    assert np.array_equal(
+        here.batch(samples_B, samples_B).tokens_BT, there.batch(samples_B, samples_B).tokens_BT
+    )
