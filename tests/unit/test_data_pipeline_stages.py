@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +25,10 @@ def sentence(i):
 
 
 @pytest.fixture
-def corpus(tmp_path):
-    directory = tmp_path / "corpus"
+def corpus(tmp_path, monkeypatch):
+    """Forty documents and a short one, in the working directory: an id, and so its split, is the path given."""
+    monkeypatch.chdir(tmp_path)
+    directory = Path("corpus")
     directory.mkdir()
     for i in range(40):
         (directory / f"{i:03d}.txt").write_text(sentence(i % 36), encoding="utf-8")
@@ -41,7 +44,7 @@ def small_units(monkeypatch):
 def config_for(tmp_path, *, out="out", clean=None, vocab_size=300, **data):
     given = {
         "source": "text",
-        "paths": (str(tmp_path / "corpus"),),
+        "paths": ("corpus",),
         "valid_fraction": 0.1,
         "shard_bytes": 1024,
     }
