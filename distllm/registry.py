@@ -16,6 +16,7 @@ def edit_distance(a: str, b: str) -> int:
 
     This is the optimal string alignment distance (Damerau 1964, each swap counted once).
     """
+    a, b = _without_common_ends(a, b)
     two_back: list[int] = []
     previous = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):
@@ -29,16 +30,30 @@ def edit_distance(a: str, b: str) -> int:
     return previous[-1]
 
 
+def _without_common_ends(a: str, b: str) -> tuple[str, str]:
+    """Return both words without the start and the end they share, which no cheapest edit touches."""
+    start = _shared(a, b)
+    end = _shared(a[start:][::-1], b[start:][::-1])
+    return a[start : len(a) - end], b[start : len(b) - end]
+
+
+def _shared(a: str, b: str) -> int:
+    """Return the length of the longest start that both words have."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((place for place, (ours, theirs) in pairs if ours != theirs), min(len(a), len(b)))
+
+
 def suggest(name: str, candidates: Iterable[str]) -> str | None:
     """Return the candidate closest to ``name``, or None when none shares two thirds of it."""
-    best, distance = None, max(1, len(name) // 3) + 1
-    for option in sorted(candidates):
+    best, limit = None, max(1, len(name) // 3)
+    # What was meant mostly shares its ends with the typo; once it is found the others are cut short.
+    for option in sorted(candidates, key=lambda option: sum(map(len, _without_common_ends(name, option)))):
         # Lengths and letters bound the distance from below, far cheaper than the distance itself.
-        if abs(len(option) - len(name)) >= distance or _letters_apart(name, option) >= 2 * distance:
+        if abs(len(option) - len(name)) > limit or _letters_apart(name, option) > 2 * limit:
             continue
         found = edit_distance(name.lower(), option.lower())
-        if found < distance:
-            best, distance = option, found
+        if found < limit or (found == limit and (best is None or option < best)):
+            best, limit = option, found
     return best
 
 

@@ -28,11 +28,12 @@ def single_edits(word):
             yield a + letter + b[1:]
 
 
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow, id="every"), 13])
 @pytest.mark.parametrize("key", [*KEYS, *GROUPS.choices])
-def test_every_single_edit_of_a_key_gets_a_did_you_mean(key):
+def test_every_single_edit_of_a_key_gets_a_did_you_mean(key, stride):
     known = {*KEYS, *GROUPS.choices}
     tried = 0
-    for typo in set(single_edits(key)) - known:
+    for typo in sorted({*single_edits(key)} - known)[len(key) % stride :: stride]:
         if not typo or typo.startswith("hydra.") or is_key(typo, keys(Config)):
             continue
         problems = Problems()
@@ -44,4 +45,4 @@ def test_every_single_edit_of_a_key_gets_a_did_you_mean(key):
         assert suggestion in known or is_key(suggestion, keys(Config))
         assert edit_distance(typo, suggestion) == 1, (typo, suggestion)
         tried += 1
-    assert tried > 2 * len(key)
+    assert tried > 2 * len(key) / stride - 1

@@ -26,7 +26,7 @@ def sentence(i):
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
-    """Forty documents and a short one, in the working directory: an id, and so its split, is the path given."""
+    """Forty documents and a short one. Ids, and so the split, come from the paths, which are relative."""
     monkeypatch.chdir(tmp_path)
     directory = Path("corpus")
     directory.mkdir()

@@ -211,6 +211,7 @@ def test_a_bad_line_is_dropped_and_the_next_is_read(tmp_path, line, rule, reason
         assert reason in dropped[f"{path}@19"].reason
 
 
+@pytest.mark.slow
 def test_a_line_without_end_is_never_held_in_memory(tmp_path):
     bomb = gzip.compress(b'{"text": "' + b"x" * (300 << 20) + b'"}\n{"text": "after"}\n', 1)
     (tmp_path / "bomb.jsonl.gz").write_bytes(bomb)

@@ -226,6 +226,7 @@ def killed_at(event_number, action):
     return status != 0
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_the_old_dataset_or_one_that_the_next_call_finishes(dataset, tmp_path):
     old = tree(dataset)
     expected = tmp_path / "expected"
@@ -262,6 +263,7 @@ def test_a_kill_at_any_step_leaves_the_old_dataset_or_one_that_the_next_call_fin
     assert outcomes == sorted(outcomes, key=["old", "finished", "new"].index)
 
 
+@pytest.mark.slow
 def test_finishing_can_be_killed_too(dataset, tmp_path):
     number = 0
     while killed_at(number := number + 1, lambda: forget(dataset, ["train-12"])):

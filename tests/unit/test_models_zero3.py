@@ -60,6 +60,7 @@ def train_all(topology, cases):
     return [train(topology, *case) for case in cases]
 
 
+@pytest.mark.slow
 def test_zero3_is_plain_torch():
     plain = [("local", True, False), ("local", False, False)]
     zero3 = [("deepspeed", True, False), ("deepspeed", False, True)]
