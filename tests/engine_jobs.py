@@ -7,6 +7,7 @@ are padded, straddle parameters, and hold a parameter that two modules use.
 import atexit
 import functools
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -77,7 +78,7 @@ def make_engine(topology, engine, stage, compute, grad_clip=0.5, timeout=60, mod
     )
 
 
-def train_step(engine, topology, step, poison=False):
+def train_step(engine, topology, step, poison=False, accept=math.isfinite):
     """Take one step on the 8 samples of ``step``; return the mean loss over ranks and the result."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -94,7 +95,7 @@ def train_step(engine, topology, step, poison=False):
         if poison and number == 0 and topology.rank == topology.world_size - 1:
             loss = loss * float("nan")
         engine.backward(loss / weight)
-    result = engine.step(lr=0.01 / (1 + step))
+    result = engine.step(lr=0.01 / (1 + step), accept=accept)
     return sum_over_ranks([total], topology)[0] / weight, result
 
 
@@ -151,6 +152,24 @@ def _skip(topology, case):
     }
 
 
+def _refuse(topology, case):
+    engine = make_engine(topology, *case)
+    train(engine, topology, 0, 2)
+    before, asked = digest(engine), []
+    _, refused = train_step(engine, topology, 2, accept=lambda norm: asked.append(norm) is not None)
+    after = digest(engine)
+    _, accepted = train_step(engine, topology, 2, accept=lambda norm: asked.append(norm) is None)
+    return {
+        "untouched": before == after and engine.optimizer_steps == 3,
+        "skipped": [refused.skipped, accepted.skipped],
+        "norms": [refused.grad_norm, accepted.grad_norm],
+        "asked": asked,
+        "moved": digest(engine) != after,
+        "replicas": sum(weight.numel() for weight in engine.replicas()),
+        "weights": sum(weight.numel() for name, weight in engine.state() if name.startswith("model/")),
+    }
+
+
 def _save(topology, case, directory):
     from distllm.checkpoint.save import save_checkpoint
 
@@ -179,6 +198,7 @@ def first_job(topology, directory):
             case_name(*case): {
                 "curve": _curve(topology, case),
                 "skip": _skip(topology, case),
+                "refuse": _refuse(topology, case),
                 "save": _save(topology, case, directory),
             }
             for case in FP32 + BF16

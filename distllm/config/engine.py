@@ -99,7 +99,8 @@ def _zero_json(zero_stage: int, bucket_numel: int, *, overlap: bool, leaves: lis
         "stage3_max_live_parameters": 10**9,
         "stage3_max_reuse_distance": 10**9,
         "stage3_module_granularity_threshold": 0,
-        "leaf_module": {"classes": leaves, "names": [], "name_suffixes": []},
+        # Left out, DeepSpeed looks for classes of transformers; an empty list would make it warn.
+        **({"leaf_module": {"classes": leaves, "names": [], "name_suffixes": []}} if leaves else {}),
         "stage3_use_all_reduce_for_fetch_params": False,
         "stage3_allgather_sequential": False,
         "stage3_gather_16bit_weights_on_model_save": False,

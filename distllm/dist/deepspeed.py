@@ -5,7 +5,7 @@ what a gradient means. Three things differ from DeepSpeed's habits and are made 
 
 - It averages gradients over ranks and accumulation steps; ours are sums, so the loss is multiplied
   by the number of ranks and is not divided by the steps.
-- Stage 0 in fp32 would apply non-finite gradients; the norm is checked before the update.
+- It decides alone, from overflows only, whether to update; here the caller's ``accept`` decides.
 - Its process groups ignore the timeout of the default group; they get it here.
 """
 
@@ -19,16 +19,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from distllm.dist.collectives import rank_errors
-from distllm.dist.engine import StepResult, logical_parameters, read_checked, state_names
+from distllm.dist.engine import Accept, StepResult, logical_parameters, read_checked, state_names
 from distllm.dist.topology import Topology
+
+if TYPE_CHECKING:
+    from distllm.dist.zero_norm import NormGate
 
 
 class ZeroEngine:
@@ -55,14 +57,16 @@ class ZeroEngine:
         self._parameters = logical_parameters(model)
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
         self._grad_accum_steps = int(settings["gradient_accumulation_steps"])
-        self._checks_norm = settings["zero_optimization"]["stage"] == 0 and not settings["bf16"]["enabled"]
+        self._stage = int(settings["zero_optimization"]["stage"])
         self._micro_steps = 0
         self._optimizer_steps = 0
         deepspeed = _import_deepspeed(topology)
         with _group_timeout(timeout_seconds), rank_errors(topology, "partitioning the model"):
             self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))[0]
+        from distllm.dist.zero_norm import NormGate
         from distllm.dist.zero_state import zero_state
 
+        self._gate = NormGate(self._engine.optimizer, self._stage) if self._stage else None
         self._state = zero_state(self._engine, optimizer, self._parameters)
 
     @property
@@ -83,8 +87,8 @@ class ZeroEngine:
         with rank_errors(self._topology, "reducing gradients"):
             self._engine.backward(loss * self._topology.world_size, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> StepResult:
-        """Clip and update; non-finite gradients leave all as it was.
+    def step(self, lr: float, accept: Accept = math.isfinite) -> StepResult:
+        """Clip and update; what is not accepted leaves all as it was.
 
         Raises:
             ValueError: `backward` was not called ``gradient_accumulation_steps`` times.
@@ -95,26 +99,32 @@ class ZeroEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         with rank_errors(self._topology, "updating weights"):
-            result = self._checked_step() if self._checks_norm else self._trusted_step()
+            result = self._whole_step(accept) if self._gate is None else self._gated_step(self._gate, accept)
         self._optimizer_steps += not result.skipped
         return result
 
-    def _trusted_step(self) -> StepResult:
-        """Let DeepSpeed decide; it skips non-finite gradients, and says so."""
-        self._engine.step()
-        grad_norm = float(self._engine.get_global_grad_norm())
-        return StepResult(grad_norm, skipped=not self._engine.was_step_applied())
+    def _gated_step(self, gate: NormGate, accept: Accept) -> StepResult:
+        """Let DeepSpeed reduce and decide, with our answer in the place where it looks at the norm."""
+        with gate.asking(accept):
+            self._engine.step()
+        return StepResult(gate.grad_norm, skipped=not self._engine.was_step_applied())
 
-    def _checked_step(self) -> StepResult:
+    def _whole_step(self, accept: Accept) -> StepResult:
         """Look at the gradients first: they are whole and reduced on every rank."""
         gradients = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
-        grad_norm = float(get_total_norm(gradients))
-        skipped = not math.isfinite(grad_norm)
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        grad_norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        skipped = not accept(grad_norm)
         if skipped:
             self._engine.zero_grad()
         else:
             self._engine.step()
         return StepResult(grad_norm, skipped)
+
+    def replicas(self) -> Iterator[Tensor]:
+        """Yield all weights, unless they are partitioned."""
+        if self._stage < 3:
+            yield from self._parameters.values()
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, assembled from all ranks one at a time."""

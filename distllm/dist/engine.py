@@ -1,13 +1,15 @@
 """What holds and updates the weights, whatever the parallelism: the contract of all engines.
 
 The loop, for every micro-batch of a step, computes a loss with ``engine.model`` and hands it to
-``engine.backward``; after the last one it calls ``engine.step``. Gradients are *summed* over
+``engine.backward``; after the last one it calls ``engine.step``, which asks back whether a gradient
+of that norm may change the weights. Gradients are *summed* over
 micro-batches and ranks (the loop divides each loss by the global target weight), so any split of
 the same samples gives the same update.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from distllm.errors import CheckpointError
 
+Accept = Callable[[float], bool]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -24,8 +27,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class StepResult:
     """What one optimizer step did.
 
-    ``grad_norm`` is the global L2 norm before clipping. ``skipped`` means that gradients were not
-    finite (then ``grad_norm`` is not either): no weight and no moment changed, on every rank alike.
+    ``grad_norm`` is the global L2 norm before clipping. ``skipped`` means that the norm was not
+    accepted: no weight and no moment changed, on every rank alike.
     """
 
     grad_norm: float
@@ -46,8 +49,21 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss; called ``grad_accum_steps`` times for each step."""
 
-    def step(self, lr: float) -> StepResult:
-        """Clip, update all weights at learning rate ``lr``, and clear the gradients."""
+    def step(self, lr: float, accept: Accept = math.isfinite) -> StepResult:
+        """Clip, update all weights at learning rate ``lr`` if ``accept`` agrees, and clear the gradients.
+
+        Args:
+            lr: the learning rate of this update.
+            accept: whether a gradient of this global norm, before clipping, may be applied. It must
+                refuse what is not finite and answer alike on every rank. It is not asked where the
+                engine itself found a gradient that is not finite.
+        """
+
+    def replicas(self) -> Iterator[Tensor]:
+        """Yield this rank's weights that every rank holds in full, as forward and backward use them.
+
+        Nothing where the weights are partitioned (stage 3). The tensors are not copies.
+        """
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every logical tensor: full, fp32, on the CPU, in a fixed order. Collective.

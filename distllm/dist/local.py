@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from distllm.dist.collectives import rank_errors
 from distllm.dist.engine import (
+    Accept,
     StepResult,
     allocate_moments,
     logical_parameters,
@@ -67,15 +68,15 @@ class LocalEngine:
         """Add the gradient of ``loss`` to this rank's gradients."""
         torch.autograd.backward(loss)
 
-    def step(self, lr: float) -> StepResult:
-        """Sum gradients over ranks, clip, and update; non-finite gradients leave all as it was."""
+    def step(self, lr: float, accept: Accept = math.isfinite) -> StepResult:
+        """Sum gradients over ranks, clip, and update; what is not accepted leaves all as it was."""
         gradients = self._gradients()
         if self._topology.world_size > 1:
             with rank_errors(self._topology, "summing gradients"):
                 _all_reduce(gradients, self._bucket_numel)
         norm = get_total_norm(gradients)
         grad_norm = float(norm)
-        skipped = not math.isfinite(grad_norm)
+        skipped = not accept(grad_norm)
         if not skipped:
             if 0 < self._grad_clip < grad_norm:
                 clip_grads_with_norm_(self._parameters.values(), self._grad_clip, norm)
@@ -92,6 +93,10 @@ class LocalEngine:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+
+    def replicas(self) -> Iterator[Tensor]:
+        """Yield all weights."""
+        yield from self._parameters.values()
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, by logical name."""

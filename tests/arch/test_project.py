@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import tomllib
+from fnmatch import fnmatch
 
 import pytest
 from arch.sources import ROOT
@@ -65,3 +66,12 @@ def test_ci_script_is_executable_and_valid_bash():
 def test_make_target_exists(target):
     result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
+
+
+def test_no_directory_of_tests_is_left_out_by_its_name(pytestconfig):
+    """pytest's default leaves out what is called dist or build."""
+    skipped = pytestconfig.getini("norecursedirs")
+    directories = {path.parent.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")}
+    hidden = [str(path) for path in directories if any(fnmatch(path.name, pattern) for pattern in skipped)]
+    assert len(directories) >= 8
+    assert hidden == []

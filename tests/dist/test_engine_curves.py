@@ -57,6 +57,22 @@ def test_one_bad_micro_batch_on_one_rank_skips_the_step_on_all(name, world_size)
     assert all(outcome == outcomes[0] for outcome in outcomes)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("name", ALL_NAMES)
+def test_a_refused_norm_changes_nothing_and_the_same_gradients_can_be_taken_next(name, world_size):
+    ranks, _ = trained(world_size)
+    outcomes = [rank["cases"][name]["refuse"] for rank in ranks]
+    for outcome in outcomes:
+        assert outcome["skipped"] == [True, False]
+        assert outcome["untouched"]
+        assert outcome["moved"]
+        assert outcome["asked"] == outcome["norms"]
+        assert outcome["norms"][0] == outcome["norms"][1] > 0
+        partitioned = "zero3" in name
+        assert outcome["replicas"] == (0 if partitioned else outcome["weights"])
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
 @pytest.mark.parametrize("name", FP32_NAMES)
 def test_training_goes_on_after_a_skip_as_in_the_oracle(name):
     oracle, outcome = cases(1)["local"]["skip"], cases(2)[name]["skip"]

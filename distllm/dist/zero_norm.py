@@ -1,0 +1,63 @@
+"""Where DeepSpeed looks at the gradient norm, our answer: apply the update, or drop it.
+
+ZeRO stages 1 to 3 compute the global norm inside their step and drop the update if it is not a
+number. The gate replaces the method that yields the norm; when the caller does not accept a norm it
+returns one that is not a number, and DeepSpeed clears gradients the way it does after an overflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from deepspeed.runtime.utils import combine_grad_norm_groups, is_invalid_grad_norm
+
+from distllm.dist.engine import Accept
+
+_REFUSED = math.nan
+
+
+class NormGate:
+    """The seam in one of DeepSpeed's ZeRO optimizers.
+
+    Args:
+        optimizer: the optimizer of stage 1, 2 or 3 that DeepSpeed built.
+        stage: which of them.
+
+    Attributes:
+        grad_norm: global L2 norm of the latest step before clipping; inf where DeepSpeed found a
+            gradient that is not finite before it computed a norm.
+    """
+
+    def __init__(self, optimizer: Any, stage: int) -> None:
+        self.grad_norm = math.inf
+        self._accept: Accept = math.isfinite
+        if stage == 3:
+            groups: Callable[[], list[Any]] = optimizer._get_norm_groups
+            optimizer._get_norm_groups = lambda: self._of_groups(groups())
+        else:
+            norm: Callable[[], Any] = optimizer.scaled_global_norm
+            optimizer.scaled_global_norm = lambda: self._of_norm(norm())
+
+    @contextmanager
+    def asking(self, accept: Accept) -> Iterator[None]:
+        """Let ``accept`` decide about the step that is taken inside the block."""
+        self.grad_norm, self._accept = math.inf, accept
+        try:
+            yield
+        finally:
+            self._accept = math.isfinite
+
+    def _of_groups(self, norms: list[Any]) -> list[Any]:
+        return norms if self._admits(combine_grad_norm_groups(norms)) else [torch.tensor(_REFUSED)]
+
+    def _of_norm(self, norm: Any) -> Any:
+        return norm if self._admits(norm) else torch.tensor(_REFUSED)
+
+    def _admits(self, norm: Any) -> bool:
+        # DeepSpeed writes -1 for a norm that is not finite.
+        self.grad_norm = math.inf if is_invalid_grad_norm(norm) else float(norm)
+        return self._accept(self.grad_norm)
