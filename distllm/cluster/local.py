@@ -28,7 +28,7 @@ def run_ranks(command: Sequence[str], *, num_ranks: int, threads_per_rank: int) 
     """Run ``command`` as ``num_ranks`` ranks of one machine and wait for all of them.
 
     Returns:
-        The exit code of the first rank that failed (128 + number for one killed by a signal), or 0.
+        128 + number for a rank killed by a signal, else the exit code of a rank that failed, or 0.
     """
     environment = {
         **os.environ,
@@ -96,7 +96,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
         codes = [rank.poll() for rank in ranks]
         failed = [code for code in codes if code not in (None, 0, Interrupted.exit_code)]
         if failed:
-            return failed[0] if failed[0] > 0 else 128 - failed[0]
+            # A rank that was killed is the cause; those that then lost it exit by themselves.
+            return next((128 - code for code in failed if code < 0), failed[0])
         if all(code is not None for code in codes):
             return Interrupted.exit_code if any(codes) else 0
         time.sleep(_POLL_SECONDS)
