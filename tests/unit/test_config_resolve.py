@@ -110,13 +110,16 @@ def test_a_step_larger_than_the_dataset_is_refused():
     assert "less than one step" in problem.cause
 
 
-@pytest.mark.parametrize(("compiled", "gathered"), [("true", ["distllm.models.layers.Block"]), ("false", [])])
-def test_a_compiled_block_is_gathered_as_a_whole(monkeypatch, compiled, gathered):
+def test_a_compiled_block_is_gathered_as_a_whole(monkeypatch):
     monkeypatch.setattr(checks.shutil, "which", lambda name: name)
-    leaf = resolved("engine=zero3", f"engine.compile={compiled}").deepspeed["zero_optimization"][
-        "leaf_module"
-    ]
-    assert leaf == {"classes": gathered, "names": [], "name_suffixes": []}
+    zero = resolved("engine=zero3", "engine.compile=true").deepspeed["zero_optimization"]
+    block = ["distllm.models.layers.Block"]
+    assert zero["leaf_module"] == {"classes": block, "names": [], "name_suffixes": []}
+
+
+def test_an_eager_block_is_not_gathered_as_a_whole():
+    zero = resolved("engine=zero3", "engine.compile=false").deepspeed["zero_optimization"]
+    assert "leaf_module" not in zero, "DeepSpeed warns at every start when the list of classes is empty"
 
 
 def test_compilation_needs_a_compiler(monkeypatch):
