@@ -17,6 +17,7 @@ from typing import Literal
 from distllm.config.options import option
 from distllm.config.schema_clean import CleanConfig
 from distllm.config.schema_dedup import DedupConfig
+from distllm.config.schema_guard import GuardConfig
 from distllm.config.schema_mixture import MixtureConfig
 from distllm.config.schema_privacy import PrivacyConfig
 from distllm.config.schema_read import ReadConfig, SourceConfig
@@ -159,9 +160,6 @@ class TrainConfig:
     stop_at_step: int | None = option(
         None, "stop here with a checkpoint; the schedule still ends at the full length", minimum=1
     )
-    skip_budget: int = option(
-        10, "non-finite steps in a row that are skipped before the run gives up", minimum=0
-    )
 
 
 @dataclass(frozen=True)
@@ -265,6 +263,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

@@ -33,7 +33,9 @@ from distllm.optim.schedule import LearningRate
 from distllm.plan.flops import flops_per_token
 from distllm.plan.hardware import find_accelerator
 from distllm.tasks.registry import build_task
+from distllm.train.guard import Guard
 from distllm.train.loop import Run
+from distllm.train.replicas import ReplicaCheck
 from distllm.train.run_directory import RunDirectory
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
@@ -110,6 +112,8 @@ def _build(
         tokenizer=Tokenizer.load(dataset),
         learning_rate=_learning_rate(resolved),
         state=state,
+        guard=Guard(config.guard, state),
+        replicas=ReplicaCheck(engine, topology),
         sinks=sinks,
         stop=stop,
         attempt=attempt,

@@ -1,26 +1,103 @@
-"""What to do when a step's gradients are not finite: skip it, count it, and give up in time."""
+"""Which steps are believed: not those that are not finite, nor those far above what came before.
+
+A step is judged before its update by two numbers that all ranks share: the loss of the global batch
+and the norm of its gradient. Each is compared with the median of the few values before it. The noise
+is estimated from the differences of neighbours in a longer window, which the fall of the curve does
+not widen (von Neumann et al. 1941, doi:10.1214/aoms/1177731746), and by their median, which a few
+outliers do not move (Leys et al. 2013, doi:10.1016/j.jesp.2013.03.013). Norms are compared by their
+logarithms, because they vary by factors. A value that is not finite never enters the window: one NaN
+would blind the rule for as many steps as the window is long.
+
+What is not believed is skipped: weights, moments and update count stay as they were. When that
+happens too often in a row the run must go back to a checkpoint (`distllm.train.rewind`).
+"""
 
 from __future__ import annotations
 
-from distllm.errors import TrainingError
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+from typing import Literal
+
+from distllm.config.schema_guard import GuardConfig
 from distllm.train.state import TrainState
 
+Reason = Literal["non_finite", "loss_spike", "grad_norm_spike"]
 
-def record_outcome(state: TrainState, *, skipped: bool, skip_budget: int) -> None:
-    """Count a step as taken or skipped.
+WARMUP = 16  # values without which nothing is a spike; the latest of them tell the level
+# Standard deviations of normal noise in the median absolute difference of two of its values.
+_NORMAL = 1.4826 / math.sqrt(2)
+# A smooth curve has next to no noise: below these deviations a rise is never a spike by itself.
+_LEAST_LOSS_NOISE = 0.02  # share of the median
+_LEAST_NORM_NOISE = 0.15  # of the logarithm
 
-    Raises:
-        TrainingError: more than ``skip_budget`` steps in a row were skipped: the run is not training.
+
+class Guard:
+    """Judge steps, and keep in the train state what the judgement depends on.
+
+    Args:
+        config: thresholds.
+        state: the run's progress; the windows and the streak of skipped steps live there, so that a
+            resumed run judges as the uninterrupted one.
     """
-    if not skipped:
-        state.skips_in_a_row = 0
-        return
-    state.skipped_steps += 1
-    state.skips_in_a_row += 1
-    if state.skips_in_a_row > skip_budget:
-        raise TrainingError(
-            f"gradients were not finite in {state.skips_in_a_row} steps in a row, up to step {state.step}",
-            where="train.skip_budget",
-            remedy="lower optim.lr or raise schedule.warmup_fraction; "
-            f"see the data with: distllm inspect run=NAME step={state.step}",
-        )
+
+    def __init__(self, config: GuardConfig, state: TrainState) -> None:
+        self._config = config
+        self._state = state
+
+    def doubt(self, loss: float, grad_norm: float) -> Reason | None:
+        """Return why a step with this mean loss (nats) and gradient norm is not to be applied."""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return "non_finite"
+        threshold = self._config.spike_threshold
+        if threshold == 0:
+            return None
+        losses, norms = self._state.recent_losses, self._state.recent_grad_norms
+        if deviations(loss, losses, least_share=_LEAST_LOSS_NOISE) > threshold:
+            return "loss_spike"
+        logarithms = [_log(norm) for norm in norms]
+        if deviations(_log(grad_norm), logarithms, least=_LEAST_NORM_NOISE) > threshold:
+            return "grad_norm_spike"
+        return None
+
+    def record(self, reason: Reason | None, loss: float, grad_norm: float) -> bool:
+        """Count a judged step, before the state moves on; return whether the run must go back."""
+        state, config = self._state, self._config
+        if reason != "non_finite":
+            for window, value in ((state.recent_losses, loss), (state.recent_grad_norms, grad_norm)):
+                window.append(value)
+                del window[: -config.window]
+        if reason is None:
+            state.skips_in_a_row = 0
+            return False
+        if state.skips_in_a_row == 0:
+            state.streak_samples = state.samples
+        state.skipped_steps += 1
+        state.skips_in_a_row += 1
+        patience = config.skip_budget if reason == "non_finite" else config.spike_patience
+        return state.skips_in_a_row >= patience
+
+
+def deviations(
+    value: float, window: Sequence[float], *, least_share: float = 0.0, least: float = 0.0
+) -> float:
+    """Return how many standard deviations of the noise ``value`` lies above the latest of ``window``.
+
+    Args:
+        value: the new value.
+        window: earlier values, oldest first, all finite; fewer than `WARMUP` of them prove nothing
+            and give 0.
+        least_share: smallest deviation, as a share of the level.
+        least: smallest deviation.
+    """
+    if len(window) < WARMUP:
+        return 0.0
+    level = median(window[-WARMUP:])
+    noise = _NORMAL * median([abs(after - before) for before, after in pairwise(window)])
+    noise = max(noise, least_share * abs(level), least)
+    return (value - level) / noise if noise > 0 else 0.0
+
+
+def _log(norm: float) -> float:
+    return math.log(max(norm, 1e-30))

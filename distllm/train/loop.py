@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from distllm.checkpoint.save import save_checkpoint
 from distllm.config.resolve import Resolved
@@ -18,7 +17,7 @@ from distllm.data.digest import batch_digest
 from distllm.data.mixture import plan_digest
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.data.tokenizer import Tokenizer
-from distllm.dist.collectives import sum_over_ranks
+from distllm.dist.collectives import gather_over_ranks, sum_over_ranks
 from distllm.dist.engine import Engine, StepResult
 from distllm.dist.topology import Topology
 from distllm.errors import Interrupted
@@ -29,7 +28,9 @@ from distllm.observe.sinks import Sink
 from distllm.optim.schedule import LearningRate
 from distllm.tasks.base import Task
 from distllm.train.clock import Phases, StepClock
-from distllm.train.guard import record_outcome
+from distllm.train.guard import Guard
+from distllm.train.replicas import Corruption, ReplicaCheck, flipped
+from distllm.train.rewind import go_back
 from distllm.train.run_directory import RunDirectory
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
@@ -49,6 +50,8 @@ class Run:
     tokenizer: Tokenizer
     learning_rate: LearningRate
     state: TrainState
+    guard: Guard
+    replicas: ReplicaCheck
     sinks: list[Sink]
     stop: StopRequest
     attempt: int
@@ -74,10 +77,14 @@ def train(run: Run) -> None:
     while state.step < run.resolved.stop_step:
         train_step(run, clock)
         last = state.step == run.resolved.stop_step
+        save_due = last or state.step % config.checkpoint.every_steps == 0
+        if (save_due or _comparison_due(run)) and not weights_agree(run):
+            clock.restart()
+            continue
         if run.valid is not None and (last or state.step % config.eval.every_steps == 0):
             evaluate(run)
             clock.restart()
-        if last or state.step % config.checkpoint.every_steps == 0:
+        if save_due:
             save(run)
             clock.restart()
 
@@ -86,6 +93,7 @@ def train_step(run: Run, clock: StepClock) -> None:
     """Take one optimizer step on the global batch that begins at ``state.samples``."""
     state, config = run.state, run.resolved.config
     clock.mark("loop")
+    state.samples = state.next_samples()
     batches = run.stream.step(state.samples)
     clock.mark("data")
 
@@ -100,24 +108,36 @@ def train_step(run: Run, clock: StepClock) -> None:
 
     loss_sum = torch.zeros((), device=run.topology.device)
     for batch in batches:
-        loss = run.task.loss_sum(run.engine.model, batch)
-        run.engine.backward(loss / weight)
-        loss_sum += loss.detach()
+        batch_loss = run.task.loss_sum(run.engine.model, batch)
+        run.engine.backward(batch_loss / weight)
+        loss_sum += batch_loss.detach()
     clock.mark("compute")
 
+    # All ranks judge the step by the same two numbers, its loss and the norm of its gradient.
+    by_rank = gather_over_ranks([float(loss_sum), run.replicas.changed_since()], run.topology)
+    loss = sum(own_loss for own_loss, _ in by_rank) / weight
+    corruption = flipped([changed for _, changed in by_rank])
     lr = run.learning_rate(state.tokens)
-    result = run.engine.step(lr)
+    result = run.engine.step(lr, lambda norm: corruption is None and run.guard.doubt(loss, norm) is None)
     clock.mark("update")
+    if corruption is not None:
+        _restore_weights(run, corruption)
+        return
 
     phases = clock.lap()
+    doubt = run.guard.doubt(loss, result.grad_norm) if result.skipped else None
+    must_go_back = run.guard.record(doubt, loss, result.grad_norm)
     state.step += 1
     state.samples += run.resolved.sequences_per_step
     state.tokens += int(weight)
     state.seconds += phases.total
-    record_outcome(state, skipped=result.skipped, skip_budget=config.train.skip_budget)
 
     if state.step % config.logger.every_steps == 0 or result.skipped:
-        _log_step(run, loss_sum, weight, digest, lr, result, phases)
+        _log_step(run, loss, weight, digest, lr, result, phases)
+    if doubt is not None:
+        _note(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {result.grad_norm:.4f}")
+    if must_go_back:
+        _leave_streak_out(run)
 
 
 def evaluate(run: Run) -> None:
@@ -174,22 +194,75 @@ def save(run: Run) -> None:
     )
 
 
-def _stop_here(run: Run) -> None:
-    """Save at the border between two steps, on every rank at the same one, and leave."""
+def weights_agree(run: Run) -> bool:
+    """Compare the weights of all ranks; if they differ, go back to a checkpoint and return False."""
+    corruption = run.replicas.after_update()
+    if corruption is None:
+        run.state.agreed_step = run.state.step
+        return True
+    _restore_weights(run, corruption)
+    return False
+
+
+def _comparison_due(run: Run) -> bool:
+    every = run.resolved.config.guard.fingerprint_every_steps
+    return every > 0 and run.state.step % every == 0
+
+
+def _restore_weights(run: Run, corruption: Corruption) -> None:
+    """Go back to the newest checkpoint whose weights were seen to agree, and take the steps again."""
+    culprits = " and ".join(f"rank {rank}" for rank in corruption.ranks) or "an unknown rank"
+    why = f"corrupted memory on {culprits}: {corruption.what}"
+    _note(run, why)
+    _go_back(run, run.state.agreed_step, None, why)
+
+
+def _leave_streak_out(run: Run) -> None:
+    """Go back to before the streak of skipped steps, and do not train on its samples again."""
+    state = run.state
+    why = f"{state.skips_in_a_row} steps in a row were skipped, up to step {state.step}"
+    _go_back(run, state.step - state.skips_in_a_row, (state.streak_samples, state.samples), why)
+
+
+def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str) -> None:
+    """Restore a checkpoint and save it again with the decision, so that a kill does not undo it."""
+    step = go_back(
+        run.directory.checkpoints,
+        run.engine,
+        run.state,
+        run.topology,
+        good_step=good_step,
+        exclude=exclude,
+        max_rewinds=run.resolved.config.guard.max_rewinds,
+        why=why,
+    )
+    run.replicas.forget()
+    left_out = f", samples {exclude[0]} to {exclude[1] - 1} are left out" if exclude else ""
+    _note(run, f"{why}: back to step {step}{left_out}")
     save(run)
-    text = f"asked to stop: saved at step {run.state.step}"
+
+
+def _note(run: Run, text: str) -> None:
     for sink in run.sinks:
         sink.log_note(run.state.step, text)
+
+
+def _stop_here(run: Run) -> None:
+    """Save at the border between two steps, on every rank at the same one, and leave."""
+    if weights_agree(run):
+        save(run)
+    text = f"asked to stop: saved at step {run.state.step}"
+    _note(run, text)
     stopped = Interrupted(text, where=str(run.directory.path), remedy="run the same command again to go on")
     stopped.everywhere = True
     raise stopped
 
 
 def _log_step(
-    run: Run, loss_sum: Tensor, weight: float, digest: float, lr: float, result: StepResult, phases: Phases
+    run: Run, loss: float, weight: float, digest: float, lr: float, result: StepResult, phases: Phases
 ) -> None:
-    """Reduce the loss and hand the step's record to the sinks; the only synchronising read of a step."""
-    total_loss, damaged = sum_over_ranks([float(loss_sum), run.stream.damaged], run.topology)
+    """Hand the step's record to the sinks."""
+    (damaged,) = sum_over_ranks([run.stream.damaged], run.topology)
     state = run.state
     tokens_per_second = weight / phases.total
     flops = run.flops_per_token * tokens_per_second
@@ -197,7 +270,7 @@ def _log_step(
     record = StepRecord(
         step=state.step,
         tokens=state.tokens,
-        loss=total_loss / weight,
+        loss=loss,
         lr=lr,
         grad_norm=result.grad_norm,
         tokens_per_second=tokens_per_second,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+
+from distllm.errors import CheckpointError
 
 
 @dataclass
@@ -14,8 +16,14 @@ class TrainState:
         step: optimizer steps taken or skipped.
         samples: samples consumed from the global order; the next step begins with this one.
         tokens: loss targets consumed; the learning rate is a function of it.
-        skipped_steps: steps whose update was dropped because gradients were not finite.
+        skipped_steps: steps whose update was dropped because the guard did not believe them.
         skips_in_a_row: how many of the latest steps were skipped.
+        streak_samples: ``samples`` before the first of those steps.
+        rewinds: times the run went back to a checkpoint.
+        excluded: ranges [first, stop) of the global order that a rewind decided to leave out.
+        agreed_step: latest step after which all ranks were seen to hold the same weights.
+        recent_losses: losses of the latest finite steps, oldest first, in nats per token.
+        recent_grad_norms: their gradient norms.
         seconds: time spent in steps, over all attempts.
         first_valid_loss: validation loss before the first step, in nats per token; nan until known.
     """
@@ -25,6 +33,12 @@ class TrainState:
     tokens: int = 0
     skipped_steps: int = 0
     skips_in_a_row: int = 0
+    streak_samples: int = 0
+    rewinds: int = 0
+    excluded: list[list[int]] = field(default_factory=list)
+    agreed_step: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    recent_grad_norms: list[float] = field(default_factory=list)
     seconds: float = 0.0
     first_valid_loss: float = float("nan")
 
@@ -34,5 +48,28 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> TrainState:
-        """Rebuild a state that a checkpoint holds."""
-        return cls(**{item.name: values[item.name] for item in fields(cls)})  # type: ignore[arg-type]  # JSON
+        """Rebuild a state that a checkpoint holds; what an older version did not count has its default.
+
+        Raises:
+            CheckpointError: the position of the run is missing: no default could be right.
+        """
+        if missing := [name for name in ("step", "samples", "tokens") if name not in values]:
+            raise CheckpointError(
+                f"the train state does not say {', '.join(missing)}",
+                remedy="resume from another checkpoint",
+            )
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        return cls(**known)  # type: ignore[arg-type]  # JSON
+
+    def restore(self, values: Mapping[str, object]) -> None:
+        """Become the state that a checkpoint holds, for all who hold this object."""
+        for item in fields(restored := TrainState.from_dict(values)):
+            setattr(self, item.name, getattr(restored, item.name))
+
+    def next_samples(self) -> int:
+        """Return where the next step begins: behind every excluded range that begins here."""
+        position = self.samples
+        for first, stop in sorted(self.excluded):
+            if first <= position < stop:
+                position = stop
+        return position

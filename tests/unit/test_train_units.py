@@ -13,51 +13,57 @@ from distllm.config.resolve import World, resolve
 from distllm.config.schema import Config
 from distllm.data.digest import batch_digest
 from distllm.data.stream import Batch
-from distllm.errors import ConfigError, RunDirectoryBusy, StorageError, TrainingError
+from distllm.errors import CheckpointError, ConfigError, RunDirectoryBusy, StorageError
 from distllm.train import clock
 from distllm.train.clock import Phases, StepClock
-from distllm.train.guard import record_outcome
 from distllm.train.run_directory import RunDirectory
 from distllm.train.signals import STOPPING, StopRequest
 from distllm.train.state import TrainState
 
+STATE = TrainState(7, 56, 1792, 2, 1, 48, 1, [[16, 24]], 6, [3.5, 3.25], [0.5, 0.25], 12.5, 9.25)
+
 
 def test_a_state_survives_json():
-    state = TrainState(7, 56, 1792, 2, 1, 12.5, 9.25)
-    assert TrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
-    assert TrainState.from_dict({**state.to_dict(), "of_a_later_version": 1}) == state
+    values = json.loads(json.dumps(STATE.to_dict()))
+    assert TrainState.from_dict(values) == STATE
+    assert TrainState.from_dict({**values, "of_a_later_version": 1}) == STATE
+    assert all(values[name] != default for name, default in TrainState().to_dict().items())
 
 
-def test_a_checkpoint_without_a_number_is_not_filled_with_a_default():
-    values = TrainState(step=7).to_dict()
-    del values["samples"]
-    with pytest.raises(KeyError, match="samples"):
+def test_a_state_becomes_that_of_a_checkpoint_for_all_who_hold_it():
+    held = TrainState(step=9, rewinds=3)
+    held.restore(STATE.to_dict())
+    assert held == STATE
+
+
+def test_what_an_older_version_did_not_count_begins_at_its_default():
+    values = TrainState(step=7, samples=56, tokens=1792).to_dict()
+    del values["recent_losses"], values["rewinds"]
+    assert TrainState.from_dict(values) == TrainState(step=7, samples=56, tokens=1792)
+
+
+@pytest.mark.parametrize("position", ["step", "samples", "tokens"])
+def test_a_checkpoint_without_its_position_is_damaged(position):
+    values = STATE.to_dict()
+    del values[position]
+    with pytest.raises(CheckpointError, match=position):
         TrainState.from_dict(values)
 
 
-def outcomes(state, pattern, skip_budget):
-    for mark in pattern:
-        record_outcome(state, skipped=mark == "x", skip_budget=skip_budget)
-
-
-def test_skips_are_counted_in_all_and_in_a_row():
-    state = TrainState()
-    outcomes(state, "x..xx", skip_budget=2)
-    assert (state.skipped_steps, state.skips_in_a_row) == (3, 2)
-    outcomes(state, ".", skip_budget=2)
-    assert (state.skipped_steps, state.skips_in_a_row) == (3, 0)
-
-
-@pytest.mark.parametrize("budget", [0, 1, 5])
-def test_the_run_gives_up_after_the_budget_and_not_before(budget):
-    state = TrainState(step=40)
-    outcomes(state, "x" * budget + "." + "x" * budget, skip_budget=budget)
-    with pytest.raises(TrainingError) as caught:
-        outcomes(state, "x", skip_budget=budget)
-    assert f"{budget + 1} steps in a row, up to step 40" in caught.value.cause
-    assert caught.value.where == "train.skip_budget"
-    assert "step=40" in caught.value.remedy
-    assert state.skips_in_a_row == budget + 1
+@pytest.mark.parametrize(
+    ("excluded", "samples", "expected"),
+    [
+        ([], 8, 8),
+        ([[8, 16]], 0, 0),
+        ([[8, 16]], 8, 16),
+        ([[8, 16]], 15, 16),
+        ([[8, 16]], 16, 16),
+        ([[16, 24], [8, 16]], 8, 24),
+        ([[8, 24], [12, 16]], 8, 24),
+    ],
+)
+def test_the_next_step_begins_behind_what_is_excluded(excluded, samples, expected):
+    assert TrainState(samples=samples, excluded=excluded).next_samples() == expected
 
 
 @pytest.fixture

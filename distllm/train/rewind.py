@@ -1,0 +1,86 @@
+"""Going back: from weights or a stretch of data that cannot be believed to a checkpoint before it.
+
+After a streak of skipped steps the samples of the streak are excluded: training from the checkpoint
+goes over everything before them again and then jumps (PaLM, arXiv:2204.02311, section 5.1, where the
+same data at another time did no harm). After corrupted weights nothing is excluded: the same steps
+are taken again and give what they should have given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distllm.checkpoint.format import list_checkpoints, set_aside, step_path, verify
+from distllm.checkpoint.load import find_checkpoint, load_checkpoint
+from distllm.dist.agree import agree
+from distllm.dist.engine import Engine
+from distllm.dist.topology import Topology
+from distllm.errors import CheckpointError, TrainingError
+from distllm.train.state import TrainState
+
+
+def go_back(
+    directory: Path,
+    engine: Engine,
+    state: TrainState,
+    topology: Topology,
+    *,
+    good_step: int,
+    exclude: tuple[int, int] | None,
+    max_rewinds: int,
+    why: str,
+) -> int:
+    """Load the newest checkpoint of step ``good_step`` or before; return its step. Collective.
+
+    Newer checkpoints are set aside: a run that is killed now must not resume from them.
+
+    Args:
+        directory: the run's checkpoint directory.
+        engine: gets the weights and moments back.
+        state: becomes the checkpoint's, but keeps what was excluded and how often the run went back.
+        topology: this rank's place.
+        good_step: the latest step whose weights are believed.
+        exclude: samples [first, stop) of the global order that are not trained on again.
+        max_rewinds: how often a run may go back in all.
+        why: what happened, for the error.
+
+    Raises:
+        TrainingError: there is no such checkpoint, or the run went back too often.
+    """
+    excluded = [*state.excluded, *([list(exclude)] if exclude else [])]
+    rewinds = state.rewinds + 1
+    if rewinds > max_rewinds:
+        raise TrainingError(
+            f"{why}, and the run has gone back {max_rewinds} times already",
+            where="guard.max_rewinds",
+            remedy="lower optim.lr or raise schedule.warmup_fraction; see the data of a step with: "
+            f"distllm inspect run=NAME step={state.step}",
+        )
+    target = agree(topology, lambda: _newest_good(directory, good_step, why))
+    found = find_checkpoint(directory, topology, step=target)
+    assert found is not None, "rank 0 has just verified it"
+    state.restore(load_checkpoint(found, engine))
+    state.excluded, state.rewinds = excluded, rewinds
+    agree(topology, lambda: _set_aside_after(directory, target))
+    return state.step
+
+
+def _newest_good(directory: Path, good_step: int, why: str) -> int:
+    for path in list_checkpoints(directory):
+        try:
+            step = verify(path).step if path <= step_path(directory, good_step) else None
+        except CheckpointError:
+            continue  # find_checkpoint sets damaged ones aside when a run starts
+        if step is not None:
+            return step
+    raise TrainingError(
+        f"{why}, and there is no checkpoint of step {good_step} or before to go back to",
+        where=str(directory),
+        remedy="lower checkpoint.every_steps; lower optim.lr or raise schedule.warmup_fraction",
+    )
+
+
+def _set_aside_after(directory: Path, step: int) -> None:
+    for path in list_checkpoints(directory):
+        if path > step_path(directory, step):
+            set_aside(path)
