@@ -8,8 +8,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from distllm.config.faults import parse_fault
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
+from distllm.errors import ConfigError
 from distllm.machine import available_cores
 
 
@@ -42,6 +44,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_batch(config, problems, world_size, dataset_tokens)
     _check_engine(config, problems)
     _check_warmup(config, problems)
+    _check_faults(config, problems, world_size)
     problems.check(
         bool(config.name) and "/" not in config.name and not config.name.startswith("."),
         f"{config.name!r} cannot be the name of a directory",
@@ -154,6 +157,21 @@ def _check_warmup(config: Config, problems: Problems) -> None:
         keys=["mixture.seq_len_start", "data.mask_documents"],
         remedy="data.mask_documents=true, or mixture.seq_len_start=null",
     )
+
+
+def _check_faults(config: Config, problems: Problems, world_size: int) -> None:
+    for text in config.chaos.faults:
+        try:
+            fault = parse_fault(text)
+        except ConfigError as error:
+            problems.found.append(error)
+            continue
+        problems.check(
+            fault.rank < world_size and fault.step > 0 and fault.steps > 0,
+            f"the fault {text!r} never happens: ranks are 0 to {world_size - 1}, steps begin at 1",
+            keys=["chaos.faults"],
+            remedy="name a rank and a step of this run",
+        )
 
 
 def _check_engine(config: Config, problems: Problems) -> None:

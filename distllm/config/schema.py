@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distllm.config.options import option
+from distllm.config.schema_chaos import ChaosConfig
 from distllm.config.schema_clean import CleanConfig
 from distllm.config.schema_dedup import DedupConfig
 from distllm.config.schema_guard import GuardConfig
@@ -264,6 +265,7 @@ class Config:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    chaos: ChaosConfig = field(default_factory=ChaosConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

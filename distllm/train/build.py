@@ -12,6 +12,7 @@ import torch
 
 from distllm.checkpoint.load import Found, find_checkpoint, load_checkpoint
 from distllm.config.compose import Composition
+from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
 from distllm.data.manifest import Manifest
 from distllm.data.mirror import dataset_directory
@@ -32,7 +33,9 @@ from distllm.optim.optimizers import build_optimizer
 from distllm.optim.schedule import LearningRate
 from distllm.plan.flops import flops_per_token
 from distllm.plan.hardware import find_accelerator
+from distllm.tasks.base import Task
 from distllm.tasks.registry import build_task
+from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
 from distllm.train.loop import Run
 from distllm.train.replicas import ReplicaCheck
@@ -105,7 +108,7 @@ def _build(
         resolved=resolved,
         directory=directory,
         topology=topology,
-        task=build_task(config, resolved.shape),
+        task=_task(resolved, directory, topology, state),
         engine=engine,
         stream=stream,
         valid=_valid_split(resolved) if config.eval.every_steps else None,
@@ -121,6 +124,15 @@ def _build(
         peak_flops=_peak_flops(resolved, topology),
         checkpoint_facts=facts,
     )
+
+
+def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state: TrainState) -> Task:
+    """Return the objective, and make it go wrong where ``chaos.faults`` asks for it."""
+    task = build_task(resolved.config, resolved.shape)
+    faults = [
+        fault for fault in map(parse_fault, resolved.config.chaos.faults) if fault.rank == topology.rank
+    ]
+    return FaultyTask(task, faults, state, directory.path) if faults else task
 
 
 def _valid_split(resolved: Resolved) -> PackedSplit:

@@ -1,0 +1,90 @@
+"""Wrong numbers and flipped bits in the middle of a run: found, named, and without a trace afterwards."""
+
+import json
+
+import pytest
+import tiny
+
+from distllm.checkpoint.format import list_checkpoints, list_quarantined
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+STEPS = 24
+SEQUENCES = 16  # of a step: 512 tokens in rows of 32
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.prepare(tmp_path_factory.mktemp("guard"))
+
+
+def train(root, name, *more):
+    return tiny.distllm(
+        "train",
+        *tiny.overrides(root, f"name={name}", "engine=local", "eval=none", f"train.max_steps={STEPS}", *more),
+    )
+
+
+def notes(root, name):
+    lines = map(json.loads, (root / "runs" / name / "metrics.jsonl").read_text().splitlines())
+    return [line["text"] for line in lines if line["kind"] == "note"]
+
+
+@pytest.fixture(scope="module")
+def untouched(root):
+    done = train(root, "untouched")
+    assert done.returncode == 0, done.stderr
+    return tiny.steps(root, "untouched")
+
+
+def test_one_flipped_bit_is_found_names_its_rank_and_leaves_no_trace(root, untouched):
+    done = train(root, "flipped", "guard=every_step", "chaos.faults=[bit_flip@6:1]")
+    assert done.returncode == 0, done.stderr
+    told = notes(root, "flipped")
+    assert "corrupted memory on rank 1: the weights changed between two updates" in told
+    assert any(text.endswith("back to step 4") for text in told)
+    assert tiny.exact(tiny.steps(root, "flipped")) == tiny.exact(untouched)
+
+
+def test_a_bad_step_is_skipped_and_a_streak_goes_back_and_leaves_its_samples_out(root, untouched):
+    done = train(root, "bad", "chaos.faults=[nan@5:1, spike@18:0, spike@21:1x3]")
+    assert done.returncode == 0, done.stderr
+    told, steps = notes(root, "bad"), tiny.steps(root, "bad")
+    skipped = [text for text in told if text.startswith("skipped")]
+    assert [text.split(",")[0] for text in skipped] == ["skipped: non_finite"] + ["skipped: loss_spike"] * 4
+    assert tiny.exact(steps)[:4] == tiny.exact(untouched)[:4]
+    assert steps[5]["loss"] == "nan"
+    assert steps[6]["batch_digest"] == untouched[6]["batch_digest"]
+    assert steps[6]["loss"] == pytest.approx(untouched[6]["loss"], rel=0.02)
+    # Back to step 20, and from there with the samples that step 24 would have had.
+    first, stop = 20 * SEQUENCES, 23 * SEQUENCES
+    assert any(text.endswith(f"back to step 20, samples {first} to {stop - 1} are left out") for text in told)
+    assert steps[21]["batch_digest"] == untouched[24]["batch_digest"]
+    assert steps[24]["loss"] < steps[17]["loss"]
+    assert steps[24]["skipped_steps"] == 2, "the three of the streak belong to what was undone"
+    checkpoints = root / "runs" / "bad" / "checkpoints"
+    assert list_checkpoints(checkpoints)[0].name == "step-000000024"
+    assert [path.name.split(".")[0] for path in list_quarantined(checkpoints)] == ["step-000000022"]
+
+
+def test_the_samples_left_out_stay_out_after_a_kill(root, untouched):
+    faults = ("checkpoint.every_steps=6", "chaos.faults=[spike@19:1x3, kill@22:0]")
+    for _ in range(3):
+        done = train(root, "killed", *faults)
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr
+    assert tiny.steps(root, "killed")[19]["batch_digest"] == untouched[22]["batch_digest"]
+
+
+def test_a_run_that_can_go_nowhere_stops_and_says_why(root):
+    done = train(root, "hopeless", "guard.skip_budget=2", "chaos.faults=[nan@1:1x2]")
+    assert done.returncode == 70
+    assert "2 steps in a row were skipped, up to step 2" in done.stderr
+    assert "no checkpoint of step 0 or before" in done.stderr
+
+
+def test_the_rewinds_are_bounded(root):
+    done = train(root, "bounded", "guard.skip_budget=1", "guard.max_rewinds=1", "chaos.faults=[nan@5:0x2]")
+    assert done.returncode == 70
+    assert "has gone back 1 times already" in done.stderr
