@@ -69,5 +69,6 @@ def steps(root: Path, name: str = "tiny", attempt: int | None = None) -> dict[in
 def exact(records: dict[int, dict]) -> list[tuple]:
     """What must be equal to the last bit between two runs of the same thing."""
     return [
-        (step, r["loss"], r["grad_norm"], r["lr"], r["batch_digest"]) for step, r in sorted(records.items())
+        (step, r["loss"], r["grad_norm"], r["lr"], r["batch_digest"], r["chain"])
+        for step, r in sorted(records.items())
     ]

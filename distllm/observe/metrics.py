@@ -18,10 +18,12 @@ class StepRecord:
     clipping. ``mfu`` is the share of the machine's peak FLOP/s that the model's own arithmetic
     reached (PaLM, arXiv:2204.02311, appendix B), ``None`` where the peak is unknown;
     ``data_wait_fraction`` the share of the step spent waiting for its batch, ``overhead_fraction``
-    the share outside data, forward, backward and update. ``skipped_steps`` counts non-finite steps
-    since the run began, ``attempt`` starts of the run. ``batch_digest`` identifies the global batch
-    of the step: equal digests mean equal token ids on every rank. ``damaged_samples`` counts the
-    samples of this attempt that carried no loss because their shard is damaged.
+    the share outside data, forward, backward and update. ``skipped_steps`` counts steps that were
+    not applied since the run began, ``attempt`` starts of the run. ``batch_digest`` identifies the
+    global batch of the step: equal digests mean equal token ids on every rank. ``damaged_samples``
+    counts the samples of this attempt that carried no loss because their shard is damaged,
+    ``rewinds`` how often the run has gone back to a checkpoint. ``chain`` is a hash over this and
+    all steps before it.
     """
 
     step: int
@@ -39,6 +41,8 @@ class StepRecord:
     attempt: int
     batch_digest: str
     damaged_samples: int = 0
+    rewinds: int = 0
+    chain: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,8 @@ from distllm.dist.topology import Topology
 from distllm.errors import CheckpointError, ConfigError
 from distllm.models.decoder import compile_blocks
 from distllm.models.init import build_model
-from distllm.observe.sinks import Sink, build_sinks, last_attempt
+from distllm.observe.metrics import StepRecord
+from distllm.observe.sinks import Sink, build_sinks, last_attempt, read_metrics
 from distllm.ops.peak import measure_matmul_flops
 from distllm.optim.optimizers import build_optimizer
 from distllm.optim.schedule import LearningRate
@@ -35,6 +36,7 @@ from distllm.plan.flops import flops_per_token
 from distllm.plan.hardware import find_accelerator
 from distllm.tasks.base import Task
 from distllm.tasks.registry import build_task
+from distllm.train.chain import Chain
 from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
 from distllm.train.loop import Run
@@ -102,6 +104,8 @@ def _build(
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
     if topology.is_main:
         directory.write_configuration(composition, resolved)
+    chain = Chain(state, _recorded_steps(directory, topology))
+    notes += filter(None, [chain.checkpoint_deviation()])
     sinks = build_sinks(config, directory.path, attempt, topology.rank, resolved.max_steps)
     _announce(resolved, sinks, state, [*_describe_data(resolved, train_split, stream), *notes])
     return Run(
@@ -117,6 +121,7 @@ def _build(
         state=state,
         guard=Guard(config.guard, state),
         replicas=ReplicaCheck(engine, topology),
+        chain=chain,
         sinks=sinks,
         stop=stop,
         attempt=attempt,
@@ -124,6 +129,13 @@ def _build(
         peak_flops=_peak_flops(resolved, topology),
         checkpoint_facts=facts,
     )
+
+
+def _recorded_steps(directory: RunDirectory, topology: Topology) -> Sequence[StepRecord]:
+    """Return the steps that earlier attempts recorded, on the rank that compares them."""
+    if not topology.is_main or not directory.metrics.exists():
+        return ()
+    return read_metrics(directory.metrics).steps
 
 
 def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state: TrainState) -> Task:

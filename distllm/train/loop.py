@@ -27,6 +27,7 @@ from distllm.observe.metrics import EvalRecord, StepRecord, resident_bytes
 from distllm.observe.sinks import Sink
 from distllm.optim.schedule import LearningRate
 from distllm.tasks.base import Task
+from distllm.train.chain import Chain
 from distllm.train.clock import Phases, StepClock
 from distllm.train.guard import Guard
 from distllm.train.replicas import Corruption, ReplicaCheck, flipped
@@ -52,6 +53,7 @@ class Run:
     state: TrainState
     guard: Guard
     replicas: ReplicaCheck
+    chain: Chain
     sinks: list[Sink]
     stop: StopRequest
     attempt: int
@@ -131,9 +133,12 @@ def train_step(run: Run, clock: StepClock) -> None:
     state.samples += run.resolved.sequences_per_step
     state.tokens += int(weight)
     state.seconds += phases.total
+    deviation = run.chain.extend(f"{int(digest):x}", loss, result.grad_norm)
 
     if state.step % config.logger.every_steps == 0 or result.skipped:
         _log_step(run, loss, weight, digest, lr, result, phases)
+    if deviation is not None:
+        _note(run, deviation)
     if doubt is not None:
         _note(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {result.grad_norm:.4f}")
     if must_go_back:
@@ -199,6 +204,8 @@ def weights_agree(run: Run) -> bool:
     corruption = run.replicas.after_update()
     if corruption is None:
         run.state.agreed_step = run.state.step
+        if _comparison_due(run):
+            run.chain.attest(run.replicas.kept)
         return True
     _restore_weights(run, corruption)
     return False
@@ -206,7 +213,7 @@ def weights_agree(run: Run) -> bool:
 
 def _comparison_due(run: Run) -> bool:
     every = run.resolved.config.guard.fingerprint_every_steps
-    return every > 0 and run.state.step % every == 0
+    return every > 0 and run.state.step > 0 and run.state.step % every == 0
 
 
 def _restore_weights(run: Run, corruption: Corruption) -> None:
@@ -226,6 +233,7 @@ def _leave_streak_out(run: Run) -> None:
 
 def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str) -> None:
     """Restore a checkpoint and save it again with the decision, so that a kill does not undo it."""
+    run.chain.forget_after(good_step)
     step = go_back(
         run.directory.checkpoints,
         run.engine,
@@ -283,6 +291,8 @@ def _log_step(
         attempt=run.attempt,
         batch_digest=f"{int(digest):x}",
         damaged_samples=int(damaged),
+        rewinds=state.rewinds,
+        chain=state.chain,
     )
     for sink in run.sinks:
         sink.log_step(record)

@@ -57,6 +57,11 @@ class ReplicaCheck:
         everyone = gather_over_ranks(halves, self._topology)
         return odd_ones_out([(int(high) << _HALF) | int(low) for high, low in everyone])
 
+    @property
+    def kept(self) -> str:
+        """Fingerprint of this rank's weights at the last `after_update`, as 16 hexadecimal digits."""
+        return "" if self._kept is None else f"{self._kept:016x}"
+
     def changed_since(self) -> bool:
         """Whether this rank's weights are not those of the last `after_update`; asked once for each."""
         kept, self._kept = self._kept, None

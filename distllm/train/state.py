@@ -24,6 +24,8 @@ class TrainState:
         agreed_step: latest step after which all ranks were seen to hold the same weights.
         recent_losses: losses of the latest finite steps, oldest first, in nats per token.
         recent_grad_norms: their gradient norms.
+        chain: hash over all steps so far; see `distllm.train.chain`.
+        weights_fingerprint: what the weights were at this step, if they were compared; else empty.
         seconds: time spent in steps, over all attempts.
         first_valid_loss: validation loss before the first step, in nats per token; nan until known.
     """
@@ -39,6 +41,8 @@ class TrainState:
     agreed_step: int = 0
     recent_losses: list[float] = field(default_factory=list)
     recent_grad_norms: list[float] = field(default_factory=list)
+    chain: str = ""
+    weights_fingerprint: str = ""
     seconds: float = 0.0
     first_valid_loss: float = float("nan")
 

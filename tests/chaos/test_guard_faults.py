@@ -21,7 +21,15 @@ def root(tmp_path_factory):
 def train(root, name, *more):
     return tiny.distllm(
         "train",
-        *tiny.overrides(root, f"name={name}", "engine=local", "eval=none", f"train.max_steps={STEPS}", *more),
+        *tiny.overrides(
+            root,
+            f"name={name}",
+            "engine=local",
+            "eval=none",
+            "guard=every_step",
+            f"train.max_steps={STEPS}",
+            *more,
+        ),
     )
 
 
@@ -38,7 +46,7 @@ def untouched(root):
 
 
 def test_one_flipped_bit_is_found_names_its_rank_and_leaves_no_trace(root, untouched):
-    done = train(root, "flipped", "guard=every_step", "chaos.faults=[bit_flip@6:1]")
+    done = train(root, "flipped", "chaos.faults=[bit_flip@6:1]")
     assert done.returncode == 0, done.stderr
     told = notes(root, "flipped")
     assert "corrupted memory on rank 1: the weights changed between two updates" in told
@@ -75,6 +83,21 @@ def test_the_samples_left_out_stay_out_after_a_kill(root, untouched):
             break
     assert done.returncode == 0, done.stderr
     assert tiny.steps(root, "killed")[19]["batch_digest"] == untouched[22]["batch_digest"]
+    assert not any("is not what it was" in text for text in notes(root, "killed"))
+
+
+def test_a_resume_that_is_not_exact_says_where_the_histories_part(root, untouched):
+    kill = "chaos.faults=[kill@8:0]"
+    assert train(root, "elastic", "checkpoint.every_steps=5", kill).returncode != 0
+    done = train(root, "elastic", "checkpoint.every_steps=5", kill, "cluster.procs_per_node=1")
+    assert done.returncode == 0, done.stderr
+    parted = [text for text in notes(root, "elastic") if "is not what it was" in text]
+    assert len(parted) == 1
+    assert parted[0].startswith("step 6 ")
+    assert parted[0].endswith("on the same batch")
+    for step, record in tiny.steps(root, "elastic").items():
+        assert record["batch_digest"] == untouched[step]["batch_digest"]
+        assert record["loss"] == pytest.approx(untouched[step]["loss"], rel=2e-6)
 
 
 def test_a_run_that_can_go_nowhere_stops_and_says_why(root):

@@ -20,7 +20,9 @@ from distllm.train.run_directory import RunDirectory
 from distllm.train.signals import STOPPING, StopRequest
 from distllm.train.state import TrainState
 
-STATE = TrainState(7, 56, 1792, 2, 1, 48, 1, [[16, 24]], 6, [3.5, 3.25], [0.5, 0.25], 12.5, 9.25)
+STATE = TrainState(
+    7, 56, 1792, 2, 1, 48, 1, [[16, 24]], 6, [3.5, 3.25], [0.5, 0.25], "c0ffee", "f00d", 12.5, 9.25
+)
 
 
 def test_a_state_survives_json():
