@@ -1,0 +1,177 @@
+"""``ledger.jsonl``: what happened to a run, over all its attempts, in the order it happened.
+
+Each line is one event, a JSON object with ``time`` (unix seconds), ``attempt`` and ``kind``. Rank 0
+and the process that supervises the ranks append to the same file, so nothing is ever rewritten: a
+line goes out with one ``O_APPEND`` write, and a half line that a killed writer or a full disk left
+is closed with a line break before the next. Readers drop such halves, which no event can look like.
+
+Imports no torch: the supervisor and commands on a login node use it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from distllm.errors import DataError
+
+LEDGER_FILE = "ledger.jsonl"
+
+Kind = Literal[
+    "attempt",  # rank 0 owns the run directory: host, pid, world_size
+    "resumed",  # weights and position are there: step; 0 for a run that begins
+    "progress",  # where the time since the line before went: first, step, seconds by category
+    "saved",  # a checkpoint exists: step
+    "save_failed",  # it does not: step, why
+    "interval",  # the steps between checkpoints were derived anew: steps, formula
+    "skipped",  # an update was dropped: reason, loss, grad_norm, samples [first, stop), ranks
+    "spike",  # a loss or norm that is out of the ordinary
+    "corruption",  # weights are not what they must be: ranks, what
+    "rewind",  # back to a checkpoint: step before, to, excluded samples [first, stop) or None
+    "oom",  # memory ran out and the micro-batch was made smaller
+    "straggler",  # a rank is slower than the others
+    "hang",  # no rank moves: seconds since one did
+    "killed",  # a rank died: rank, signal
+    "restart",  # the supervisor starts the ranks again
+    "failed",  # the attempt ended with an error: error, cause
+    "stopped",  # it ended before the run did, on request: step, why
+    "done",  # the run is complete: step, samples
+]
+KINDS: frozenset[str] = frozenset(get_args(Kind))
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Appends the events of one attempt.
+
+    Losing the ledger must not cost the training: what cannot be written is lost, and said once.
+
+    Args:
+        path: the file; its directory exists.
+        attempt: number of this start of the run, from 1.
+        tell: gets one sentence when an event could not be written; by default it is logged.
+    """
+
+    def __init__(self, path: Path, attempt: int, tell: Callable[[str], None] | None = None) -> None:
+        self._path = Path(path)
+        self._attempt = attempt
+        self._tell = tell if tell is not None else _log.warning
+        self._told = False
+
+    def event(self, kind: Kind, **fields: Any) -> None:
+        """Append one event.
+
+        Args:
+            kind: what happened.
+            fields: the particulars, as JSON values; numbers that are not finite become strings.
+
+        Raises:
+            ValueError: ``kind`` is not one of `Kind`, or a field has the name of a column.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is no kind of event; there are {', '.join(sorted(KINDS))}")
+        if taken := fields.keys() & {"time", "attempt"}:
+            raise ValueError(f"{', '.join(sorted(taken))} cannot be given: every event has its own")
+        line = {"time": time.time(), "attempt": self._attempt, "kind": kind}
+        content = json.dumps(line | {name: _plain(value) for name, value in fields.items()})
+        try:
+            _append(self._path, content.encode())
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                self._tell(f"the ledger cannot be written ({error}); training goes on without it")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a ledger: when (unix seconds), in which attempt, what, and its particulars."""
+
+    time: float
+    attempt: int
+    kind: Kind
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def number(self, name: str, default: float = 0.0) -> float:
+        """Return a particular that is a finite number, or ``default``."""
+        return number_in(self.fields, name, default)
+
+
+def number_in(fields: Mapping[str, Any], name: str, default: float = 0.0) -> float:
+    """Return the entry ``name`` if it is a finite number, else ``default``."""
+    value = fields.get(name)
+    return float(value) if _is_number(value) else default
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read a ledger in file order; halves of lines are dropped.
+
+    Raises:
+        DataError: there is no such file, or a line is no event of this version.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} does not exist",
+            where=str(path),
+            remedy="a run writes it when it starts: distllm train",
+        ) from error
+    events = []
+    *closed, _torn = content.split(b"\n")
+    for number, line in enumerate(closed, 1):
+        try:
+            values = json.loads(line) if line else None
+        except ValueError as error:
+            if line.startswith(b"{"):
+                continue  # its writer died, or the disk was full, in the middle of it
+            raise _no_event(path, number) from error
+        if values is not None:
+            events.append(_event(values, path, number))
+    return events
+
+
+def _event(values: Any, path: Path, number: int) -> Event:
+    if not isinstance(values, dict) or values.get("kind") not in KINDS:
+        raise _no_event(path, number)
+    when, attempt = values.pop("time", None), values.pop("attempt", None)
+    if not (_is_number(when) and isinstance(attempt, int)):
+        raise _no_event(path, number)
+    return Event(float(when), attempt, values.pop("kind"), values)
+
+
+def _no_event(path: Path, number: int) -> DataError:
+    return DataError(
+        f"line {number} of {path} is no event",
+        where=f"{path}:{number}",
+        remedy="remove the line, or read the ledger with the version of distllm that wrote it",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """Spell a number that JSON does not have as a string, as the metrics do."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a line with one write, behind a line break if the file ends within a line."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        content = (b"\n" if torn else b"") + line + b"\n"
+        if (written := os.write(descriptor, content)) != len(content):
+            raise OSError(f"only {written} of {len(content)} bytes fit on the disk")
+    finally:
+        os.close(descriptor)
