@@ -6,7 +6,7 @@ import gc
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,23 +17,25 @@ from distllm.config.overrides import split_override
 from distllm.environment import RankEnvironment
 from distllm.errors import ConfigError
 
+_ALLOW = "--allow"
+_FLAGS = {_ALLOW: "go on with a run although keys of its schedule have changed"}
 RANK_COMMAND = ("-m", "distllm.launch.train")
 
 
 def run(words: Sequence[str]) -> int:
     """Train one run, or every run of a sweep (``-m``), and return the exit code."""
-    arguments = parse_config_arguments("train", "Train a run, or go on with it.", words)
+    arguments = parse_config_arguments("train", "Train a run, or go on with it.", words, _FLAGS)
     if arguments.show:
         show_configuration(arguments.overrides, arguments.config_dir)
         return 0
     if not arguments.multirun:
-        return _train(arguments.overrides, arguments.config_dir)
+        return _train(arguments.overrides, arguments.config_dir, arguments.flags)
     codes = []
     for combination, _ in combinations(arguments.overrides):
         look(combination, arguments.config_dir, RankEnvironment.read(os.environ), need_dataset=True)
     for overrides in sweep(arguments.overrides, arguments.config_dir):
         print(f"sweep: distllm train {' '.join(overrides)}", flush=True)
-        codes.append(_train(overrides, arguments.config_dir, in_process=False))
+        codes.append(_train(overrides, arguments.config_dir, arguments.flags, in_process=False))
     return next((code for code in codes if code), 0)
 
 
@@ -90,7 +92,9 @@ def combinations(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[int
         yield list(combination), swept
 
 
-def _train(overrides: Sequence[str], config_dir: Path | None, *, in_process: bool = True) -> int:
+def _train(
+    overrides: Sequence[str], config_dir: Path | None, flags: Collection[str], *, in_process: bool = True
+) -> int:
     launcher = RankEnvironment.read(os.environ)
     composition, resolved = settle(overrides, config_dir, launcher, need_dataset=True)
     if launcher is None and resolved.config.cluster.nodes > 1:
@@ -102,9 +106,9 @@ def _train(overrides: Sequence[str], config_dir: Path | None, *, in_process: boo
     if launcher is None and (resolved.world.size > 1 or not in_process):
         from distllm.cluster.local import explain_exit, run_ranks
 
-        flags = ["--config-dir", str(config_dir)] if config_dir else []
+        directory = ["--config-dir", str(config_dir)] if config_dir else []
         code = run_ranks(
-            [*RANK_COMMAND, *overrides, *flags],
+            [*RANK_COMMAND, *overrides, *directory, *sorted(flags)],
             num_ranks=resolved.world.size,
             threads_per_rank=resolved.threads_per_rank,
         )
@@ -114,5 +118,5 @@ def _train(overrides: Sequence[str], config_dir: Path | None, *, in_process: boo
     gc.enable()
     from distllm.train.rank import train_as_rank
 
-    train_as_rank(composition, resolved)
+    train_as_rank(composition, resolved, allow_schedule=_ALLOW in flags)
     return 0

@@ -6,17 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from distllm.checkpoint.load import Found, find_checkpoint, load_checkpoint
+from distllm.checkpoint.load import find_checkpoint, load_checkpoint
 from distllm.config.compose import Composition
 from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
-from distllm.data.manifest import Manifest
 from distllm.data.mirror import dataset_directory
-from distllm.data.mixture import describe_order, open_stream, plan_digest
+from distllm.data.mixture import describe_order, open_stream
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree
@@ -24,7 +22,6 @@ from distllm.dist.build import build_engine
 from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
-from distllm.errors import CheckpointError, ConfigError
 from distllm.models.decoder import compile_blocks
 from distllm.models.init import build_model
 from distllm.observe.metrics import StepRecord
@@ -41,6 +38,7 @@ from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
 from distllm.train.loop import Run
 from distllm.train.replicas import ReplicaCheck
+from distllm.train.resume import check_resume
 from distllm.train.run_directory import RunDirectory
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
@@ -50,9 +48,21 @@ _PEAK_SECONDS = 0.2
 
 @contextmanager
 def opened_run(
-    composition: Composition, resolved: Resolved, topology: Topology, stop: StopRequest
+    composition: Composition,
+    resolved: Resolved,
+    topology: Topology,
+    stop: StopRequest,
+    *,
+    allow_schedule: bool = False,
 ) -> Iterator[Run]:
     """Build a run, resume it if it has a checkpoint, and close what was opened. Collective.
+
+    Args:
+        composition: the configuration and where each value came from.
+        resolved: its settled numbers.
+        topology: this rank's place.
+        stop: whether this rank was asked to stop.
+        allow_schedule: go on although the schedule is no longer that of the checkpoint.
 
     Raises:
         RunDirectoryBusy: another live process trains in the run directory.
@@ -64,7 +74,7 @@ def opened_run(
     directory = RunDirectory(Path(config.runs_dir) / config.name)
     attempt = agree(topology, lambda: _claim(directory))
     try:
-        run = _build(composition, resolved, topology, stop, directory, attempt)
+        run = _build(composition, resolved, topology, stop, directory, attempt, allow_schedule=allow_schedule)
         try:
             yield run
         finally:
@@ -89,6 +99,8 @@ def _build(
     stop: StopRequest,
     directory: RunDirectory,
     attempt: int,
+    *,
+    allow_schedule: bool,
 ) -> Run:
     config = resolved.config
     dataset = dataset_directory(config.data)
@@ -99,7 +111,12 @@ def _build(
         "tokenizer": train_split.manifest.tokenizer_fingerprint,
     }
     found = find_checkpoint(directory.checkpoints, topology)
-    notes = agree(topology, lambda: _check_resume(found, resolved, directory, train_split.manifest, stream))
+    notes = agree(
+        topology,
+        lambda: check_resume(
+            found, resolved, directory, train_split.manifest, stream, allow_schedule=allow_schedule
+        ),
+    )
     engine = _build_engine(resolved, topology)
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
     if topology.is_main:
@@ -179,61 +196,6 @@ def _learning_rate(resolved: Resolved) -> LearningRate:
         tokens_per_step=config.train.tokens_per_step,
         final_fraction=config.schedule.final_lr_fraction,
     )
-
-
-def _check_resume(
-    found: Found | None, resolved: Resolved, directory: RunDirectory, manifest: Manifest, stream: StepStream
-) -> list[str]:
-    """Decide whether and from where the run goes on; return what to tell the user about it."""
-    policy = resolved.config.checkpoint.resume
-    if found is None:
-        if policy == "must":
-            raise CheckpointError(
-                "there is no checkpoint to resume from",
-                where=str(directory.checkpoints),
-                remedy="checkpoint.resume=auto starts afresh; or check name and runs_dir",
-            )
-        return []
-    if policy == "never":
-        raise ConfigError(
-            f"the run directory holds a checkpoint of step {found.step}",
-            where=str(directory.path),
-            remedy="choose another name=..., or checkpoint.resume=auto to go on with it",
-        )
-    before: Any = found.facts["config"]
-    notes = directory.check_resume(before, resolved)
-    notes += _check_dataset(found.facts["dataset"], manifest, resolved.config.data.out)
-    _check_plan(found, resolved, stream)
-    damaged = [f"set aside a damaged checkpoint: {path} ({reason})" for path, reason in found.set_aside]
-    origin = f"resuming from step {found.step}, the newest checkpoint whose digests are right: {found.path}"
-    return [*damaged, origin, *notes]
-
-
-def _check_dataset(before: str, manifest: Manifest, out: str) -> list[str]:
-    """Refuse another dataset than that of the digest ``before``; return what to tell about this one."""
-    if not manifest.follows(before):
-        raise ConfigError(
-            f"the dataset changed: {manifest.digest} instead of {before}",
-            where=f"data.out={out}",
-            remedy="restore the dataset the run was trained on, or choose another name=...",
-        )
-    if manifest.digest == before:
-        return []
-    return [
-        f"the dataset follows {before}, the run's: every sample has its place; forgotten ones carry no loss"
-    ]
-
-
-def _check_plan(found: Found, resolved: Resolved, stream: StepStream) -> None:
-    """Refuse another order than the one that led to the checkpoint; what comes after it may differ."""
-    samples = found.train_state["samples"]
-    if found.facts["order"] != plan_digest(resolved.config, stream.order, samples):
-        raise ConfigError(
-            f"the mixture differs within the {samples} samples that the run has already seen",
-            where="mixture",
-            remedy=f"restore mixture and data.sources as they were up to step {found.step}: only what "
-            "begins later may change; or choose another name=...",
-        )
 
 
 def _describe_data(resolved: Resolved, split: PackedSplit, stream: StepStream) -> list[str]:

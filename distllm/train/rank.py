@@ -19,8 +19,13 @@ from distllm.train.loop import train
 from distllm.train.signals import StopRequest
 
 
-def train_as_rank(composition: Composition, resolved: Resolved) -> None:
+def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedule: bool = False) -> None:
     """Be one rank of the run that a launcher, or nobody, has started.
+
+    Args:
+        composition: the configuration and where each value came from.
+        resolved: its settled numbers.
+        allow_schedule: go on although the schedule is no longer that of the checkpoint.
 
     Raises:
         DistllmError: see `distllm.train.build.opened_run` and `distllm.train.loop.train`.
@@ -33,7 +38,7 @@ def train_as_rank(composition: Composition, resolved: Resolved) -> None:
     topology = Topology.from_environment(device=config.cluster.device)
     init_process_group(topology, config.cluster.timeout_seconds)
     try:
-        with opened_run(composition, resolved, topology, stop) as run:
+        with opened_run(composition, resolved, topology, stop, allow_schedule=allow_schedule) as run:
             train(run)
     finally:
         destroy_process_group()

@@ -6,14 +6,12 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from distllm.config.compose import Composition
-from distllm.config.diff import changes
 from distllm.config.explain import explanation
 from distllm.config.resolve import Resolved
 from distllm.config.yaml import to_yaml
@@ -64,26 +62,6 @@ class RunDirectory:
         atomic_write_text(self.config, to_yaml(asdict(composition.config)))
         atomic_write_json(self.path / "explain.json", explanation(composition, resolved))
         atomic_write_json(self.path / "deepspeed.json", resolved.deepspeed)
-
-    def check_resume(self, before: Mapping[str, Any], resolved: Resolved) -> list[str]:
-        """Compare the configuration of the checkpoint with today's.
-
-        Returns:
-            One line for each change that does not forbid the resume.
-
-        Raises:
-            ConfigError: a key that makes it another experiment has changed.
-        """
-        found = changes(before, asdict(resolved.config))
-        identity = [change for change in found if change.on_resume == "identity"]
-        if identity:
-            listed = "; ".join(map(str, identity))
-            raise ConfigError(
-                f"this run directory belongs to another experiment: {listed}",
-                where=str(self.path),
-                remedy="undo the change, or choose another name=...",
-            )
-        return [f"{change.on_resume} change since the checkpoint: {change}" for change in found]
 
 
 def locate_run(run: str, runs_dir: str = "runs") -> RunDirectory:

@@ -138,13 +138,17 @@ def test_a_second_live_run_in_one_directory_is_refused(root):
     assert not (root / "runs" / "busy" / "owner.json").exists()
 
 
-def test_another_experiment_in_the_directory_is_refused_and_a_schedule_change_is_told(
+def test_another_experiment_in_the_directory_is_refused_and_a_schedule_change_must_be_allowed(
     root, uninterrupted_local
 ):
     other = tiny.distllm("train", *tiny.overrides(root, "name=local", "model.num_layers=3", *LOCAL))
     assert other.returncode == 64
     assert "model.num_layers: 2 -> 3" in other.stderr
-    longer = tiny.distllm("train", *tiny.overrides(root, "name=local", "train.max_steps=9", *LOCAL))
+    asked = tiny.overrides(root, "name=local", "train.max_steps=9", *LOCAL)
+    refused = tiny.distllm("train", *asked)
+    assert refused.returncode == 64
+    assert "train.max_steps: 8 -> 9" in refused.stderr
+    longer = tiny.distllm("train", "--allow", *asked)
     assert longer.returncode == 0, longer.stderr
     assert "schedule change since the checkpoint: train.max_steps: 8 -> 9" in longer.stdout
 

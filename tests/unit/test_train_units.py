@@ -4,16 +4,13 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from distllm.config.resolve import World, resolve
-from distllm.config.schema import Config
 from distllm.data.digest import batch_digest
 from distllm.data.stream import Batch
-from distllm.errors import CheckpointError, ConfigError, RunDirectoryBusy, StorageError
+from distllm.errors import CheckpointError, RunDirectoryBusy, StorageError
 from distllm.train import clock
 from distllm.train.clock import Phases, StepClock
 from distllm.train.run_directory import RunDirectory
@@ -226,43 +223,6 @@ def test_a_file_in_place_of_the_directory_is_a_storage_error(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(StorageError, match="is a file"):
         RunDirectory(tmp_path / "run").claim()
-
-
-BEFORE = Config(train=replace(Config().train, max_steps=10))
-
-
-def resume_as(after, directory):
-    resolved = resolve(after, world=World(1, 1, "test"), starts_here=False)
-    return RunDirectory(directory).check_resume(asdict(BEFORE), resolved)
-
-
-def test_an_unchanged_configuration_resumes_silently(tmp_path):
-    assert resume_as(BEFORE, tmp_path) == []
-
-
-def test_changes_of_schedule_and_place_are_listed(tmp_path):
-    after = replace(
-        BEFORE,
-        optim=replace(BEFORE.optim, lr=0.5),
-        logger=replace(BEFORE.logger, console=False),
-    )
-    assert resume_as(after, tmp_path) == [
-        "schedule change since the checkpoint: optim.lr: 0.001 -> 0.5",
-        "cosmetic change since the checkpoint: logger.console: True -> False",
-    ]
-
-
-def test_another_experiment_is_refused_with_every_reason(tmp_path):
-    after = replace(
-        BEFORE,
-        seed=3,
-        model=replace(BEFORE.model, num_layers=2),
-        optim=replace(BEFORE.optim, lr=0.5),
-    )
-    with pytest.raises(ConfigError) as caught:
-        resume_as(after, tmp_path)
-    assert caught.value.cause.endswith("another experiment: seed: 0 -> 3; model.num_layers: 8 -> 2")
-    assert caught.value.where == str(tmp_path)
 
 
 TOKENS_NT = np.random.default_rng(0).integers(0, 500, (12, 16), dtype=np.int32)
