@@ -1,0 +1,241 @@
+"""Where the wall time of a run went, over all its attempts: a pure function of its ledger.
+
+Every second between the first event and the last belongs to one category:
+
+- ``productive``: forward, backward and update of steps that counted in the end;
+- ``checkpoint``, ``eval``, ``data`` (waiting for a batch), ``overhead`` (the rest of the loop);
+- ``rework``: forward, backward and update whose result was thrown away: of steps that were taken again
+  after a restart or a rewind, and of skipped ones;
+- ``hang``: from the last sign of life of a run that stood still to its detection;
+- ``restart``: from the end of an attempt to the first step of the next, and going back to a checkpoint;
+- ``idle``: nothing of this: nobody restarted the run, or nobody knows.
+
+An attempt that was killed could not say what it did since its last ``progress`` event. Its last step
+is known from the metrics; the time of the steps in between is estimated by the mean of those before.
+
+Only differences of the wall clock are used, and one that is negative counts as zero: the clocks of
+two machines differ. What a rank measured itself, with a clock that cannot jump, always counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from distllm.observe.ledger import Event, number_in
+
+Category = Literal[
+    "productive", "checkpoint", "eval", "data", "overhead", "rework", "hang", "restart", "idle"
+]
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+RESTART_SECONDS = 600.0
+"""A longer gap between two attempts is a restart only if the supervisor says so; else nobody cared."""
+
+_IN_ORDER = ("completed", "stopped")  # ends of an attempt that are no failure
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of the time of a run.
+
+    Attributes:
+        seconds: of each category.
+        attempts: starts of the run.
+        step: the step it stands at.
+        lost_steps: steps that were taken and then undone, by a restart or a rewind.
+        restarts: attempts after the first, by what ended the one before.
+        failures: attempts that ended otherwise than complete or on request, the last one included.
+    """
+
+    seconds: Mapping[Category, float]
+    attempts: int
+    step: int
+    lost_steps: int
+    restarts: Mapping[str, int]
+    failures: int
+
+    @property
+    def wall(self) -> float:
+        """Seconds from the first event to the last."""
+        return sum(self.seconds.values())
+
+    @property
+    def goodput(self) -> float:
+        """Share of the wall time that was productive; 0 for a run without any time."""
+        return self.seconds["productive"] / self.wall if self.wall else 0.0
+
+    @property
+    def ettr(self) -> float:
+        """Effective training time ratio: the share not lost to faults, nor to insuring against them.
+
+        What the training itself costs (data, evaluation, the loop) is no loss here. After Kokolis et
+        al., arXiv:2410.21680.
+        """
+        lost: tuple[Category, ...] = ("checkpoint", "rework", "hang", "restart", "idle")
+        return 1 - sum(self.seconds[name] for name in lost) / self.wall if self.wall else 0.0
+
+    @property
+    def mttf_seconds(self) -> float | None:
+        """Mean time to failure of the whole job, idle time not counted; None without a failure."""
+        return (self.wall - self.seconds["idle"]) / self.failures if self.failures else None
+
+
+@dataclass(frozen=True, slots=True)
+class LastStep:
+    """The last step that an attempt is known to have taken, and when (unix seconds)."""
+
+    step: int
+    time: float
+
+
+def account(events: Iterable[Event], last_steps: Mapping[int, LastStep] | None = None) -> Account:
+    """Split the wall time of a run.
+
+    Args:
+        events: its ledger, in file order.
+        last_steps: of each attempt, as the metrics know them.
+    """
+    walk = _Walk(last_steps or {})
+    for event in events:
+        walk.take(event)
+    return walk.end()
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Steps ``first`` + 1 to ``last`` and the productive seconds they took."""
+
+    first: int
+    last: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Walk:
+    """The state of going through a ledger.
+
+    ``pending`` are the seconds since the last moment that is accounted for, ``reported`` is when rank
+    0 last said at which step it is; ``steps_here`` and ``seconds_here`` are of the current attempt.
+    """
+
+    last_steps: Mapping[int, LastStep]
+    seconds: dict[Category, float] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0.0))
+    stretches: list[_Stretch] = field(default_factory=list)
+    restarts: Counter[str] = field(default_factory=Counter)
+    now: float | None = None
+    pending: float = 0.0
+    reported: float = 0.0
+    attempts: int = 0
+    attempt: int = 0
+    moving: bool = False
+    steps_here: int = 0
+    seconds_here: float = 0.0
+    ending: str | None = None
+    supervised: bool = False
+    step: int = 0
+    lost_steps: int = 0
+    failures: int = 0
+
+    def take(self, event: Event) -> None:
+        """Account for the time up to ``event``."""
+        self.pending += max(0.0, event.time - self.now) if self.now is not None else 0.0
+        self.now = event.time
+        if event.kind in ("resumed", "progress", "rewind"):
+            self.reported = event.time
+        match event.kind:
+            case "attempt":
+                self._leave_attempt()
+                self.attempts, self.attempt = self.attempts + 1, event.attempt
+                self.moving, self.ending, self.supervised = False, None, False
+                self.steps_here, self.seconds_here = 0, 0.0
+            case "resumed":
+                self._go_back(int(event.number("step")))
+            case "progress":
+                self._progress(event)
+            case "rewind":
+                self._go_back(int(event.number("to")))
+            case "hang":
+                self._book("hang", min(self.pending, max(0.0, event.number("seconds", self.pending))))
+                self.ending, self.supervised = "hang", True
+            case "killed":
+                self.supervised = True
+                if self.ending != "hang":  # after a hang the supervisor itself kills the ranks
+                    self.ending = f"killed by {event.fields.get('signal', 'a signal')}"
+            case "restart":
+                self.supervised = True
+            case "failed":
+                self.ending = self.ending or str(event.fields.get("error", "error"))
+            case "stopped" | "done":
+                self.ending = "stopped" if event.kind == "stopped" else "completed"
+
+    def end(self) -> Account:
+        """Account for the time up to the last event."""
+        self._estimate_unreported()
+        self._book("idle" if self.moving else "restart", self.pending)
+        if self.ending is not None and self.ending not in _IN_ORDER:
+            self.failures += 1
+        return Account(
+            self.seconds, self.attempts, self.step, self.lost_steps, dict(self.restarts), self.failures
+        )
+
+    def _book(self, category: Category, seconds: float) -> None:
+        """Charge a part of the pending time."""
+        self.seconds[category] += seconds
+        self.pending = max(0.0, self.pending - seconds)
+
+    def _progress(self, event: Event) -> None:
+        """Charge what the rank measured, and what it did not to starting up or to idling."""
+        measured = event.fields.get("seconds")
+        named = measured if isinstance(measured, Mapping) else {}
+        spent = {name: max(0.0, number_in(named, name)) for name in CATEGORIES}
+        rest = self.pending - sum(spent.values())
+        self._book("idle" if self.moving else "restart", max(0.0, rest))
+        for name, seconds in spent.items():
+            self._book(name, seconds)
+        self._go_back(int(event.number("first")))
+        before = self.step
+        self._advance(int(event.number("step")), spent["productive"])
+        self.steps_here += self.step - before
+        self.seconds_here += spent["productive"]
+        self.pending, self.moving = 0.0, True
+
+    def _advance(self, step: int, productive: float) -> None:
+        if step > self.step:
+            self.stretches.append(_Stretch(self.step, step, productive))
+            self.step = step
+
+    def _go_back(self, step: int) -> None:
+        """Undo the steps after ``step``: what they took was in vain."""
+        self.lost_steps += max(0, self.step - step)
+        while self.stretches and self.stretches[-1].last > step:
+            stretch = self.stretches.pop()
+            kept = max(0, step - stretch.first) / (stretch.last - stretch.first) * stretch.seconds
+            self.seconds["productive"] -= stretch.seconds - kept
+            self.seconds["rework"] += stretch.seconds - kept
+            if step > stretch.first:
+                self.stretches.append(_Stretch(stretch.first, step, kept))
+        self.step = step
+
+    def _estimate_unreported(self) -> None:
+        """Charge the steps after the last report of an attempt that ended."""
+        last = self.last_steps.get(self.attempt)
+        if last is None or last.step <= self.step or last.time <= self.reported:
+            return
+        mean = self.seconds_here / self.steps_here if self.steps_here else 0.0
+        seconds = min(self.pending, (last.step - self.step) * mean)
+        self._book("productive", seconds)
+        self._advance(last.step, seconds)
+
+    def _leave_attempt(self) -> None:
+        """Charge the time from the last word of an attempt to the first of the next."""
+        if self.attempts == 0:
+            self._book("restart", self.pending)
+            return
+        self._estimate_unreported()
+        explained = self.supervised or self.pending <= RESTART_SECONDS
+        self._book("restart" if explained and self.ending != "completed" else "idle", self.pending)
+        ending = self.ending or "unknown cause"
+        self.restarts[ending] += 1
+        self.failures += ending not in _IN_ORDER
