@@ -33,9 +33,11 @@ def run(words: Sequence[str]) -> int:
     from distllm.data.mirror import dataset_directory
     from distllm.data.mixture import open_stream
     from distllm.data.tokenizer import Tokenizer
+    from distllm.train.excluded import excluded_samples, first_sample
 
     step = require(options.step, "step", "inspect")
-    resolved = run_of(require(options.run, "run", "inspect"), options.runs_dir).resolved()
+    run = run_of(require(options.run, "run", "inspect"), options.runs_dir)
+    resolved = run.resolved()
     if step > resolved.max_steps:
         raise ConfigError(
             f"step {step} is after the last of {resolved.max_steps}",
@@ -43,10 +45,11 @@ def run(words: Sequence[str]) -> int:
             remedy=f"give a step from 1 to {resolved.max_steps}",
         )
     ranks = range(resolved.world.size) if options.rank is None else [options.rank]
+    first = first_sample(step, resolved.sequences_per_step, excluded_samples(run.directory.checkpoints))
     tokenizer = Tokenizer.load(dataset_directory(resolved.config.data))
     for rank in ranks:
         _, stream = open_stream(resolved, rank, resolved.world.size)
-        for number, batch in enumerate(stream.step((step - 1) * resolved.sequences_per_step), 1):
+        for number, batch in enumerate(stream.step(first), 1):
             print(f"##### step {step}, rank {rank}, micro-batch {number} of {resolved.grad_accum_steps}")
             print(describe_batch(batch, tokenizer, _origins(stream.order, batch)))
         stream.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from distllm.config.schema import Config
 from distllm.data.shards import Removal, index_of, map_shard
 from distllm.errors import DistllmError
+
+if TYPE_CHECKING:
+    from distllm.train.excluded import Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ def witnesses(runs: Path, directory: Path, removal: Removal) -> Iterator[Witness
     holds the digest that the dataset has or had.
     """
     from distllm.commands.runs import run_of
+    from distllm.train.excluded import excluded_samples
 
     for file in sorted(runs.glob("*/config.yaml")):
         try:
@@ -55,15 +60,16 @@ def witnesses(runs: Path, directory: Path, removal: Removal) -> Iterator[Witness
             yield Witness(file.parent, unknown=error.cause)
             continue
         same_place = Path(config.data.out).resolve() == directory.resolve()
-        samples, digests = _consumed(file.parent, config)
+        excluded = excluded_samples(file.parent / "checkpoints")
+        samples, digests = _consumed(file.parent, config, excluded)
         if same_place or any(removal.manifest.follows(digest) for digest in digests):
             try:
-                yield Witness(file.parent, _steps(directory, removal, config, samples))
+                yield Witness(file.parent, _steps(directory, removal, config, samples, excluded))
             except DistllmError as error:
                 yield Witness(file.parent, unknown=error.cause)
 
 
-def _consumed(run: Path, config: Config) -> tuple[int, set[str]]:
+def _consumed(run: Path, config: Config, excluded: Ranges) -> tuple[int, set[str]]:
     """Return how many samples a run has consumed, and the digests of its datasets.
 
     Both the checkpoints and the steps that were logged count: a run that was stopped between two
@@ -71,6 +77,7 @@ def _consumed(run: Path, config: Config) -> tuple[int, set[str]]:
     """
     from distllm.checkpoint.format import STATE, list_checkpoints
     from distllm.fsio import read_json, read_json_lines
+    from distllm.train.excluded import first_sample
 
     samples, digests = 0, set()
     for path in list_checkpoints(run / "checkpoints"):
@@ -81,7 +88,8 @@ def _consumed(run: Path, config: Config) -> tuple[int, set[str]]:
     metrics = run / "metrics.jsonl"
     if metrics.is_file():
         steps = [line["step"] for line in read_json_lines(metrics) if line["kind"] == "step"]
-        samples = max([samples, *(step * _per_step(config) for step in steps)])
+        if steps:
+            samples = max(samples, first_sample(max(steps) + 1, _per_step(config), excluded))
     return samples, digests
 
 
@@ -89,10 +97,13 @@ def _per_step(config: Config) -> int:
     return config.train.tokens_per_step // config.data.seq_len
 
 
-def _steps(directory: Path, removal: Removal, config: Config, samples: int) -> tuple[tuple[int, int], ...]:
+def _steps(
+    directory: Path, removal: Removal, config: Config, samples: int, excluded: Ranges
+) -> tuple[tuple[int, int], ...]:
     """Return the stretches of steps whose samples held a piece of a forgotten document of train."""
     from distllm.data.mixture import order_of
     from distllm.data.stream import PackedSplit
+    from distllm.train.excluded import steps_of
 
     data = config.data
     split = PackedSplit(directory, "train", data.seq_len, packing=data.packing)
@@ -104,7 +115,7 @@ def _steps(directory: Path, removal: Removal, config: Config, samples: int) -> t
         held = {sample for span in spans for sample in split.samples_with(number, *span)}
         for sample in sorted(held):
             positions += order.positions_of(number, sample, samples)
-    return _stretches(np.unique(np.array(positions, dtype=np.int64) // _per_step(config)) + 1)
+    return _stretches(steps_of(np.array(positions, dtype=np.int64), _per_step(config), excluded))
 
 
 def _spans(directory: Path, removal: Removal) -> dict[str, list[tuple[int, int, int]]]:

@@ -38,6 +38,13 @@ def notes(root, name):
     return [line["text"] for line in lines if line["kind"] == "note"]
 
 
+def shown(root, name, step):
+    """The rows that `distllm inspect` shows of a step, without the headings that number it."""
+    done = tiny.distllm("inspect", f"run={root}/runs/{name}", f"step={step}")
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if not line.startswith("#####")]
+
+
 @pytest.fixture(scope="module")
 def untouched(root):
     done = train(root, "untouched")
@@ -69,6 +76,8 @@ def test_a_bad_step_is_skipped_and_a_streak_goes_back_and_leaves_its_samples_out
     assert any(text.endswith(f"back to step 20, samples {first} to {stop - 1} are left out") for text in told)
     assert steps[21]["batch_digest"] == untouched[24]["batch_digest"]
     assert steps[24]["loss"] < steps[17]["loss"]
+    texts = {name: shown(root, name, step) for name, step in (("bad", 21), ("untouched", 24))}
+    assert texts["bad"] == texts["untouched"]
     assert steps[24]["skipped_steps"] == 2, "the three of the streak belong to what was undone"
     checkpoints = root / "runs" / "bad" / "checkpoints"
     assert list_checkpoints(checkpoints)[0].name == "step-000000024"

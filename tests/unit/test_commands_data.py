@@ -225,7 +225,7 @@ def test_stretches_of_steps_read_as_ranges(tmp_path):
 
 
 def test_a_run_resumes_on_a_dataset_that_follows_its_own_and_on_no_other(dataset):
-    from distllm.train.build import _check_dataset
+    from distllm.train.resume import _check_dataset
 
     before = Manifest.load(dataset)
     assert _check_dataset(before.digest, before, str(dataset)) == []

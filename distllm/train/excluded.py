@@ -1,0 +1,49 @@
+"""Which samples a step was trained on, when rewinds have left some out of the global order.
+
+A left-out range [first, stop) begins where a step would have begun and holds whole steps: the step
+that would have begun with ``first`` begins with ``stop``, and every later one is as much further on.
+
+Shapes: N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distllm.checkpoint.format import STATE, list_checkpoints
+from distllm.fsio import read_json
+
+Ranges = Sequence[Sequence[int]]
+
+
+def excluded_samples(checkpoints: Path) -> Ranges:
+    """Return the ranges that the newest checkpoint of a run says were left out."""
+    for path in list_checkpoints(checkpoints):
+        if (path / STATE).is_file():
+            ranges: Ranges = read_json(path / STATE)["train_state"].get("excluded", [])
+            return ranges
+    return []
+
+
+def first_sample(step: int, sequences_per_step: int, excluded: Ranges) -> int:
+    """Return the place in the global order with which ``step`` (from 1) begins."""
+    place = (step - 1) * sequences_per_step
+    for first, stop in sorted(excluded):
+        if first <= place:
+            place += stop - first
+    return place
+
+
+def steps_of(sample_N: NDArray[np.int64], sequences_per_step: int, excluded: Ranges) -> NDArray[np.int64]:
+    """Return the steps, ascending and each once, that trained on any of the samples in these places."""
+    kept_N = np.ones(len(sample_N), dtype=bool)
+    left_out_N = np.zeros(len(sample_N), dtype=np.int64)
+    for first, stop in excluded:
+        kept_N &= (sample_N < first) | (sample_N >= stop)
+        left_out_N += np.where(sample_N >= stop, stop - first, 0)
+    step_N = (sample_N - left_out_N)[kept_N] // sequences_per_step + 1
+    return np.unique(step_N)
