@@ -14,8 +14,11 @@ class TrainState:
 
     Attributes:
         step: optimizer steps taken or skipped.
-        samples: samples consumed from the global order; the next step begins with this one.
+        samples: place in the global order where the next step begins.
         tokens: loss targets consumed; the learning rate is a function of it.
+        trained_samples: samples whose loss changed the weights, as seen in the batches.
+        skipped_samples: samples of skipped steps.
+        damaged_samples: samples without loss, because a block of their shard is damaged.
         skipped_steps: steps whose update was dropped because the guard did not believe them.
         skips_in_a_row: how many of the latest steps were skipped.
         streak_samples: ``samples`` before the first of those steps.
@@ -33,6 +36,9 @@ class TrainState:
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    trained_samples: int = 0
+    skipped_samples: int = 0
+    damaged_samples: int = 0
     skipped_steps: int = 0
     skips_in_a_row: int = 0
     streak_samples: int = 0
@@ -63,12 +69,35 @@ class TrainState:
                 remedy="resume from another checkpoint",
             )
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
-        return cls(**known)  # type: ignore[arg-type]  # JSON
+        state = cls(**known)  # type: ignore[arg-type]  # JSON
+        if "trained_samples" not in values and state.step:
+            # Written before samples were counted: all steps are of the same size, and none was damaged.
+            of_a_step = (state.samples - state.left_out()) // state.step
+            state.skipped_samples = state.skipped_steps * of_a_step
+            state.trained_samples = state.step * of_a_step - state.skipped_samples
+        return state
 
     def restore(self, values: Mapping[str, object]) -> None:
         """Become the state that a checkpoint holds, for all who hold this object."""
         for item in fields(restored := TrainState.from_dict(values)):
             setattr(self, item.name, getattr(restored, item.name))
+
+    def count_samples(self, rows: int, damaged: int, *, skipped: bool) -> None:
+        """Note what became of the samples of a step, of which ``damaged`` carried no loss."""
+        self.damaged_samples += damaged
+        if skipped:
+            self.skipped_samples += rows - damaged
+        else:
+            self.trained_samples += rows - damaged
+
+    def left_out(self) -> int:
+        """Return how many excluded samples lie before the place where the next step begins."""
+        position = count = 0
+        for first, stop in sorted(self.excluded):
+            until = min(stop, self.samples)
+            count += max(0, until - max(first, position))
+            position = max(position, until)
+        return count
 
     def next_samples(self) -> int:
         """Return where the next step begins: behind every excluded range that begins here."""
