@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from distllm.checkpoint.format import STATE, list_checkpoints
 from distllm.fsio import read_json
 
-Ranges = Sequence[Sequence[int]]
+Ranges = Sequence[list[int]]
 
 
 def excluded_samples(checkpoints: Path) -> Ranges:
