@@ -213,6 +213,12 @@ class CheckpointConfig:
     """When state is saved and how a run resumes."""
 
     every_steps: int = option(100, "steps between checkpoints; the last step is always saved", minimum=1)
+    mttf_hours: float | None = option(
+        None,
+        "mean time to failure of the whole job, from which (and from measured costs) the steps between "
+        "checkpoints are derived, at most every_steps; null: always every_steps",
+        minimum=1e-4,
+    )
     keep_last: int = option(3, "checkpoints kept, newest first", minimum=1)
     resume: Literal["auto", "must", "never"] = option(
         "auto",
