@@ -9,6 +9,7 @@ DistllmError
 │   ├── TokenizerError     exit 65  a tokenizer cannot be read or does not fit
 │   └── CheckpointError    exit 65  a checkpoint cannot be trusted or does not fit
 ├── TrainingError          exit 70  the run cannot go on, a retry may help
+├── OutOfMemory            exit 70  a rank had no memory; the next attempt takes less at a time
 ├── LaunchError            exit 70  ranks could not be started or one of them died
 ├── MissingDependency      exit 64  an optional package is needed for this command
 ├── StorageError           exit 74  disk full, read-only or not permitted
@@ -104,6 +105,10 @@ class CheckpointError(IntegrityError):
 
 class TrainingError(DistllmError):
     """The run cannot go on; a retry may help."""
+
+
+class OutOfMemory(DistllmError):
+    """A rank had no memory for its micro-batch; the next attempt takes half of it at a time."""
 
 
 class LaunchError(DistllmError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from distllm.commands.settle import dataset_facts
+from distllm.config.memory_limit import read_memory_limit
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved, World, resolve
 from distllm.config.schema import Config
@@ -42,7 +43,14 @@ class StoredRun:
         facts = dataset_facts(self.config, problems, needed=True)
         size = read_json(self.directory.path / "explain.json")["world_size"]["value"]
         world = World(size, size, "the run's latest attempt")
-        return resolve(self.config, world=world, dataset=facts, problems=problems, starts_here=False)
+        return resolve(
+            self.config,
+            world=world,
+            dataset=facts,
+            memory_limit=read_memory_limit(self.directory.path),
+            problems=problems,
+            starts_here=False,
+        )
 
 
 def run_of(name: str, runs_dir: str) -> StoredRun:

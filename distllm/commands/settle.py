@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distllm.config.compose import Composition, composition_of
+from distllm.config.memory_limit import read_memory_limit
 from distllm.config.preview import raise_early
 from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, Resolved, World, resolve
@@ -60,7 +61,8 @@ def _resolved(
     world = None
     if launcher is not None:
         world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
-    resolved = resolve(config, world=world, dataset=dataset, problems=problems)
+    limit = read_memory_limit(Path(config.runs_dir) / config.name)
+    resolved = resolve(config, world=world, dataset=dataset, memory_limit=limit, problems=problems)
     if dataset is not None:
         from distllm.data.mixture import check_mixture  # with numpy, for which a typo need not wait
 

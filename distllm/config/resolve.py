@@ -13,6 +13,7 @@ from typing import Any
 
 from distllm.config.checks import check_machine, check_model, check_run
 from distllm.config.engine import deepspeed_json
+from distllm.config.memory_limit import MemoryLimit
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.shape import MLP_MULTIPLE, VOCAB_MULTIPLE, ModelShape, settle_shape
@@ -77,6 +78,7 @@ class Resolved:
     warmup_tokens: int
     deepspeed: Mapping[str, Any]
     derivations: Mapping[str, Derivation] = field(repr=False)
+    memory_limit: MemoryLimit | None = None
 
     @property
     def stop_step(self) -> int:
@@ -89,6 +91,7 @@ def resolve(
     *,
     world: World | None = None,
     dataset: DatasetFacts | None = None,
+    memory_limit: MemoryLimit | None = None,
     problems: Problems | None = None,
     starts_here: bool = True,
 ) -> Resolved:
@@ -98,6 +101,7 @@ def resolve(
         config: the validated configuration.
         world: the ranks a launcher has started; default: what ``cluster`` asks for.
         dataset: facts of the prepared dataset; without it the vocabulary is the configured one.
+        memory_limit: what did not fit into memory in an earlier attempt.
         problems: problems already found; they are raised together with those found here.
         starts_here: whether this machine is to run it, and must have the cores and devices.
 
@@ -111,7 +115,7 @@ def resolve(
     if starts_here:
         check_machine(config, found, local_world_size=world.local_size)
     found.raise_if_any()
-    return _settle(config, world, dataset)
+    return _settle(config, world, dataset, memory_limit)
 
 
 class _Ledger:
@@ -126,11 +130,13 @@ class _Ledger:
         return value
 
 
-def _settle(config: Config, world: World, dataset: DatasetFacts | None) -> Resolved:
+def _settle(
+    config: Config, world: World, dataset: DatasetFacts | None, memory_limit: MemoryLimit | None
+) -> Resolved:
     ledger = _Ledger()
     ledger.settle("world_size", world.size, world.origin)
     threads = _threads_per_rank(config, world, ledger)
-    sequences, micro, accumulation = _batch_geometry(config, world, ledger)
+    sequences, micro, accumulation = _batch_geometry(config, world, ledger, memory_limit)
     max_steps, total_tokens, warmup_tokens = _horizon(config, ledger)
     shape = _shape(config, dataset, ledger)
     json = deepspeed_json(
@@ -157,6 +163,7 @@ def _settle(config: Config, world: World, dataset: DatasetFacts | None) -> Resol
         warmup_tokens=warmup_tokens,
         deepspeed=json,
         derivations=ledger.entries,
+        memory_limit=memory_limit,
     )
 
 
@@ -170,7 +177,9 @@ def _threads_per_rank(config: Config, world: World, ledger: _Ledger) -> int:
     )
 
 
-def _batch_geometry(config: Config, world: World, ledger: _Ledger) -> tuple[int, int, int]:
+def _batch_geometry(
+    config: Config, world: World, ledger: _Ledger, memory_limit: MemoryLimit | None
+) -> tuple[int, int, int]:
     """Return sequences per step, micro-batch size and accumulation steps."""
     tokens, seq_len = config.train.tokens_per_step, config.data.seq_len
     sequences = ledger.settle(
@@ -179,12 +188,14 @@ def _batch_geometry(config: Config, world: World, ledger: _Ledger) -> tuple[int,
         f"train.tokens_per_step / data.seq_len = {tokens} / {seq_len}",
     )
     per_rank = sequences // world.size
-    bound = config.engine.micro_batch_tokens // seq_len
+    allowed, origin = config.engine.micro_batch_tokens, "engine.micro_batch_tokens"
+    if memory_limit is not None and memory_limit.allowed_tokens < allowed:
+        allowed, origin = max(memory_limit.allowed_tokens, seq_len), str(memory_limit)
+    bound = allowed // seq_len
     micro = ledger.settle(
         "micro_batch_size",
         max(size for size in range(1, min(bound, per_rank) + 1) if per_rank % size == 0),
-        f"largest divisor of a rank's {per_rank} sequences that is at most "
-        f"engine.micro_batch_tokens / data.seq_len = {bound}",
+        f"largest divisor of a rank's {per_rank} sequences that is at most {origin} / data.seq_len = {bound}",
     )
     accumulation = ledger.settle(
         "grad_accum_steps",

@@ -209,15 +209,17 @@ def _describe_data(resolved: Resolved, split: PackedSplit, stream: StepStream) -
 
 def _announce(resolved: Resolved, sinks: list[Sink], state: TrainState, notes: list[str]) -> None:
     """Tell every sink, once, what was derived and where the run goes on."""
-    shown = (
-        "num_params", "world_size", "threads_per_rank", "sequences_per_step", "micro_batch_size",
-        "grad_accum_steps", "max_steps", "total_tokens",
+    geometry = ("micro_batch_size", "grad_accum_steps")
+    everything = (
+        "num_params", "world_size", "threads_per_rank", "sequences_per_step", *geometry,
+        "max_steps", "total_tokens",
     )  # fmt: skip
+    shown = everything if state.step == 0 else geometry if resolved.memory_limit else ()
     lines = [
         f"{name} = {resolved.derivations[name].value}  ({resolved.derivations[name].formula})"
         for name in shown
     ]
-    for text in [*lines, *notes] if state.step == 0 else notes:
+    for text in [*lines, *notes]:
         for sink in sinks:
             sink.log_note(state.step, text)
 

@@ -16,6 +16,7 @@ from distllm.dist.topology import (
 )
 from distllm.train.build import opened_run
 from distllm.train.loop import train
+from distllm.train.out_of_memory import memory_errors
 from distllm.train.signals import StopRequest
 
 
@@ -38,7 +39,10 @@ def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedul
     topology = Topology.from_environment(device=config.cluster.device)
     init_process_group(topology, config.cluster.timeout_seconds)
     try:
-        with opened_run(composition, resolved, topology, stop, allow_schedule=allow_schedule) as run:
+        with (
+            opened_run(composition, resolved, topology, stop, allow_schedule=allow_schedule) as run,
+            memory_errors(resolved, run.state, topology, run.directory.path),
+        ):
             train(run)
     finally:
         destroy_process_group()

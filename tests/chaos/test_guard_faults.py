@@ -109,6 +109,26 @@ def test_a_resume_that_is_not_exact_says_where_the_histories_part(root, untouche
         assert record["loss"] == pytest.approx(untouched[step]["loss"], rel=2e-6)
 
 
+def test_a_rank_without_memory_takes_half_as_much_at_a_time(root, untouched):
+    fault = "chaos.faults=[out_of_memory@7:1]"
+    first = train(root, "large", fault)
+    if first.returncode:  # nobody restarted the ranks
+        assert first.returncode == 70
+        first = train(root, "large", fault)
+    assert first.returncode == 0, first.stderr
+    limit = json.loads((root / "runs" / "large" / "memory.json").read_text())
+    assert (limit["micro_batch_tokens"], limit["step"], limit["rank"]) == (128, 7, 1)
+    assert "of main memory held" in limit["report"]
+    told = notes(root, "large")
+    assert any(text.startswith("micro_batch_size = 2 ") and "memory.json" in text for text in told)
+    assert any(text.startswith("grad_accum_steps = 4 ") for text in told)
+    for step, record in tiny.steps(root, "large").items():
+        assert record["batch_digest"] == untouched[step]["batch_digest"]
+        assert record["loss"] == pytest.approx(untouched[step]["loss"], rel=2e-6)
+    explained = tiny.distllm("explain", "micro_batch_size", f"run={root}/runs/large")
+    assert "memory.json" in explained.stdout
+
+
 def test_a_run_that_can_go_nowhere_stops_and_says_why(root):
     done = train(root, "hopeless", "guard.skip_budget=2", "chaos.faults=[nan@1:1x2]")
     assert done.returncode == 70

@@ -1,0 +1,99 @@
+"""When a rank runs out of memory: say what was in use, and let the next attempt take less at a time.
+
+The attempt ends. Its ranks are in the middle of a step, some with gradients half reduced, and no
+agreement among them about a smaller micro-batch would be safer than a start from the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from distllm.config.memory_limit import MemoryLimit, write_memory_limit
+from distllm.config.resolve import Resolved
+from distllm.dist.topology import Topology
+from distllm.errors import ConfigError, OutOfMemory
+from distllm.observe.metrics import resident_bytes
+from distllm.train.state import TrainState
+from distllm.units import format_bytes
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+
+
+@contextmanager
+def memory_errors(
+    resolved: Resolved, state: TrainState, topology: Topology, run_directory: Path
+) -> Iterator[None]:
+    """Turn an allocator's refusal inside the block into an error that the next attempt learns from.
+
+    Raises:
+        OutOfMemory: ``memory.json`` now tells the next attempt to halve the micro-batch.
+        ConfigError: the micro-batch is a single sequence already.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _learn(resolved, state, topology, run_directory) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, on the device or of the host, has refused."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _CPU_ALLOCATOR in str(error)
+
+
+def _learn(
+    resolved: Resolved, state: TrainState, topology: Topology, run_directory: Path
+) -> OutOfMemory | ConfigError:
+    size, seq_len = resolved.micro_batch_size, resolved.config.data.seq_len
+    limit = MemoryLimit(
+        micro_batch_tokens=size * seq_len,
+        step=state.step + 1,
+        rank=topology.rank,
+        report=memory_report(topology.device),
+    )
+    cause = (
+        f"rank {topology.rank} ran out of memory in step {limit.step} "
+        f"with micro-batches of {size} sequences of {seq_len} tokens ({limit.report})"
+    )
+    if size == 1:
+        return ConfigError(
+            cause,
+            where="engine.micro_batch_tokens, data.seq_len",
+            remedy="a single sequence does not fit: engine=zero3, more ranks, a smaller model, "
+            "or a shorter data.seq_len",
+        )
+    write_memory_limit(run_directory, limit)
+    return OutOfMemory(
+        cause,
+        where=str(run_directory / "memory.json"),
+        remedy=f"run the same command again: it takes micro-batches of at most {limit.allowed_tokens} tokens "
+        "and accumulates more of them, the global batch stays the same",
+    )
+
+
+def memory_report(device: torch.device) -> str:
+    """Say how much memory this rank holds, and how much there is."""
+    host = f"{format_bytes(resident_bytes())} of main memory held, {format_bytes(_available_bytes())} free"
+    if device.type != "cuda":
+        return host
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_allocated(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return (
+        f"{format_bytes(held)} of device memory held, {format_bytes(peak)} at most, "
+        f"{format_bytes(free)} of {format_bytes(total)} free; {host}"
+    )
+
+
+def _available_bytes() -> int:
+    """Return what Linux says could still be allocated; 0 where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
