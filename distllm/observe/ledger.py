@@ -106,7 +106,7 @@ class Event:
 
 def number_in(fields: Mapping[str, Any], name: str, default: float = 0.0) -> float:
     """Return the entry ``name`` if it is a finite number, else ``default``."""
-    value = fields.get(name)
+    value: Any = fields.get(name)
     return float(value) if _is_number(value) else default
 
 

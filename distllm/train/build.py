@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from distllm.dist.build import build_engine
 from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
+from distllm.errors import StorageError
 from distllm.models.decoder import compile_blocks
 from distllm.models.init import build_model
+from distllm.observe.ledger import LEDGER_FILE, Ledger
 from distllm.observe.metrics import StepRecord
 from distllm.observe.sinks import Sink, build_sinks, last_attempt, read_metrics
 from distllm.ops.peak import measure_matmul_flops
@@ -34,8 +36,10 @@ from distllm.plan.hardware import find_accelerator
 from distllm.tasks.base import Task
 from distllm.tasks.registry import build_task
 from distllm.train.chain import Chain
+from distllm.train.chronicle import Chronicle
 from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
+from distllm.train.interval import SaveInterval
 from distllm.train.loop import Run
 from distllm.train.replicas import ReplicaCheck
 from distllm.train.resume import check_resume
@@ -73,14 +77,27 @@ def opened_run(
     config = resolved.config
     directory = RunDirectory(Path(config.runs_dir) / config.name)
     attempt = agree(topology, lambda: _claim(directory))
+    chronicle = Chronicle()
     try:
-        run = _build(composition, resolved, topology, stop, directory, attempt, allow_schedule=allow_schedule)
+        run = _build(
+            composition,
+            resolved,
+            topology,
+            stop,
+            directory,
+            attempt,
+            chronicle,
+            allow_schedule=allow_schedule,
+        )
         try:
             yield run
         finally:
             run.stream.close()
             for sink in run.sinks:
                 sink.close()
+    except BaseException as error:
+        chronicle.end("failed", error=type(error).__name__, cause=str(error).partition("\n")[0])
+        raise
     finally:
         if topology.is_main:
             directory.release()
@@ -99,6 +116,7 @@ def _build(
     stop: StopRequest,
     directory: RunDirectory,
     attempt: int,
+    chronicle: Chronicle,
     *,
     allow_schedule: bool,
 ) -> Run:
@@ -117,13 +135,16 @@ def _build(
             found, resolved, directory, train_split.manifest, stream, allow_schedule=allow_schedule
         ),
     )
+    sinks = build_sinks(config, directory.path, attempt, topology.rank, resolved.max_steps)
+    if topology.is_main:
+        chronicle.begin(_ledger(directory, attempt, sinks), topology.world_size)
     engine = _build_engine(resolved, topology)
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
     if topology.is_main:
         directory.write_configuration(composition, resolved)
     chain = Chain(state, _recorded_steps(directory, topology))
     notes += filter(None, [chain.checkpoint_deviation()])
-    sinks = build_sinks(config, directory.path, attempt, topology.rank, resolved.max_steps)
+    chronicle.resumed(state.step)
     _announce(resolved, sinks, state, [*_describe_data(resolved, train_split, stream), *notes])
     return Run(
         resolved=resolved,
@@ -139,6 +160,8 @@ def _build(
         guard=Guard(config.guard, state),
         replicas=ReplicaCheck(engine, topology),
         chain=chain,
+        interval=SaveInterval(config.checkpoint, state.step),
+        chronicle=chronicle,
         sinks=sinks,
         stop=stop,
         attempt=attempt,
@@ -153,6 +176,18 @@ def _recorded_steps(directory: RunDirectory, topology: Topology) -> Sequence[Ste
     if not topology.is_main or not directory.metrics.exists():
         return ()
     return read_metrics(directory.metrics).steps
+
+
+def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
+    """Return the ledger of this attempt, whose own failure the sinks are told."""
+
+    def tell(text: str) -> None:
+        for sink in sinks:
+            # Where the disk is full for the metrics too, their own next record says so.
+            with suppress(StorageError):
+                sink.log_note(0, text)
+
+    return Ledger(directory.path / LEDGER_FILE, attempt, tell)
 
 
 def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state: TrainState) -> Task:

@@ -6,6 +6,7 @@ each rank its part of the global batch, and one small reduction makes the ranks 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -28,11 +29,14 @@ from distllm.observe.sinks import Sink
 from distllm.optim.schedule import LearningRate
 from distllm.tasks.base import Task
 from distllm.train.chain import Chain
+from distllm.train.chronicle import Chronicle
 from distllm.train.clock import Phases, StepClock
 from distllm.train.guard import Guard
+from distllm.train.interval import SaveInterval
 from distllm.train.replicas import Corruption, ReplicaCheck, flipped
 from distllm.train.rewind import go_back
 from distllm.train.run_directory import RunDirectory
+from distllm.train.samples import count_samples, require_complete, rows_of
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
 
@@ -54,6 +58,8 @@ class Run:
     guard: Guard
     replicas: ReplicaCheck
     chain: Chain
+    interval: SaveInterval
+    chronicle: Chronicle
     sinks: list[Sink]
     stop: StopRequest
     attempt: int
@@ -67,11 +73,12 @@ def train(run: Run) -> None:
 
     Raises:
         Interrupted: a signal asked to stop; the state is saved.
-        TrainingError: the run is not training (see `guard`).
+        TrainingError: the run is not training (see `guard`), or cannot account for its samples.
     """
     config, state, clock = run.resolved.config, run.state, StepClock()
     if state.step == 0 and run.valid is not None:
-        evaluate(run)
+        with run.chronicle.charging("eval"):
+            evaluate(run)
         clock.restart()
     if state.step >= run.resolved.stop_step:
         for sink in run.sinks:
@@ -79,31 +86,43 @@ def train(run: Run) -> None:
     while state.step < run.resolved.stop_step:
         train_step(run, clock)
         last = state.step == run.resolved.stop_step
-        save_due = last or state.step % config.checkpoint.every_steps == 0
+        save_due = last or run.interval.due(state.step)
         if (save_due or _comparison_due(run)) and not weights_agree(run):
             clock.restart()
             continue
         if run.valid is not None and (last or state.step % config.eval.every_steps == 0):
-            evaluate(run)
+            with run.chronicle.charging("eval"):
+                evaluate(run)
             clock.restart()
         if save_due:
             save(run)
             clock.restart()
+    _finish(run)
 
 
 def train_step(run: Run, clock: StepClock) -> None:
     """Take one optimizer step on the global batch that begins at ``state.samples``."""
     state, config = run.state, run.resolved.config
     clock.mark("loop")
-    state.samples = state.next_samples()
+    state.samples, damaged_before = state.next_samples(), run.stream.damaged
     batches = run.stream.step(state.samples)
     clock.mark("data")
 
     # One reduction settles what every rank must agree on before it computes: the weight that
-    # normalises the loss, the identity of the global batch, and whether anybody was asked to stop.
-    weight, digest, stops = sum_over_ranks(
-        [sum(map(run.task.weight, batches)), batch_digest(batches), run.stop.requested], run.topology
+    # normalises the loss, the identity and the samples of the global batch, when to save by rank 0's
+    # clock, and whether anybody was asked to stop.
+    weight, digest, rows, damaged, save_every, stops = sum_over_ranks(
+        [
+            sum(map(run.task.weight, batches)),
+            batch_digest(batches),
+            rows_of(batches),
+            run.stream.damaged - damaged_before,
+            run.interval.proposal if run.topology.is_main else 0,
+            run.stop.requested,
+        ],
+        run.topology,
     )
+    run.interval.agree(int(save_every))
     if stops:
         _stop_here(run)
     clock.mark("loop")
@@ -123,7 +142,9 @@ def train_step(run: Run, clock: StepClock) -> None:
     result = run.engine.step(lr, lambda norm: corruption is None and run.guard.doubt(loss, norm) is None)
     clock.mark("update")
     if corruption is not None:
+        run.chronicle.count_step(state.step, clock.lap(), wasted=True)
         _restore_weights(run, corruption)
+        clock.restart()
         return
 
     phases = clock.lap()
@@ -133,6 +154,9 @@ def train_step(run: Run, clock: StepClock) -> None:
     state.samples += run.resolved.sequences_per_step
     state.tokens += int(weight)
     state.seconds += phases.total
+    state.count_samples(int(rows), int(damaged), skipped=result.skipped)
+    run.interval.count_step(phases.total)
+    run.chronicle.count_step(state.step, phases, wasted=result.skipped)
     deviation = run.chain.extend(f"{int(digest):x}", loss, result.grad_norm)
 
     if state.step % config.logger.every_steps == 0 or result.skipped:
@@ -140,9 +164,10 @@ def train_step(run: Run, clock: StepClock) -> None:
     if deviation is not None:
         _note(run, deviation)
     if doubt is not None:
-        _note(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {result.grad_norm:.4f}")
+        _tell_skipped(run, doubt, loss, result.grad_norm, [own_loss for own_loss, _ in by_rank])
     if must_go_back:
         _leave_streak_out(run)
+        clock.restart()
 
 
 def evaluate(run: Run) -> None:
@@ -187,6 +212,17 @@ def evaluate(run: Run) -> None:
 
 def save(run: Run) -> None:
     """Save a checkpoint that any number of ranks and any ZeRO stage can resume from."""
+    began = time.perf_counter()
+    with run.chronicle.charging("checkpoint"):
+        _write_checkpoint(run)
+    changed = run.interval.count_save(run.state.step, time.perf_counter() - began)
+    run.chronicle.event("saved", step=run.state.step, samples=_samples(run))
+    if changed is not None:
+        _note(run, changed)
+        run.chronicle.event("interval", step=run.state.step, steps=run.interval.proposal, formula=changed)
+
+
+def _write_checkpoint(run: Run) -> None:
     order = plan_digest(run.resolved.config, run.stream.order, run.state.samples)
     save_checkpoint(
         run.directory.checkpoints,
@@ -221,6 +257,7 @@ def _restore_weights(run: Run, corruption: Corruption) -> None:
     culprits = " and ".join(f"rank {rank}" for rank in corruption.ranks) or "an unknown rank"
     why = f"corrupted memory on {culprits}: {corruption.what}"
     _note(run, why)
+    run.chronicle.event("corruption", step=run.state.step, ranks=corruption.ranks, what=corruption.what)
     _go_back(run, run.state.agreed_step, None, why)
 
 
@@ -234,19 +271,21 @@ def _leave_streak_out(run: Run) -> None:
 def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str) -> None:
     """Restore a checkpoint and save it again with the decision, so that a kill does not undo it."""
     run.chain.forget_after(good_step)
-    step = go_back(
-        run.directory.checkpoints,
-        run.engine,
-        run.state,
-        run.topology,
-        good_step=good_step,
-        exclude=exclude,
-        max_rewinds=run.resolved.config.guard.max_rewinds,
-        why=why,
-    )
+    with run.chronicle.charging("restart"):
+        step = go_back(
+            run.directory.checkpoints,
+            run.engine,
+            run.state,
+            run.topology,
+            good_step=good_step,
+            exclude=exclude,
+            max_rewinds=run.resolved.config.guard.max_rewinds,
+            why=why,
+        )
     run.replicas.forget()
     left_out = f", samples {exclude[0]} to {exclude[1] - 1} are left out" if exclude else ""
     _note(run, f"{why}: back to step {step}{left_out}")
+    run.chronicle.rewound(step, excluded=exclude, why=why)
     save(run)
 
 
@@ -255,12 +294,42 @@ def _note(run: Run, text: str) -> None:
         sink.log_note(run.state.step, text)
 
 
+def _tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_rank: list[float]) -> None:
+    """Say which step was skipped and why, with its samples and the ranks whose own loss is not finite."""
+    stop = run.state.samples
+    _note(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {grad_norm:.4f}")
+    run.chronicle.event(
+        "skipped",
+        step=run.state.step,
+        reason=doubt,
+        loss=loss,
+        grad_norm=grad_norm,
+        samples=[stop - run.resolved.sequences_per_step, stop],
+        ranks=[rank for rank, own in enumerate(loss_by_rank) if not math.isfinite(own)],
+    )
+
+
+def _samples(run: Run) -> dict[str, int]:
+    return count_samples(run.state, run.resolved.sequences_per_step).to_dict()
+
+
+def _finish(run: Run) -> None:
+    """End the attempt; a run that has taken all its steps is done if its samples are accounted for."""
+    state = run.state
+    if state.step < run.resolved.max_steps:
+        run.chronicle.end("stopped", step=state.step, why="train.stop_at_step", samples=_samples(run))
+        return
+    require_complete(count_samples(state, run.resolved.sequences_per_step), state)
+    run.chronicle.end("done", step=state.step, samples=_samples(run))
+
+
 def _stop_here(run: Run) -> None:
     """Save at the border between two steps, on every rank at the same one, and leave."""
     if weights_agree(run):
         save(run)
     text = f"asked to stop: saved at step {run.state.step}"
     _note(run, text)
+    run.chronicle.end("stopped", step=run.state.step, why="asked to stop", samples=_samples(run))
     stopped = Interrupted(text, where=str(run.directory.path), remedy="run the same command again to go on")
     stopped.everywhere = True
     raise stopped
@@ -270,7 +339,6 @@ def _log_step(
     run: Run, loss: float, weight: float, digest: float, lr: float, result: StepResult, phases: Phases
 ) -> None:
     """Hand the step's record to the sinks."""
-    (damaged,) = sum_over_ranks([run.stream.damaged], run.topology)
     state = run.state
     tokens_per_second = weight / phases.total
     flops = run.flops_per_token * tokens_per_second
@@ -290,7 +358,7 @@ def _log_step(
         skipped_steps=state.skipped_steps,
         attempt=run.attempt,
         batch_digest=f"{int(digest):x}",
-        damaged_samples=int(damaged),
+        damaged_samples=state.damaged_samples,
         rewinds=state.rewinds,
         chain=state.chain,
     )
