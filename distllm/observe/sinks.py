@@ -1,8 +1,9 @@
 """Where records go. ``metrics.jsonl`` is the truth; everything else is a view of it.
 
 A line of ``metrics.jsonl`` is one JSON object with ``kind`` (``attempt``, ``step``, ``eval``,
-``sample`` or ``note``) and ``attempt``. Lines are only ever appended: when a run resumes before the
-last line, the steps it repeats appear once per attempt, and `read_metrics` takes the newest.
+``sample`` or ``note``) and ``attempt``; steps carry ``time`` (unix seconds). Lines are only ever
+appended: when a run resumes or goes back before the last line, the steps it repeats appear again,
+and `read_metrics` takes the newest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from distllm.config.schema import Config
 from distllm.errors import DataError
 from distllm.fsio import append_json_line, atomic_write_text, read_json_lines, storage_errors
+from distllm.observe.goodput import LastStep
 from distllm.observe.metrics import EvalRecord, StepRecord
 
 METRICS_FILE = "metrics.jsonl"
@@ -67,7 +69,7 @@ class JsonlSink:
 
     def log_step(self, record: StepRecord) -> None:
         """Append a ``step`` line."""
-        self._append("step", **asdict(record))
+        self._append("step", time=time.time(), **asdict(record))
 
     def log_eval(self, record: EvalRecord) -> None:
         """Append an ``eval`` line."""
@@ -99,14 +101,16 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read ``metrics.jsonl``; of a step that several attempts took, the newest attempt's record.
+    """Read ``metrics.jsonl``; of a step that was taken several times, the newest record.
+
+    That is the newest attempt's, and within it the last in the file: an attempt may go back.
 
     Raises:
         DataError: the file does not exist, or a line is not a record of this version.
     """
     return Metrics(
-        steps=_newest(path, "step", lambda line: StepRecord(**line)),
-        evals=_newest(path, "eval", lambda line: EvalRecord(**_without_attempt(line))),
+        steps=_newest(path, "step", lambda line: StepRecord(**_without(line, "time"))),
+        evals=_newest(path, "eval", lambda line: EvalRecord(**_without(line, "attempt"))),
     )
 
 
@@ -119,6 +123,16 @@ def last_attempt(path: Path) -> int:
     if not path.exists():
         return 0
     return max((line["attempt"] for line in _lines(path)), default=0)
+
+
+def last_steps(path: Path) -> dict[int, LastStep]:
+    """Return the last step of each attempt that ``metrics.jsonl`` holds; empty if there is no such file.
+
+    Raises:
+        DataError: a line is not a record.
+    """
+    steps = (line for line in _lines(path) if line["kind"] == "step") if path.exists() else ()
+    return {line["attempt"]: LastStep(line["step"], line["time"]) for line in steps if "time" in line}
 
 
 def build_sinks(config: Config, run_dir: Path, attempt: int, rank: int, total_steps: int) -> list[Sink]:
@@ -135,10 +149,21 @@ def build_sinks(config: Config, run_dir: Path, attempt: int, rank: int, total_st
 
         sinks.append(ConsoleSink(total_steps))
     if config.logger.wandb != "disabled":
-        from distllm.observe.wandb_sink import WandbSink
+        from distllm.observe.wandb_sink import RUN_ID_FILE, WandbSink
 
-        sinks.append(WandbSink(config, run_dir))
+        known_there = (run_dir / RUN_ID_FILE).exists()
+        sinks.append(
+            WandbSink(config, run_dir, _highest_steps(run_dir / METRICS_FILE) if known_there else {})
+        )
     return sinks
+
+
+def _highest_steps(path: Path) -> dict[str, int]:
+    """Return the highest step of each kind of record."""
+    highest: dict[str, int] = {}
+    for line in _lines(path):
+        highest[line["kind"]] = max(highest.get(line["kind"], 0), line.get("step", 0))
+    return highest
 
 
 def _newest(path: Path, kind: str, build: Callable[[dict[str, Any]], Record]) -> tuple[Record, ...]:
@@ -168,8 +193,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"a line of {path} is not valid JSON: {error}", where=str(path)) from error
 
 
-def _without_attempt(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key != "attempt"}
+def _without(line: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != name}
 
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

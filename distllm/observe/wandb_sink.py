@@ -2,6 +2,9 @@
 
 Axes are ``trainer/step`` and ``trainer/tokens``; metrics live under ``train/``, ``eval/`` and
 ``perf/``. The run's id is kept in the run directory, so that a resumed run is one run there too.
+
+A history there can only grow, so a step that is taken again, by a resumed attempt or after a rewind,
+keeps the values it was first shown with; ``metrics.jsonl`` has the newest.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import html
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -36,10 +39,12 @@ class WandbSink:
     Args:
         config: the experiment, shown as the run's configuration.
         run_dir: the run directory; wandb writes below ``run_dir/wandb``.
+        shown: the highest step that earlier attempts have shown, by kind of record.
     """
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, shown: Mapping[str, int] | None = None) -> None:
         self._run: Any = None
+        self._shown = dict(shown or {})
         self._quiet = False
         self._guarded(lambda: self._start(config, run_dir))
 
@@ -60,7 +65,7 @@ class WandbSink:
         }
         values |= {f"train/{name}": value for name, value in train.items()}
         values |= {f"perf/{name}": value for name, value in perf.items() if value is not None}
-        self._log_values(record.step, record.tokens, values)
+        self._log_values("step", record.step, record.tokens, values)
 
     def log_eval(self, record: EvalRecord) -> None:
         """Log ``eval/*`` at the step's place on both axes."""
@@ -70,11 +75,12 @@ class WandbSink:
             "eval/bits_per_byte": record.bits_per_byte,
             "eval/seconds": record.seconds,
         }
-        self._log_values(record.step, record.tokens, values)
+        self._log_values("eval", record.step, record.tokens, values)
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
         """Log ``eval/sample``; the dashboard can slide through them by step."""
-        self._guarded(lambda: self._log_text(step, tokens, prompt + text))
+        if self._is_new("sample", step):
+            self._guarded(lambda: self._log_text(step, tokens, prompt + text))
 
     def log_note(self, step: int, text: str) -> None:
         """Do nothing: notes are events of the run directory, not measurements."""
@@ -110,8 +116,16 @@ class WandbSink:
         self._run.define_metric("eval/loss", step_metric=TOKEN_AXIS, summary="min")
         self._run.define_metric("perf/*", step_metric=STEP_AXIS)
 
-    def _log_values(self, step: int, tokens: int, values: dict[str, Any]) -> None:
-        self._guarded(lambda: self._run.log({STEP_AXIS: step, TOKEN_AXIS: tokens} | values))
+    def _log_values(self, kind: str, step: int, tokens: int, values: dict[str, Any]) -> None:
+        if self._is_new(kind, step):
+            self._guarded(lambda: self._run.log({STEP_AXIS: step, TOKEN_AXIS: tokens} | values))
+
+    def _is_new(self, kind: str, step: int) -> bool:
+        """Whether a record of this kind and step was never shown; from now on it was."""
+        if step <= self._shown.get(kind, -1):
+            return False
+        self._shown[kind] = step
+        return True
 
     def _log_text(self, step: int, tokens: int, text: str) -> None:
         """Log ``text`` as preformatted HTML: a string is not shown in a history, a table is an upload."""

@@ -10,7 +10,7 @@ from distllm.config.schema import Config, LoggerConfig
 from distllm.errors import DataError, StorageError
 from distllm.observe.console import ConsoleSink
 from distllm.observe.metrics import EvalRecord, StepRecord, resident_bytes
-from distllm.observe.sinks import JsonlSink, build_sinks, last_attempt, read_metrics
+from distllm.observe.sinks import JsonlSink, build_sinks, last_attempt, last_steps, read_metrics
 
 STEP = StepRecord(
     step=1,
@@ -95,11 +95,29 @@ def test_newest_attempt_of_a_step_wins_and_old_lines_stay(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2 + 5 + 4 + 1 + 2
 
 
-def test_repeated_step_of_one_attempt_takes_the_last_line(tmp_path):
+def test_steps_repeated_after_a_rewind_within_an_attempt_take_the_last_line(tmp_path):
     sink = JsonlSink(tmp_path, 1)
-    steps(sink, 1, [1], loss=1.0)
-    steps(sink, 1, [1], loss=2.0)
-    assert read_metrics(tmp_path / "metrics.jsonl").steps[0].loss == 2.0
+    steps(sink, 1, range(1, 6), loss=1.0)
+    sink.log_eval(replace(EVAL, step=4, loss=1.0))
+    steps(sink, 1, range(3, 6), loss=2.0)
+    sink.log_eval(replace(EVAL, step=4, loss=2.0))
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(r.step, r.loss) for r in metrics.steps] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+    assert [(r.step, r.loss) for r in metrics.evals] == [(4, 2.0)]
+
+
+def test_the_last_step_of_each_attempt_is_the_last_line_and_has_a_time(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_steps(path) == {}
+    first = JsonlSink(tmp_path, 1)
+    steps(first, 1, [1, 2, 3, 2], loss=1.0)
+    JsonlSink(tmp_path, 2)
+    steps(JsonlSink(tmp_path, 3), 3, [2, 3, 4], loss=1.0)
+    with path.open("a") as stream:
+        stream.write('{"kind": "step", "attempt": 4, "step": 9}\n')  # of a version that kept no time
+    found = last_steps(path)
+    assert {attempt: last.step for attempt, last in found.items()} == {1: 2, 3: 4}
+    assert 1.6e9 < found[1].time <= found[3].time
 
 
 @pytest.mark.parametrize("kept", [1, 40, 200_000])

@@ -109,10 +109,13 @@ class FakeRun:
     def __init__(self, broken=None):
         self.broken = broken
         self.calls = []
+        self.logged = []
 
     def __getattr__(self, name):
         def call(*arguments, **_options):
             self.calls.append(name)
+            if name == "log":
+                self.logged += arguments
             if name == self.broken:
                 raise ConnectionError("server is down")
 
@@ -140,6 +143,40 @@ def test_resumed_run_keeps_its_id(tmp_path, monkeypatch):
     first, second, other = (options["id"] for options in inits)
     assert first == second != other
     assert {options["resume"] for options in inits} == {"allow"}
+
+
+def shown(run, name):
+    return [(values["trainer/step"], values[name]) for values in run.logged if name in values]
+
+
+def test_a_step_that_is_taken_again_appears_once(tmp_path, monkeypatch):
+    run = FakeRun()
+    fake_wandb(monkeypatch, run)
+
+    def attempt(number, steps, first_eval):
+        sinks = build_sinks(OFFLINE, tmp_path, attempt=number, rank=0, total_steps=10)
+        for place in steps:
+            for sink in sinks:
+                sink.log_step(replace(STEP, step=place, attempt=number, loss=float(number)))
+                if place >= first_eval and place % 2 == 0:
+                    sink.log_eval(replace(EVAL, step=place, loss=float(number)))
+                    sink.log_sample(place, 1, "a", f"{number}")
+
+    attempt(1, [1, 2, 3, 4, 3, 4, 5], first_eval=4)  # goes back to step 2, and is killed after step 5
+    attempt(2, [3, 4, 5, 6], first_eval=4)
+    assert shown(run, "train/loss") == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 1.0), (6, 2.0)]
+    assert shown(run, "eval/loss") == [(4, 1.0), (6, 2.0)]
+    assert shown(run, "eval/sample") == [(4, "<pre>a1</pre>"), (6, "<pre>a2</pre>")]
+
+
+def test_a_run_that_was_not_shown_before_is_shown_from_where_it_stands(tmp_path, monkeypatch):
+    run = FakeRun()
+    fake_wandb(monkeypatch, run)
+    silent = build_sinks(replace(OFFLINE, logger=LoggerConfig()), tmp_path, attempt=1, rank=0, total_steps=10)
+    silent[0].log_step(replace(STEP, step=5))
+    for sink in build_sinks(OFFLINE, tmp_path, attempt=2, rank=0, total_steps=10):
+        sink.log_step(replace(STEP, step=3, loss=2.0))
+    assert shown(run, "train/loss") == [(3, 2.0)]
 
 
 @pytest.mark.parametrize("broken", ["init", "define_metric", "log", "finish"])
