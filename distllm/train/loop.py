@@ -84,7 +84,10 @@ def train(run: Run) -> None:
         for sink in run.sinks:
             sink.log_note(state.step, f"the run is at step {state.step}: nothing is left to train")
     while state.step < run.resolved.stop_step:
+        before = state.step
         train_step(run, clock)
+        if state.step <= before:
+            continue  # it went back to a checkpoint, and nothing is due there that was not done
         last = state.step == run.resolved.stop_step
         save_due = last or run.interval.due(state.step)
         if (save_due or _comparison_due(run)) and not weights_agree(run):
