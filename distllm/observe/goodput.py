@@ -161,8 +161,11 @@ class _Walk:
                 self.ending, self.supervised = "hang", True
             case "killed":
                 self.supervised = True
-                if self.ending != "hang":  # after a hang the supervisor itself kills the ranks
+                # After a hang the supervisor kills the ranks; the ranks that miss one tell other errors.
+                if self.ending not in ("hang", "out of memory"):
                     self.ending = f"killed by {event.fields.get('signal', 'a signal')}"
+            case "oom":
+                self.ending = "out of memory"
             case "restart":
                 self.supervised = True
             case "failed":

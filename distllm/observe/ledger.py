@@ -32,14 +32,13 @@ Kind = Literal[
     "save_failed",  # it does not: step, why
     "interval",  # the steps between checkpoints were derived anew: steps, formula
     "skipped",  # an update was dropped: reason, loss, grad_norm, samples [first, stop), ranks
-    "spike",  # a loss or norm that is out of the ordinary
     "corruption",  # weights are not what they must be: ranks, what
     "rewind",  # back to a checkpoint: step before, to, excluded samples [first, stop) or None
-    "oom",  # memory ran out and the micro-batch was made smaller
+    "oom",  # the attempt ended because memory ran out: error, cause
     "straggler",  # a rank is slower than the others
-    "hang",  # no rank moves: seconds since one did
-    "killed",  # a rank died: rank, signal
-    "restart",  # the supervisor starts the ranks again
+    "hang",  # no rank moves: seconds since one did, and what is known of the culprit
+    "killed",  # a rank died: rank, signal (its name)
+    "restart",  # the supervisor starts the ranks again, however long that takes
     "failed",  # the attempt ended with an error: error, cause
     "stopped",  # it ended before the run did, on request: step, why
     "done",  # the run is complete: step, samples

@@ -194,7 +194,7 @@ def _sentence(event: Event, step: int) -> str:
         case "corruption":
             where = _list("rank", fields.get("ranks")) or "an unknown rank"
             return f"corrupted memory on {where} after step {at}: {fields.get('what')}"
-        case "failed":
+        case "failed" | "oom" if "error" in fields:
             return f"failed: {fields.get('error')}: {fields.get('cause')}"
         case "stopped":
             return f"stopped at step {at}: {fields.get('why')}"

@@ -22,10 +22,10 @@ from distllm.dist.build import build_engine
 from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
-from distllm.errors import StorageError
+from distllm.errors import OutOfMemory, StorageError
 from distllm.models.decoder import compile_blocks
 from distllm.models.init import build_model
-from distllm.observe.ledger import LEDGER_FILE, Ledger
+from distllm.observe.ledger import LEDGER_FILE, Kind, Ledger
 from distllm.observe.metrics import StepRecord
 from distllm.observe.sinks import Sink, build_sinks, last_attempt, read_metrics
 from distllm.ops.peak import measure_matmul_flops
@@ -96,7 +96,8 @@ def opened_run(
             for sink in run.sinks:
                 sink.close()
     except BaseException as error:
-        chronicle.end("failed", error=type(error).__name__, cause=str(error).partition("\n")[0])
+        kind: Kind = "oom" if isinstance(error, OutOfMemory) else "failed"
+        chronicle.end(kind, error=type(error).__name__, cause=str(error).partition("\n")[0])
         raise
     finally:
         if topology.is_main:

@@ -153,6 +153,8 @@ def test_a_gap_is_a_restart_if_it_is_short_or_explained_and_there_was_more_to_do
         ([("failed", {"error": "StorageError"})], "StorageError", 1),
         ([("failed", {"error": "LaunchError"}), ("killed", {"signal": "SIGKILL"})], "killed by SIGKILL", 1),
         ([("hang", {}), ("killed", {"signal": "SIGKILL"}), ("failed", {"error": "LaunchError"})], "hang", 1),
+        ([("oom", {}), ("killed", {"signal": "SIGTERM"})], "out of memory", 1),
+        ([("killed", {}), ("failed", {"error": "LaunchError"})], "killed by a signal", 1),
         ([], "unknown cause", 1),
     ],
 )
