@@ -8,19 +8,32 @@ from itertools import pairwise
 import pytest
 import tiny
 
+from distllm.commands.runs import run_of
+from distllm.data.manifest import Manifest
+from distllm.data.mixture import open_stream
+from distllm.data.shards import index_of
 from distllm.observe.goodput import account
 from distllm.observe.ledger import read_events
 from distllm.observe.sinks import last_steps
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-LOCAL = ("engine=local", "eval=none")
+# Several shards, one of which is damaged.
+LOCAL = ("engine=local", "eval=none", "data.shard_bytes=16384", "data.on_damage=skip", "data.max_damage=1")
 SEQUENCES = 16  # of a step: 512 tokens in rows of 32
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return tiny.prepare(tmp_path_factory.mktemp("ledger"))
+    root = tmp_path_factory.mktemp("ledger")
+    tiny.write_corpus(root / "corpus")
+    done = tiny.distllm("prepare", *tiny.overrides(root, *LOCAL))
+    assert done.returncode == 0, done.stderr
+    shard = index_of(root / "data", Manifest.load(root / "data"))["text"]["train"][1]
+    with (root / "data" / shard.record.path).open("r+b") as stream:
+        stream.seek(shard.members["tokens.bin"].offset + 777)
+        stream.write(b"\xff\xff")
+    return root
 
 
 def train(root, name, *more, attempts=1):
@@ -96,16 +109,32 @@ def test_every_fault_is_in_the_ledger_with_its_particulars(eventful):
     ]
 
 
-def test_every_sample_is_accounted_for(eventful):
+def damage_of_steps(root):
+    """How many samples of each step of the eventful run lie in the damaged shard, read by one rank."""
+    resolved = run_of("eventful", str(root / "runs")).resolved()
+    _, stream = open_stream(resolved, 0, resolved.world.size)
+    found = {}
+    for step in range(1, 25):
+        before = stream.damaged
+        stream.step((step - 1 if step < 19 else step + 2) * SEQUENCES)  # three steps were left out
+        found[step] = stream.damaged - before
+    stream.close()
+    return found
+
+
+def test_every_sample_is_accounted_for(root, eventful):
     events, _ = eventful
     (done,) = of_kind(events, "done")
+    damaged = damage_of_steps(root)
+    assert damaged[4] > 0
+    assert 24 < sum(damaged.values()) < 24 * SEQUENCES / 2
     assert done["samples"] == {
         "promised": 27 * SEQUENCES,
         "seen": 24 * SEQUENCES,
-        "trained": 23 * SEQUENCES,
-        "skipped": SEQUENCES,
+        "trained": 23 * SEQUENCES - sum(damaged.values()) + damaged[4],
+        "skipped": SEQUENCES - damaged[4],
         "excluded": 3 * SEQUENCES,
-        "damaged": 0,
+        "damaged": sum(damaged.values()),
     }
 
 
@@ -141,7 +170,7 @@ def test_done_is_refused_while_a_sample_is_missing(root):
         capture_output=True, text=True, timeout=240, check=False, env=tiny.environment(),
     )  # fmt: skip
     assert done.returncode == 70, done.stderr
-    assert "1 of 128 promised samples are unaccounted for: 127 trained" in done.stderr
+    assert "1 of 128 promised samples are unaccounted for" in done.stderr
     events = events_of(root, "lossy")
     assert of_kind(events, "done") == []
     (failed,) = of_kind(events, "failed")
