@@ -21,7 +21,7 @@ class StepRecord:
     the share outside data, forward, backward and update. ``skipped_steps`` counts steps that were
     not applied since the run began, ``attempt`` starts of the run. ``batch_digest`` identifies the
     global batch of the step: equal digests mean equal token ids on every rank. ``damaged_samples``
-    counts the samples of this attempt that carried no loss because their shard is damaged,
+    counts the samples since the run began that carried no loss because their shard is damaged,
     ``rewinds`` how often the run has gone back to a checkpoint. ``chain`` is a hash over this and
     all steps before it.
     """
