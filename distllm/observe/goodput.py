@@ -3,12 +3,12 @@
 Every second between the first event and the last belongs to one category:
 
 - ``productive``: forward, backward and update of steps that counted in the end;
-- ``checkpoint``, ``eval``, ``data`` (waiting for a batch), ``overhead`` (the rest of the loop);
+- ``checkpoint``, ``eval``, ``data`` (waiting for a batch), ``overhead`` (the rest of a running attempt);
 - ``rework``: forward, backward and update whose result was thrown away: of steps that were taken again
   after a restart or a rewind, and of skipped ones;
 - ``hang``: from the last sign of life of a run that stood still to its detection;
 - ``restart``: from the end of an attempt to the first step of the next, and going back to a checkpoint;
-- ``idle``: nothing of this: nobody restarted the run, or nobody knows.
+- ``idle``: between two attempts, for longer than a restart takes.
 
 An attempt that was killed could not say what it did since its last ``progress`` event. Its last step
 is known from the metrics; the time of the steps in between is estimated by the mean of those before.
@@ -176,7 +176,7 @@ class _Walk:
     def end(self) -> Account:
         """Account for the time up to the last event."""
         self._estimate_unreported()
-        self._book("idle" if self.moving else "restart", self.pending)
+        self._book(self._unmeasured(), self.pending)
         if self.ending is not None and self.ending not in _IN_ORDER:
             self.failures += 1
         return Account(
@@ -189,12 +189,12 @@ class _Walk:
         self.pending = max(0.0, self.pending - seconds)
 
     def _progress(self, event: Event) -> None:
-        """Charge what the rank measured, and what it did not to starting up or to idling."""
+        """Charge what the rank measured, and what it did not."""
         measured = event.fields.get("seconds")
         named = measured if isinstance(measured, Mapping) else {}
         spent = {name: max(0.0, number_in(named, name)) for name in CATEGORIES}
         rest = self.pending - sum(spent.values())
-        self._book("idle" if self.moving else "restart", max(0.0, rest))
+        self._book(self._unmeasured(), max(0.0, rest))
         for name, seconds in spent.items():
             self._book(name, seconds)
         self._go_back(int(event.number("first")))
@@ -203,6 +203,10 @@ class _Walk:
         self.steps_here += self.step - before
         self.seconds_here += spent["productive"]
         self.pending, self.moving = 0.0, True
+
+    def _unmeasured(self) -> Category:
+        """Return what an attempt spends time on beside what it measures: until its first step, starting."""
+        return "overhead" if self.moving else "restart"
 
     def _advance(self, step: int, productive: float) -> None:
         if step > self.step:

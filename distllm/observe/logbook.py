@@ -20,11 +20,11 @@ _MEANING: Mapping[Category, str] = {
     "checkpoint": "saving",
     "eval": "evaluating",
     "data": "waiting for batches",
-    "overhead": "the rest of the training loop",
+    "overhead": "the rest of the running attempts",
     "rework": "computed and thrown away",
     "hang": "standing still, unnoticed",
     "restart": "starting, and going back to checkpoints",
-    "idle": "nothing of this",
+    "idle": "not running, and not restarted",
 }
 
 

@@ -32,15 +32,14 @@ def test_a_run_without_faults():
     assert split(found) == {
         "productive": 18,
         "data": 1,
-        "overhead": 0.5,
+        "overhead": 1,
         "eval": 2,
         "checkpoint": 1.5,
         "restart": 3.5,
-        "idle": 0.5,
     }
     assert (found.wall, found.step, found.attempts, found.lost_steps) == (27, 20, 1, 0)
     assert found.goodput == pytest.approx(18 / 27)
-    assert found.ettr == pytest.approx(21.5 / 27)
+    assert found.ettr == pytest.approx(22 / 27)
     assert (found.failures, found.mttf_seconds, found.restarts) == (0, None, {})
 
 
