@@ -47,7 +47,7 @@ def go_back(
     Raises:
         TrainingError: there is no such checkpoint, or the run went back too often.
     """
-    excluded = [*state.excluded, *([list(exclude)] if exclude else [])]
+    excluded = leave_out(state.excluded, exclude)
     rewinds = state.rewinds + 1
     if rewinds > max_rewinds:
         raise TrainingError(
@@ -63,6 +63,17 @@ def go_back(
     state.excluded, state.rewinds = excluded, rewinds
     agree(topology, lambda: _set_aside_after(directory, target))
     return state.step
+
+
+def leave_out(excluded: list[list[int]], more: tuple[int, int] | None) -> list[list[int]]:
+    """Return the excluded ranges with ``more`` [first, stop) added; ranges never overlap.
+
+    A streak may have jumped over an earlier range: that lies within its own range, which replaces it.
+    """
+    if more is None:
+        return list(excluded)
+    first, stop = more
+    return [*(known for known in excluded if not first <= known[0] < stop), [first, stop]]
 
 
 def _newest_good(directory: Path, good_step: int, why: str) -> int:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from distllm.errors import TrainingError
+from distllm.train.excluded import first_sample
+from distllm.train.rewind import leave_out
 from distllm.train.samples import count_samples, require_complete, rows_of
 from distllm.train.state import TrainState
 
@@ -112,6 +114,20 @@ def test_no_order_of_skips_rewinds_kills_and_damage_opens_a_gap(seed):
             state.excluded = excluded
             checkpoints[-1] = state.to_dict() | {"excluded": excluded}
         require_complete(count_samples(state, OF_A_STEP), state)
+
+
+def test_a_streak_across_an_earlier_range_replaces_it():
+    """Everybody who counts places in the order relies on ranges that do not overlap."""
+    excluded = leave_out(leave_out([], (112, 144)), (96, 160))
+    assert excluded == [[96, 160]]
+    assert leave_out(excluded, (160, 176)) == [[96, 160], [160, 176]]
+    assert leave_out(excluded, None) == excluded
+    state, firsts = TrainState(excluded=excluded), []
+    for _ in range(12):
+        step(state)
+        firsts.append(state.samples - OF_A_STEP)
+    assert firsts == [first_sample(number, OF_A_STEP, excluded) for number in range(1, 13)]
+    require_complete(count_samples(state, OF_A_STEP), state)
 
 
 def test_a_checkpoint_from_before_samples_were_counted_is_complete():
