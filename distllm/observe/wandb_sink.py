@@ -4,7 +4,8 @@ Axes are ``trainer/step`` and ``trainer/tokens``; metrics live under ``train/``,
 ``perf/``. The run's id is kept in the run directory, so that a resumed run is one run there too.
 
 A history there can only grow, so a step that is taken again, by a resumed attempt or after a rewind,
-keeps the values it was first shown with; ``metrics.jsonl`` has the newest.
+keeps the values it was first shown with. What a killed attempt had not delivered is missing there.
+``metrics.jsonl`` has every step, and the newest of it.
 """
 
 from __future__ import annotations
