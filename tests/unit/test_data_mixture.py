@@ -204,7 +204,7 @@ def test_the_digest_of_a_plan_forgives_the_future_only():
 
 def test_a_resume_with_another_past_is_refused_and_with_another_future_goes_on():
     from distllm.checkpoint.load import Found
-    from distllm.train.build import _check_plan
+    from distllm.train.resume import _check_plan
 
     step = PER_STEP * SEQ_LEN
 
