@@ -17,6 +17,7 @@ from typing import Literal
 from distllm.config.options import option
 from distllm.config.schema_chaos import ChaosConfig
 from distllm.config.schema_clean import CleanConfig
+from distllm.config.schema_cluster import ClusterConfig
 from distllm.config.schema_dedup import DedupConfig
 from distllm.config.schema_guard import GuardConfig
 from distllm.config.schema_mixture import MixtureConfig
@@ -192,20 +193,6 @@ class PrecisionConfig:
     compute: Literal["fp32", "bf16"] = option(
         "fp32", "format of weights and activations in forward and backward", on_resume="schedule"
     )
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """Where ranks run. Inside a launcher its environment decides; this is used when there is none."""
-
-    device: Literal["cpu", "cuda"] = option("cpu", "kind of device each rank owns")
-    nodes: int = option(1, "machines", minimum=1)
-    procs_per_node: int = option(1, "ranks per machine", minimum=1)
-    threads_per_rank: int | None = option(
-        None, "CPU threads per rank; null shares the cores evenly", minimum=1
-    )
-    oversubscribe: bool = option(False, "allow more ranks than CPU cores")
-    timeout_seconds: int = option(600, "longest wait for another rank", minimum=1)
 
 
 @dataclass(frozen=True)

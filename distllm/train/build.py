@@ -77,6 +77,8 @@ def opened_run(
     config = resolved.config
     directory = RunDirectory(Path(config.runs_dir) / config.name)
     attempt = agree(topology, lambda: _claim(directory))
+    if topology.is_main:
+        stop.watch(directory.path)
     chronicle = Chronicle()
     try:
         run = _build(

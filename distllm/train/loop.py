@@ -18,6 +18,7 @@ from distllm.data.digest import batch_digest
 from distllm.data.mixture import plan_digest
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.data.tokenizer import Tokenizer
+from distllm.dist.agree import agree
 from distllm.dist.collectives import gather_over_ranks, sum_over_ranks
 from distllm.dist.engine import Engine, StepResult
 from distllm.dist.topology import Topology
@@ -66,6 +67,7 @@ class Run:
     flops_per_token: float
     peak_flops: float | None
     checkpoint_facts: dict[str, object]
+    save_wanted: bool = False
 
 
 def train(run: Run) -> None:
@@ -89,7 +91,7 @@ def train(run: Run) -> None:
         if state.step <= before:
             continue  # it went back to a checkpoint, and nothing is due there that was not done
         last = state.step == run.resolved.stop_step
-        save_due = last or run.interval.due(state.step)
+        save_due = last or run.interval.due(state.step) or run.save_wanted
         if (save_due or _comparison_due(run)) and not weights_agree(run):
             clock.restart()
             continue
@@ -113,8 +115,8 @@ def train_step(run: Run, clock: StepClock) -> None:
 
     # One reduction settles what every rank must agree on before it computes: the weight that
     # normalises the loss, the identity and the samples of the global batch, when to save by rank 0's
-    # clock, and whether anybody was asked to stop.
-    weight, digest, rows, damaged, save_every, stops = sum_over_ranks(
+    # clock, and whether anybody was asked to stop, or to save.
+    weight, digest, rows, damaged, save_every, stops, saves = sum_over_ranks(
         [
             sum(map(run.task.weight, batches)),
             batch_digest(batches),
@@ -122,10 +124,12 @@ def train_step(run: Run, clock: StepClock) -> None:
             run.stream.damaged - damaged_before,
             run.interval.proposal if run.topology.is_main else 0,
             run.stop.requested,
+            run.stop.save_requested,
         ],
         run.topology,
     )
     run.interval.agree(int(save_every))
+    run.save_wanted = saves > 0
     if stops:
         _stop_here(run)
     clock.mark("loop")
@@ -216,10 +220,12 @@ def evaluate(run: Run) -> None:
 def save(run: Run) -> None:
     """Save a checkpoint that any number of ranks and any ZeRO stage can resume from."""
     began = time.perf_counter()
+    agree(run.topology, run.directory.require_owned)
     with run.chronicle.charging("checkpoint"):
         _write_checkpoint(run)
     changed = run.interval.count_save(run.state.step, time.perf_counter() - began)
     run.chronicle.event("saved", step=run.state.step, samples=_samples(run))
+    run.stop.obeyed_save()
     if changed is not None:
         _note(run, changed)
         run.chronicle.event("interval", step=run.state.step, steps=run.interval.proposal, formula=changed)
@@ -330,9 +336,10 @@ def _stop_here(run: Run) -> None:
     """Save at the border between two steps, on every rank at the same one, and leave."""
     if weights_agree(run):
         save(run)
-    text = f"asked to stop: saved at step {run.state.step}"
+    text = f"{run.stop.why}: saved at step {run.state.step}"
     _note(run, text)
-    run.chronicle.end("stopped", step=run.state.step, why="asked to stop", samples=_samples(run))
+    run.chronicle.end("stopped", step=run.state.step, why=run.stop.why, samples=_samples(run))
+    run.stop.obeyed_stop()
     stopped = Interrupted(text, where=str(run.directory.path), remedy="run the same command again to go on")
     stopped.everywhere = True
     raise stopped

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from distllm.cluster.fence import Fence
 from distllm.config.compose import Composition
 from distllm.config.explain import explanation
 from distllm.config.resolve import Resolved
@@ -43,18 +45,37 @@ class RunDirectory:
             StorageError: the directory cannot be written.
         """
         ensure_writable(self.path)
-        owner = self.path / OWNER_FILE
-        claim = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
+        owner, fence = self.path / OWNER_FILE, Fence.read(os.environ)
+        claim: dict[str, Any] = _identity() | ({"fence": str(fence)} if fence else {})
         # Of two processes that find the same dead owner, one judges and writes before the other.
         with storage_errors(owner), _locked(self.path):
             if owner.exists():
-                _refuse_if_alive(owner)
+                _refuse_if_alive(owner, fence)
             atomic_write_json(owner, claim)
+
+    def require_owned(self) -> None:
+        """Make sure that no later start of this run has taken the directory over.
+
+        Raises:
+            RunDirectoryBusy: it has; what this process would publish is no longer wanted.
+        """
+        owner = self.path / OWNER_FILE
+        try:
+            claim = json.loads(owner.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            claim = {}
+        if any(claim.get(name) != value for name, value in _identity().items()):
+            raise RunDirectoryBusy(
+                f"this start of the run has lost its directory to pid {claim.get('pid')} "
+                f"on {claim.get('host')}",
+                where=str(owner),
+                remedy="nothing is lost: the later start goes on from the last checkpoint",
+            )
 
     def release(self) -> None:
         """Give the directory up, if this process owns it."""
         owner = self.path / OWNER_FILE
-        if owner.exists() and read_json(owner).get("pid") == os.getpid():
+        if owner.exists() and read_json(owner).items() >= _identity().items():
             owner.unlink()
 
     def write_configuration(self, composition: Composition, resolved: Resolved) -> None:
@@ -95,14 +116,20 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _refuse_if_alive(owner: Path) -> None:
-    """Raise unless the owner is a process of this machine that no longer lives."""
+def _identity() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
+
+
+def _refuse_if_alive(owner: Path, fence: Fence | None) -> None:
+    """Raise unless the owner is of this machine and dead, or an earlier start of this very job."""
     try:
         claim = json.loads(owner.read_text(encoding="utf-8"))
         host, pid, started = claim["host"], claim["pid"], claim["started"]
     except (OSError, ValueError, KeyError):
         return  # killed while claiming: nobody owns it
     if host == socket.gethostname() and _start_ticks(pid) != started:
+        return
+    if fence is not None and fence.shuts_out(claim.get("fence")):
         return
     raise RunDirectoryBusy(
         f"another process is training in this directory: pid {pid} on {host}",

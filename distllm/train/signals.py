@@ -1,29 +1,79 @@
-"""Requests to stop: noted when they arrive, obeyed at the border of a step by all ranks alike."""
+"""Requests to stop or to save: noted when they arrive, obeyed at the border of a step by all ranks alike."""
 
 from __future__ import annotations
 
 import signal
+import time
+from pathlib import Path
 from types import FrameType
+
+from distllm.cluster.control import Control
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+_LOOK_SECONDS = 1.0
+
+
 class StopRequest:
-    """Remembers that this rank was asked to stop. A second SIGINT stops it at once."""
+    """Remembers that this rank was asked to stop. A second SIGINT stops it at once.
+
+    Rank 0 also looks for files with requests (`distllm.cluster.control`), at most once a second:
+    a shared file system answers slower than a step of a small model takes.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._interrupted = False
+        self._control: Control | None = None
+        self._looked_at = float("-inf")
+        self._file_why: str | None = None
+        self._save = False
 
     def install(self) -> None:
         """Handle the signals of schedulers and of Ctrl-C."""
         for number in STOPPING:
             signal.signal(number, self._note)
 
+    def watch(self, run_dir: Path) -> None:
+        """Look for requests in the run directory, too."""
+        self._control = Control(run_dir)
+
     @property
     def requested(self) -> bool:
         """Whether this rank was asked to stop."""
-        return self.signal is not None
+        self._look()
+        return self.signal is not None or self._file_why is not None
+
+    @property
+    def save_requested(self) -> bool:
+        """Whether this rank was asked to save and to go on."""
+        self._look()
+        return self._save
+
+    @property
+    def why(self) -> str:
+        """What to write down about a stop."""
+        return f"asked to stop: {self._file_why}" if self._file_why else "asked to stop"
+
+    def obeyed_save(self) -> None:
+        """Forget the request to save: it is done."""
+        self._save = False
+        if self._control is not None:
+            self._control.forget("save")
+
+    def obeyed_stop(self) -> None:
+        """Forget the request to stop, so that the next start does not obey it, too."""
+        if self._control is not None:
+            self._control.forget("stop")
+
+    def _look(self) -> None:
+        if self._control is None or time.monotonic() - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        stop = self._control.asked("stop")
+        self._file_why = stop.why if stop is not None else None
+        self._save = self._control.asked("save") is not None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
