@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write a Hugging Face folder",
     "explain": "where a configuration value came from",
     "inspect": "the exact text of any batch of any step",
+    "report": "a run, or several side by side, as one page for the browser",
     "ledger": "where a run's time went, and what happened to it",
     "doctor": "check this machine and say what to do",
 }

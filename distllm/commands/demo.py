@@ -177,6 +177,7 @@ def _summarise(run_dir: Path, name: str, seconds: float) -> None:
         f"run directory     {run_dir}   (config.yaml, explain.json, metrics.jsonl, checkpoints/, samples/)\n"
         f"Hugging Face      {run_dir / 'hf'}\n"
         "\nnext:\n"
+        f"  distllm report run={name}\n"
         f"  distllm generate run={name} prompt='Return a list of'\n"
         f"  distllm inspect run={name} step=5\n"
         f"  distllm explain micro_batch_size run={name}"

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
 from distllm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from distllm.data.order import SampleOrder
-    from distllm.data.stream import Batch
 
 
 @dataclass(frozen=True)
@@ -28,11 +23,8 @@ class Options:
 def run(words: Sequence[str]) -> int:
     """Print the batch of one step, rank by rank, micro-batch by micro-batch."""
     options = parse_options("inspect", Options, words)
+    from distllm.commands.batches import batch_texts
     from distllm.commands.runs import require, run_of
-    from distllm.data.inspect import describe_batch
-    from distllm.data.mirror import dataset_directory
-    from distllm.data.mixture import open_stream
-    from distllm.data.tokenizer import Tokenizer
     from distllm.train.excluded import excluded_samples, first_sample
 
     step = require(options.step, "step", "inspect")
@@ -46,19 +38,7 @@ def run(words: Sequence[str]) -> int:
         )
     ranks = range(resolved.world.size) if options.rank is None else [options.rank]
     first = first_sample(step, resolved.sequences_per_step, excluded_samples(run.directory.checkpoints))
-    tokenizer = Tokenizer.load(dataset_directory(resolved.config.data))
-    for rank in ranks:
-        _, stream = open_stream(resolved, rank, resolved.world.size)
-        for number, batch in enumerate(stream.step(first), 1):
-            print(f"##### step {step}, rank {rank}, micro-batch {number} of {resolved.grad_accum_steps}")
-            print(describe_batch(batch, tokenizer, _origins(stream.order, batch)))
-        stream.close()
+    for rank, number, text in batch_texts(resolved, first, ranks):
+        print(f"##### step {step}, rank {rank}, micro-batch {number} of {resolved.grad_accum_steps}")
+        print(text)
     return 0
-
-
-def _origins(order: SampleOrder, batch: Batch) -> list[str]:
-    """Say of each row which sample of which source it is, and in which epoch."""
-    return [
-        f"{order.sources[source].name} sample {sample}, epoch {epoch + 1}"
-        for source, epoch, sample in zip(*(p.tolist() for p in order.locate(batch.sample_ids_B)), strict=True)
-    ]

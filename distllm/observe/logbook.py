@@ -15,7 +15,7 @@ from distllm.observe.goodput import CATEGORIES, Account, Category, LastStep, acc
 from distllm.observe.ledger import Event
 from distllm.units import format_duration
 
-_MEANING: Mapping[Category, str] = {
+MEANING: Mapping[Category, str] = {
     "productive": "forward, backward and update of steps that counted",
     "checkpoint": "saving",
     "eval": "evaluating",
@@ -87,7 +87,7 @@ class Logbook:
     def _rows(self) -> list[tuple[str, str, str, str]]:
         found = self.account
         rows = [
-            (name, format_duration(seconds), _share(seconds, found.wall), _MEANING[name])
+            (name, format_duration(seconds), _share(seconds, found.wall), MEANING[name])
             for name, seconds in ((name, found.seconds[name]) for name in CATEGORIES)
         ]
         return [*rows, ("wall", format_duration(found.wall), _share(found.wall, found.wall), "")]

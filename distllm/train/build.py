@@ -33,6 +33,7 @@ from distllm.optim.optimizers import build_optimizer
 from distllm.optim.schedule import LearningRate
 from distllm.plan.flops import flops_per_token
 from distllm.plan.hardware import find_accelerator
+from distllm.provenance import environment
 from distllm.tasks.base import Task
 from distllm.tasks.registry import build_task
 from distllm.train.chain import Chain
@@ -145,6 +146,7 @@ def _build(
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
     if topology.is_main:
         directory.write_configuration(composition, resolved)
+        directory.write_environment(attempt, {**environment(), "device": _device(topology)})
     chain = Chain(state, _recorded_steps(directory, topology))
     notes += filter(None, [chain.checkpoint_deviation()])
     chronicle.resumed(state.step)
@@ -260,6 +262,13 @@ def _announce(resolved: Resolved, sinks: list[Sink], state: TrainState, notes: l
     for text in [*lines, *notes]:
         for sink in sinks:
             sink.log_note(state.step, text)
+
+
+def _device(topology: Topology) -> str:
+    """Name the devices of the run."""
+    kind = topology.device.type
+    name = torch.cuda.get_device_name(topology.device) if kind == "cuda" else kind
+    return f"{topology.world_size} x {name}"
 
 
 def _peak_flops(resolved: Resolved, topology: Topology) -> float | None:

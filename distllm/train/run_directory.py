@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +22,7 @@ from distllm.fsio import atomic_write_json, atomic_write_text, ensure_writable, 
 
 CONFIG_FILE = "config.yaml"
 OWNER_FILE = "owner.json"
+ENVIRONMENT_FILE = "environment.json"
 
 
 class RunDirectory:
@@ -83,6 +84,12 @@ class RunDirectory:
         atomic_write_text(self.config, to_yaml(asdict(composition.config)))
         atomic_write_json(self.path / "explain.json", explanation(composition, resolved))
         atomic_write_json(self.path / "deepspeed.json", resolved.deepspeed)
+
+    def write_environment(self, attempt: int, facts: Mapping[str, Any]) -> None:
+        """Note what an attempt was made with, beside what the attempts before it were."""
+        path = self.path / ENVIRONMENT_FILE
+        known = read_json(path) if path.exists() else {}
+        atomic_write_json(path, {**known, str(attempt): dict(facts)})
 
 
 def locate_run(run: str, runs_dir: str = "runs") -> RunDirectory:

@@ -1,0 +1,45 @@
+"""The exact text of the batches of a step, for the commands that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distllm.config.resolve import Resolved
+    from distllm.data.order import SampleOrder
+    from distllm.data.stream import Batch
+
+
+def batch_texts(
+    resolved: Resolved, first_sample: int, ranks: Sequence[int]
+) -> Iterator[tuple[int, int, str]]:
+    """Yield (rank, number of the micro-batch from 1, its text).
+
+    Args:
+        resolved: the run.
+        first_sample: where the step begins in the global order.
+        ranks: whose part.
+
+    Raises:
+        DataError: the dataset is gone or damaged.
+    """
+    from distllm.data.inspect import describe_batch
+    from distllm.data.mirror import dataset_directory
+    from distllm.data.mixture import open_stream
+    from distllm.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(dataset_directory(resolved.config.data))
+    for rank in ranks:
+        _, stream = open_stream(resolved, rank, resolved.world.size)
+        for number, batch in enumerate(stream.step(first_sample), 1):
+            yield rank, number, describe_batch(batch, tokenizer, _origins(stream.order, batch))
+        stream.close()
+
+
+def _origins(order: SampleOrder, batch: Batch) -> list[str]:
+    """Say of each row which sample of which source it is, and in which epoch."""
+    return [
+        f"{order.sources[source].name} sample {sample}, epoch {epoch + 1}"
+        for source, epoch, sample in zip(*(p.tolist() for p in order.locate(batch.sample_ids_B)), strict=True)
+    ]

@@ -1,0 +1,66 @@
+"""`distllm report`: a run, or several side by side, as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distllm.commands.arguments import parse_options
+from distllm.config.options import option
+from distllm.errors import DistllmError
+
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `distllm report` takes."""
+
+    run: str | None = option(None, "name or directory of the run, or several: run=a,b")
+    out: str | None = option(None, "the file to write; null: report.html in the (first) run directory")
+    png: bool = option(False, "also write each curve as PNG, into a directory beside the file")
+    runs_dir: str = option("runs", "directory that holds run directories")
+
+
+def run(words: Sequence[str]) -> int:
+    """Write the report, and say where it is."""
+    options = parse_options("report", Options, words)
+    from distllm.commands.runs import require
+    from distllm.fsio import atomic_write_text
+    from distllm.report.facts import gather
+    from distllm.report.figures import write_figures
+    from distllm.report.page import page_data, render
+    from distllm.train.run_directory import locate_run
+
+    names = [name.strip() for name in require(options.run, "run", "report").split(",") if name.strip()]
+    directories = [locate_run(name, options.runs_dir).path for name in names]
+    facts = [gather(path, _batch_text(path)) for path in directories]
+    out = Path(options.out) if options.out else directories[0] / REPORT_FILE
+    atomic_write_text(out, render(facts))
+    print(f"written: {out}  (open it in a browser; it needs no network)")
+    if options.png:
+        for path in write_figures(page_data(facts), out.with_suffix("")):
+            print(f"written: {path}")
+    return 0
+
+
+def _batch_text(path: Path) -> Callable[[int, int], str]:
+    """Return what gives the text of a step's batch; the dataset is opened at the first one only."""
+
+    def text(step: int, first_sample: int) -> str:
+        from distllm.commands.batches import batch_texts
+        from distllm.commands.runs import run_of
+
+        stored = run_of(str(path), ".")
+        try:
+            resolved = stored.resolved()
+        except OSError as error:
+            raise DistllmError(f"the dataset of step {step} cannot be read: {error}") from error
+        shown = batch_texts(resolved, first_sample, range(resolved.world.size))
+        return "\n".join(
+            f"##### rank {rank}, micro-batch {number} of {resolved.grad_accum_steps}\n{text}"
+            for rank, number, text in shown
+        )
+
+    return text

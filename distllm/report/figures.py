@@ -1,0 +1,77 @@
+"""The report's curves as PNG files, for papers and slides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distllm.errors import MissingDependency
+from distllm.fsio import atomic_open
+
+_DOTS_PER_INCH = 160
+_COLOURS = ("#2459c4", "#d9540b", "#16804a", "#9333a8", "#b3850a", "#0c7f92", "#c2285f", "#66707c")
+
+
+def write_figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Write one file for each curve of `distllm.report.page.page_data`; return their paths.
+
+    Steps that were skipped are gaps; validation is dashed, in the colour of its run.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+        StorageError: the directory cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependency(
+            "PNG files of the curves need matplotlib, which is not installed",
+            where="png=true",
+            remedy="pip install 'distllm[report]', or leave png=true out",
+        ) from error
+    written = []
+    for chart in data["charts"]:
+        if not any(_drawable(part, chart["column"]) for run in data["runs"] for part in _parts(run)):
+            continue
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        _draw(figure.subplots(), data["runs"], chart)
+        path = directory / f"{chart['column']}.png"
+        with atomic_open(path) as stream:
+            figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
+        written.append(path)
+    return written
+
+
+def _draw(axes: Any, runs: Sequence[Mapping[str, Any]], chart: Mapping[str, Any]) -> None:
+    for index, run in enumerate(runs):
+        colour = _COLOURS[index % len(_COLOURS)]
+        steps, evals = _parts(run)
+        if _drawable(steps, chart["column"]):
+            axes.plot(steps["step"], _counted(steps, chart), color=colour, lw=1.4, label=run["name"])
+        if chart.get("evals") and _drawable(evals, chart["column"]):
+            values = _counted(evals, chart)
+            label = f"{run['name']}, validation"
+            axes.plot(evals["step"], values, "--o", color=colour, lw=1.2, ms=3, label=label)
+    axes.set_title(chart["title"], loc="left", fontsize=11)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _parts(run: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    return run["steps"], run["evals"]
+
+
+def _drawable(part: Mapping[str, Any], column: str) -> bool:
+    return any(value is not None for value in part.get(column, ()))
+
+
+def _counted(part: Mapping[str, Any], chart: Mapping[str, Any]) -> list[float]:
+    values = part[chart["column"]]
+    skipped = part["skipped"] if chart.get("skips") and "skipped" in part else [0] * len(values)
+    return [
+        float("nan") if value is None or skip else float(value)
+        for value, skip in zip(values, skipped, strict=True)
+    ]
