@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # A build of a C++ extension that is killed leaves a lock that hangs the next one: keep it to this checkout.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: help setup demo check test readme gpu-check bench clean
+.PHONY: help setup demo check test readme real gpu-check bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##/  make \1\t/p' $(MAKEFILE_LIST)
@@ -34,11 +34,14 @@ check: $(STAMP)  ## lint, format, types, layers and the fast tests: under two mi
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 -m "not slow" \
 	  tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
 
-test: $(STAMP)  ## every test but the README's commands
-	$(BIN)/pytest --ignore=tests/arch/test_readme.py
+test: $(STAMP)  ## every test but the README's commands and those on a corpus of Debian packages
+	$(BIN)/pytest --ignore=tests/arch/test_readme.py --ignore=tests/real
 
 readme: $(STAMP)  ## run the README's commands
 	$(BIN)/pytest tests/arch/test_readme.py
+
+real: $(STAMP)  ## real text of four languages, fetched as Debian packages, to a trained model
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/real
 
 gpu-check: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu

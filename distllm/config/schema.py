@@ -70,6 +70,9 @@ class DataConfig(ReadConfig):
     cache_bytes: int | None = option(
         None, "most bytes of shards that a mirror keeps; null keeps all", unit="bytes", minimum=1
     )
+    shards_ahead: int = option(
+        4, "shards of a mirrored dataset that are fetched before they are needed; 0 waits for each", minimum=0
+    )
     work: str | None = option(
         None, "where finished stages are kept for the next preparation; null: beside data.out, as OUT.work"
     )

@@ -114,6 +114,7 @@ def open_stream(resolved: Resolved, rank: int, world_size: int) -> tuple[PackedS
         world_size=world_size,
         lengths=lengths_of(config),
         max_damage=config.data.max_damage,
+        shards_ahead=config.data.shards_ahead,
     )
     return split, stream
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from distllm.data.mirror import local_shard
 from distllm.data.packing import DocumentLayout, Layout, Packing, Runs, WindowLayout, ranges
 from distllm.data.shards import BlockVerifier, IndexedShard, map_shard
 from distllm.data.shards.format import BLOCK_BYTES
@@ -77,6 +78,21 @@ class SourceRows:
         else:
             ends = (self._shard(number).ends_D for number in range(len(shards)))
             self.layout = DocumentLayout(ends, seq_len, packing)
+
+    def shards_of(self, sample_C: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Return each shard that samples lie in, as the place of its first sample and its number."""
+        runs = self.layout.runs(sample_C)
+        first_K = np.full(len(self._shards), sample_C.size)
+        np.minimum.at(first_K, runs.shard_R, runs.row_R)
+        return [(int(first_K[number]), number) for number in np.unique(runs.shard_R).tolist()]
+
+    def fetch(self, number: int) -> None:
+        """Make a shard of a mirrored dataset a local file.
+
+        Raises:
+            DataError, StorageError: as ``distllm.data.mirror.local_shard``.
+        """
+        local_shard(self._directory, self._shards[number].record)
 
     def fill(
         self,

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distllm.data.ahead import ShardsAhead, ShardUse
 from distllm.data.lengths import LengthWarmup
-from distllm.data.manifest import Manifest
+from distllm.data.manifest import MIRROR_FILE, Manifest
 from distllm.data.order import SampleOrder, SourceSamples
 from distllm.data.packing import Packing
 from distllm.data.records import TEXT
@@ -79,6 +80,7 @@ class PackedSplit:
         num_tokens: ids of the split.
         bytes_per_token: UTF-8 bytes of text an id stands for, on average.
         num_samples: samples of the split.
+        is_mirror: shards are fetched when they are first read.
 
     Raises:
         DataError: the directory is no dataset, a shard is missing or of the wrong size, a source has
@@ -97,6 +99,7 @@ class PackedSplit:
         directory = Path(directory)
         self.manifest = Manifest.load(directory)
         self.manifest.check_sizes(directory, split)
+        self.is_mirror = (directory / MIRROR_FILE).is_file()
         self.seq_len = seq_len
         record = self.manifest.splits[split]
         self.num_tokens = record.tokens
@@ -147,6 +150,22 @@ class PackedSplit:
         ``start`` is not the first id of the shard, which is the EOT of its first document.
         """
         return self._rows[source].layout.holding(shard, start, stop)
+
+    def first_uses(self, samples_N: NDArray[np.int64]) -> list[ShardUse]:
+        """Return each shard that samples lie in, with the place in ``samples_N`` of its first use."""
+        uses = list[ShardUse]()
+        source_N = np.searchsorted(self._ends_S, samples_N, side="right")
+        for source in np.unique(source_N).tolist():
+            place_C = np.flatnonzero(source_N == source)
+            sample_C = samples_N[place_C] - (self._ends_S[source] - self.sources[source].total)
+            uses += [
+                (int(place_C[row]), source, shard) for row, shard in self._rows[source].shards_of(sample_C)
+            ]
+        return uses
+
+    def fetch(self, source: int, shard: int) -> None:
+        """Make a shard of a mirrored dataset a local file; see ``distllm.data.mirror``."""
+        self._rows[source].fetch(shard)
 
     def batch(
         self,
@@ -219,6 +238,7 @@ class StepStream:
         world_size: number of data-parallel ranks.
         lengths: the sequence-length warm-up, if there is one.
         max_damage: largest share of the samples read so far that may be damaged, plus one sample.
+        shards_ahead: shards of a mirrored dataset that are fetched before they are needed.
 
     Attributes:
         order: see above.
@@ -237,6 +257,7 @@ class StepStream:
         world_size: int,
         lengths: LengthWarmup | None = None,
         max_damage: float = 0.0,
+        shards_ahead: int = 0,
     ) -> None:
         if sequences_per_step % (world_size * micro_batch_size) or not 0 <= rank < world_size:
             raise ValueError(
@@ -255,6 +276,7 @@ class StepStream:
         together = _READ_IDS // (split.seq_len * micro_batch_size)
         self._rows_at_once = micro_batch_size * max(1, together)
         self._numbers: dict[int, NDArray[np.int64]] = {}
+        self._shards = ShardsAhead(split.fetch, shards_ahead) if split.is_mirror and shards_ahead else None
         self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
 
     def step(self, first_sample: int) -> list[Batch]:
@@ -279,12 +301,16 @@ class StepStream:
     def close(self) -> None:
         """Stop reading ahead and join the thread; a later ``step`` is an error."""
         self._reader.shutdown(wait=True, cancel_futures=True)
+        if self._shards is not None:
+            self._shards.close()
 
     def _read(self, first_sample: int) -> tuple[list[Batch], int]:
         position_B = first_sample + self._offset_B
         if first_sample not in self._numbers:
             self._numbers = self._locate_from(first_sample)
         number_B = self._numbers[first_sample]
+        if self._shards is not None:
+            self._shards.advance(first_sample)
         longest_B = self._lengths.length_at(position_B) if self._lengths else None
         batches, damaged = list[Batch](), 0
         for start in range(0, position_B.size, self._rows_at_once):
@@ -301,6 +327,9 @@ class StepStream:
         firsts = first_sample + np.arange(self._steps_at_once) * self._sequences_per_step
         source_N, _, sample_N = self.order.locate((firsts[:, None] + self._offset_B).ravel())
         number_SB = self._split.numbers(source_N, sample_N).reshape(firsts.size, -1)
+        if self._shards is not None:
+            uses = self._split.first_uses(number_SB.ravel())
+            self._shards.plan([(int(firsts[place // number_SB.shape[1]]), *key) for place, *key in uses])
         return dict(zip(firsts.tolist(), number_SB, strict=True))
 
     def _count_damage(self, damaged: int) -> None:

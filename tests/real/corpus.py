@@ -1,18 +1,20 @@
 """Build a real corpus from Debian packages: raw inputs in the formats that `distllm prepare` reads.
 
-usage: python tests/real/corpus.py [DIRECTORY] [--cache DIRECTORY] [--slice MB]
+usage: python tests/real/corpus.py [DIRECTORY] [--cache DIRECTORY] [--slice MB] [--packages NAME,...]
 
 Needs apt-get, dpkg-deb and a Debian mirror; nothing is installed, nothing outside DIRECTORY (default
 data/real) and the cache is written. Of each language: html/<package>/, jsonl/<package>.jsonl,
 pairs/descriptions.tsv (English TAB translation), gettext/*.mo. ``sources.json`` is written last and
 pins every package (version, sha256, licence) and counts every output; a directory that has it is
-taken as it is. ``--slice`` also writes DIRECTORY-slice: MB megabytes (10**6) of text with the same
-proportions. The same packages give the same bytes.
+taken as it is. With ``--packages`` only those are taken, and no package descriptions. ``--slice`` also
+writes DIRECTORY-slice: MB megabytes (10**6) of text with the same proportions. The same packages give
+the same bytes.
 """
 
 import argparse
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -20,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,15 +76,15 @@ def private_apt(cache: Path) -> Path:
     return conf
 
 
-def fetch(cache: Path) -> Path:
-    """Download the lists and every package that is not in ``cache`` yet; return apt's lists."""
+def fetch(cache: Path, packages: Sequence[Package]) -> Path:
+    """Download the lists and each package that is not in ``cache`` yet; return apt's lists."""
     debs = cache / "debs"
     debs.mkdir(parents=True, exist_ok=True)
     conf = private_apt(cache)
     lists = conf.parent / "lists"
-    if not any(lists.glob("*Translation-*")):
+    if not any(lists.glob("*_Packages*")):
         run("apt-get", "-c", conf, "update", "-qq")
-    missing = [package.name for package in PACKAGES if not any(debs.glob(f"{package.name}_*.deb"))]
+    missing = [package.name for package in packages if not any(debs.glob(f"{package.name}_*.deb"))]
     if missing:
         print(f"fetching {len(missing)} packages", flush=True)
         run("apt-get", "-c", conf, "download", "-qq", *missing, cwd=debs)
@@ -191,9 +193,9 @@ def flat(paragraph: str) -> str:
     return " ".join(paragraph.split())
 
 
-def items(cache: Path, lists: Path) -> Iterator[Item]:
-    """Yield every document of the corpus; a package is unpacked while its documents are taken."""
-    for package in sorted(PACKAGES, key=lambda package: package.name):
+def items(cache: Path, packages: Sequence[Package]) -> Iterator[Item]:
+    """Yield every document of the packages; one is unpacked while its documents are taken."""
+    for package in sorted(packages, key=lambda package: package.name):
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             run("dpkg-deb", "-x", deb_of(package, cache), folder)
             taken = [item for item in items_of_package(package, Path(folder)) if item.text]
@@ -201,7 +203,6 @@ def items(cache: Path, lists: Path) -> Iterator[Item]:
         if without:
             sys.exit(f"{package.name} has no text in {', '.join(without)}: its folders have moved")
         yield from taken
-    yield from items_of_descriptions(translations(lists))
 
 
 def deb_of(package: Package, cache: Path) -> Path:
@@ -231,13 +232,19 @@ def write(directory: Path, documents: Iterable[Item]) -> dict[str, dict[str, int
     return dict(sorted(counts.items()))
 
 
-def packages_of(cache: Path, lists: Path) -> list[dict[str, str]]:
-    """Return name, version, sha256 and licence of every package and list that went in."""
+def pins_of(cache: Path, packages: Sequence[Package]) -> list[dict[str, str]]:
+    """Return name, version, sha256 and licence of every package that went in."""
     found = []
-    for package in sorted(PACKAGES, key=lambda package: package.name):
+    for package in sorted(packages, key=lambda package: package.name):
         deb = deb_of(package, cache)
         version = run("dpkg-deb", "-f", deb, "Version").decode().strip()
         found.append(pin(package.name, version, deb.read_bytes(), package.licence))
+    return found
+
+
+def pins_of_descriptions(lists: Path) -> list[dict[str, str]]:
+    """Return the same of every list of descriptions."""
+    found = []
     for path in sorted(lists.glob("*_Translation-*")):
         body = run("/usr/lib/apt/apt-helper", "cat-file", path)
         name = re.sub(r"\.\w+$", "", path.name.replace("%5f", "_")).rpartition("_dists_")[2]
@@ -271,14 +278,20 @@ def save_sources(directory: Path, packages: list[dict[str, str]], outputs: dict[
     part.replace(directory / "sources.json")
 
 
-def build(directory: Path, cache: Path) -> None:
-    """Fetch, convert and write the whole corpus."""
+def build(directory: Path, cache: Path, names: Sequence[str] = ()) -> None:
+    """Fetch, convert and write the whole corpus, or only the named packages."""
+    packages = [package for package in PACKAGES if not names or package.name in names]
+    unknown = set(names) - {package.name for package in packages}
+    if unknown:
+        sys.exit(f"no such packages: {', '.join(sorted(unknown))}; tests/real/packages.py lists them")
     cache.mkdir(parents=True, exist_ok=True)
-    lists = fetch(cache)
+    lists = fetch(cache, packages)
     for language in LANGUAGES:
         shutil.rmtree(directory / language, ignore_errors=True)
-    outputs = write(directory, items(cache, lists))
-    save_sources(directory, packages_of(cache, lists), outputs)
+    described = () if names else items_of_descriptions(translations(lists))
+    outputs = write(directory, itertools.chain(items(cache, packages), described))
+    pins = pins_of(cache, packages) + ([] if names else pins_of_descriptions(lists))
+    save_sources(directory, pins, outputs)
 
 
 def thinned(documents: Iterable[Item], share: float) -> Iterator[Item]:
@@ -346,12 +359,13 @@ def main() -> None:
     )
     parser.add_argument("directory", nargs="?", type=Path, default=Path("data/real"))
     parser.add_argument("--cache", type=Path, help="where packages are kept; default DIRECTORY/.cache")
+    parser.add_argument("--packages", default="", metavar="NAME,...", help="take only these")
     parser.add_argument("--slice", type=float, metavar="MB", help="also write DIRECTORY-slice of this size")
     arguments = parser.parse_args()
     directory = arguments.directory.resolve()
     cache = (arguments.cache or directory / ".cache").resolve()
     if not (directory / "sources.json").exists():
-        build(directory, cache)
+        build(directory, cache, [name for name in arguments.packages.split(",") if name])
     show(directory)
     if arguments.slice:
         target = directory.with_name(f"{directory.name}-slice")

@@ -15,9 +15,12 @@ from datasets import write_dataset
 
 from distllm.config.schema import DataConfig
 from distllm.data import mirror, remote
+from distllm.data.ahead import ShardsAhead
 from distllm.data.manifest import Manifest
 from distllm.data.mirror import dataset_directory, local_shard
+from distllm.data.order import SampleOrder
 from distllm.data.shards import index_of, map_shard
+from distllm.data.stream import PackedSplit, StepStream
 from distllm.errors import DataError
 
 FORK = multiprocessing.get_context("fork")
@@ -86,12 +89,71 @@ def test_shards_come_when_they_are_touched_and_once(server, tmp_path):
     assert len(asked) == len(set(asked)) == len(shards_of(directory)) > 3
 
 
-def test_a_stream_over_a_mirror_is_the_stream_over_the_original(server, tmp_path):
-    from distllm.data.stream import PackedSplit
+def stream_of(directory, *, shards_ahead=0):
+    """One epoch of rows of 16, two a step."""
+    split = PackedSplit(directory, "train", 16)
+    order = SampleOrder.single(split.num_samples, 1)
+    stream = StepStream(
+        split,
+        order,
+        sequences_per_step=2,
+        micro_batch_size=2,
+        rank=0,
+        world_size=1,
+        shards_ahead=shards_ahead,
+    )
+    return split, stream
 
-    here = PackedSplit(dataset_directory(config_of(server, tmp_path)), "train", 16)
-    there = PackedSplit(tmp_path / "there", "train", 16)
+
+@pytest.mark.parametrize("ahead", [0, 2, 100])
+def test_a_stream_over_a_mirror_is_the_stream_over_the_original(server, tmp_path, ahead):
+    here, mirrored = stream_of(dataset_directory(config_of(server, tmp_path)), shards_ahead=ahead)
+    there, original = stream_of(tmp_path / "there")
     assert here.sources == there.sources
+    for first in range(0, here.num_samples - 1, 2):
+        (got,), (wanted,) = mirrored.step(first), original.step(first)
+        assert np.array_equal(got.tokens_BT, wanted.tokens_BT)
+        assert np.array_equal(got.targets_BT, wanted.targets_BT)
+    mirrored.close()
+    original.close()
+    asked = [path for path in server.asked if path.endswith(".tar")]
+    assert len(asked) == len(set(asked))
+
+
+def test_shards_are_asked_for_in_the_order_of_their_first_use_and_not_too_many():
+    asked = []
+    ahead = ShardsAhead(lambda source, shard: asked.append((source, shard)), most=2)
+    ahead.plan([(30, 0, 7), (0, 0, 1), (10, 1, 0), (20, 0, 3), (10, 0, 2)])
+    ahead.advance(0)  # the reader itself comes for the shard of position 0
+    ahead.advance(0)
+    ahead._thread.submit(int).result()
+    assert asked == [(0, 2), (1, 0)]
+    ahead.advance(10)
+    ahead._thread.submit(int).result()
+    ahead.close()
+    assert asked == [(0, 2), (1, 0), (0, 3), (0, 7)]
+
+
+def test_shards_are_here_before_the_reader_needs_them(server, tmp_path):
+    directory = dataset_directory(config_of(server, tmp_path))
+    split, stream = stream_of(directory, shards_ahead=100)
+    stream.step(0)
+    stream.close()  # waits for what is being fetched
+    soon = split.first_uses(stream.order.locate(np.arange(8))[2])
+    assert len(soon) > 1
+    assert len(tars(directory)) > 1
+    assert {place for place, _, _ in soon} <= set(range(8))
+
+
+def test_what_fails_ahead_fails_when_the_reader_comes_to_it(server, tmp_path):
+    directory = dataset_directory(config_of(server, tmp_path))
+    split, stream = stream_of(directory, shards_ahead=100)
+    (tmp_path / "there" / "text" / "train" / "00001.tar").unlink()
+    needs = min(place for place, _, shard in split.first_uses(np.arange(split.num_samples)) if shard == 1)
+    (position,) = (p for p in range(split.num_samples) if stream.order.locate(np.array([p]))[2] == needs)
+    with pytest.raises(DataError, match=r"00001\.tar"):
+        stream.step(position // 2 * 2)
+    stream.close()
 
 
 def test_the_mirror_follows_a_dataset_that_was_replaced(server, tmp_path):

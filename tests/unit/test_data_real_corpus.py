@@ -207,7 +207,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Package("codes", "mo", "LGPL-2.1+", {"fr": r".*\.mo"}),
     )
     monkeypatch.setattr(corpus, "PACKAGES", packages)
-    monkeypatch.setattr(corpus, "fetch", lambda cache: tmp_path)
+    monkeypatch.setattr(corpus, "fetch", lambda cache, packages: tmp_path)
     monkeypatch.setattr(corpus, "translations", lambda _: {"en": {"1": ["short"]}, "fr": {"1": ["court"]}})
     return tmp_path
 
