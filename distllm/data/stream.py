@@ -328,8 +328,8 @@ class StepStream:
         source_N, _, sample_N = self.order.locate((firsts[:, None] + self._offset_B).ravel())
         number_SB = self._split.numbers(source_N, sample_N).reshape(firsts.size, -1)
         if self._shards is not None:
-            uses = self._split.first_uses(number_SB.ravel())
-            self._shards.plan([(int(firsts[place // number_SB.shape[1]]), *key) for place, *key in uses])
+            uses, wide = self._split.first_uses(number_SB.ravel()), number_SB.shape[1]
+            self._shards.plan([(int(firsts[at // wide]), source, shard) for at, source, shard in uses])
         return dict(zip(firsts.tolist(), number_SB, strict=True))
 
     def _count_damage(self, damaged: int) -> None:
