@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,6 +113,27 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
     line = json.dumps(record, sort_keys=False) + "\n"
     with storage_errors(path), Path(path).open("a", encoding="utf-8") as stream:
         stream.write(line)
+
+
+def append_line_whole(path: Path, line: bytes) -> None:
+    """Append a line, or nothing of it.
+
+    Raises:
+        OSError: the disk is full, read-only, or not permitted.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            written = os.write(descriptor, line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):  # a device cannot be cut
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

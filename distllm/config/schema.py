@@ -235,8 +235,14 @@ class LoggerConfig:
 
     every_steps: int = option(1, "steps between log lines", minimum=1)
     console: bool = option(True, "one line per logged step on rank 0")
-    wandb: Literal["disabled", "offline", "online"] = option("disabled", "Weights & Biases mode")
-    project: str = option("distllm", "Weights & Biases project")
+    wandb: Literal["disabled", "offline", "online"] = option(
+        "disabled", "Weights & Biases; online writes offline too, and uploads beside the run"
+    )
+    tensorboard: bool = option(False, "write TensorBoard event files into the run directory")
+    mlflow: str | None = option(None, "MLflow tracking URI, such as http://host:5000; null: no MLflow")
+    trackio: bool = option(False, "write a local trackio project into the run directory")
+    project: str = option("distllm", "project (experiment in MLflow) that the run belongs to")
+    group: str | None = option(None, "group of runs within the project, such as the arms of a comparison")
 
 
 @dataclass(frozen=True)

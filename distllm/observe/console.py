@@ -6,6 +6,7 @@ import sys
 import unicodedata
 from typing import TextIO
 
+from distllm.observe.ledger import Event
 from distllm.observe.metrics import EvalRecord, StepRecord
 from distllm.units import format_bytes, format_count, format_duration
 
@@ -73,6 +74,9 @@ class ConsoleSink:
     def log_note(self, step: int, text: str) -> None:
         """Print the note; one that belongs to a step says so itself."""
         self._printer.line(f"== {text}", "yellow")
+
+    def log_event(self, event: Event) -> None:
+        """Do nothing: what people must know comes as a note."""
 
     def close(self) -> None:
         """Do nothing: every line has been flushed."""

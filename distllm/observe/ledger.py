@@ -57,12 +57,20 @@ class Ledger:
         path: the file; its directory exists.
         attempt: number of this start of the run, from 1.
         tell: gets one sentence when an event could not be written; by default it is logged.
+        watch: sees each event as well, written or not.
     """
 
-    def __init__(self, path: Path, attempt: int, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        attempt: int,
+        tell: Callable[[str], None] | None = None,
+        watch: Callable[[Event], None] | None = None,
+    ) -> None:
         self._path = Path(path)
         self._attempt = attempt
         self._tell = tell if tell is not None else _log.warning
+        self._watch = watch
         self._told = False
 
     def event(self, kind: Kind, **fields: Any) -> None:
@@ -79,14 +87,16 @@ class Ledger:
             raise ValueError(f"{kind!r} is no kind of event; there are {', '.join(sorted(KINDS))}")
         if taken := fields.keys() & {"time", "attempt"}:
             raise ValueError(f"{', '.join(sorted(taken))} cannot be given: every event has its own")
-        line = {"time": time.time(), "attempt": self._attempt, "kind": kind}
-        content = json.dumps(line | {name: _plain(value) for name, value in fields.items()})
+        now, plain = time.time(), {name: _plain(value) for name, value in fields.items()}
+        content = json.dumps({"time": now, "attempt": self._attempt, "kind": kind} | plain)
         try:
             _append(self._path, content.encode())
         except OSError as error:
             if not self._told:
                 self._told = True
                 self._tell(f"the ledger cannot be written ({error}); training goes on without it")
+        if self._watch is not None:
+            self._watch(Event(now, self._attempt, kind, plain))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,22 +8,27 @@ and `read_metrics` takes the newest.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from distllm.config.schema import Config
-from distllm.errors import DataError
-from distllm.fsio import append_json_line, atomic_write_text, read_json_lines, storage_errors
+from distllm.errors import DataError, StorageError
+from distllm.fsio import append_line_whole, atomic_write_text, read_json_lines, storage_errors
 from distllm.observe.goodput import LastStep
+from distllm.observe.ledger import Event
 from distllm.observe.metrics import EvalRecord, StepRecord
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_DIRECTORY = "samples"
 _TAIL_BLOCK = 1 << 16
+
+_log = logging.getLogger(__name__)
 
 Record = TypeVar("Record", StepRecord, EvalRecord)
 
@@ -43,6 +48,9 @@ class Sink(Protocol):
     def log_note(self, step: int, text: str) -> None:
         """Take one sentence about an event: a resume, a skipped step, a stop."""
 
+    def log_event(self, event: Event) -> None:
+        """Take one event of this attempt's ledger."""
+
     def close(self) -> None:
         """Deliver what is pending; the sink is not used again."""
 
@@ -50,22 +58,27 @@ class Sink(Protocol):
 class JsonlSink:
     """Append every record to ``metrics.jsonl``, and each sample to a text file beside it.
 
+    A disk that is full later than at the start ends no run: lines wait in memory, in their order, and
+    are written as soon as there is room; the first of them is said once.
+
     Args:
         run_dir: the run directory; created if it does not exist.
         attempt: number of this start of the run, from 1; see `last_attempt`.
 
     Raises:
-        StorageError: the disk is full, read-only, or not permitted (from any method).
+        StorageError: the disk is full, read-only, or not permitted.
     """
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
         self._path = run_dir / METRICS_FILE
         self._samples = run_dir / SAMPLES_DIRECTORY
         self._attempt = attempt
+        self._told = False
         with storage_errors(self._path):
             run_dir.mkdir(parents=True, exist_ok=True)
             _drop_torn_line(self._path)
-        self._append("attempt", time=time.time())
+            append_line_whole(self._path, self._line("attempt", time=time.time()))
+        self._waiting: list[bytes] = []
 
     def log_step(self, record: StepRecord) -> None:
         """Append a ``step`` line."""
@@ -78,18 +91,39 @@ class JsonlSink:
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
         """Append a ``sample`` line and write ``samples/step-000000100.txt``."""
         self._append("sample", step=step, tokens=tokens, prompt=prompt, text=text)
-        atomic_write_text(self._samples / f"step-{step:09d}.txt", f"{prompt}{text}\n")
+        with suppress(StorageError):  # the line above has it too
+            atomic_write_text(self._samples / f"step-{step:09d}.txt", f"{prompt}{text}\n")
 
     def log_note(self, step: int, text: str) -> None:
         """Append a ``note`` line."""
         self._append("note", step=step, text=text)
 
+    def log_event(self, event: Event) -> None:
+        """Do nothing: the ledger has it."""
+
     def close(self) -> None:
-        """Do nothing: every line is already with the operating system."""
+        """Say what could not be written in the end."""
+        self._write_waiting()
+        if self._waiting:
+            _log.warning("%d lines of %s could not be written and are lost", len(self._waiting), self._path)
 
     def _append(self, kind: str, **fields: Any) -> None:
+        self._waiting.append(self._line(kind, **fields))
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        try:
+            while self._waiting:
+                append_line_whole(self._path, self._waiting[0])
+                del self._waiting[0]
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                _log.warning("%s cannot be written (%s); its lines wait for room", self._path, error)
+
+    def _line(self, kind: str, **fields: Any) -> bytes:
         line = {"kind": kind, "attempt": self._attempt} | fields
-        append_json_line(self._path, {key: _to_json(value) for key, value in line.items()})
+        return json.dumps({key: _to_json(value) for key, value in line.items()}).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,33 +169,14 @@ def last_steps(path: Path) -> dict[int, LastStep]:
     return {line["attempt"]: LastStep(line["step"], line["time"]) for line in steps if "time" in line}
 
 
-def build_sinks(config: Config, run_dir: Path, attempt: int, rank: int, total_steps: int) -> list[Sink]:
-    """Return the sinks that ``config.logger`` asks for; none on ranks other than 0.
+def highest_steps(path: Path) -> dict[str, int]:
+    """Return the highest step of each kind of record in ``metrics.jsonl``; empty without the file.
 
     Raises:
-        StorageError: the run directory cannot be written.
+        DataError: a line is not a record.
     """
-    if rank != 0:
-        return []
-    sinks: list[Sink] = [JsonlSink(run_dir, attempt)]
-    if config.logger.console:
-        from distllm.observe.console import ConsoleSink
-
-        sinks.append(ConsoleSink(total_steps))
-    if config.logger.wandb != "disabled":
-        from distllm.observe.wandb_sink import RUN_ID_FILE, WandbSink
-
-        known_there = (run_dir / RUN_ID_FILE).exists()
-        sinks.append(
-            WandbSink(config, run_dir, _highest_steps(run_dir / METRICS_FILE) if known_there else {})
-        )
-    return sinks
-
-
-def _highest_steps(path: Path) -> dict[str, int]:
-    """Return the highest step of each kind of record."""
     highest: dict[str, int] = {}
-    for line in _lines(path):
+    for line in _lines(path) if path.exists() else ():
         highest[line["kind"]] = max(highest.get(line["kind"], 0), line.get("step", 0))
     return highest
 

@@ -1,7 +1,9 @@
-"""A view of the run in Weights & Biases. It can fail in every way; the run goes on.
+"""A view of the run in Weights & Biases; runs on a thread of its own (`distllm.observe.background`).
 
-Axes are ``trainer/step`` and ``trainer/tokens``; metrics live under ``train/``, ``eval/`` and
-``perf/``. The run's id is kept in the run directory, so that a resumed run is one run there too.
+``logger.wandb=offline`` writes below ``run_dir/wandb`` and reaches no network. ``online`` does the
+same, and a process beside the run uploads what was written (`distllm.observe.sync`), so that a server
+that is slow or down is never in the way. Only a trial of a sweep talks to the server itself, because
+its agent does. Names and axes are those of `distllm.observe.names`.
 
 A history there can only grow, so a step that is taken again, by a resumed attempt or after a rewind,
 keeps the values it was first shown with. What a killed attempt had not delivered is missing there.
@@ -10,151 +12,133 @@ keeps the values it was first shown with. What a killed attempt had not delivere
 
 from __future__ import annotations
 
-import html
-import logging
-import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from pathlib import Path
+import os
 from typing import Any, Literal
 
-from distllm.config.schema import Config
-from distllm.fsio import atomic_write_text
+from distllm.observe.alerts import alert_of
+from distllm.observe.goodput import account
+from distllm.observe.ledger import LEDGER_FILE, Event, read_events
+from distllm.observe.lineage import log_inputs, log_outputs
 from distllm.observe.metrics import EvalRecord, StepRecord
+from distllm.observe.names import (
+    SAMPLE_COLUMNS,
+    SAMPLES,
+    STEP_AXIS,
+    TOKEN_AXIS,
+    definitions,
+    eval_values,
+    reliability_values,
+    step_values,
+)
+from distllm.observe.sync import start_sync
+from distllm.observe.tracked import TrackedRun
 
-RUN_ID_FILE = "wandb-run-id"
 INIT_SECONDS = 60.0
 LOGIN_SECONDS = 30
-FINISH_SECONDS = 120.0
-STEP_AXIS = "trainer/step"
-TOKEN_AXIS = "trainer/tokens"
-
-_log = logging.getLogger(__name__)
+FINISH_SECONDS = 100.0
 
 
 class WandbSink:
-    """Send records to Weights & Biases, offline or online as ``config.logger.wandb`` says.
-
-    The first failure of any kind is logged as a warning; from then on the sink does nothing.
+    """Show a run in Weights & Biases. Raises what wandb raises.
 
     Args:
-        config: the experiment, shown as the run's configuration.
-        run_dir: the run directory; wandb writes below ``run_dir/wandb``.
-        shown: the highest step that earlier attempts have shown, by kind of record.
+        run: what is shown; its ``shown`` says up to where earlier attempts have shown it.
     """
 
-    def __init__(self, config: Config, run_dir: Path, shown: Mapping[str, int] | None = None) -> None:
-        self._run: Any = None
-        self._shown = dict(shown or {})
-        self._quiet = False
-        self._guarded(lambda: self._start(config, run_dir))
+    def __init__(self, run: TrackedRun) -> None:
+        self._tracked = run
+        self._task = run.config.task.name
+        self._shown = dict(run.shown)
+        self._last_eval: dict[str, float] = {}
+        self._saved_step: int | None = None
+        self._run: Any = _open(run)
+        for name, axis, summary in definitions(self._task):
+            self._run.define_metric(name, step_metric=axis, summary=summary)
+        log_inputs(self._run, run)
+        if run.config.logger.wandb == "online" and not self._online():
+            start_sync(self._run.dir, run.run_id)
+        if run.attempt > 1:
+            self._tell_of_the_attempt_before()
 
     def log_step(self, record: StepRecord) -> None:
-        """Log ``train/*`` and ``perf/*`` at the step's place on both axes."""
-        train = {"loss": record.loss, "lr": record.lr, "grad_norm": record.grad_norm}
-        perf = {
-            "tokens_per_second": record.tokens_per_second,
-            "mfu": record.mfu,
-            "data_wait_fraction": record.data_wait_fraction,
-            "overhead_fraction": record.overhead_fraction,
-            "memory_bytes": record.memory_bytes,
-            "eta_seconds": record.eta_seconds,
-        }
-        values: dict[str, Any] = {
-            "train/skipped_steps": record.skipped_steps,
-            "trainer/attempt": record.attempt,
-        }
-        values |= {f"train/{name}": value for name, value in train.items()}
-        values |= {f"perf/{name}": value for name, value in perf.items() if value is not None}
-        self._log_values("step", record.step, record.tokens, values)
+        """Log ``train/ perf/ sys/ data/ reliability/`` at the step's place on both axes."""
+        self._log_values("step", record.step, record.tokens, dict(step_values(record)))
 
     def log_eval(self, record: EvalRecord) -> None:
-        """Log ``eval/*`` at the step's place on both axes."""
-        values = {
-            "eval/loss": record.loss,
-            "eval/perplexity": record.perplexity,
-            "eval/bits_per_byte": record.bits_per_byte,
-            "eval/seconds": record.seconds,
-        }
-        self._log_values("eval", record.step, record.tokens, values)
+        """Log ``eval/<task>/``, and how well the run has used its time so far."""
+        self._last_eval = eval_values(record, self._task)
+        events = _events(self._tracked)
+        so_far = reliability_values(account(events)) if events else {}
+        self._log_values("eval", record.step, record.tokens, {**self._last_eval, **so_far})
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Log ``eval/sample``; the dashboard can slide through them by step."""
-        if self._is_new("sample", step):
-            self._guarded(lambda: self._log_text(step, tokens, prompt + text))
+        """Log the table ``eval/samples``; the dashboard can slide through them by step."""
+        import wandb
+
+        table = wandb.Table(columns=list(SAMPLE_COLUMNS), data=[[step, tokens, prompt, text]])
+        self._log_values("sample", step, tokens, {SAMPLES: table})
 
     def log_note(self, step: int, text: str) -> None:
-        """Do nothing: notes are events of the run directory, not measurements."""
+        """Do nothing: notes are for the console and the run directory."""
+
+    def log_event(self, event: Event) -> None:
+        """Raise the alert that the event is, if it is one."""
+        if event.kind == "saved":
+            self._saved_step = int(event.number("step"))
+        alert = alert_of(event)
+        if alert is not None:
+            self._run.alert(title=alert.title, text=alert.text, level=alert.level)
 
     def close(self) -> None:
-        """Finish the run; what has not arrived after two minutes stays on disk for ``wandb sync``."""
-        self._guarded(lambda: self._run.finish())
-        self._quiet = True
+        """Log the newest checkpoint and its evaluation, and finish the run."""
+        log_outputs(self._run, self._tracked, self._saved_step, self._last_eval)
+        self._run.finish()
 
-    def _start(self, config: Config, run_dir: Path) -> None:
-        import wandb
-
-        mode: Literal["online", "offline"] = "online" if config.logger.wandb == "online" else "offline"
-        self._run = wandb.init(
-            project=config.logger.project,
-            name=config.name,
-            id=_run_id(run_dir),
-            resume="allow" if mode == "online" else None,
-            mode=mode,
-            dir=str(run_dir),
-            config=asdict(config),
-            settings=wandb.Settings(
-                console="off",
-                init_timeout=INIT_SECONDS,
-                login_timeout=LOGIN_SECONDS,
-                finish_timeout=FINISH_SECONDS,
-            ),
-        )
-        self._run.define_metric(STEP_AXIS)
-        self._run.define_metric(TOKEN_AXIS)
-        self._run.define_metric("train/*", step_metric=TOKEN_AXIS)
-        self._run.define_metric("eval/*", step_metric=TOKEN_AXIS)
-        self._run.define_metric("eval/loss", step_metric=TOKEN_AXIS, summary="min")
-        self._run.define_metric("perf/*", step_metric=STEP_AXIS)
+    def _tell_of_the_attempt_before(self) -> None:
+        """Raise the alerts of what the attempt before could not tell: it hung, or was killed."""
+        before = self._tracked.attempt - 1
+        for event in _events(self._tracked):
+            if event.attempt == before and event.kind in ("hang", "killed"):
+                self.log_event(event)
 
     def _log_values(self, kind: str, step: int, tokens: int, values: dict[str, Any]) -> None:
-        if self._is_new(kind, step):
-            self._guarded(lambda: self._run.log({STEP_AXIS: step, TOKEN_AXIS: tokens} | values))
+        """Log values unless a record of this kind was shown at this step or a later one."""
+        if step > self._shown.get(kind, -1):
+            self._shown[kind] = step
+            self._run.log({STEP_AXIS: step, TOKEN_AXIS: tokens} | values)
 
-    def _is_new(self, kind: str, step: int) -> bool:
-        """Whether a record of this kind and step was never shown; from now on it was."""
-        if step <= self._shown.get(kind, -1):
-            return False
-        self._shown[kind] = step
-        return True
-
-    def _log_text(self, step: int, tokens: int, text: str) -> None:
-        """Log ``text`` as preformatted HTML: a string is not shown in a history, a table is an upload."""
-        import wandb
-
-        page = wandb.Html(f"<pre>{html.escape(text)}</pre>")
-        self._run.log({STEP_AXIS: step, TOKEN_AXIS: tokens, "eval/sample": page})
-
-    def _guarded(self, action: Callable[[], None]) -> None:
-        """Run ``action`` unless the sink has gone quiet; any exception makes it so."""
-        if self._quiet:
-            return
-        try:
-            action()
-        except Exception as error:
-            self._quiet = True
-            _log.warning(
-                "Weights & Biases failed (%s: %s); training goes on without it, metrics.jsonl has everything",
-                type(error).__name__,
-                error,
-            )
+    def _online(self) -> bool:
+        return _mode(self._tracked) == "online"
 
 
-def _run_id(run_dir: Path) -> str:
-    """Return the run's id, drawn once and kept in the run directory."""
-    path = run_dir / RUN_ID_FILE
-    if path.exists():
-        return path.read_text(encoding="utf-8").strip()
-    run_id = secrets.token_hex(4)
-    atomic_write_text(path, run_id + "\n")
-    return run_id
+def _mode(run: TrackedRun) -> Literal["online", "offline"]:
+    in_sweep = "WANDB_SWEEP_ID" in os.environ
+    return "online" if in_sweep and run.config.logger.wandb == "online" else "offline"
+
+
+def _open(run: TrackedRun) -> Any:
+    import wandb
+
+    mode, config = _mode(run), run.config
+    return wandb.init(
+        project=config.logger.project,
+        name=config.name,
+        group=config.logger.group,
+        job_type=config.task.name,
+        id=run.run_id,
+        resume="allow" if mode == "online" else None,
+        mode=mode,
+        dir=str(run.directory),
+        config=run.configuration(),
+        settings=wandb.Settings(
+            console="off",
+            init_timeout=INIT_SECONDS,
+            login_timeout=LOGIN_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+        ),
+    )
+
+
+def _events(run: TrackedRun) -> list[Event]:
+    path = run.directory / LEDGER_FILE
+    return read_events(path) if path.exists() else []

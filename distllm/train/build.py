@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,9 +26,11 @@ from distllm.dist.topology import Topology
 from distllm.errors import OutOfMemory, StorageError
 from distllm.models.decoder import compile_blocks
 from distllm.models.init import build_model
-from distllm.observe.ledger import LEDGER_FILE, Kind, Ledger
+from distllm.observe.ledger import LEDGER_FILE, Event, Kind, Ledger
 from distllm.observe.metrics import StepRecord
-from distllm.observe.sinks import Sink, build_sinks, last_attempt, read_metrics
+from distllm.observe.open import build_sinks
+from distllm.observe.sinks import Sink, last_attempt, read_metrics
+from distllm.observe.tracked import RUN_ID_FACT, TrackedRun, settle_run_id
 from distllm.ops.peak import measure_matmul_flops
 from distllm.optim.optimizers import build_optimizer
 from distllm.optim.schedule import LearningRate
@@ -139,14 +142,17 @@ def _build(
             found, resolved, directory, train_split.manifest, stream, allow_schedule=allow_schedule
         ),
     )
-    sinks = build_sinks(config, directory.path, attempt, topology.rank, resolved.max_steps)
+    sinks: list[Sink] = []
     if topology.is_main:
+        made_with = {**environment(), "device": _device(topology)}
+        facts[RUN_ID_FACT] = settle_run_id(directory.path, found.facts if found else {})
+        sinks = build_sinks(_tracked(resolved, directory, attempt, made_with, facts), resolved.max_steps)
         chronicle.begin(_ledger(directory, attempt, sinks), topology.world_size)
     engine = _build_engine(resolved, topology)
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
     if topology.is_main:
         directory.write_configuration(composition, resolved)
-        directory.write_environment(attempt, {**environment(), "device": _device(topology)})
+        directory.write_environment(attempt, made_with)
     chain = Chain(state, _recorded_steps(directory, topology))
     notes += filter(None, [chain.checkpoint_deviation()])
     chronicle.resumed(state.step)
@@ -183,6 +189,26 @@ def _recorded_steps(directory: RunDirectory, topology: Topology) -> Sequence[Ste
     return read_metrics(directory.metrics).steps
 
 
+def _tracked(
+    resolved: Resolved,
+    directory: RunDirectory,
+    attempt: int,
+    made_with: dict[str, Any],
+    facts: dict[str, object],
+) -> TrackedRun:
+    """Return what dashboards are told about the run."""
+    return TrackedRun(
+        config=resolved.config,
+        directory=directory.path,
+        attempt=attempt,
+        run_id=str(facts[RUN_ID_FACT]),
+        derived={name: found.value for name, found in resolved.derivations.items()},
+        environment=made_with,
+        dataset=str(facts["dataset"]),
+        tokenizer=str(facts["tokenizer"]),
+    )
+
+
 def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
     """Return the ledger of this attempt, whose own failure the sinks are told."""
 
@@ -192,7 +218,11 @@ def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
             with suppress(StorageError):
                 sink.log_note(0, text)
 
-    return Ledger(directory.path / LEDGER_FILE, attempt, tell)
+    def watch(event: Event) -> None:
+        for sink in sinks:
+            sink.log_event(event)
+
+    return Ledger(directory.path / LEDGER_FILE, attempt, tell, watch)
 
 
 def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state: TrainState) -> Task:

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import mmap
@@ -10,7 +11,9 @@ from distllm.config.schema import Config, LoggerConfig
 from distllm.errors import DataError, StorageError
 from distllm.observe.console import ConsoleSink
 from distllm.observe.metrics import EvalRecord, StepRecord, resident_bytes
-from distllm.observe.sinks import JsonlSink, build_sinks, last_attempt, last_steps, read_metrics
+from distllm.observe.open import build_sinks
+from distllm.observe.sinks import JsonlSink, last_attempt, last_steps, read_metrics
+from distllm.observe.tracked import TrackedRun
 
 STEP = StepRecord(
     step=1,
@@ -185,14 +188,42 @@ def test_full_disk_is_a_storage_error(tmp_path):
         JsonlSink(tmp_path, 1)
 
 
-def test_only_rank_0_gets_sinks(tmp_path):
-    config = Config(logger=LoggerConfig(console=True))
-    assert build_sinks(config, tmp_path / "other", attempt=1, rank=1, total_steps=10) == []
-    assert not (tmp_path / "other").exists()
-    sinks = build_sinks(config, tmp_path, attempt=1, rank=0, total_steps=10)
-    assert [type(sink) for sink in sinks] == [JsonlSink, ConsoleSink]
-    quiet = Config(logger=LoggerConfig(console=False))
-    assert [type(sink) for sink in build_sinks(quiet, tmp_path, 1, 0, 10)] == [JsonlSink]
+def test_lines_wait_for_room_on_a_full_disk_and_keep_their_order(tmp_path, monkeypatch, caplog):
+    sink = JsonlSink(tmp_path, 1)
+    whole, full = os.write, True
+
+    def write(descriptor, content):
+        if not full:
+            return whole(descriptor, content)
+        whole(descriptor, content[:7])  # what still fits
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("distllm.fsio.os.write", write)
+    steps(sink, 1, [1, 2], loss=3.0)
+    sink.log_sample(2, 1, "a", "b")
+    full = False
+    steps(sink, 1, [3], loss=2.0)
+    sink.close()
+    assert [record.step for record in read_metrics(tmp_path / "metrics.jsonl").steps] == [1, 2, 3]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_lines_that_never_found_room_are_counted_at_the_end(tmp_path, caplog):
+    sink = JsonlSink(tmp_path, 1)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    steps(sink, 1, [1, 2], loss=3.0)
+    sink.close()
+    assert "2 lines of" in caplog.text
+
+
+def test_sinks_are_those_of_the_configuration(tmp_path):
+    def kinds(**logger):
+        run = TrackedRun(Config(logger=LoggerConfig(**logger)), tmp_path)
+        return [type(sink) for sink in build_sinks(run, total_steps=10)]
+
+    assert kinds(console=True) == [JsonlSink, ConsoleSink]
+    assert kinds(console=False) == [JsonlSink]
 
 
 def test_resident_memory_follows_an_allocation():

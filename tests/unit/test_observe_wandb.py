@@ -1,4 +1,3 @@
-import json
 import logging
 import subprocess
 import sys
@@ -6,31 +5,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from records import EVAL, STEP
 
 from distllm.config.schema import Config, LoggerConfig
-from distllm.observe.metrics import EvalRecord, StepRecord
-from distllm.observe.sinks import build_sinks
-from distllm.observe.wandb_sink import WandbSink
+from distllm.observe.alerts import alert_of
+from distllm.observe.ledger import Event, Ledger
+from distllm.observe.open import build_sinks
+from distllm.observe.tracked import TrackedRun, settle_run_id
 
-OFFLINE = Config(name="tiny", seed=5, logger=LoggerConfig(wandb="offline", project="probe"))
-ONLINE = replace(OFFLINE, logger=LoggerConfig(wandb="online", project="probe"))
-STEP = StepRecord(
-    step=2,
-    tokens=8192,
-    loss=7.5,
-    lr=1e-3,
-    grad_norm=2.5,
-    tokens_per_second=1000.0,
-    mfu=0.5,
-    data_wait_fraction=0.25,
-    overhead_fraction=0.004,
-    memory_bytes=1024,
-    eta_seconds=9.0,
-    skipped_steps=1,
-    attempt=1,
-    batch_digest="1f3a",
-)
-EVAL = EvalRecord(step=2, tokens=8192, loss=7.0, perplexity=1096.6, bits_per_byte=2.5, seconds=1.0)
+OFFLINE = Config(name="tiny", seed=5, logger=LoggerConfig(wandb="offline", console=False))
+ONLINE = replace(OFFLINE, logger=LoggerConfig(wandb="online", console=False))
 
 
 @pytest.fixture(autouse=True)
@@ -47,60 +31,7 @@ def use(sink):
     sink.log_eval(EVAL)
     sink.log_sample(2, 8192, "<b>", " text & more")
     sink.log_note(2, "a note")
-    sink.close()
-
-
-def records(run_dir):
-    """Every record of every offline run below ``run_dir``, as wandb's own reader prints them."""
-    for path in sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-        yield from map(json.loads, shown.splitlines())
-
-
-def of_kind(found, kind):
-    return [record[kind] for record in found if record["type"] == kind]
-
-
-def test_offline_run_holds_what_was_logged(tmp_path):
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    use(WandbSink(OFFLINE, run_dir))
-    found = list(records(run_dir))
-
-    (run, *_) = of_kind(found, "run")
-    assert (run["project"], run["display_name"]) == ("probe", "tiny")
-    assert run["config"]["update"]["optim"]["name"] == "adamw"
-
-    axes = {m.get("name") or m["glob_name"]: m.get("step_metric") for m in of_kind(found, "metric")}
-    assert axes == {
-        "trainer/step": None,
-        "trainer/tokens": None,
-        "train/*": "trainer/tokens",
-        "eval/*": "trainer/tokens",
-        "eval/loss": "trainer/tokens",
-        "perf/*": "trainer/step",
-    }
-
-    step, evaluation, sample = (h["item"] for h in of_kind(found, "history"))
-    for item in (step, evaluation, sample):
-        assert (item["trainer/step"], item["trainer/tokens"]) == (2, 8192)
-    assert {key: value for key, value in step.items() if key.split("/")[0] in ("train", "perf")} == {
-        "train/loss": 7.5,
-        "train/lr": 1e-3,
-        "train/grad_norm": 2.5,
-        "train/skipped_steps": 1,
-        "perf/tokens_per_second": 1000.0,
-        "perf/mfu": 0.5,
-        "perf/data_wait_fraction": 0.25,
-        "perf/overhead_fraction": 0.004,
-        "perf/memory_bytes": 1024,
-        "perf/eta_seconds": 9.0,
-    }
-    assert (evaluation["eval/loss"], evaluation["eval/bits_per_byte"]) == (7.0, 2.5)
-    (page,) = run_dir.glob("wandb/offline-run-*/files/media/html/eval/*.html")
-    assert "<pre>&lt;b&gt; text &amp; more</pre>" in page.read_text()
-    assert [leave["exit_code"] for leave in of_kind(found, "exit")] == [0]
+    sink.log_event(Event(1.0, 1, "done", {"step": 2}))
 
 
 class FakeRun:
@@ -131,18 +62,50 @@ def fake_wandb(monkeypatch, run, broken=None):
             raise RuntimeError("no API key")
         return run
 
-    module = SimpleNamespace(init=init, Settings=SimpleNamespace, Html=lambda text: text)
+    def table(columns, data):
+        return tuple(data[0])
+
+    module = SimpleNamespace(init=init, Settings=SimpleNamespace, Table=table)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return inits
 
 
-def test_resumed_run_keeps_its_id(tmp_path, monkeypatch):
+def opened(directory, config=OFFLINE, attempt=1):
+    """The sinks of an attempt, as the run builds them."""
+    directory.mkdir(exist_ok=True)
+    run = TrackedRun(config, directory, attempt, settle_run_id(directory, {}))
+    return build_sinks(run, total_steps=10)
+
+
+def closed(sinks):
+    for sink in sinks:
+        sink.close()
+
+
+def test_a_run_keeps_its_id_over_attempts_and_copies_of_its_checkpoint(tmp_path):
+    first = settle_run_id(tmp_path / "a", {})
+    assert settle_run_id(tmp_path / "a", {}) == first
+    assert settle_run_id(tmp_path / "b", {"tracker_run_id": first}) == first
+    assert settle_run_id(tmp_path / "b", {"tracker_run_id": "another"}) == first
+    assert settle_run_id(tmp_path / "c", {}) != first
+
+
+def test_a_trial_of_a_sweep_is_the_run_its_agent_made_and_talks_to_the_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial7")
     inits = fake_wandb(monkeypatch, FakeRun())
-    for directory in (tmp_path / "a", tmp_path / "a", tmp_path / "b"):
-        WandbSink(ONLINE, directory)
-    first, second, other = (options["id"] for options in inits)
-    assert first == second != other
-    assert {options["resume"] for options in inits} == {"allow"}
+    closed(opened(tmp_path / "a", ONLINE))
+    assert [(o["id"], o["mode"], o["resume"]) for o in inits] == [("trial7", "online", "allow")]
+
+
+def test_online_writes_offline_and_starts_the_upload_beside_the_run(tmp_path, monkeypatch):
+    run, started = FakeRun(), []
+    run.dir = str(tmp_path / "wandb" / "offline-run-1" / "files")
+    inits = fake_wandb(monkeypatch, run)
+    monkeypatch.setattr("distllm.observe.wandb_sink.start_sync", lambda *words: started.append(words))
+    closed(opened(tmp_path / "a", ONLINE))
+    assert [options["mode"] for options in inits] == ["offline"]
+    assert started == [(run.dir, inits[0]["id"])]
 
 
 def shown(run, name):
@@ -154,66 +117,118 @@ def test_a_step_that_is_taken_again_appears_once(tmp_path, monkeypatch):
     fake_wandb(monkeypatch, run)
 
     def attempt(number, steps, first_eval):
-        sinks = build_sinks(OFFLINE, tmp_path, attempt=number, rank=0, total_steps=10)
+        sinks = opened(tmp_path, attempt=number)
         for place in steps:
             for sink in sinks:
                 sink.log_step(replace(STEP, step=place, attempt=number, loss=float(number)))
                 if place >= first_eval and place % 2 == 0:
                     sink.log_eval(replace(EVAL, step=place, loss=float(number)))
                     sink.log_sample(place, 1, "a", f"{number}")
+        closed(sinks)
 
     attempt(1, [1, 2, 3, 4, 3, 4, 5], first_eval=4)  # goes back to step 2, and is killed after step 5
     attempt(2, [3, 4, 5, 6], first_eval=4)
     assert shown(run, "train/loss") == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 1.0), (6, 2.0)]
-    assert shown(run, "eval/loss") == [(4, 1.0), (6, 2.0)]
-    assert shown(run, "eval/sample") == [(4, "<pre>a1</pre>"), (6, "<pre>a2</pre>")]
+    assert shown(run, "eval/causal_lm/loss") == [(4, 1.0), (6, 2.0)]
+    assert shown(run, "eval/samples") == [(4, (4, 1, "a", "1")), (6, (6, 1, "a", "2"))]
 
 
 def test_a_run_that_was_not_shown_before_is_shown_from_where_it_stands(tmp_path, monkeypatch):
     run = FakeRun()
     fake_wandb(monkeypatch, run)
-    silent = build_sinks(replace(OFFLINE, logger=LoggerConfig()), tmp_path, attempt=1, rank=0, total_steps=10)
+    silent = opened(tmp_path, replace(OFFLINE, logger=LoggerConfig(console=False)))
     silent[0].log_step(replace(STEP, step=5))
-    for sink in build_sinks(OFFLINE, tmp_path, attempt=2, rank=0, total_steps=10):
+    sinks = opened(tmp_path, attempt=2)
+    for sink in sinks:
         sink.log_step(replace(STEP, step=3, loss=2.0))
+    closed(sinks)
     assert shown(run, "train/loss") == [(3, 2.0)]
 
 
-@pytest.mark.parametrize("broken", ["init", "define_metric", "log", "finish"])
+@pytest.mark.parametrize("broken", ["init", "define_metric", "log", "alert", "finish"])
 def test_failing_wandb_warns_once_and_training_goes_on(tmp_path, monkeypatch, caplog, broken):
     run = FakeRun(broken)
     fake_wandb(monkeypatch, run, broken)
     with caplog.at_level(logging.WARNING):
-        sink = WandbSink(ONLINE, tmp_path)
-        for _ in range(3):
-            use(sink)
+        sinks = opened(tmp_path)
+        for sink in sinks:
+            for _ in range(3):
+                use(sink)
+            sink.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert ("no API key" if broken == "init" else "server is down") in caplog.text
     assert run.calls.count(broken) == (0 if broken == "init" else 1)
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 13
 
 
 def test_uninstalled_wandb_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    sinks = build_sinks(OFFLINE, tmp_path, attempt=1, rank=0, total_steps=10)
+    sinks = opened(tmp_path)
     for sink in sinks:
         use(sink)
+    closed(sinks)
     assert "goes on without it" in caplog.text
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 5
 
 
-def test_unreachable_server_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
+@pytest.mark.slow
+def test_unreachable_server_does_not_stop_a_trial(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr("distllm.observe.wandb_sink.INIT_SECONDS", 3.0)
     monkeypatch.setattr("distllm.observe.wandb_sink.FINISH_SECONDS", 1.0)
-    use(WandbSink(ONLINE, tmp_path))
+    sinks = opened(tmp_path, ONLINE)
+    for sink in sinks:
+        use(sink)
+    closed(sinks)
     assert "Weights & Biases failed" in caplog.text
+
+
+def test_the_attempt_after_a_hang_tells_of_it(tmp_path, monkeypatch):
+    run = FakeRun()
+    fake_wandb(monkeypatch, run)
+    ledger = Ledger(tmp_path / "ledger.jsonl", 1)
+    ledger.event("attempt", host="a", pid=1, world_size=2)
+    ledger.event("hang", seconds=31.0)
+    closed(opened(tmp_path, attempt=2))
+    assert run.calls.count("alert") == 1
+    closed(opened(tmp_path, attempt=3))
+    assert run.calls.count("alert") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "title"),
+    [
+        ("skipped", {"reason": "non_finite", "loss": "nan"}, "NaN"),
+        ("skipped", {"reason": "grad_norm_spike", "loss": 3.0}, "Spike"),
+        ("rewind", {"to": 3, "why": "x"}, "Rewind"),
+        ("hang", {"seconds": 3}, "Stall"),
+        ("straggler", {"rank": 3}, "Stall"),
+        ("save_failed", {"why": "no space"}, "Disk"),
+        ("oom", {"cause": "x"}, "Memory"),
+        ("corruption", {"what": "x"}, "Corruption"),
+        ("killed", {"rank": 1, "signal": "SIGKILL"}, "Killed"),
+        ("failed", {"error": "E", "cause": "x"}, "Failed"),
+        ("stopped", {"why": "asked to stop"}, "Preempted"),
+        ("stopped", {"why": "train.stop_at_step"}, None),
+        ("done", {}, "Done"),
+        ("saved", {}, None),
+        ("progress", {}, None),
+    ],
+)
+def test_events_worth_waking_somebody_for(kind, fields, title):
+    alert = alert_of(Event(1.0, 1, kind, {"step": 7, **fields}))
+    assert (alert.title if alert else None) == title
+    if title in ("NaN", "Spike", "Disk"):
+        assert "step 7" in alert.text
 
 
 def test_importing_the_sinks_imports_neither_wandb_nor_rich_nor_torch():
     code = (
-        "import sys, distllm.observe.sinks, distllm.observe.wandb_sink, distllm.observe.console;"
-        "print(sorted({'wandb', 'rich', 'torch'} & set(sys.modules)))"
+        "import sys, distllm.observe.open, distllm.observe.wandb_sink, distllm.observe.console,"
+        "distllm.observe.scalar_sinks;"
+        "print(sorted({'wandb', 'rich', 'torch', 'mlflow', 'trackio'} & set(sys.modules)))"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -1,0 +1,113 @@
+"""A sink on a thread of its own: whatever it does, no step waits for it and no run ends by it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from distllm.observe.ledger import Event
+from distllm.observe.metrics import EvalRecord, StepRecord
+from distllm.observe.sinks import Sink
+
+CAPACITY = 10_000
+CLOSE_SECONDS = 120.0
+
+_log = logging.getLogger(__name__)
+
+
+class BackgroundSink:
+    """Hand records to another sink through a queue; taking one costs microseconds.
+
+    The sink is also built on the thread: importing its library and reaching its server may take
+    minutes. Its first failure of any kind is logged as a warning, and from then on records are
+    dropped. So are those that find the queue full, where a server is slower than the run.
+    ``metrics.jsonl`` has everything either way.
+
+    Args:
+        name: what people call it.
+        build: makes the sink.
+        capacity: records that may wait.
+        close_seconds: how long `close` waits for what is still in the queue.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[], Sink],
+        *,
+        capacity: int = CAPACITY,
+        close_seconds: float = CLOSE_SECONDS,
+    ) -> None:
+        self._name = name
+        self._close_seconds = close_seconds
+        self._waiting: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(capacity)
+        self._dropped = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, args=(build,), name=f"sink {name}", daemon=True)
+        self._thread.start()
+
+    def log_step(self, record: StepRecord) -> None:
+        """Pass on the record of a step."""
+        self._put("log_step", record)
+
+    def log_eval(self, record: EvalRecord) -> None:
+        """Pass on the record of an evaluation."""
+        self._put("log_eval", record)
+
+    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        """Pass on a sample."""
+        self._put("log_sample", step, tokens, prompt, text)
+
+    def log_note(self, step: int, text: str) -> None:
+        """Pass on a note."""
+        self._put("log_note", step, text)
+
+    def log_event(self, event: Event) -> None:
+        """Pass on an event of the ledger."""
+        self._put("log_event", event)
+
+    def close(self) -> None:
+        """Let the sink finish, for a while; what it does after that is its own affair."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._waiting.put(None, timeout=self._close_seconds)
+            self._thread.join(self._close_seconds)
+        except queue.Full:
+            pass
+        if self._thread.is_alive():
+            self._warn(f"has not finished within {self._close_seconds:.0f} s and is left behind")
+        if self._dropped:
+            self._warn(f"was too slow for {self._dropped} records, which it does not show")
+
+    def _put(self, method: str, *arguments: Any) -> None:
+        try:
+            self._waiting.put_nowait((method, arguments))
+        except queue.Full:
+            self._dropped += 1
+
+    def _work(self, build: Callable[[], Sink]) -> None:
+        ended = False
+        try:
+            sink = build()
+            while (item := self._waiting.get()) is not None:
+                method, arguments = item
+                getattr(sink, method)(*arguments)
+            ended = True
+            sink.close()
+        except Exception as error:
+            self._warn(f"failed ({type(error).__name__}: {error}); training goes on without it")
+            if not ended:
+                self._discard()
+
+    def _discard(self) -> None:
+        """Take what still comes, so that nobody waits for room."""
+        while self._waiting.get() is not None:
+            pass
+
+    def _warn(self, text: str) -> None:
+        _log.warning("%s %s; metrics.jsonl has everything", self._name, text)

@@ -1,0 +1,78 @@
+"""Which sinks a run has: the composition of `distllm.observe`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from distllm.fsio import atomic_write_text
+from distllm.observe.background import BackgroundSink
+from distllm.observe.sinks import METRICS_FILE, JsonlSink, Sink, highest_steps
+from distllm.observe.tracked import TrackedRun
+
+SHOWN_FILE = "dashboards.txt"
+
+
+def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
+    """Return the sinks that ``config.logger`` asks for.
+
+    ``metrics.jsonl`` and the console are written at once; what has a library or a server of its own
+    gets a thread of its own.
+
+    Raises:
+        StorageError: the run directory cannot be written.
+    """
+    logger = run.config.logger
+    recorded = highest_steps(run.directory / METRICS_FILE)
+    sinks: list[Sink] = [JsonlSink(run.directory, run.attempt)]
+    if logger.console:
+        from distllm.observe.console import ConsoleSink
+
+        sinks.append(ConsoleSink(total_steps))
+    chosen = {
+        "Weights & Biases": (logger.wandb != "disabled", _wandb),
+        "TensorBoard": (logger.tensorboard, _tensorboard),
+        "MLflow": (logger.mlflow is not None, _mlflow),
+        "trackio": (logger.trackio, _trackio),
+    }
+    wanted = [(name, build) for name, (asked, build) in chosen.items() if asked]
+    known = _shown_in(run.directory, [name for name, _ in wanted])
+    for name, build in wanted:
+        told = replace(run, shown=recorded if name in known else {})
+        sinks.append(BackgroundSink(name, partial(build, told)))
+    return sinks
+
+
+def _shown_in(run_dir: Path, names: Sequence[str]) -> frozenset[str]:
+    """Return the dashboards that know the run's recorded steps, and note that ``names`` do from now on."""
+    path = run_dir / SHOWN_FILE
+    known = frozenset(path.read_text(encoding="utf-8").splitlines()) if path.exists() else frozenset()
+    if not known.issuperset(names):
+        atomic_write_text(path, "\n".join(sorted(known.union(names))) + "\n")
+    return known
+
+
+def _wandb(run: TrackedRun) -> Sink:
+    from distllm.observe.wandb_sink import WandbSink
+
+    return WandbSink(run)
+
+
+def _tensorboard(run: TrackedRun) -> Sink:
+    from distllm.observe.scalar_sinks import TensorBoardSink
+
+    return TensorBoardSink(run)
+
+
+def _mlflow(run: TrackedRun) -> Sink:
+    from distllm.observe.scalar_sinks import MlflowSink
+
+    return MlflowSink(run)
+
+
+def _trackio(run: TrackedRun) -> Sink:
+    from distllm.observe.scalar_sinks import TrackioSink
+
+    return TrackioSink(run)
