@@ -171,7 +171,8 @@ def _refuse(topology, case):
 
 
 def _save(topology, case, directory):
-    from distllm.checkpoint.save import save_checkpoint
+    from distllm.checkpoint.retention import Retention
+    from distllm.checkpoint.save import Saver
 
     straight = make_engine(topology, *case)
     losses = train(straight, topology, 0, 2 * HALF)
@@ -179,16 +180,13 @@ def _save(topology, case, directory):
     _, skipped = train_step(saved, topology, 99, poison=True)
     assert skipped.skipped
     train(saved, topology, 0, HALF)
-    save_checkpoint(
-        Path(directory) / case_name(*case),
-        step=HALF + 1,
-        engine=saved,
-        train_state={"step": HALF + 1, "pi": 3.141592653589793, "unknown": float("nan")},
-        facts={"config": "abc"},
-        topology=topology,
-        keep_last=2,
-    )
-    return {"losses": losses[HALF:], "digest": digest(straight), "at_save": digest(saved)}
+    saver = Saver(Path(directory) / case_name(*case), topology, Retention(2), background=True)
+    train_state = {"step": HALF + 1, "pi": 3.141592653589793, "unknown": float("nan")}
+    at_save = digest(saved)
+    saver.save(HALF + 1, saved, train_state, {"config": "abc"})
+    train(saved, topology, HALF, HALF + 1)  # while the snapshot is being written
+    saver.settle()
+    return {"losses": losses[HALF:], "digest": digest(straight), "at_save": at_save}
 
 
 def first_job(topology, directory):

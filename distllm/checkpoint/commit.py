@@ -19,19 +19,15 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from distllm.checkpoint.format import (
-    MANIFEST,
-    MARKER,
-    FileRecord,
-    encode_manifest,
-    list_checkpoints,
-    step_path,
-    verify,
-)
-from distllm.errors import CheckpointError, StorageError
+import xxhash
+
+from distllm.checkpoint.format import MANIFEST, MARKER, FileRecord, encode_manifest, step_path
+from distllm.errors import StorageError
 from distllm.fsio import digest_bytes, fsync_directory, storage_errors
 
+Buffer = bytes | memoryview
 _PARTIAL, _REPLACED, _REMOVED = "partial", "replaced", "removed"
 _LEFT_BEHIND = re.compile(
     rf"(?P<original>step-\d+)\.(?P<kind>{_PARTIAL}|{_REPLACED}|{_REMOVED})"
@@ -46,10 +42,19 @@ class Transaction:
         self._path = path
         self._files: dict[str, FileRecord] = {}
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write one file, flushed to disk, and note its digest."""
-        _write_flushed(self._path / name, content)
-        self._files[name] = FileRecord(len(content), digest_bytes(content))
+    def write(self, name: str, *chunks: Buffer) -> None:
+        """Write one file of these bytes, flushed to disk, and note its digest.
+
+        Other threads run meanwhile: neither writing nor digesting a large chunk holds the interpreter.
+        """
+        digest, size = xxhash.xxh3_128(), 0
+        with (self._path / name).open("wb") as stream:
+            for chunk in chunks:
+                stream.write(chunk)
+                digest.update(chunk)
+                size += memoryview(chunk).nbytes
+            _flush(stream)
+        self._files[name] = FileRecord(size, digest.hexdigest())
 
     def _seal(self) -> None:
         manifest = encode_manifest(self._files)
@@ -61,8 +66,12 @@ class Transaction:
 def _write_flushed(path: Path, content: bytes) -> None:
     with path.open("wb") as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+        _flush(stream)
+
+
+def _flush(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 @contextmanager
@@ -124,31 +133,12 @@ def recover(directory: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(directory: Path, keep_last: int) -> list[Path]:
-    """Remove all but the newest ``keep_last`` checkpoints; return what was removed.
-
-    Before anything goes, one of those that stay is read back and verified; if none of them is
-    whole, the newest whole one stays too, whatever its age.
-    """
-    checkpoints = list_checkpoints(directory)
-    kept, old = checkpoints[:keep_last], checkpoints[keep_last:]
-    if old and not any(_is_whole(path) for path in kept):
-        survivor = next((path for path in old if _is_whole(path)), None)
-        old = [path for path in old if path != survivor]
-    for path in old:
-        doomed = _with_token(path, _REMOVED)
-        with storage_errors(path):
-            path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    return old
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        verify(path)
-    except CheckpointError:
-        return False
-    return True
+def remove(path: Path) -> None:
+    """Remove a checkpoint; from the first moment on nobody takes what is left of it for one."""
+    doomed = _with_token(path, _REMOVED)
+    with storage_errors(path):
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _with_token(path: Path, kind: str) -> Path:

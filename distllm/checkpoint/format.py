@@ -63,6 +63,18 @@ def step_path(directory: Path, step: int) -> Path:
     return Path(directory) / f"step-{step:09d}"
 
 
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint, or of what became of one, by its name.
+
+    Raises:
+        ValueError: it is not named like a checkpoint.
+    """
+    match = _STEP_NAME.match(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not named like a checkpoint")
+    return int(match.group(1))
+
+
 def list_checkpoints(directory: Path) -> list[Path]:
     """Return the paths of all checkpoints, newest first, without looking inside."""
     found = {}
@@ -107,10 +119,7 @@ def verify(path: Path) -> CheckpointInfo:
         ) from error
     except OSError as error:
         raise _damaged(path, f"cannot be read: {error}") from error
-    step = _STEP_NAME.match(path.name)
-    if step is None:
-        raise ValueError(f"{path} is not named like a checkpoint")
-    return CheckpointInfo(int(step.group(1)), path, files)
+    return CheckpointInfo(step_of(path), path, files)
 
 
 def _read_manifest(path: Path) -> dict[str, FileRecord]:

@@ -1,79 +1,152 @@
 """Save a training run's state. Collective: every rank calls it at the same step.
 
-Only rank 0 writes; the others take part in assembling each tensor. Memory is bounded: beside the
-model, rank 0 holds one file's worth of tensors and its bytes.
+Only rank 0 writes; the others take part in assembling each tensor. In the background, rank 0 copies
+everything to main memory (12 bytes a parameter) and writes while the training goes on; at most one
+such copy exists, and it shrinks file by file as it is written. Without it, rank 0 writes as the
+tensors come and holds one file's worth of them.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import safetensors.torch
 from torch import Tensor
 
-from distllm.checkpoint.commit import prune, transaction
-from distllm.checkpoint.format import FORMAT, STATE, step_path
-from distllm.dist.collectives import broadcast_json
+from distllm.checkpoint.background import Background
+from distllm.checkpoint.commit import transaction
+from distllm.checkpoint.format import FORMAT, STATE
+from distllm.checkpoint.retention import Retention, prune
+from distllm.checkpoint.space import require_space
+from distllm.checkpoint.tensors import safetensors_chunks
+from distllm.dist.agree import agree
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
-from distllm.errors import StorageError
 
 FILE_BYTES = 512 * 2**20
+_POLL_SECONDS = 5.0
 
 _PACKAGES = ("distllm", "torch", "deepspeed", "safetensors")
+Group = tuple[str, dict[str, Tensor]]
 
 
-def save_checkpoint(
-    directory: Path,
-    *,
-    step: int,
-    engine: Engine,
-    train_state: dict[str, object],
-    facts: dict[str, object],
-    topology: Topology,
-    keep_last: int,
-) -> Path:
-    """Write the checkpoint of ``step``, then remove all but the newest ``keep_last``.
-
-    Only rank 0 writes now; writing from all ranks and in the background are a later matter.
+class Saver:
+    """Writes the checkpoints of one run, one at a time.
 
     Args:
         directory: the run's checkpoint directory, owned by this run.
-        step: training steps taken.
-        engine: weights and moments.
-        train_state: numbers the loop resumes from, as JSON values.
-        facts: what the checkpoint must be compared with on resume (config and dataset digests), as
-            JSON values.
         topology: this rank's place.
-        keep_last: how many checkpoints stay.
-
-    Returns:
-        The path of the checkpoint, on every rank.
-
-    Raises:
-        StorageError: on every rank, if rank 0 could not write. Earlier checkpoints are untouched.
+        retention: which checkpoints stay; the rest goes after each save.
+        background: return from `save` when the state is copied, and write meanwhile.
+        expected_bytes: about the size of a checkpoint; with less space left nothing is begun.
     """
-    path = step_path(directory, step)
-    state = _state_json(step, engine, train_state, facts, topology)
-    tensors = engine.state()
-    failure: dict[str, str | None] | None = None
-    if topology.is_main:
-        try:
-            _write(directory, step, tensors, state)
-            prune(directory, keep_last)
-        except StorageError as error:
-            failure = {"cause": error.cause, "where": error.where, "remedy": error.remedy}
-    # The other ranks, and rank 0 after a failure, must still meet for every remaining tensor.
-    for _ in tensors:
-        pass
-    failure = broadcast_json(failure, topology)
-    if failure is not None:
-        raise StorageError(str(failure["cause"]), where=failure["where"], remedy=failure["remedy"])
-    return path
+
+    def __init__(
+        self,
+        directory: Path,
+        topology: Topology,
+        retention: Retention,
+        *,
+        background: bool = False,
+        expected_bytes: int = 0,
+    ) -> None:
+        self._directory = directory
+        self._topology = topology
+        self._retention = retention
+        self._background = background
+        self._expected_bytes = expected_bytes
+        self._worker = Background()
+        self._pending: int | None = None
+
+    @property
+    def pending(self) -> int | None:
+        """The step that `save` was called for and `settle` was not; the same on every rank."""
+        return self._pending
+
+    @property
+    def done(self) -> bool:
+        """Whether this rank knows that the write has ended, well or not; only rank 0 does."""
+        return self._worker.done
+
+    def save(
+        self,
+        step: int,
+        engine: Engine,
+        train_state: dict[str, object],
+        facts: dict[str, object],
+        *,
+        ephemeral: bool = False,
+    ) -> None:
+        """Take the state of now, and write it as the checkpoint of ``step``; `settle` tells how it went.
+
+        Args:
+            step: training steps taken.
+            engine: weights and moments.
+            train_state: numbers the loop resumes from, as JSON values.
+            facts: what the checkpoint must be compared with on resume (config and dataset digests), as
+                JSON values.
+            ephemeral: it stays only while it is the newest.
+
+        Raises:
+            ValueError: the save before was not settled.
+        """
+        if self._pending is not None:
+            raise ValueError(f"the checkpoint of step {self._pending} is still being written")
+        self._pending = step
+        state = _state_json(step, engine, train_state, facts, self._topology, ephemeral=ephemeral)
+        tensors = engine.state()
+        if self._topology.is_main:
+            if self._background:
+                groups = list(_groups(tensors))
+                self._worker.start(lambda: self._write(step, _taken(groups), state))
+            else:
+                self._worker.start_here(lambda: self._write(step, _groups(tensors), state))
+        # The other ranks, and rank 0 after a failure, must still meet for every remaining tensor.
+        for _ in tensors:
+            pass
+
+    def settle(self) -> int | None:
+        """Wait until the pending checkpoint is written; return its step. Collective.
+
+        Raises:
+            StorageError: on every rank, if rank 0 could not write. Earlier checkpoints are untouched.
+        """
+        step, self._pending = self._pending, None
+        if step is None:
+            return None
+        # However long the disk takes, no rank waits in one exchange for longer than a timeout allows.
+        while not agree(self._topology, self._poll):
+            pass
+        return step
+
+    def close(self) -> bool:
+        """Wait for what rank 0 has begun, without the other ranks; return whether there was anything.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        if self._pending is None or not self._topology.is_main:
+            return False
+        self._pending = None
+        self._worker.result()
+        return True
+
+    def _poll(self) -> bool:
+        if not self._worker.wait(_POLL_SECONDS):
+            return False
+        self._worker.result()
+        return True
+
+    def _write(self, step: int, groups: Iterable[Group], state: bytes) -> None:
+        require_space(self._directory, self._expected_bytes, f"the checkpoint of step {step}")
+        with transaction(self._directory, step) as files:
+            for name, tensors in groups:
+                files.write(name, *safetensors_chunks(tensors))
+            files.write(STATE, state)
+        prune(self._directory, self._retention)
 
 
 def _state_json(
@@ -82,11 +155,14 @@ def _state_json(
     train_state: dict[str, object],
     facts: dict[str, object],
     topology: Topology,
+    *,
+    ephemeral: bool,
 ) -> bytes:
     content = {
         "format": FORMAT,
         "step": step,
         "optimizer_steps": engine.optimizer_steps,
+        "ephemeral": ephemeral,
         "train_state": train_state,
         "facts": facts,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
@@ -95,14 +171,14 @@ def _state_json(
     return json.dumps(content, indent=2).encode()
 
 
-def _write(directory: Path, step: int, tensors: Iterator[tuple[str, Tensor]], state: bytes) -> None:
-    with transaction(directory, step) as files:
-        for name, group in _groups(tensors):
-            files.write(name, safetensors.torch.save(group))
-        files.write(STATE, state)
+def _taken(groups: list[Group]) -> Iterator[Group]:
+    """Yield the groups in order and let go of each, so that its memory is free once it is written."""
+    groups.reverse()
+    while groups:
+        yield groups.pop()
 
 
-def _groups(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _groups(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[Group]:
     """Cut the stream of tensors into files: by kind (model, optim), and by size."""
     group: dict[str, Tensor] = {}
     filled, number, kind = 0, 0, ""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distllm.checkpoint.format import step_path
 from distllm.commands.arguments import parse_options
 from distllm.config.compose import compose
 from distllm.config.options import option
@@ -109,7 +110,10 @@ def _train_until_killed(overrides: list[str], run_dir: Path, config: Config) -> 
     every = config.checkpoint.every_steps
     middle = max(every, config.train.max_steps // 2 // every * every)
     training = subprocess.Popen(_command(["train", *overrides]), start_new_session=True)
-    while training.poll() is None and _last_step(run_dir) < middle + _STEPS_PAST_CHECKPOINT:
+    saved = step_path(run_dir / "checkpoints", middle)
+    while training.poll() is None and not (
+        saved.exists() and _last_step(run_dir) >= middle + _STEPS_PAST_CHECKPOINT
+    ):
         time.sleep(_POLL_SECONDS)
     if training.poll() is not None:
         raise LaunchError(

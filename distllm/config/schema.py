@@ -16,6 +16,7 @@ from typing import Literal
 
 from distllm.config.options import option
 from distllm.config.schema_chaos import ChaosConfig
+from distllm.config.schema_checkpoint import CheckpointConfig
 from distllm.config.schema_clean import CleanConfig
 from distllm.config.schema_cluster import ClusterConfig
 from distllm.config.schema_dedup import DedupConfig
@@ -195,24 +196,6 @@ class PrecisionConfig:
 
     compute: Literal["fp32", "bf16"] = option(
         "fp32", "format of weights and activations in forward and backward", on_resume="schedule"
-    )
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When state is saved and how a run resumes."""
-
-    every_steps: int = option(100, "steps between checkpoints; the last step is always saved", minimum=1)
-    mttf_hours: float | None = option(
-        None,
-        "mean time to failure of the whole job, from which (and from measured costs) the steps between "
-        "checkpoints are derived, at most every_steps; null: always every_steps",
-        minimum=1e-4,
-    )
-    keep_last: int = option(3, "checkpoints kept, newest first", minimum=1)
-    resume: Literal["auto", "must", "never"] = option(
-        "auto",
-        "auto: go on if a checkpoint exists; must: refuse to start afresh; never: refuse a used directory",
     )
 
 

@@ -12,7 +12,7 @@ import math
 from collections import deque
 from statistics import median
 
-from distllm.config.schema import CheckpointConfig
+from distllm.config.schema_checkpoint import CheckpointConfig
 
 _SAVES, _STEPS = 5, 32  # the latest, whose median is the cost
 _WORTH_CHANGING = 0.2  # share; measured times are never twice the same

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 
-from distllm.checkpoint.save import save_checkpoint
 from distllm.config.resolve import Resolved
 from distllm.data.digest import batch_digest
 from distllm.data.mixture import plan_digest
@@ -33,11 +32,11 @@ from distllm.train.chain import Chain
 from distllm.train.chronicle import Chronicle
 from distllm.train.clock import Phases, StepClock
 from distllm.train.guard import Guard
-from distllm.train.interval import SaveInterval
 from distllm.train.replicas import Corruption, ReplicaCheck, flipped
 from distllm.train.rewind import go_back
 from distllm.train.run_directory import RunDirectory
 from distllm.train.samples import count_samples, require_complete, rows_of
+from distllm.train.saving import Saves
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
 
@@ -59,7 +58,7 @@ class Run:
     guard: Guard
     replicas: ReplicaCheck
     chain: Chain
-    interval: SaveInterval
+    saves: Saves
     chronicle: Chronicle
     sinks: list[Sink]
     stop: StopRequest
@@ -91,7 +90,7 @@ def train(run: Run) -> None:
         if state.step <= before:
             continue  # it went back to a checkpoint, and nothing is due there that was not done
         last = state.step == run.resolved.stop_step
-        save_due = last or run.interval.due(state.step) or run.save_wanted
+        save_due = last or run.saves.due(state.step) or run.save_wanted
         if (save_due or _comparison_due(run)) and not weights_agree(run):
             clock.restart()
             continue
@@ -100,7 +99,7 @@ def train(run: Run) -> None:
                 evaluate(run)
             clock.restart()
         if save_due:
-            save(run)
+            save(run, must=last)
             clock.restart()
     _finish(run)
 
@@ -115,20 +114,21 @@ def train_step(run: Run, clock: StepClock) -> None:
 
     # One reduction settles what every rank must agree on before it computes: the weight that
     # normalises the loss, the identity and the samples of the global batch, when to save by rank 0's
-    # clock, and whether anybody was asked to stop, or to save.
-    weight, digest, rows, damaged, save_every, stops, saves = sum_over_ranks(
+    # clock and whether it has finished a save, and whether anybody was asked to stop, or to save.
+    weight, digest, rows, damaged, save_every, written, stops, saves = sum_over_ranks(
         [
             sum(map(run.task.weight, batches)),
             batch_digest(batches),
             rows_of(batches),
             run.stream.damaged - damaged_before,
-            run.interval.proposal if run.topology.is_main else 0,
+            run.saves.every if run.topology.is_main else 0,
+            run.saves.written,
             run.stop.requested,
             run.stop.save_requested,
         ],
         run.topology,
     )
-    run.interval.agree(int(save_every))
+    run.saves.agree(int(save_every), written=bool(written))
     run.save_wanted = saves > 0
     if stops:
         _stop_here(run)
@@ -162,7 +162,7 @@ def train_step(run: Run, clock: StepClock) -> None:
     state.tokens += int(weight)
     state.seconds += phases.total
     state.count_samples(int(rows), int(damaged), skipped=result.skipped)
-    run.interval.count_step(phases.total)
+    run.saves.count_step(phases.total)
     run.chronicle.count_step(state.step, phases, wasted=result.skipped)
     deviation = run.chain.extend(f"{int(digest):x}", loss, result.grad_norm)
 
@@ -201,7 +201,7 @@ def evaluate(run: Run) -> None:
         bits_per_byte=measured.bits_per_byte,
         seconds=time.perf_counter() - started,
     )
-    run.checkpoint_facts["valid_loss"] = measured.loss
+    run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}
     for sink in run.sinks:
         sink.log_eval(record)
     if settings.sample_tokens:
@@ -217,31 +217,18 @@ def evaluate(run: Run) -> None:
             sink.log_sample(state.step, state.tokens, settings.prompt, text)
 
 
-def save(run: Run) -> None:
-    """Save a checkpoint that any number of ranks and any ZeRO stage can resume from."""
-    began = time.perf_counter()
-    agree(run.topology, run.directory.require_owned)
-    with run.chronicle.charging("checkpoint"):
-        _write_checkpoint(run)
-    changed = run.interval.count_save(run.state.step, time.perf_counter() - began)
-    run.chronicle.event("saved", step=run.state.step, samples=_samples(run))
-    run.stop.obeyed_save()
-    if changed is not None:
-        _note(run, changed)
-        run.chronicle.event("interval", step=run.state.step, steps=run.interval.proposal, formula=changed)
+def save(run: Run, *, must: bool = False) -> None:
+    """Save a checkpoint that any number of ranks and any ZeRO stage can resume from.
 
-
-def _write_checkpoint(run: Run) -> None:
+    Args:
+        run: the run.
+        must: nothing comes after it: return when it is written, or raise StorageError.
+    """
     order = plan_digest(run.resolved.config, run.stream.order, run.state.samples)
-    save_checkpoint(
-        run.directory.checkpoints,
-        step=run.state.step,
-        engine=run.engine,
-        train_state=run.state.to_dict(),
-        facts={**run.checkpoint_facts, "order": order},
-        topology=run.topology,
-        keep_last=run.resolved.config.checkpoint.keep_last,
-    )
+    agree(run.topology, run.directory.require_owned)
+    facts = {**run.checkpoint_facts, "order": order}
+    run.saves.save(facts, _samples(run), must=must, asked=run.save_wanted)
+    run.stop.obeyed_save()
 
 
 def weights_agree(run: Run) -> bool:
@@ -280,6 +267,7 @@ def _leave_streak_out(run: Run) -> None:
 def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str) -> None:
     """Restore a checkpoint and save it again with the decision, so that a kill does not undo it."""
     run.chain.forget_after(good_step)
+    run.saves.wait()  # what it goes back to, and sets aside, must not change meanwhile
     with run.chronicle.charging("restart"):
         step = go_back(
             run.directory.checkpoints,
@@ -295,7 +283,7 @@ def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str
     left_out = f", samples {exclude[0]} to {exclude[1] - 1} are left out" if exclude else ""
     _note(run, f"{why}: back to step {step}{left_out}")
     run.chronicle.rewound(step, excluded=exclude, why=why)
-    save(run)
+    save(run, must=True)
 
 
 def _note(run: Run, text: str) -> None:
@@ -335,7 +323,7 @@ def _finish(run: Run) -> None:
 def _stop_here(run: Run) -> None:
     """Save at the border between two steps, on every rank at the same one, and leave."""
     if weights_agree(run):
-        save(run)
+        save(run, must=True)
     text = f"{run.stop.why}: saved at step {run.state.step}"
     _note(run, text)
     run.chronicle.end("stopped", step=run.state.step, why=run.stop.why, samples=_samples(run))

@@ -15,7 +15,8 @@ KILLS = 40
 WRITER = """
 import random, sys
 from pathlib import Path
-from distllm.checkpoint.commit import prune, transaction
+from distllm.checkpoint.commit import transaction
+from distllm.checkpoint.retention import Retention, prune
 
 directory, step = Path(sys.argv[1]), int(sys.argv[2])
 noise = random.Random(step)
@@ -24,7 +25,7 @@ while True:
         with transaction(directory, step) as files:
             for name in ("model-00000.safetensors", "optim-00000.safetensors", "state.json"):
                 files.write(name, noise.randbytes(noise.randrange(200_000)))
-        prune(directory, 2)
+        prune(directory, Retention(2))
         print(step, flush=True)
     step += 1
 """

@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from distllm.checkpoint.commit import prune, transaction
+from distllm.checkpoint.commit import transaction
 from distllm.checkpoint.format import list_checkpoints, newest_verified, step_path
+from distllm.checkpoint.retention import Retention, prune
 from distllm.errors import CheckpointError
 
 
@@ -58,7 +59,7 @@ class CheckpointDirectory(RuleBasedStateMachine):
 
     @rule(keep_last=st.integers(1, 4))
     def prune(self, keep_last):
-        prune(self.path, keep_last)
+        prune(self.path, Retention(keep_last))
         stays = sorted(self.whole.keys() | self.damaged, reverse=True)[:keep_last]
         survivors = set(stays)
         if not survivors & self.whole.keys() and self.whole:

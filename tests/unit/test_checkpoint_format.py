@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from distllm.checkpoint.commit import prune, recover, transaction
+from distllm.checkpoint.commit import recover, transaction
 from distllm.checkpoint.format import (
     list_checkpoints,
     list_quarantined,
@@ -15,6 +15,7 @@ from distllm.checkpoint.format import (
     step_path,
     verify,
 )
+from distllm.checkpoint.retention import Retention, prune
 from distllm.errors import CheckpointError, StorageError
 from distllm.fsio import digest_bytes
 
@@ -147,7 +148,7 @@ def test_another_format_is_refused_and_not_called_damage(tmp_path):
 def test_only_the_newest_stay(tmp_path):
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-        prune(tmp_path, keep_last=2)
+        prune(tmp_path, Retention(2))
     assert names(tmp_path) == ["step-000000003", "step-000000004"]
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000004", "step-000000003"]
 
@@ -157,7 +158,7 @@ def test_the_last_whole_one_stays_whatever_its_age(tmp_path):
         save(tmp_path, step)
     for step in (4, 5):
         flip(step_path(tmp_path, step) / "state.json")
-    removed = prune(tmp_path, keep_last=2)
+    removed = prune(tmp_path, Retention(2))
     assert [path.name for path in removed] == ["step-000000002", "step-000000001"]
     assert newest_verified(tmp_path)[0].step == 3
 

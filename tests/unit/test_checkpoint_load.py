@@ -10,8 +10,10 @@ from safetensors import safe_open
 from torch import nn
 
 from distllm.checkpoint import save as save_module
+from distllm.checkpoint.format import step_path
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint, read_weights
-from distllm.checkpoint.save import save_checkpoint
+from distllm.checkpoint.retention import Retention
+from distllm.checkpoint.save import Saver
 from distllm.config.engine import deepspeed_json
 from distllm.dist.build import build_engine
 from distllm.dist.topology import Topology
@@ -36,16 +38,11 @@ def make_engine(model=None, name="local", compute="fp32"):
     )
 
 
-def save(directory, engine, step=1, **changes):
-    arguments = {
-        "step": step,
-        "engine": engine,
-        "train_state": {"step": step},
-        "facts": {"dataset": "abc"},
-        "topology": SINGLE,
-        "keep_last": 2,
-    }
-    return save_checkpoint(directory, **arguments | changes)
+def save(directory, engine, step=1, **settings):
+    saver = Saver(directory, SINGLE, Retention(2), **settings)
+    saver.save(step, engine, {"step": step}, {"dataset": "abc"})
+    assert saver.settle() == step
+    return step_path(directory, step)
 
 
 def equal(left, right):

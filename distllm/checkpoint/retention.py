@@ -1,0 +1,125 @@
+"""Which checkpoints stay, and why. Imports no torch.
+
+A checkpoint stays if any rule says so:
+
+- *last*: it is among the newest ``last`` ordinary ones;
+- *every*: it is the first ordinary one at or after a multiple of ``every_steps``;
+- *best*: it was evaluated at its own step, and its validation loss is among the ``best`` lowest;
+- *newest*: it is ephemeral, and nothing newer exists;
+- *whole*: none of the others can be verified, and it is the newest that can.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distllm.checkpoint.commit import remove
+from distllm.checkpoint.format import STATE, list_checkpoints, step_of, verify
+from distllm.config.schema_checkpoint import CheckpointConfig
+from distllm.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many checkpoints stay by each rule; ``every_steps`` None and ``best`` 0 turn a rule off."""
+
+    last: int
+    every_steps: int | None = None
+    best: int = 0
+
+    @classmethod
+    def of_config(cls, config: CheckpointConfig) -> Retention:
+        """The rules that a configuration asks for."""
+        return cls(config.keep_last, config.keep_every_steps, config.keep_best)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a checkpoint says of itself, unverified.
+
+    Attributes:
+        path: where it lies.
+        step: training steps taken.
+        ephemeral: kept only while it is the newest.
+        valid_loss: validation loss measured at this very step, nats per token; None if it was not.
+    """
+
+    path: Path
+    step: int
+    ephemeral: bool = False
+    valid_loss: float | None = None
+
+
+def summarise(directory: Path) -> list[Summary]:
+    """Describe every checkpoint in ``directory``, newest first. A damaged one counts as an ordinary one."""
+    return [_summary(path) for path in list_checkpoints(directory)]
+
+
+def _summary(path: Path) -> Summary:
+    step = step_of(path)
+    try:
+        state: dict[str, Any] = json.loads((path / STATE).read_bytes())
+        facts = state.get("facts", {})
+        loss = facts.get("valid_loss") if facts.get("valid_step") == step else None
+        return Summary(
+            path,
+            step,
+            ephemeral=state.get("ephemeral") is True,
+            valid_loss=float(loss) if loss is not None and math.isfinite(loss) else None,
+        )
+    except (OSError, ValueError, AttributeError, TypeError):
+        return Summary(path, step)  # `verify` says what is wrong with it; here it only must not be lost
+
+
+def kept(checkpoints: Sequence[Summary], retention: Retention) -> dict[int, str]:
+    """Return the steps of the checkpoints (given newest first) that stay, each with the first rule."""
+    ordinary = [item for item in checkpoints if not item.ephemeral]
+    reasons = {item.step: "last" for item in ordinary[: retention.last]}
+    if retention.every_steps:
+        first_of = {item.step // retention.every_steps: item.step for item in ordinary}
+        reasons = {first_of[part]: "every" for part in sorted(first_of) if part > 0} | reasons
+    measured = [item for item in checkpoints if item.valid_loss is not None]
+    measured.sort(key=lambda item: (item.valid_loss, item.step))
+    reasons = {item.step: "best" for item in measured[: retention.best]} | reasons
+    if checkpoints and checkpoints[0].ephemeral:
+        reasons = {checkpoints[0].step: "newest"} | reasons
+    return reasons
+
+
+def prune(directory: Path, retention: Retention) -> list[Path]:
+    """Remove the checkpoints that no rule keeps; return where they were.
+
+    Before anything goes, one of those that stay is read back and verified; if none of them is
+    whole, the newest whole one stays too, whatever its age.
+
+    Raises:
+        StorageError: something may not be removed.
+    """
+    doomed = doomed_of(directory, retention)
+    for path in doomed:
+        remove(path)
+    return doomed
+
+
+def doomed_of(directory: Path, retention: Retention) -> list[Path]:
+    """Return what `prune` would remove, newest first, without touching it."""
+    checkpoints = summarise(directory)
+    reasons = kept(checkpoints, retention)
+    doomed = [item.path for item in checkpoints if item.step not in reasons]
+    if doomed and not any(_is_whole(item.path) for item in checkpoints if item.step in reasons):
+        survivor = next((path for path in doomed if _is_whole(path)), None)
+        doomed = [path for path in doomed if path != survivor]
+    return doomed
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except CheckpointError:
+        return False
+    return True

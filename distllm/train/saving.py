@@ -1,0 +1,154 @@
+"""When the run saves, and what it does if that fails.
+
+A checkpoint is due after so many steps (`SaveInterval`), and after the last. In the background, the
+training waits only for the copy of the state; a save that is due while one is still being written
+waits for it first, so there are never two. What became of a write is told at the border of the next
+step, on all ranks alike. A save that fails costs its own files and nothing else: the run goes on and
+tries again when the next one is due, a few times; the last save of an attempt must succeed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from distllm.checkpoint.save import Saver
+from distllm.config.schema_checkpoint import CheckpointConfig
+from distllm.dist.engine import Engine
+from distllm.errors import StorageError
+from distllm.train.chronicle import Chronicle
+from distllm.train.interval import SaveInterval
+from distllm.train.state import TrainState
+
+
+class Saves:
+    """The checkpoints of one attempt.
+
+    Args:
+        saver: writes them.
+        config: when they are due, and how many may fail.
+        state: what is saved beside weights and moments; `save` reads it.
+        engine: the weights and moments.
+        chronicle: gets the events and the time.
+        tell: tells the user a line.
+    """
+
+    def __init__(
+        self,
+        saver: Saver,
+        config: CheckpointConfig,
+        state: TrainState,
+        engine: Engine,
+        chronicle: Chronicle,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._saver = saver
+        self._config = config
+        self._state = state
+        self._engine = engine
+        self._chronicle = chronicle
+        self._tell = tell
+        self._interval = SaveInterval(config, state.step)
+        self._failures = 0
+        self._samples: dict[str, int] = {}
+
+    @property
+    def every(self) -> int:
+        """The steps between checkpoints that this rank has derived; rank 0's are the ones to agree on."""
+        return self._interval.proposal
+
+    def agree(self, every: int, *, written: bool) -> None:
+        """Go by rank 0's interval from now on; if it has ``written``, hear how that went. Collective.
+
+        Raises:
+            StorageError: too many saves in a row have failed.
+        """
+        self._interval.agree(every)
+        if written:
+            self._settle(must=False)
+
+    @property
+    def written(self) -> bool:
+        """Whether a write has ended that was not told yet; only rank 0 knows."""
+        return self._saver.done
+
+    def count_step(self, seconds: float) -> None:
+        """Note how long a step took."""
+        self._interval.count_step(seconds)
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is due after ``step`` steps; the same on every rank."""
+        return self._interval.due(step) or self._ephemeral_due(step)
+
+    def _ephemeral_due(self, step: int) -> bool:
+        every = self._config.ephemeral_every_steps
+        return every is not None and step % every == 0
+
+    def save(
+        self, facts: dict[str, object], samples: dict[str, int], *, must: bool = False, asked: bool = False
+    ) -> None:
+        """Save the state of now. Collective.
+
+        Args:
+            facts: what the checkpoint must be compared with on resume.
+            samples: what became of the samples so far, for the ledger.
+            must: return only when it is written: nothing comes after it.
+            asked: somebody wants it; it is not ephemeral, though only an ephemeral one is due.
+
+        Raises:
+            StorageError: it must be written and cannot be, or too many saves in a row have failed.
+        """
+        began, step = time.perf_counter(), self._state.step
+        ordinary = must or asked or self._interval.due(step)
+        with self._chronicle.charging("checkpoint"):
+            self._settle(must=False)
+            self._samples = samples
+            self._saver.save(step, self._engine, self._state.to_dict(), facts, ephemeral=not ordinary)
+            if must or not self._config.background:
+                self._settle(must=must)
+        if ordinary:
+            self._count(step, time.perf_counter() - began)
+
+    def _count(self, step: int, blocked_seconds: float) -> None:
+        formula = self._interval.count_save(step, blocked_seconds)
+        if formula is not None:
+            self._tell(formula)
+            self._chronicle.event("interval", step=step, steps=self._interval.proposal, formula=formula)
+
+    def wait(self) -> None:
+        """Return once nothing is being written any more. Collective.
+
+        Raises:
+            StorageError: too many saves in a row have failed.
+        """
+        with self._chronicle.charging("checkpoint"):
+            self._settle(must=False)
+
+    def _settle(self, *, must: bool) -> None:
+        step = self._saver.pending
+        if step is None:
+            return
+        try:
+            self._saver.settle()
+        except StorageError as error:
+            self._failures += 1
+            self._chronicle.event("save_failed", step=step, why=error.cause)
+            if must or self._failures >= self._config.max_failures:
+                raise
+            self._tell(
+                f"the checkpoint of step {step} was not written: {error.cause}; those before it stay, and "
+                f"training goes on and tries again when the next is due ({self._failures} failed in a row, "
+                f"{self._config.max_failures} end the run; {error.remedy})"
+            )
+        else:
+            self._failures = 0
+            self._chronicle.event("saved", step=step, samples=self._samples)
+
+    def close(self) -> None:
+        """Let what is being written end, when the attempt ends by an error; tell only the ledger."""
+        step = self._saver.pending
+        try:
+            if self._saver.close():
+                self._chronicle.event("saved", step=step, samples=self._samples)
+        except StorageError as error:
+            self._chronicle.event("save_failed", step=step, why=error.cause)
