@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "where a configuration value came from",
     "inspect": "the exact text of any batch of any step",
     "report": "a run, or several side by side, as one page for the browser",
+    "checkpoint": "list, verify, convert or prune the checkpoints of a run",
     "ledger": "where a run's time went, and what happened to it",
     "doctor": "check this machine and say what to do",
 }
@@ -74,7 +75,7 @@ def _dispatch(words: list[str]) -> int:
 
 def usage() -> str:
     """Return the text of ``distllm --help``."""
-    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:<12}{what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "usage: distllm COMMAND [key=value ...]",

@@ -108,7 +108,7 @@ def verify(path: Path) -> CheckpointInfo:
         StorageError: a file may not be read.
     """
     try:
-        files = _read_manifest(path)
+        files = listed_files(path)
         for name, record in files.items():
             _verify_file(path / name, record)
     except PermissionError as error:
@@ -122,7 +122,13 @@ def verify(path: Path) -> CheckpointInfo:
     return CheckpointInfo(step_of(path), path, files)
 
 
-def _read_manifest(path: Path) -> dict[str, FileRecord]:
+def listed_files(path: Path) -> dict[str, FileRecord]:
+    """Return what the manifest of the committed checkpoint ``path`` lists, by file name.
+
+    Raises:
+        CheckpointError: it was never committed, or the manifest is not what was.
+        OSError: the manifest cannot be read.
+    """
     if not (path / MARKER).exists():
         raise _damaged(path / MARKER, "is missing: the checkpoint was never committed")
     content = (path / MANIFEST).read_bytes()

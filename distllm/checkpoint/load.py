@@ -17,7 +17,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distllm.checkpoint.commit import recover
-from distllm.checkpoint.format import CheckpointInfo, newest_verified, read_state, step_path, verify
+from distllm.checkpoint.format import (
+    CheckpointInfo,
+    listed_files,
+    newest_verified,
+    read_state,
+    step_path,
+    verify,
+)
 from distllm.dist.collectives import broadcast_json, max_over_ranks
 from distllm.dist.engine import Engine, read_checked
 from distllm.dist.topology import Topology
@@ -114,7 +121,7 @@ def load_checkpoint(found: Found, engine: Engine) -> dict[str, Any]:
     Raises:
         CheckpointError: the checkpoint does not fit the engine's model.
     """
-    with _Reader.open(found.path) as reader:
+    with CheckpointReader.open(found.path) as reader:
         engine.load_state(reader.read, found.optimizer_steps)
         unread = reader.unread()
     _refuse_unread(unread, found.path)
@@ -127,7 +134,7 @@ def read_weights(found: Found, model: nn.Module) -> None:
     Raises:
         CheckpointError: the checkpoint does not fit the model.
     """
-    with _Reader.open(found.path) as reader, torch.no_grad():
+    with CheckpointReader.open(found.path) as reader, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(read_checked(reader.read, f"model/{name}", parameter.shape))
         unread = [name for name in reader.unread() if name.startswith("model/")]
@@ -143,18 +150,24 @@ def _refuse_unread(unread: list[str], path: Path) -> None:
         )
 
 
-class _Reader:
-    """Lazily read tensors of one checkpoint by logical name."""
+class CheckpointReader:
+    """Lazily read tensors of one verified checkpoint by logical name, from the files that it lists."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        files: list[Any] = [safe_open(file, framework="pt") for file in sorted(path.glob("*.safetensors"))]
+        listed = [path / name for name in sorted(listed_files(path)) if name.endswith(".safetensors")]
+        files: list[Any] = [safe_open(file, framework="pt") for file in listed]
         self._home = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # no mapping
         self._read: set[str] = set()
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path) -> Iterator[_Reader]:
+    def open(cls, path: Path) -> Iterator[CheckpointReader]:
+        """Read ``path`` inside the block.
+
+        Raises:
+            CheckpointError: a file cannot be read, or has gone.
+        """
         try:
             yield cls(path)
         except (SafetensorError, OSError) as error:
@@ -164,7 +177,17 @@ class _Reader:
                 remedy="resume from another checkpoint",
             ) from error
 
+    @property
+    def names(self) -> list[str]:
+        """The logical names of all tensors."""
+        return sorted(self._home)
+
     def read(self, name: str) -> Tensor:
+        """Return a tensor.
+
+        Raises:
+            CheckpointError: there is none of this name.
+        """
         file = self._home.get(name)
         if file is None:
             raise CheckpointError(
@@ -177,4 +200,5 @@ class _Reader:
         return tensor
 
     def unread(self) -> list[str]:
+        """Return the names that nobody has read."""
         return sorted(set(self._home) - self._read)

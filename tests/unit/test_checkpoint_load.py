@@ -7,6 +7,7 @@ import pytest
 import torch
 from engine_jobs import make_model, make_optimizer, train_step
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from distllm.checkpoint import save as save_module
@@ -141,8 +142,16 @@ def test_a_checkpoint_that_vanished_after_it_was_found_is_named(tmp_path):
     save(tmp_path, make_engine())
     found = find_checkpoint(tmp_path)
     gone = dataclasses.replace(found, path=tmp_path / "step-000000009")
-    with pytest.raises(CheckpointError, match="no tensor"):
+    with pytest.raises(CheckpointError, match="COMMITTED is missing"):
         load_checkpoint(gone, make_engine())
+
+
+def test_a_file_that_the_manifest_does_not_list_is_never_read(tmp_path):
+    engine = make_engine()
+    path = save(tmp_path, engine)
+    save_file({"model/planted": torch.zeros(1)}, path / "model-00009.safetensors")
+    (path / "evil.pt").write_bytes(b"\x80\x04evil")
+    load_checkpoint(find_checkpoint(tmp_path), engine)
 
 
 def test_damage_is_reported_with_the_checkpoint_that_is_used_instead(tmp_path):
