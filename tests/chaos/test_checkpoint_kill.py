@@ -1,56 +1,116 @@
-"""Kill a writer at random moments: whatever it was doing, the run can be resumed."""
+"""Kill a writer at any moment: whatever it was doing, the run can be resumed, and nothing is half there."""
 
-import random
-import signal
+import json
 import subprocess
 import sys
-import time
 
-from distllm.checkpoint.commit import recover
-from distllm.checkpoint.format import newest_verified, verify
+import pytest
 
-KILLS = 40
+RANDOM_KILLS, EXACT_KILLS = 60, 40
 
-# Saves steps 1, 2, 2, 3, 3, … and prunes, reporting each step once it is safe.
-WRITER = """
-import random, sys
+# Forks writers and kills them, at random moments and then at the n-th operation on files after a first
+# save, for n = 1, 2, 3, … A writer saves steps n, n, n+1, n+1, … (every second one in the background while
+# its main thread goes on, every third one ephemeral), prunes by all rules, and reports each step that is
+# safe. After each kill the directory must be whole.
+NURSERY = """
+import json, os, random, signal, sys, time
 from pathlib import Path
-from distllm.checkpoint.commit import transaction
+from distllm.checkpoint.background import Background
+from distllm.checkpoint.commit import recover, transaction
+from distllm.checkpoint.format import list_checkpoints, newest_verified, verify
 from distllm.checkpoint.retention import Retention, prune
 
-directory, step = Path(sys.argv[1]), int(sys.argv[2])
-noise = random.Random(step)
-while True:
-    for _ in range(2):
-        with transaction(directory, step) as files:
-            for name in ("model-00000.safetensors", "optim-00000.safetensors", "state.json"):
-                files.write(name, noise.randbytes(noise.randrange(200_000)))
-        prune(directory, Retention(2))
-        print(step, flush=True)
-    step += 1
+directory, random_kills, exact_kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+RULES = Retention(2, every_steps=7, best=1)
+
+def write(step, noise):
+    state = {"ephemeral": step % 3 == 0, "facts": {"valid_loss": noise.random(), "valid_step": step}}
+    with transaction(directory, step) as files:
+        for name in ("model-00000.safetensors", "optim-00000.safetensors"):
+            files.write(name, noise.randbytes(noise.randrange(200_000)), b"tail")
+        files.write("state.json", json.dumps(state).encode())
+    prune(directory, RULES)
+
+def die_at(operation):
+    left = [operation]
+    def count(event, arguments):
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+
+def save_for_ever(step, report, operation):
+    noise, beside = random.Random(step), Background()
+    while True:
+        for number in range(2):
+            if number:
+                beside.start(lambda: write(step, noise))
+                while not beside.wait(0.001):
+                    sum(range(1000))
+                beside.result()
+            else:
+                write(step, noise)
+            os.write(report, b"%d\\n" % step)
+        step += 1
+        if operation:
+            die_at(operation)
+            operation = 0
+
+delays, safe, seen = random.Random(0), 0, {"newest": set(), "left": set()}
+for kill in range(random_kills + exact_kills):
+    source, report = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(source)
+        save_for_ever(safe + 1, report, max(0, kill + 1 - random_kills))
+    os.close(report)
+    reported = os.read(source, 1 << 16)
+    if kill < random_kills:
+        time.sleep(delays.random() * 0.03)
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    while more := os.read(source, 1 << 16):
+        reported += more
+    os.close(source)
+    seen["left"] |= {path.name.split(".")[1] for path in directory.iterdir() if "." in path.name}
+    recover(directory)
+    info, damaged = newest_verified(directory, quarantine=False)
+    assert damaged == [], damaged
+    assert info.step >= int(reported.split()[-1]) > safe
+    for path in list_checkpoints(directory):
+        verify(path)
+    assert all(path.name.startswith("step-") and "." not in path.name for path in directory.iterdir())
+    safe = info.step
+    seen["newest"].add(safe)
+prune(directory, RULES)
+kept = [int(path.name[5:]) for path in list_checkpoints(directory)]
+print(json.dumps({"newest": len(seen["newest"]), "left": sorted(seen["left"]), "kept": kept}))
 """
 
 
-def test_no_kill_makes_a_run_unresumable(tmp_path):
-    delays = random.Random(0)
-    safe = 0
-    progress = set()
-    for _ in range(KILLS):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), str(safe + 1)], stdout=subprocess.PIPE, text=True
-        )
-        first = writer.stdout.readline()
-        time.sleep(delays.random() * 0.05)
-        writer.send_signal(signal.SIGKILL)
-        reported = [first, *writer.stdout.read().splitlines()]
-        writer.wait()
-        writer.stdout.close()
-        recover(tmp_path)
-        info, damaged = newest_verified(tmp_path)
-        assert damaged == []
-        assert info.step >= int(reported[-1])
-        verify(info.path)
-        safe = info.step
-        progress.add(safe)
-    assert len(progress) == KILLS
-    assert len(list(tmp_path.iterdir())) <= 3
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("killed")
+    done = subprocess.run(
+        [sys.executable, "-c", NURSERY, str(directory), str(RANDOM_KILLS), str(EXACT_KILLS)],
+        capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_no_kill_makes_a_run_unresumable(outcome):
+    assert outcome["newest"] == RANDOM_KILLS + EXACT_KILLS, "each writer got further than the one before"
+
+
+def test_kills_hit_every_stage_of_a_save(outcome):
+    assert {"partial", "replaced", "removed"} <= set(outcome["left"])
+
+
+def test_the_rules_hold_over_kills(outcome):
+    kept = outcome["kept"]
+    multiples = range(7, max(kept) - 7, 7)
+    assert len(kept) >= len(multiples)
+    for multiple in multiples:
+        assert any(multiple <= step < multiple + 7 for step in kept), multiple

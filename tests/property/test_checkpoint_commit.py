@@ -1,5 +1,6 @@
-"""Any sequence of saves, failures, damage and pruning leaves the newest whole checkpoint findable."""
+"""Any sequence of saves, crashes, damage and pruning leaves the newest whole checkpoint findable."""
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -8,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from distllm.checkpoint.commit import transaction
-from distllm.checkpoint.format import list_checkpoints, newest_verified, step_path
-from distllm.checkpoint.retention import Retention, prune
+from distllm.checkpoint.commit import recover, transaction
+from distllm.checkpoint.format import list_checkpoints, newest_verified, step_path, verify
+from distllm.checkpoint.retention import Retention, Summary, kept, prune
 from distllm.errors import CheckpointError
 
 
@@ -18,11 +19,54 @@ class _FailureOnPurposeError(Exception):
     pass
 
 
+class _Dead(BaseException):
+    """The process died: whatever touches a file from now on does not happen, cleaning up included."""
+
+
+class Death:
+    """Lets the process die at its n-th operation on files from now on, until it is revived."""
+
+    OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+
+    def __init__(self):
+        self.left = None
+        sys.addaudithook(self._count)
+
+    def _count(self, event, _arguments):
+        if self.left is not None and event in self.OPERATIONS:
+            self.left -= 1
+            if self.left <= 0:
+                raise _Dead
+
+    def during(self, operation, work):
+        """Do ``work``; return whether it came to its end before the process died."""
+        self.left = operation
+        try:
+            work()
+        except _Dead:
+            return False
+        finally:
+            self.left = None
+        return True
+
+
+DEATH = Death()
+RETENTION = st.builds(Retention, st.integers(1, 4), st.none() | st.integers(2, 5))
+
+
 def _fail(directory, step, files_written):
     with transaction(directory, step) as files:
         for number in range(files_written):
             files.write(f"model-{number:05d}.safetensors", b"half")
         raise _FailureOnPurposeError
+
+
+def verify_fails(path):
+    try:
+        verify(path)
+    except CheckpointError:
+        return True
+    return False
 
 
 class CheckpointDirectory(RuleBasedStateMachine):
@@ -57,15 +101,42 @@ class CheckpointDirectory(RuleBasedStateMachine):
         del self.whole[step]
         self.damaged.add(step)
 
-    @rule(keep_last=st.integers(1, 4))
-    def prune(self, keep_last):
-        prune(self.path, Retention(keep_last))
-        stays = sorted(self.whole.keys() | self.damaged, reverse=True)[:keep_last]
-        survivors = set(stays)
-        if not survivors & self.whole.keys() and self.whole:
-            survivors.add(max(self.whole))
-        self.whole = {step: content for step, content in self.whole.items() if step in survivors}
-        self.damaged &= survivors
+    @rule(step=st.integers(0, 12), content=st.binary(max_size=64), operation=st.integers(1, 20))
+    def die_while_saving(self, step, content, operation):
+        finished = DEATH.during(operation, lambda: self.save(step, content))
+        recover(self.path)
+        if finished:
+            return
+        file = step_path(self.path, step) / "model-00000.safetensors"
+        if file.exists() and (step not in self.whole or file.read_bytes() == content != self.whole[step]):
+            if step in self.damaged and verify_fails(file.parent):
+                return
+            verify(file.parent)
+            self.whole[step] = content
+            self.damaged.discard(step)
+
+    @rule(retention=RETENTION)
+    def prune(self, retention):
+        prune(self.path, retention)
+        self._lose(self._doomed(retention))
+
+    @rule(retention=RETENTION, operation=st.integers(1, 30))
+    def die_while_pruning(self, retention, operation):
+        doomed = self._doomed(retention)
+        DEATH.during(operation, lambda: prune(self.path, retention))
+        recover(self.path)
+        self._lose({step for step in doomed if not step_path(self.path, step).exists()})
+
+    def _doomed(self, retention):
+        steps = sorted(self.whole.keys() | self.damaged, reverse=True)
+        stays = kept([Summary(step_path(self.path, step), step) for step in steps], retention).keys()
+        if not stays & self.whole.keys() and self.whole:
+            stays |= {max(self.whole)}
+        return set(steps) - stays
+
+    def _lose(self, steps):
+        self.whole = {step: content for step, content in self.whole.items() if step not in steps}
+        self.damaged -= steps
 
     @rule()
     def resume(self):
