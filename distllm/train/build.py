@@ -11,9 +11,6 @@ from typing import Any
 import torch
 
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint
-from distllm.checkpoint.retention import Retention
-from distllm.checkpoint.save import Saver
-from distllm.checkpoint.space import check_space, checkpoint_bytes
 from distllm.config.compose import Composition
 from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
@@ -50,7 +47,7 @@ from distllm.train.loop import Run
 from distllm.train.replicas import ReplicaCheck
 from distllm.train.resume import check_resume
 from distllm.train.run_directory import RunDirectory
-from distllm.train.saving import Saves
+from distllm.train.saving import build_saves, check_room
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
 
@@ -146,7 +143,7 @@ def _build(
             found, resolved, directory, train_split.manifest, stream, allow_schedule=allow_schedule
         ),
     )
-    notes += filter(None, [agree(topology, lambda: _check_space(resolved, directory))])
+    notes += filter(None, [agree(topology, lambda: check_room(resolved, directory.checkpoints))])
     sinks: list[Sink] = []
     if topology.is_main:
         made_with = {**environment(), "device": _device(topology)}
@@ -176,7 +173,7 @@ def _build(
         guard=Guard(config.guard, state),
         replicas=ReplicaCheck(engine, topology),
         chain=chain,
-        saves=_saves(resolved, directory, topology, state, engine, chronicle, sinks),
+        saves=build_saves(resolved, directory.checkpoints, topology, state, engine, chronicle, sinks),
         chronicle=chronicle,
         sinks=sinks,
         stop=stop,
@@ -212,46 +209,6 @@ def _tracked(
         dataset=str(facts["dataset"]),
         tokenizer=str(facts["tokenizer"]),
     )
-
-
-def _checkpoint_bytes(resolved: Resolved) -> int:
-    return checkpoint_bytes(int(resolved.derivations["num_params"].value))
-
-
-def _check_space(resolved: Resolved, directory: RunDirectory) -> str | None:
-    config = resolved.config.checkpoint
-    return check_space(
-        directory.checkpoints,
-        _checkpoint_bytes(resolved),
-        Retention.of_config(config),
-        max_steps=resolved.max_steps,
-        ephemeral=config.ephemeral_every_steps is not None,
-    )
-
-
-def _saves(
-    resolved: Resolved,
-    directory: RunDirectory,
-    topology: Topology,
-    state: TrainState,
-    engine: Engine,
-    chronicle: Chronicle,
-    sinks: list[Sink],
-) -> Saves:
-    config = resolved.config.checkpoint
-    saver = Saver(
-        directory.checkpoints,
-        topology,
-        Retention.of_config(config),
-        background=config.background,
-        expected_bytes=_checkpoint_bytes(resolved),
-    )
-
-    def tell(text: str) -> None:
-        for sink in sinks:
-            sink.log_note(state.step, text)
-
-    return Saves(saver, config, state, engine, chronicle, tell)
 
 
 def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:

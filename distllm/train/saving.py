@@ -10,12 +10,18 @@ tries again when the next one is due, a few times; the last save of an attempt m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from distllm.checkpoint.retention import Retention
 from distllm.checkpoint.save import Saver
+from distllm.checkpoint.space import check_space, checkpoint_bytes
+from distllm.config.resolve import Resolved
 from distllm.config.schema_checkpoint import CheckpointConfig
 from distllm.dist.engine import Engine
+from distllm.dist.topology import Topology
 from distllm.errors import StorageError
+from distllm.observe.sinks import Sink
 from distllm.train.chronicle import Chronicle
 from distllm.train.interval import SaveInterval
 from distllm.train.state import TrainState
@@ -152,3 +158,45 @@ class Saves:
                 self._chronicle.event("saved", step=step, samples=self._samples)
         except StorageError as error:
             self._chronicle.event("save_failed", step=step, why=error.cause)
+
+
+def check_room(resolved: Resolved, directory: Path) -> str | None:
+    """Compare the disk with what the run will keep; see `distllm.checkpoint.space.check_space`."""
+    config = resolved.config.checkpoint
+    return check_space(
+        directory,
+        _checkpoint_bytes(resolved),
+        Retention.of_config(config),
+        max_steps=resolved.max_steps,
+        ephemeral=config.ephemeral_every_steps is not None,
+    )
+
+
+def build_saves(
+    resolved: Resolved,
+    directory: Path,
+    topology: Topology,
+    state: TrainState,
+    engine: Engine,
+    chronicle: Chronicle,
+    sinks: Sequence[Sink],
+) -> Saves:
+    """Return the checkpoints of a run whose ``checkpoint`` keys say when, how and for how long."""
+    config = resolved.config.checkpoint
+    saver = Saver(
+        directory,
+        topology,
+        Retention.of_config(config),
+        background=config.background,
+        expected_bytes=_checkpoint_bytes(resolved),
+    )
+
+    def tell(text: str) -> None:
+        for sink in sinks:
+            sink.log_note(state.step, text)
+
+    return Saves(saver, config, state, engine, chronicle, tell)
+
+
+def _checkpoint_bytes(resolved: Resolved) -> int:
+    return checkpoint_bytes(int(resolved.derivations["num_params"].value))
