@@ -26,6 +26,8 @@ COMMANDS = {
     "inspect": "the exact text of any batch of any step",
     "report": "a run, or several side by side, as one page for the browser",
     "checkpoint": "list, verify, convert or prune the checkpoints of a run",
+    "dashboard": "the layout of the Weights & Biases dashboard, as code",
+    "sweep": "a Weights & Biases sweep, generated from the schema",
     "ledger": "where a run's time went, and what happened to it",
     "doctor": "check this machine and say what to do",
 }
