@@ -28,15 +28,14 @@ def run(words: Sequence[str]) -> int:
     stored = run_of(require(options.run, "run", "evaluate"), options.runs_dir)
     resolved = stored.resolved()
     gc.enable()
-    from distllm.data.stream import PackedSplit
+    from distllm.data.open import open_split
     from distllm.dist.topology import Topology
     from distllm.evaluate.perplexity import evaluate_perplexity
     from distllm.infer.load import load_trained
     from distllm.tasks.registry import build_task
 
     trained = load_trained(stored.directory.checkpoints, resolved, options.step)
-    data = resolved.config.data
-    split = PackedSplit(stored.dataset, "valid", data.seq_len, packing=data.packing, on_damage=data.on_damage)
+    split = open_split(resolved.config, "valid")
     measured = evaluate_perplexity(
         trained.model,
         build_task(resolved.config, resolved.shape),
@@ -46,9 +45,5 @@ def run(words: Sequence[str]) -> int:
         micro_batch_size=resolved.micro_batch_size,
         max_tokens=options.max_tokens,
     )
-    print(
-        f"step {trained.step}: validation loss {measured.loss:.4f} nats/token, "
-        f"perplexity {measured.perplexity:.2f}, {measured.bits_per_byte:.4f} bits/byte, "
-        f"{measured.tokens} tokens"
-    )
+    print(f"step {trained.step}: {measured}")
     return 0

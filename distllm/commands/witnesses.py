@@ -6,7 +6,7 @@ Shapes: N steps of a run, D documents of a shard.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.config.schema import Config
+from distllm.data.records import TEXT
 from distllm.data.shards import Removal, index_of, map_shard
 from distllm.errors import DistllmError
 
@@ -102,11 +103,10 @@ def _steps(
 ) -> tuple[tuple[int, int], ...]:
     """Return the stretches of steps whose samples held a piece of a forgotten document of train."""
     from distllm.data.mixture import order_of
-    from distllm.data.stream import PackedSplit
+    from distllm.data.open import open_split
     from distllm.train.excluded import steps_of
 
-    data = config.data
-    split = PackedSplit(directory, "train", data.seq_len, packing=data.packing)
+    split = open_split(replace(config, data=replace(config.data, out=str(directory))), "train")
     order = order_of(config, split.sources)
     names = [source.name for source in split.sources]
     positions = list[int]()
@@ -127,9 +127,11 @@ def _spans(directory: Path, removal: Removal) -> dict[str, list[tuple[int, int, 
     for place in removal.places:
         if place.split != "train":
             continue
-        _, ends_D = map_shard(directory, index[place.source]["train"][place.shard], dtype)
-        # the EOT that opens a document is no part of its text
-        start = (int(ends_D[place.row - 1]) if place.row else 0) + 1
+        # samples are found by the ids of the first field, and hold the others as well
+        field = manifest.fields[place.source][0]
+        _, ends_D = map_shard(directory, index[place.source]["train"][place.shard], dtype, field)
+        # the EOT that opens a plain document is no part of its text
+        start = (int(ends_D[place.row - 1]) if place.row else 0) + (field == TEXT)
         if start < (stop := int(ends_D[place.row])):
             spans.setdefault(place.source, []).append((place.shard, start, stop))
     return spans

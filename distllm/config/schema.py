@@ -24,6 +24,7 @@ from distllm.config.schema_guard import GuardConfig
 from distllm.config.schema_mixture import MixtureConfig
 from distllm.config.schema_privacy import PrivacyConfig
 from distllm.config.schema_read import ReadConfig, SourceConfig
+from distllm.config.schema_task import TaskConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
 
 
@@ -90,6 +91,17 @@ class DataConfig(ReadConfig):
         "rows of seq_len: windows of the stream, or whole documents in order, or the fullest row that fits",
         on_resume="identity",
     )
+    source_len: int | None = option(
+        None,
+        "tokens per row of what is read beside the targets (pairs); null means seq_len",
+        on_resume="identity",
+        minimum=2,
+    )
+    too_long: Literal["fail", "drop", "cut"] = option(
+        "fail",
+        "an example that no row holds: fail before step 1, drop it, or cut it",
+        on_resume="identity",
+    )
     mask_documents: bool = option(True, "attention never crosses a document boundary", on_resume="identity")
     on_damage: Literal["fail", "skip"] = option(
         "fail", "a damaged block of a shard: fail, or skip: its samples carry no loss and are counted"
@@ -97,13 +109,6 @@ class DataConfig(ReadConfig):
     max_damage: float = option(
         0.001, "largest share of samples that on_damage=skip may lose", minimum=0.0, maximum=1.0
     )
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """What the model learns to do."""
-
-    name: Literal["causal_lm"] = option("causal_lm", "the objective", on_resume="identity")
 
 
 @dataclass(frozen=True)

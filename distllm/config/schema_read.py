@@ -8,8 +8,9 @@ from typing import Literal
 from distllm.config.options import option
 
 SourceKind = Literal[
-    "pydocs", "text", "jsonl", "parquet", "csv", "html", "warc", "epub", "pdf", "pairs", "qa", "chat", "many"
-]
+    "pydocs", "text", "jsonl", "parquet", "csv", "html", "warc", "epub", "pdf",
+    "pairs", "qa", "chat", "preferences", "many",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

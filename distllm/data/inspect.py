@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distllm.data.stream import IGNORE_INDEX, Batch
+from distllm.data.batch import IGNORE_INDEX, Batch
 from distllm.data.tokenizer import Tokenizer
 
 
@@ -15,7 +15,8 @@ def describe_batch(batch: Batch, tokenizer: Tokenizer, origins: Sequence[str] = 
 
     A document that began in an earlier window is marked as continued. The EOT that opens a document
     is counted and not printed; ``next`` is the target of the row's last input. EOT alone without loss
-    is padding, a forgotten document or a damaged row.
+    is padding, a forgotten document or a damaged row. What a segment reads beside its tokens stands
+    before it.
 
     Args:
         batch: the rows.
@@ -30,6 +31,7 @@ def describe_batch(batch: Batch, tokenizer: Tokenizer, origins: Sequence[str] = 
 def _describe_row(batch: Batch, row: int, tokenizer: Tokenizer, origin: str) -> str:
     tokens_T, segments_T = batch.tokens_BT[row], batch.segments_BT[row]
     documents = int(segments_T[-1]) + 1
+    source = batch.source
     scored = int(np.count_nonzero(batch.targets_BT[row] != IGNORE_INDEX))
     lines = [
         f"=== row {row} · sample {batch.sample_ids_B[row]}{origin} · {tokens_T.size} tokens, {scored} scored"
@@ -42,6 +44,10 @@ def _describe_row(batch: Batch, row: int, tokenizer: Tokenizer, origin: str) -> 
         if silent and ids == [tokenizer.eot_id] * len(ids):
             lines.append(f"--- {len(ids)} tokens without text or loss")
             continue
+        if source is not None:
+            read = source.tokens_BS[row][source.segments_BS[row] == segment].tolist()
+            lines.append(f"--- source {segment + 1} of {documents} · {len(read)} tokens")
+            lines.append(tokenizer.decode(read))
         opened = ids[0] == tokenizer.eot_id
         start = "from its start" if opened else "continued"
         lines.append(f"--- document {segment + 1} of {documents} · {len(ids)} tokens · {start}")

@@ -11,12 +11,14 @@ from pathlib import Path
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved
 from distllm.config.schema import Config
+from distllm.data.batch import Split
 from distllm.data.lengths import LengthWarmup
 from distllm.data.manifest import Manifest
 from distllm.data.mirror import dataset_directory
+from distllm.data.open import open_split
 from distllm.data.order import Phase, SampleOrder, SourceSamples, quotas_of
 from distllm.data.packing import WindowLayout
-from distllm.data.stream import PackedSplit, StepStream
+from distllm.data.stream import StepStream
 from distllm.errors import ConfigError, DataError, DistllmError
 from distllm.fsio import digest_bytes
 from distllm.registry import did_you_mean
@@ -30,8 +32,8 @@ def train_sources(directory: Path, manifest: Manifest, config: Config) -> tuple[
         DataError: documents are to be packed, and a shard cannot be opened.
     """
     data = config.data
-    if data.packing != "window":
-        return PackedSplit(directory, "train", data.seq_len, packing=data.packing).sources
+    if data.packing != "window" or config.task.name != "causal_lm":
+        return open_split(config, "train").sources
     shards = {
         name: splits["train"].shards if "train" in splits else () for name, splits in manifest.sources.items()
     }
@@ -90,7 +92,7 @@ def plan_digest(config: Config, order: SampleOrder, position: int) -> str:
     return digest_bytes(json.dumps(facts).encode())
 
 
-def open_stream(resolved: Resolved, rank: int, world_size: int) -> tuple[PackedSplit, StepStream]:
+def open_stream(resolved: Resolved, rank: int, world_size: int) -> tuple[Split, StepStream]:
     """Open the training split of a run and the batches of one rank.
 
     Raises:
@@ -98,13 +100,7 @@ def open_stream(resolved: Resolved, rank: int, world_size: int) -> tuple[PackedS
         DataError: the dataset is damaged.
     """
     config = resolved.config
-    split = PackedSplit(
-        dataset_directory(config.data),
-        "train",
-        config.data.seq_len,
-        packing=config.data.packing,
-        on_damage=config.data.on_damage,
-    )
+    split = open_split(config, "train")
     stream = StepStream(
         split,
         order_of(config, split.sources),

@@ -9,8 +9,8 @@ a segment opens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.data.ahead import ShardsAhead, ShardUse
+from distllm.data.batch import IGNORE_INDEX, Batch, Split
 from distllm.data.lengths import LengthWarmup
 from distllm.data.manifest import MIRROR_FILE, Manifest
 from distllm.data.order import SampleOrder, SourceSamples
@@ -27,40 +28,10 @@ from distllm.data.rows import OnDamage, SourceRows
 from distllm.data.shards import index_of
 from distllm.errors import DataError
 
-IGNORE_INDEX = -100
 _LOCATED = 1024
 """Samples that are located at once: many cost hardly more than a few (measured)."""
 _READ_IDS = 1 << 18
 """Ids that are read at once: fewer cost more calls for each (measured), more only memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One micro-batch of one rank.
-
-    Attributes:
-        tokens_BT: inputs.
-        targets_BT: the id that follows each input; ``IGNORE_INDEX`` where there is no loss.
-        positions_BT: place in the segment; restarts at 0 with each.
-        segments_BT: 0, 1, 2 … along a row, never decreasing.
-        sample_ids_B: position of each row in the run's global order.
-    """
-
-    tokens_BT: NDArray[np.int32]
-    targets_BT: NDArray[np.int32]
-    positions_BT: NDArray[np.int32]
-    segments_BT: NDArray[np.int32]
-    sample_ids_B: NDArray[np.int64]
-
-    def rows(self, start: int, stop: int) -> Batch:
-        """Return the rows ``start`` to ``stop`` as a batch on the same memory."""
-        return Batch(
-            self.tokens_BT[start:stop],
-            self.targets_BT[start:stop],
-            self.positions_BT[start:stop],
-            self.segments_BT[start:stop],
-            self.sample_ids_B[start:stop],
-        )
 
 
 class PackedSplit:
@@ -74,6 +45,7 @@ class PackedSplit:
         seq_len: T, the inputs of a row.
         packing: how documents become rows.
         on_damage: what a damaged block does: an error, or rows of EOT without loss.
+        corrupt: what hides part of the text; see ``distllm.data.corrupt``.
 
     Attributes:
         sources: how many samples each source has; a source that lacks the split has none.
@@ -95,6 +67,7 @@ class PackedSplit:
         *,
         packing: Packing = "window",
         on_damage: OnDamage = "fail",
+        corrupt: Callable[[Batch], Batch] | None = None,
     ) -> None:
         directory = Path(directory)
         self.manifest = Manifest.load(directory)
@@ -120,6 +93,7 @@ class PackedSplit:
             for name, shards in ((name, index[name]) for name in self.manifest.sources)
         ]
         self._pads = packing != "window"
+        self._corrupt = corrupt
         self.sources = tuple(SourceSamples(rows.name, rows.layout.samples) for rows in self._rows)
         self._ends_S = np.cumsum([source.total for source in self.sources])
         self.num_samples = int(self._ends_S[-1])
@@ -219,7 +193,8 @@ class PackedSplit:
         empty_BT &= targets_BT == self.manifest.eot_id
         targets_BT[empty_BT] = IGNORE_INDEX
         positions_BT, segments_BT = _segments([*opens, *_cuts(longest_B, self.seq_len)], shape)
-        return Batch(tokens_BT, targets_BT, positions_BT, segments_BT, sample_ids_B), len(lost_rows)
+        batch = Batch(tokens_BT, targets_BT, positions_BT, segments_BT, sample_ids_B)
+        return self._corrupt(batch) if self._corrupt else batch, len(lost_rows)
 
 
 class StepStream:
@@ -248,7 +223,7 @@ class StepStream:
 
     def __init__(
         self,
-        split: PackedSplit,
+        split: Split,
         order: SampleOrder,
         *,
         sequences_per_step: int,
@@ -353,7 +328,8 @@ def _check_fields(directory: Path, manifest: Manifest, split: str) -> None:
             raise DataError(
                 f"source {name} of {directory} has documents of the fields {', '.join(fields)}, not text",
                 where=str(directory),
-                remedy="train on a dataset whose sources are plain text",
+                remedy="train on a dataset whose sources are plain text, or choose the task that such "
+                "documents are for: task=seq2seq, instruct, extractive_qa, contrastive or dpo",
             )
 
 

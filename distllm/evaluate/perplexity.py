@@ -1,19 +1,20 @@
 """Validation loss over held-out samples, sharded over ranks, each counted exactly once.
 
-B: rows of a micro-batch.  T: tokens of a row.
+B: rows of a micro-batch.  N: samples of one source.  S: sources.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from distllm.data.stream import IGNORE_INDEX, Batch, PackedSplit
+from distllm.data.batch import IGNORE_INDEX, Batch, Split
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.topology import Topology
@@ -22,32 +23,54 @@ from distllm.tasks.base import Task
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """The summed negative log-likelihood of the targets, in nats, and what it was summed over."""
+    """The summed negative log-likelihood of the targets, in nats, and what it was summed over.
+
+    Attributes:
+        nll_sum: the sum.
+        tokens: loss targets: tokens, or the windows or pairs that a task counts instead.
+        text_bytes: UTF-8 bytes of the text that the targets stand for; 0 where they stand for none.
+        sources: loss of each source that was measured, where there are several.
+        unit: what ``tokens`` counts.
+    """
 
     nll_sum: float
     tokens: int
     text_bytes: int
+    sources: Mapping[str, float] = field(default_factory=dict)
+    unit: str = "token"
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Nats per target."""
         return self.nll_sum / self.tokens
 
     @property
-    def perplexity(self) -> float:
-        """exp(loss); infinite where that overflows."""
+    def perplexity(self) -> float | None:
+        """exp(loss), infinite where that overflows; None where targets are no tokens."""
+        if self.unit != "token":
+            return None
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
-    def bits_per_byte(self) -> float:
-        """Bits per UTF-8 byte of text: comparable between tokenizers."""
-        return self.nll_sum / math.log(2) / self.text_bytes
+    def bits_per_byte(self) -> float | None:
+        """Bits per UTF-8 byte of text: comparable between tokenizers; None where there is no text."""
+        return self.nll_sum / math.log(2) / self.text_bytes if self.text_bytes else None
+
+    def __str__(self) -> str:
+        """The figures in one line."""
+        parts = [f"validation loss {self.loss:.4f} nats/{self.unit}"]
+        if self.perplexity is not None:
+            parts.append(f"perplexity {self.perplexity:.2f}")
+        if self.bits_per_byte is not None:
+            parts.append(f"{self.bits_per_byte:.4f} bits/byte")
+        parts += [f"{name} {loss:.4f}" for name, loss in self.sources.items()]
+        return ", ".join([*parts, f"{self.tokens} {self.unit}s"])
 
 
 def evaluate_perplexity(
     model: nn.Module,
     task: Task,
-    split: PackedSplit,
+    split: Split,
     tokenizer: Tokenizer,
     topology: Topology,
     *,
@@ -58,37 +81,67 @@ def evaluate_perplexity(
 
     Collective: every rank runs the same number of forward passes, the last ones perhaps on rows
     that count nothing, because under ZeRO-3 a forward pass is itself a collective. The split's
-    samples are taken in their own order, which training never sees.
+    samples are taken in their own order, which training never sees; those of one source together,
+    so that each has a loss of its own.
     """
     wanted = split.num_samples if max_tokens is None else max(1, max_tokens // split.seq_len)
-    num_samples = min(split.num_samples, wanted)
-    byte_lengths_V = tokenizer.token_byte_lengths()
-    bytes_per_token = split.bytes_per_token
+    sample_N = _spread(split.num_samples, min(split.num_samples, wanted))
+    ends_S = np.cumsum([source.total for source in split.sources])
+    count_bytes = _byte_counter(task, split, tokenizer)
     was_training = model.training
     model.eval()
-    nll_sum, tokens, text_bytes = 0.0, 0, 0.0
+    sums = []
     with torch.no_grad():
-        for batch in _share(split, num_samples, micro_batch_size, topology):
-            nll_sum += float(task.loss_sum(model, batch))
-            targets = batch.targets_BT[batch.targets_BT != IGNORE_INDEX]
-            tokens += len(targets)
-            text_bytes += (
-                bytes_per_token * len(targets)
-                if byte_lengths_V is None
-                else int(byte_lengths_V[targets].sum())
-            )
+        for own_N in np.split(sample_N, np.searchsorted(sample_N, ends_S[:-1])):
+            batches = list(_share(split, own_N, micro_batch_size, topology))
+            task.begin(model, batches, topology)
+            nll = sum(float(task.loss_sum(model, batch)) for batch in batches)
+            sums += [nll, sum(map(task.weight, batches)), sum(map(count_bytes, batches))]
     model.train(was_training)
-    totals = sum_over_ranks([nll_sum, tokens, text_bytes], topology)
-    return Perplexity(totals[0], int(totals[1]), round(totals[2]))
+    totals = np.array(sum_over_ranks(sums, topology)).reshape(-1, 3)
+    nll_sum, tokens, text_bytes = totals.sum(axis=0).tolist()
+    by_source = {
+        source.name: float(nll / weight)
+        for source, (nll, weight, _) in zip(split.sources, totals.tolist(), strict=True)
+        if weight and len(split.sources) > 1
+    }
+    return Perplexity(nll_sum, int(tokens), round(text_bytes), by_source, task.unit)
 
 
-def _share(split: PackedSplit, num_samples: int, size: int, topology: Topology) -> Iterator[Batch]:
+def _spread(total: int, count: int) -> NDArray[np.int64]:
+    """Return ``count`` of ``total`` samples, evenly spread, so that every source has its part."""
+    return np.arange(count, dtype=np.int64) * total // count
+
+
+class _ByteCounter:
+    """Counts the bytes of text that the targets of a batch stand for."""
+
+    def __init__(self, lengths_V: NDArray[np.int64] | None, bytes_per_token: float) -> None:
+        self._lengths_V, self._bytes_per_token = lengths_V, bytes_per_token
+
+    def __call__(self, batch: Batch) -> float:
+        targets = batch.targets_BT[batch.targets_BT != IGNORE_INDEX]
+        if self._lengths_V is None:
+            return self._bytes_per_token * len(targets)
+        return float(self._lengths_V[targets].sum())
+
+
+def _byte_counter(task: Task, split: Split, tokenizer: Tokenizer) -> _ByteCounter:
+    """Return what counts bytes, or nothing where the targets are not the whole text."""
+    if not task.reads_text:
+        return _ByteCounter(None, 0.0)
+    return _ByteCounter(tokenizer.token_byte_lengths(), split.bytes_per_token)
+
+
+def _share(split: Split, sample_N: NDArray[np.int64], size: int, topology: Topology) -> Iterator[Batch]:
     """Yield this rank's batches: samples rank, rank + world, ...; short ones are filled with nothing."""
+    if not sample_N.size:
+        return
     stride = size * topology.world_size
-    for start in range(0, num_samples, stride):
-        wanted = start + topology.rank + topology.world_size * np.arange(size)
-        # spread over the split, so that every source has its part
-        samples_B = np.minimum(wanted, num_samples - 1) * split.num_samples // num_samples
-        batch = split.batch(samples_B, wanted)
-        counted_B1 = (wanted < num_samples)[:, None]
+    for start in range(0, sample_N.size, stride):
+        place_B = start + topology.rank + topology.world_size * np.arange(size)
+        samples_B = sample_N[np.minimum(place_B, sample_N.size - 1)]
+        # a name of its own for every row, also for those that count nothing
+        batch = split.batch(samples_B, np.where(place_B < sample_N.size, samples_B, -1 - place_B))
+        counted_B1 = (place_B < sample_N.size)[:, None]
         yield replace(batch, targets_BT=np.where(counted_B1, batch.targets_BT, IGNORE_INDEX))

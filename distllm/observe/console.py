@@ -58,10 +58,14 @@ class ConsoleSink:
 
     def log_eval(self, record: EvalRecord) -> None:
         """Print one line that stands out between steps."""
+        figures = [f"loss {_number(record.loss)}"]
+        if record.perplexity is not None:
+            figures.append(f"perplexity {record.perplexity:.4g}")
+        if record.bits_per_byte is not None:
+            figures.append(f"{record.bits_per_byte:.4f} bits per byte")
+        figures += [f"{name} {_number(loss)}" for name, loss in record.sources.items()]
         self._printer.line(
-            f"== evaluation at step {record.step}: loss {_number(record.loss)}, "
-            f"perplexity {record.perplexity:.4g}, {record.bits_per_byte:.4f} bits per byte "
-            f"({format_duration(record.seconds)})",
+            f"== evaluation at step {record.step}: {', '.join(figures)} ({format_duration(record.seconds)})",
             "bold green",
         )
 

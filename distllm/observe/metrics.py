@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -47,14 +48,19 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class EvalRecord:
-    """One validation pass: ``loss`` in nats per token, ``bits_per_byte`` of UTF-8 text."""
+    """One validation pass: ``loss`` in nats per target, ``bits_per_byte`` of UTF-8 text.
+
+    ``perplexity`` is None where targets are no tokens, ``bits_per_byte`` where they are not a whole
+    text. ``sources`` holds the loss of each source, where there are several.
+    """
 
     step: int
     tokens: int
     loss: float
-    perplexity: float
-    bits_per_byte: float
+    perplexity: float | None
+    bits_per_byte: float | None
     seconds: float
+    sources: Mapping[str, float] = field(default_factory=dict)
 
 
 def resident_bytes() -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distllm.data.stream import IGNORE_INDEX
+from distllm.data.batch import IGNORE_INDEX
 
 CHUNK_TOKENS = 512
 

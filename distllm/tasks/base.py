@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distllm.data.stream import Batch
+from distllm.data.batch import IGNORE_INDEX, Batch
+from distllm.dist.topology import Topology
+from distllm.errors import DataError
 
 
 class Task(Protocol):
@@ -14,12 +20,58 @@ class Task(Protocol):
 
     Both quantities are sums over rows, so that batches can be cut in any way: the gradient of the
     sum of ``loss_sum`` over the sum of ``weight`` is the same.
+
+    Attributes:
+        unit: what ``weight`` counts: ``"token"``, ``"window"`` or ``"pair"``.
+        reads_text: whether the targets are a whole text, whose bytes the loss can be counted by.
     """
+
+    unit: str
+    reads_text: bool
 
     def weight(self, batch: Batch) -> int:
         """Return the number of loss targets in ``batch``; needs no device."""
         ...
 
+    def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
+        """Look at all micro-batches that this rank is about to take together. Collective.
+
+        For objectives whose loss of one row depends on the others.
+        """
+        ...
+
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of ``batch`` summed over its targets, a scalar on the model's device."""
         ...
+
+
+def count_targets(batch: Batch) -> int:
+    """Return the positions of a batch that carry loss."""
+    return int(np.count_nonzero(batch.targets_BT != IGNORE_INDEX))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model computes."""
+    return next(model.parameters()).device
+
+
+def to_device(array: NDArray[np.int32], device: torch.device) -> Tensor:
+    """Return an array as a tensor on ``device``."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def check_vocabulary(batch: Batch, vocab_size: int, *, targets_are_ids: bool = True) -> None:
+    """Check that a model knows every id of a batch.
+
+    Raises:
+        DataError: it does not.
+    """
+    parts = [batch.tokens_BT, *([batch.targets_BT] if targets_are_ids else [])]
+    parts += [] if batch.source is None else [batch.source.tokens_BS]
+    largest = max(int(part.max()) for part in parts)
+    if largest >= vocab_size:
+        raise DataError(
+            f"token id {largest} is outside the model's vocabulary of {vocab_size}",
+            where="data.out",
+            remedy="train with the tokenizer the dataset was prepared with, or prepare it again",
+        )

@@ -4,27 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+
 from distllm.config.schema import Config
 from distllm.config.shape import ModelShape
 from distllm.registry import Registry
 from distllm.tasks.base import Task
 from distllm.tasks.causal_lm import CausalLM
+from distllm.tasks.contrastive import Contrastive
+from distllm.tasks.dpo import DPO
+from distllm.tasks.extractive_qa import ExtractiveQA
+from distllm.tasks.seq2seq import Seq2Seq
 
-TASKS: Registry[Callable[[Config, ModelShape], Task]] = Registry(
+Builder = Callable[[Config, ModelShape, nn.Module | None], Task]
+
+
+def _text(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
+    return CausalLM(
+        shape.vocab_size,
+        mask_documents=config.data.mask_documents,
+        reads_text=config.task.name == "causal_lm",
+    )
+
+
+def _seq2seq(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
+    family: str = config.model.family
+    if family == "encoder_decoder":
+        return Seq2Seq(shape.vocab_size)
+    return _examples(config, shape, reference)
+
+
+def _examples(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
+    return CausalLM(shape.vocab_size, mask_documents=True, reads_text=False)
+
+
+def _dpo(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
+    if reference is None:
+        raise ValueError("preference optimisation needs the model that training began with")
+    return DPO(shape.vocab_size, config.task.beta, reference)
+
+
+TASKS: Registry[Builder] = Registry(
     "task",
     "task.name",
     {
-        "causal_lm": lambda config, shape: CausalLM(
-            shape.vocab_size, mask_documents=config.data.mask_documents
-        )
+        "causal_lm": _text,
+        "masked_lm": _text,
+        "span_corruption": lambda config, shape, reference: Seq2Seq(shape.vocab_size),
+        "seq2seq": _seq2seq,
+        "instruct": _examples,
+        "extractive_qa": lambda config, shape, reference: ExtractiveQA(shape.vocab_size),
+        "contrastive": lambda config, shape, reference: Contrastive(
+            shape.vocab_size, config.task.temperature
+        ),
+        "dpo": _dpo,
     },
 )
 
 
-def build_task(config: Config, shape: ModelShape) -> Task:
+def build_task(config: Config, shape: ModelShape, reference: nn.Module | None = None) -> Task:
     """Build the task ``config.task.name`` for a model of ``shape``.
+
+    Args:
+        config: the configuration.
+        shape: the model's.
+        reference: a copy of the model that training begins with, for tasks that compare with it.
 
     Raises:
         ConfigError: the name is unknown.
     """
-    return TASKS[config.task.name](config, shape)
+    return TASKS[config.task.name](config, shape, reference)

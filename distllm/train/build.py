@@ -14,9 +14,11 @@ from distllm.checkpoint.load import find_checkpoint, load_checkpoint
 from distllm.config.compose import Composition
 from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
+from distllm.data.batch import Split
 from distllm.data.mirror import dataset_directory
 from distllm.data.mixture import describe_order, open_stream
-from distllm.data.stream import PackedSplit, StepStream
+from distllm.data.open import open_split
+from distllm.data.stream import StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree
 from distllm.dist.build import build_engine
@@ -166,7 +168,7 @@ def _build(
         task=_task(resolved, directory, topology, state),
         engine=engine,
         stream=stream,
-        valid=_valid_split(resolved) if config.eval.every_steps else None,
+        valid=open_split(config, "valid") if config.eval.every_steps else None,
         tokenizer=Tokenizer.load(dataset),
         learning_rate=_learning_rate(resolved),
         state=state,
@@ -236,13 +238,6 @@ def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state
     return FaultyTask(task, faults, state, directory.path) if faults else task
 
 
-def _valid_split(resolved: Resolved) -> PackedSplit:
-    data = resolved.config.data
-    return PackedSplit(
-        dataset_directory(data), "valid", data.seq_len, packing=data.packing, on_damage=data.on_damage
-    )
-
-
 def _build_engine(resolved: Resolved, topology: Topology) -> Engine:
     config = resolved.config
     model = build_model(resolved.shape, config.seed)
@@ -270,7 +265,7 @@ def _learning_rate(resolved: Resolved) -> LearningRate:
     )
 
 
-def _describe_data(resolved: Resolved, split: PackedSplit, stream: StepStream) -> list[str]:
+def _describe_data(resolved: Resolved, split: Split, stream: StepStream) -> list[str]:
     """Say what the run's samples are where that is not plain windows of one source."""
     lines = describe_order(stream.order, resolved.max_steps * resolved.sequences_per_step)
     packing = resolved.config.data.packing

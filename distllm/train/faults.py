@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from distllm.checkpoint.format import list_checkpoints
 from distllm.config.faults import Fault
-from distllm.data.stream import Batch
+from distllm.data.batch import Batch
+from distllm.dist.topology import Topology
 from distllm.fsio import fsync_directory
 from distllm.tasks.base import Task
 from distllm.train.state import TrainState
@@ -42,6 +43,7 @@ class FaultyTask:
 
     def __init__(self, task: Task, faults: Sequence[Fault], state: TrainState, run_directory: Path) -> None:
         self._task = task
+        self.unit, self.reads_text = task.unit, task.reads_text
         self._faults = faults
         self._state = state
         self._checkpoints = run_directory / "checkpoints"
@@ -52,6 +54,10 @@ class FaultyTask:
     def weight(self, batch: Batch) -> int:
         """Return the number of loss targets in ``batch``."""
         return self._task.weight(batch)
+
+    def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
+        """Let the real task look at the micro-batches."""
+        self._task.begin(model, batches, topology)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of ``batch``, after whatever is due in this step has happened."""

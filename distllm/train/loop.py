@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from distllm.config.resolve import Resolved
+from distllm.data.batch import Split
 from distllm.data.digest import batch_digest
 from distllm.data.mixture import plan_digest
-from distllm.data.stream import PackedSplit, StepStream
+from distllm.data.stream import StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree
 from distllm.dist.collectives import gather_over_ranks, sum_over_ranks
@@ -51,7 +52,7 @@ class Run:
     task: Task
     engine: Engine
     stream: StepStream
-    valid: PackedSplit | None
+    valid: Split | None
     tokenizer: Tokenizer
     learning_rate: LearningRate
     state: TrainState
@@ -134,6 +135,7 @@ def train_step(run: Run, clock: StepClock) -> None:
         _stop_here(run)
     clock.mark("loop")
 
+    run.task.begin(run.engine.model, batches, run.topology)
     loss_sum = torch.zeros((), device=run.topology.device)
     for batch in batches:
         batch_loss = run.task.loss_sum(run.engine.model, batch)
@@ -145,7 +147,8 @@ def train_step(run: Run, clock: StepClock) -> None:
     by_rank = gather_over_ranks([float(loss_sum), run.replicas.changed_since()], run.topology)
     loss = sum(own_loss for own_loss, _ in by_rank) / weight
     corruption = flipped([changed for _, changed in by_rank])
-    lr = run.learning_rate(state.tokens)
+    # Of rows, not of targets: padding and prompts carry no loss, and must not stretch the schedule.
+    lr = run.learning_rate(state.step * config.train.tokens_per_step)
     result = run.engine.step(lr, lambda norm: corruption is None and run.guard.doubt(loss, norm) is None)
     clock.mark("update")
     if corruption is not None:
@@ -199,6 +202,7 @@ def evaluate(run: Run) -> None:
         loss=measured.loss,
         perplexity=measured.perplexity,
         bits_per_byte=measured.bits_per_byte,
+        sources=measured.sources,
         seconds=time.perf_counter() - started,
     )
     run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from distllm.data.stream import Batch
+from distllm.data.batch import Batch
 from distllm.errors import TrainingError
 from distllm.train.state import TrainState
 

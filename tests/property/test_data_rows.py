@@ -10,9 +10,10 @@ from datasets import write_sources
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distllm.data.batch import IGNORE_INDEX
 from distllm.data.lengths import LengthWarmup
 from distllm.data.order import Phase, SampleOrder
-from distllm.data.stream import IGNORE_INDEX, PackedSplit, StepStream
+from distllm.data.stream import PackedSplit, StepStream
 
 
 @st.composite

@@ -8,8 +8,9 @@ from datasets import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distllm.data.batch import IGNORE_INDEX
 from distllm.data.order import SampleOrder
-from distllm.data.stream import IGNORE_INDEX, PackedSplit, StepStream
+from distllm.data.stream import PackedSplit, StepStream
 
 documents = st.lists(st.lists(st.integers(1, 256), max_size=30), min_size=1, max_size=25)
 

@@ -374,3 +374,12 @@ def test_conversations_of_both_forms(tmp_path, record):
     (tmp_path / "a.json").write_text('[{"messages": ')
     with pytest.raises(DataError, match="not JSON"):
         items_of("chat", tmp_path)
+
+
+def test_preferences(tmp_path):
+    lines = [{"prompt": "p", "chosen": "good", "rejected": "bad"}, {"prompt": "p", "chosen": " "}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    items = items_of("preferences", tmp_path)
+    assert fields(items[:1]) == [lines[0]]
+    assert rules(items) == ["incomplete"]
+    assert items[1].reason == "no text in chosen, rejected"

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from datasets import byte_tokenizer, write_dataset
 
+from distllm.data.batch import IGNORE_INDEX, Batch
 from distllm.data.inspect import describe_batch
 from distllm.data.order import SampleOrder
-from distllm.data.stream import IGNORE_INDEX, Batch, PackedSplit, StepStream
+from distllm.data.stream import PackedSplit, StepStream
 from distllm.errors import DataError
 
 

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from datasets import byte_tokenizer, write_dataset, write_sources
 
+from distllm.data.batch import IGNORE_INDEX
 from distllm.data.inspect import describe_batch
 from distllm.data.manifest import Manifest
 from distllm.data.order import SampleOrder
 from distllm.data.packing import DocumentLayout
 from distllm.data.shards import index_of
 from distllm.data.shards.format import BLOCK_BYTES
-from distllm.data.stream import IGNORE_INDEX, PackedSplit, StepStream
+from distllm.data.stream import PackedSplit, StepStream
 from distllm.errors import DataError
 
 SEQ_LEN = 512

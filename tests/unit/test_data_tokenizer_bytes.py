@@ -12,6 +12,7 @@ from distllm.data.stream import PackedSplit
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.topology import Topology
 from distllm.evaluate.perplexity import evaluate_perplexity
+from distllm.tasks.causal_lm import CausalLM
 
 TEXTS = ["a first document", "zwei ä ö ü", "the third"]
 
@@ -34,7 +35,8 @@ def test_forgetting_takes_away_the_bytes_of_the_text(dataset, monkeypatch, byte_
 def test_bits_per_byte_come_from_the_manifest_where_ids_have_no_bytes(dataset):
     split = PackedSplit(dataset, "train", 4)
     record = Manifest.load(dataset).splits["train"]
-    task = SimpleNamespace(loss_sum=lambda model, batch: torch.tensor(1.0))
+    task = CausalLM(258, mask_documents=True)
+    task.loss_sum = lambda model, batch: torch.tensor(1.0)
     results = [
         evaluate_perplexity(
             torch.nn.Linear(1, 1),

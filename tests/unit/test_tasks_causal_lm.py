@@ -6,7 +6,7 @@ import torch
 
 from distllm.config.schema import Config, DataConfig, ModelConfig, TaskConfig
 from distllm.config.shape import settle_shape
-from distllm.data.stream import IGNORE_INDEX, Batch
+from distllm.data.batch import IGNORE_INDEX, Batch
 from distllm.errors import ConfigError, DataError
 from distllm.models.init import build_model
 from distllm.tasks.registry import build_task

@@ -60,6 +60,11 @@ def test_all_wrong_faults_of_a_configuration_are_reported():
 class Quadratic:
     """A task whose loss is the sum of the squared weights."""
 
+    unit, reads_text = "token", True
+
+    def begin(self, model, batches, topology):
+        pass
+
     def weight(self, batch):
         return 5
 

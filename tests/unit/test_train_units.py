@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from distllm.data.batch import Batch
 from distllm.data.digest import batch_digest
-from distllm.data.stream import Batch
 from distllm.errors import CheckpointError, RunDirectoryBusy, StorageError
 from distllm.train import clock
 from distllm.train.clock import Phases, StepClock

@@ -75,6 +75,9 @@ READERS: Registry[Kind] = Registry(
         ),
         "qa": Kind(dialogue.read_qa, ("context", "question", "answers"), (".json", *_JSON_LINES)),
         "chat": Kind(dialogue.read_chat, ("messages",), (".json", *_JSON_LINES)),
+        "preferences": Kind(
+            pairs.read_preferences, (pairs.PROMPT, pairs.CHOSEN, pairs.REJECTED), _JSON_LINES
+        ),
     },
 )
 FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(

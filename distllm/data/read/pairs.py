@@ -18,6 +18,7 @@ from distllm.data.records import Document, Dropped
 from distllm.errors import DataError
 
 SOURCE, TARGET = "source", "target"
+PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
 _XML_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 
 
@@ -43,6 +44,24 @@ def read_pairs(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | 
         yield from _of_gettext(file, part, read)
     else:
         yield from _of_moses(file, part, read)
+
+
+def read_preferences(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
+    """Yield a prompt, the answer that was preferred and the other one, from JSON lines with these keys.
+
+    Rules of refusal: those of JSON, ``incomplete`` (one of the three is missing or empty).
+    """
+    for record in json_records(file, part, read):
+        if isinstance(record, Dropped):
+            yield record
+            continue
+        name, content = record
+        texts = {key: content.get(key) for key in (PROMPT, CHOSEN, REJECTED)}
+        lacking = [key for key, text in texts.items() if not isinstance(text, str) or not text.strip()]
+        if lacking:
+            yield Dropped(name, "incomplete", f"no text in {', '.join(lacking)}", str(content)[:200])
+        else:
+            yield named(name, {key: str(text) for key, text in texts.items()}, content, read)
 
 
 def is_second_side(path: str, read: ReadConfig) -> bool:

@@ -180,6 +180,25 @@ class Tokenizer:
         text: str = self._inner.decode(list(ids), skip_special_tokens=False)
         return text
 
+    def special_ids(self, names: Sequence[str]) -> list[int]:
+        """Return the ids of special tokens; empty if one of them is none of this tokenizer."""
+        added = self._description.get("added_tokens", [])
+        special = {token["content"] for token in added if token["special"]}
+        return [self._vocab[name] for name in names] if special.issuperset(names) else []
+
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Return for each id whether it begins a word: with a space, or where nothing joins it to the last.
+
+        Byte-level and SentencePiece names carry the space before a word; WordPiece names mark what
+        continues one.
+        """
+        wordpiece = any(token.startswith("##") for token in self._vocab)
+        starts_V = np.zeros(self.vocab_size, dtype=bool)
+        for token, id_ in self._vocab.items():
+            starts_V[id_] = not token.startswith("##") if wordpiece else token.startswith(("Ġ", "▁", "Ċ"))
+        starts_V[self.eot_id] = True
+        return starts_V
+
     @cached_property
     def fingerprint(self) -> str:
         """The xxh3-128 digest of what determines ids, whatever the layout of the file."""

@@ -1,0 +1,141 @@
+"""Framings of documents that hold JSON: conversations, and questions to be answered in words.
+
+Their ids are decoded, rendered and encoded again, once to measure them and once for each use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distllm.data.batch import IGNORE_INDEX
+from distllm.data.examples.framing import Example, Ids, Measured, Record, Segment, forgotten
+from distllm.data.examples.pairs import parse_template, render
+from distllm.data.tokenizer import Tokenizer
+from distllm.errors import DataError
+
+CONTEXT, QUESTION, ANSWERS, MESSAGES = "context", "question", "answers", "messages"
+_ROLES = ("system", "user", "assistant")
+
+
+def json_of(record: Record, field: str, tokenizer: Tokenizer) -> list[Any]:
+    """Return the JSON list that a field holds.
+
+    Raises:
+        DataError: it is none.
+    """
+    text = tokenizer.decode(record[field].tolist())
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise DataError(
+            f"the field {field} is not JSON: {error}",
+            where=f"a document that begins {text[:60]!r}",
+            remedy="prepare the dataset again with data.source=qa or data.source=chat",
+        ) from error
+    return list(found)
+
+
+class _Rendered:
+    """What measures documents by framing them."""
+
+    fields: tuple[str, ...]
+    one_a_row = False
+    has_source = False
+
+    def measure(self, sizes: Mapping[str, NDArray[np.int64]], read: Callable[[int], Record]) -> Measured:
+        """See `Framing`."""
+        count = next(iter(sizes.values())).size
+        tokens = [self.frame(read(row), 0).segments[0].tokens_P.size for row in range(count)]
+        return Measured.one_each(np.array(tokens, dtype=np.int64))
+
+    def frame(self, record: Record, part: int) -> Example:
+        """See `Framing`."""
+        raise NotImplementedError
+
+
+class Conversations(_Rendered):
+    r"""Every message between its marks; the loss is on what the assistant says and the mark after it.
+
+    A message is ``<|im_start|>role\n``, its text, ``<|im_end|>\n``, as in ChatML, with the ids of
+    these marks where the tokenizer has them as special tokens, and spelled out where it has not.
+
+    Args:
+        tokenizer: of the dataset.
+    """
+
+    fields: tuple[str, ...] = (MESSAGES,)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._eot = tokenizer.eot_id
+        self._open = tokenizer.special_ids(["<|im_start|>"]) or tokenizer.encode("<|im_start|>")
+        self._close = tokenizer.special_ids(["<|im_end|>"]) or tokenizer.encode("<|im_end|>")
+        self._newline = tokenizer.encode("\n")
+        self._roles = {role: [*self._open, *tokenizer.encode(f"{role}\n")] for role in _ROLES}
+
+    def ids(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+        """Return the ids of a conversation and which of them carry loss."""
+        ids, scored = [self._eot], [False]
+        for message in messages:
+            role, text = message["role"], self._tokenizer.encode(message["content"])
+            opening = self._roles.get(role) or [*self._open, *self._tokenizer.encode(f"{role}\n")]
+            ids += opening
+            scored += [False] * len(opening)
+            ids += [*text, *self._close, *self._newline]
+            says = role == "assistant"
+            scored += [says] * (len(text) + len(self._close)) + [False] * len(self._newline)
+        return [*ids, self._eot], [*scored, False]
+
+    def opening(self) -> list[int]:
+        """Return the ids after which the assistant speaks."""
+        return list(self._roles["assistant"])
+
+    def closing(self) -> list[int]:
+        """Return the ids that end a message."""
+        return list(self._close)
+
+    def frame(self, record: Record, part: int) -> Example:
+        """See `Framing`."""
+        if forgotten(record, self._eot):
+            return Example((Segment.unscored([self._eot]),))
+        ids, scored = self.ids(json_of(record, MESSAGES, self._tokenizer))
+        segment = Segment.predicting(ids, 1)
+        segment.targets_P[~np.array(scored[1:])] = IGNORE_INDEX
+        return Example((segment,))
+
+
+class AnsweredQuestions(_Rendered):
+    """One text: EOT, the prompt with context and question, the first answer, EOT; loss on the last two.
+
+    Args:
+        tokenizer: of the dataset.
+        prompt: what stands before the answer, with ``{context}`` and ``{question}`` in it.
+        unanswerable: what is answered where a document has no answer.
+    """
+
+    fields: tuple[str, ...] = (CONTEXT, QUESTION, ANSWERS)
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str, unanswerable: str) -> None:
+        self._tokenizer = tokenizer
+        self._eot = tokenizer.eot_id
+        self._prompt = parse_template(prompt, (CONTEXT, QUESTION), tokenizer)
+        self._unanswerable = unanswerable
+
+    def answer(self, record: Record) -> Ids:
+        """Return the ids of the answer to be learnt."""
+        answers = json_of(record, ANSWERS, self._tokenizer)
+        text = answers[0]["text"] if answers else self._unanswerable
+        return np.array(self._tokenizer.encode(text), dtype=np.int64)
+
+    def frame(self, record: Record, part: int) -> Example:
+        """See `Framing`."""
+        if forgotten(record, self._eot):
+            return Example((Segment.unscored([self._eot]),))
+        asked = render(self._prompt, record)
+        whole = np.concatenate([[self._eot], asked, self.answer(record), [self._eot]])
+        return Example((Segment.predicting(whole, 1 + asked.size),))

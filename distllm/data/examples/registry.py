@@ -1,0 +1,70 @@
+"""From a task and the fields of a source to the framing of its documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from distllm.config.schema import Config
+from distllm.data.examples.dialogue import AnsweredQuestions, Conversations
+from distllm.data.examples.framing import Framing
+from distllm.data.examples.pairs import (
+    ContrastivePairs,
+    DecoderPairs,
+    EncoderDecoderPairs,
+    PreferencePairs,
+)
+from distllm.data.examples.windows import AnswerSpans
+from distllm.data.tokenizer import Tokenizer
+from distllm.errors import DataError
+
+Builder = Callable[[Config, Tokenizer], Framing]
+
+
+def _seq2seq(config: Config, tokenizer: Tokenizer) -> Framing:
+    family: str = config.model.family
+    if family == "encoder_decoder":
+        return EncoderDecoderPairs(tokenizer)
+    return DecoderPairs(tokenizer, config.task.prompt)
+
+
+# What a task makes of documents with certain fields.
+_FRAMINGS: Mapping[str, Mapping[tuple[str, ...], Builder]] = {
+    "seq2seq": {EncoderDecoderPairs.fields: _seq2seq},
+    "instruct": {
+        Conversations.fields: lambda config, tokenizer: Conversations(tokenizer),
+        AnsweredQuestions.fields: lambda config, tokenizer: AnsweredQuestions(
+            tokenizer, config.task.question_prompt, config.task.unanswerable
+        ),
+        DecoderPairs.fields: lambda config, tokenizer: DecoderPairs(tokenizer, config.task.prompt),
+    },
+    "extractive_qa": {
+        AnswerSpans.fields: lambda config, tokenizer: AnswerSpans(
+            tokenizer, config.data.seq_len, config.task.stride
+        )
+    },
+    "contrastive": {ContrastivePairs.fields: lambda config, tokenizer: ContrastivePairs(tokenizer)},
+    "dpo": {
+        PreferencePairs.fields: lambda config, tokenizer: PreferencePairs(
+            tokenizer, config.task.preference_prompt
+        )
+    },
+}
+FRAMED_TASKS = frozenset(_FRAMINGS)
+
+
+def framing_of(config: Config, source: str, fields: tuple[str, ...], tokenizer: Tokenizer) -> Framing:
+    """Return the framing of a source's documents for the task of ``config``.
+
+    Raises:
+        DataError: the task has no use for documents with these fields.
+    """
+    known = _FRAMINGS[config.task.name]
+    if tuple(fields) not in known:
+        wanted = " or ".join(", ".join(names) for names in known)
+        raise DataError(
+            f"task.name={config.task.name} trains on documents with the fields {wanted}; "
+            f"those of source {source} have {', '.join(fields)}",
+            where="data.out",
+            remedy="prepare such documents (data=pairs, data=qa, data=chat), or choose another task",
+        )
+    return known[tuple(fields)](config, tokenizer)

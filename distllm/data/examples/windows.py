@@ -1,0 +1,123 @@
+"""Extractive questions: windows of the context, and the places where an answer starts and ends.
+
+A window is EOT, the question, EOT, a stretch of the context, EOT. A long context has several, each
+``stride`` ids after the one before (Devlin et al. 2019, section 4.2). The targets of a window are
+flags: ``CANDIDATE`` where an answer may start or end (the context, and the first position, which
+stands for "no answer here"), ``START`` and ``END`` added where it does.
+
+Shapes: N documents, W windows, P positions of a window, C ids of a context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distllm.data.examples.dialogue import ANSWERS, CONTEXT, QUESTION, json_of
+from distllm.data.examples.framing import Example, Ids, Measured, Record, Segment, forgotten
+from distllm.data.tokenizer import Tokenizer
+from distllm.errors import ConfigError, DataError
+
+CANDIDATE, START, END = 0, 1, 2
+_MARKS = 3
+
+
+class AnswerSpans:
+    """Windows of questions; answers are found by their place in the context, in characters.
+
+    Args:
+        tokenizer: of the dataset; its ids must be bytes of the text, or answers have no place.
+        window: the most positions of a window.
+        stride: ids of the context from the start of a window to that of the next.
+
+    Raises:
+        ConfigError: the tokenizer is not byte-level.
+    """
+
+    fields: tuple[str, ...] = (CONTEXT, QUESTION, ANSWERS)
+    one_a_row = False
+    has_source = False
+
+    def __init__(self, tokenizer: Tokenizer, window: int, stride: int) -> None:
+        lengths_V = tokenizer.token_byte_lengths()
+        if lengths_V is None:
+            raise ConfigError(
+                "task.name=extractive_qa needs a byte-level tokenizer: the ids of this one have no place "
+                "in the text",
+                where="tokenizer.path",
+                remedy="prepare the dataset with tokenizer=bpe, or use task.name=instruct",
+            )
+        self._lengths_V = lengths_V
+        self._tokenizer = tokenizer
+        self._eot = tokenizer.eot_id
+        self._window, self._stride = window, stride
+
+    def measure(self, sizes: Mapping[str, NDArray[np.int64]], read: Callable[[int], Record]) -> Measured:
+        """See `Framing`.
+
+        Raises:
+            DataError: a question leaves no room for its context.
+        """
+        room_N = self._window - _MARKS - sizes[QUESTION]
+        if (room_N < self._stride).any():
+            row = int(np.argmin(room_N))
+            raise DataError(
+                f"question {row} has {int(sizes[QUESTION][row])} ids; a window of {self._window} leaves "
+                f"less than task.stride={self._stride} for its context",
+                where="data.seq_len",
+                remedy="set a larger data.seq_len or a smaller task.stride",
+            )
+        beyond_N = np.maximum(0, sizes[CONTEXT] - room_N)
+        windows_N = 1 + -(-beyond_N // self._stride)
+        row_W = np.repeat(np.arange(windows_N.size), windows_N)
+        part_W = np.arange(row_W.size) - np.repeat(np.cumsum(windows_N) - windows_N, windows_N)
+        held_W = np.minimum(room_N[row_W], sizes[CONTEXT][row_W] - part_W * self._stride)
+        return Measured(row_W, part_W, held_W + _MARKS + sizes[QUESTION][row_W], np.zeros_like(row_W))
+
+    def frame(self, record: Record, part: int) -> Example:
+        """See `Framing`."""
+        context, question = record[CONTEXT], record[QUESTION]
+        first = part * self._stride
+        held = context[first : first + self._window - _MARKS - question.size]
+        tokens_P = np.concatenate([[self._eot], question, [self._eot], held, [self._eot]])
+        segment = Segment.unscored(tokens_P)
+        before = question.size + 2
+        segment.targets_P[before : before + held.size] = CANDIDATE
+        segment.targets_P[0] = CANDIDATE
+        start, end = self._answer(record)
+        inside = start is not None and first <= start and end < first + held.size
+        places = (before + start - first, before + end - first) if inside and start is not None else (0, 0)
+        segment.targets_P[places[0]] += START
+        segment.targets_P[places[1]] += END
+        return Example((segment,))
+
+    def context_start(self, question: Ids) -> int:
+        """Return the position of the first context id of a window."""
+        return int(question.size) + 2
+
+    def first_id(self, part: int) -> int:
+        """Return which id of the context opens window ``part``."""
+        return part * self._stride
+
+    def byte_ends(self, context: Ids) -> NDArray[np.int64]:
+        """Return where each id of a context ends, in bytes."""
+        ends_C: NDArray[np.int64] = np.cumsum(self._lengths_V[context])
+        return ends_C
+
+    def _answer(self, record: Record) -> tuple[int | None, int]:
+        """Return the first and the last id of the first answer; None if there is none."""
+        if forgotten(record, self._eot):
+            return None, 0
+        answers = [a for a in json_of(record, ANSWERS, self._tokenizer) if a["start"] is not None]
+        if not answers:
+            return None, 0
+        text, start = answers[0]["text"], answers[0]["start"]
+        context = self._tokenizer.decode(record[CONTEXT].tolist())
+        first_byte = len(context[:start].encode())
+        last_byte = max(first_byte, first_byte + len(text.encode()) - 1)
+        ends_C = self.byte_ends(record[CONTEXT])
+        # an id holds byte b if it ends after b and the one before it does not
+        first, last = np.searchsorted(ends_C, [first_byte, last_byte], side="right").tolist()
+        return first, min(last, record[CONTEXT].size - 1)

@@ -1,0 +1,88 @@
+"""Direct preference optimisation: the answer that was preferred gains on the other one.
+
+"Direct Preference Optimization: Your Language Model is Secretly a Reward Model" (arXiv:2305.18290).
+
+Shapes: B rows, T positions, G segments of all rows: preferred and other answer by turns, then padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from distllm.data.batch import IGNORE_INDEX, Batch
+from distllm.dist.topology import Topology
+from distllm.tasks.base import check_vocabulary, device_of, to_device
+from distllm.tasks.segments import segment_numbers, segment_sum
+
+
+class DPO:
+    """-log sigmoid of beta times how much more the preferred answer has gained than the other.
+
+    Gains are log-probabilities of an answer under the model, less those under the reference.
+
+    Args:
+        vocab_size: ids the model knows.
+        beta: how dear it is to leave the reference.
+        reference: a frozen copy of the model that training began with.
+    """
+
+    unit = "pair"
+    reads_text = False
+
+    def __init__(self, vocab_size: int, beta: float, reference: nn.Module) -> None:
+        self.vocab_size, self.beta = vocab_size, beta
+        self._reference = reference.eval().requires_grad_(False)
+
+    def weight(self, batch: Batch) -> int:
+        """Return the number of pairs."""
+        return int(_preferred(batch).sum())
+
+    def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
+        """Do nothing: pairs are independent."""
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss summed over the pairs.
+
+        Raises:
+            DataError: the batch holds an id that the model does not know.
+        """
+        check_vocabulary(batch, self.vocab_size)
+        device = device_of(model)
+        self._reference.to(device)
+        with torch.no_grad():
+            known_G = _answer_log_p(self._reference, batch, device)
+        gain_G = _answer_log_p(model, batch, device) - known_G
+        preferred = torch.from_numpy(np.flatnonzero(_preferred(batch))).to(device)
+        margin = gain_G[preferred] - gain_G[preferred + 1]
+        return -logsigmoid(self.beta * margin).sum()
+
+
+def _answer_log_p(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    """Return the log-probability of each segment's targets, log_p_G, in fp32."""
+    segments_BT = to_device(batch.segments_BT, device)
+    logits_BTV: Tensor = model(
+        to_device(batch.tokens_BT, device), to_device(batch.positions_BT, device), segments_BT
+    )
+    targets_BT = to_device(batch.targets_BT, device).long()
+    scored_BT = targets_BT != IGNORE_INDEX
+    target_BT1 = targets_BT.masked_fill(~scored_BT, 0)[..., None]
+    logits_BTV = logits_BTV.float()
+    log_p_BT = logits_BTV.gather(-1, target_BT1)[..., 0] - logits_BTV.logsumexp(-1)
+    number_BT, count = segment_numbers(segments_BT)
+    return segment_sum(log_p_BT.masked_fill(~scored_BT, 0.0), number_BT, count)
+
+
+def _preferred(batch: Batch) -> NDArray[np.bool_]:
+    """Return which of the G segments are preferred answers: even ones with targets."""
+    width = int(batch.segments_BT.max()) + 1
+    number_BT = batch.segments_BT + np.arange(batch.segments_BT.shape[0])[:, None] * width
+    scored_G = np.zeros(batch.segments_BT.shape[0] * width, dtype=bool)
+    scored_G[number_BT[batch.targets_BT != IGNORE_INDEX]] = True
+    preferred_G: NDArray[np.bool_] = scored_G & (np.arange(scored_G.size) % width % 2 == 0)
+    return preferred_G
