@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from distllm.config.resolve import Resolved
+    from distllm.data.batch import Batch
     from distllm.data.order import SampleOrder
-    from distllm.data.stream import Batch
 
 
 def batch_texts(
