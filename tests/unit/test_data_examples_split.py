@@ -228,3 +228,19 @@ def test_words_begin_where_a_space_does():
     words.append(tokenizer.decode(current))
     assert words == ["cat", " mat", " catmat"]
     assert starts[tokenizer.eot_id]
+
+
+def test_padding_is_the_share_of_positions_without_an_example(dataset):
+    split = open_split(config_of(dataset), "train")
+    batch = all_rows(split)
+    filled = sum(
+        int((segments < segments.max()).sum()) if (targets[segments == segments.max()] < 0).all() else T
+        for segments, targets in zip(batch.segments_BT, batch.targets_BT, strict=True)
+    )
+    assert split.padding == pytest.approx(1 - filled / batch.tokens_BT.size)
+    assert 0 < split.padding < 0.5
+
+
+def test_a_split_without_any_example_is_refused(dataset):
+    with pytest.raises(DataError, match="no example that fits a row"):
+        open_split(config_of(dataset, seq_len=2, source_len=2, too_long="drop"), "train")
