@@ -251,7 +251,9 @@ class StepStream:
         together = _READ_IDS // (split.seq_len * micro_batch_size)
         self._rows_at_once = micro_batch_size * max(1, together)
         self._numbers: dict[int, NDArray[np.int64]] = {}
-        self._shards = ShardsAhead(split.fetch, shards_ahead) if split.is_mirror and shards_ahead else None
+        # Other splits have fetched all of their shards when they were opened.
+        self._remote = split if isinstance(split, PackedSplit) and split.is_mirror and shards_ahead else None
+        self._shards = ShardsAhead(self._remote.fetch, shards_ahead) if self._remote else None
         self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
 
     def step(self, first_sample: int) -> list[Batch]:
@@ -302,8 +304,8 @@ class StepStream:
         firsts = first_sample + np.arange(self._steps_at_once) * self._sequences_per_step
         source_N, _, sample_N = self.order.locate((firsts[:, None] + self._offset_B).ravel())
         number_SB = self._split.numbers(source_N, sample_N).reshape(firsts.size, -1)
-        if self._shards is not None:
-            uses, wide = self._split.first_uses(number_SB.ravel()), number_SB.shape[1]
+        if self._shards is not None and self._remote is not None:
+            uses, wide = self._remote.first_uses(number_SB.ravel()), number_SB.shape[1]
             self._shards.plan([(int(firsts[at // wide]), source, shard) for at, source, shard in uses])
         return dict(zip(firsts.tolist(), number_SB, strict=True))
 
