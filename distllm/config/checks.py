@@ -15,29 +15,6 @@ from distllm.errors import ConfigError
 from distllm.machine import available_cores
 
 
-def check_model(config: Config, problems: Problems) -> None:
-    """Check that the model's dimensions fit each other."""
-    model = config.model
-    problems.check(
-        model.hidden_size % model.num_heads == 0,
-        f"hidden_size {model.hidden_size} is not divisible by num_heads {model.num_heads}",
-        keys=["model.hidden_size", "model.num_heads"],
-        remedy=f"model.hidden_size={_nearest_multiple(model.hidden_size, model.num_heads)}",
-    )
-    problems.check(
-        model.num_heads % (model.num_kv_heads or model.num_heads) == 0,
-        f"num_heads {model.num_heads} is not divisible by num_kv_heads {model.num_kv_heads}",
-        keys=["model.num_heads", "model.num_kv_heads"],
-        remedy=f"use one of {_divisors(model.num_heads)} for model.num_kv_heads",
-    )
-    problems.check(
-        model.hidden_size % model.num_heads != 0 or (model.hidden_size // model.num_heads) % 2 == 0,
-        f"head size {model.hidden_size // model.num_heads} is odd; rotary positions turn pairs",
-        keys=["model.hidden_size", "model.num_heads"],
-        remedy="choose hidden_size and num_heads so that hidden_size / num_heads is even",
-    )
-
-
 def check_run(config: Config, problems: Problems, *, world_size: int, dataset_tokens: int | None) -> None:
     """Check the run's length, its global batch and the engine."""
     _check_length(config, problems)
@@ -188,10 +165,6 @@ def _check_engine(config: Config, problems: Problems) -> None:
         keys=["engine.name", "precision.compute"],
         remedy="use precision=fp32, or engine=zero1 for bf16 with fp32 master weights",
     )
-
-
-def _divisors(value: int) -> str:
-    return ", ".join(str(d) for d in range(1, value + 1) if value % d == 0)
 
 
 def _nearest_multiple(value: int, unit: int) -> int:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from distllm.config.checks import check_machine, check_model, check_run
+from distllm.config.checks import check_machine, check_run
+from distllm.config.checks_model import check_model
 from distllm.config.engine import deepspeed_json
 from distllm.config.memory_limit import MemoryLimit
 from distllm.config.problems import Problems
@@ -240,19 +241,22 @@ def _shape(config: Config, dataset: DatasetFacts | None, ledger: _Ledger) -> Mod
     ledger.settle(
         "head_dim",
         shape.head_dim,
-        f"model.hidden_size / model.num_heads = {shape.hidden_size} / {shape.num_heads}",
+        "model.head_dim"
+        if model.head_dim
+        else f"model.hidden_size / model.num_heads = {shape.hidden_size} / {shape.num_heads}",
     )
     ledger.settle(
         "num_kv_heads",
         shape.num_kv_heads,
         "model.num_kv_heads" if model.num_kv_heads else "model.num_heads",
     )
+    wide = f"8/3 x model.hidden_size {shape.hidden_size}, rounded up to a multiple of {MLP_MULTIPLE}"
+    if not model.gated:
+        wide = f"4 x model.hidden_size {shape.hidden_size}"
     ledger.settle(
         "intermediate_size",
         shape.intermediate_size,
-        "model.intermediate_size"
-        if model.intermediate_size
-        else f"8/3 x model.hidden_size {shape.hidden_size}, rounded up to a multiple of {MLP_MULTIPLE}",
+        "model.intermediate_size" if model.intermediate_size else wide,
     )
     ledger.settle("num_params", shape.num_params, "counted from the model's shape")
     return shape

@@ -22,38 +22,11 @@ from distllm.config.schema_cluster import ClusterConfig
 from distllm.config.schema_dedup import DedupConfig
 from distllm.config.schema_guard import GuardConfig
 from distllm.config.schema_mixture import MixtureConfig
+from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_privacy import PrivacyConfig
 from distllm.config.schema_read import ReadConfig, SourceConfig
 from distllm.config.schema_task import TaskConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A Transformer's shape."""
-
-    family: Literal["decoder"] = option(
-        "decoder", "the stack: decoder is GPT- and Llama-like", on_resume="identity"
-    )
-    hidden_size: int = option(256, "width of the residual stream", on_resume="identity", minimum=1)
-    num_layers: int = option(8, "number of blocks", on_resume="identity", minimum=1)
-    num_heads: int = option(8, "query heads per attention", on_resume="identity", minimum=1)
-    num_kv_heads: int | None = option(
-        None, "key/value heads; null means num_heads", on_resume="identity", minimum=1
-    )
-    intermediate_size: int | None = option(
-        None, "width of the gated MLP; null means 8/3 hidden_size", on_resume="identity", minimum=1
-    )
-    rope_theta: float = option(
-        10000.0, "base of the rotary position frequencies", on_resume="identity", minimum=1.0
-    )
-    norm_eps: float = option(1e-5, "epsilon of RMSNorm", on_resume="identity", minimum=1e-12, maximum=1e-2)
-    tie_embeddings: bool = option(
-        True, "share the embedding with the output projection", on_resume="identity"
-    )
-    init_std: float = option(
-        0.02, "standard deviation of the initial weights", on_resume="identity", minimum=0.0
-    )
 
 
 @dataclass(frozen=True)

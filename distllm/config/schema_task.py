@@ -24,6 +24,16 @@ class TaskConfig:
     """What the model learns to do."""
 
     name: TaskName = option("causal_lm", "the objective", on_resume="identity")
+    label_smoothing: float = option(
+        0.0,
+        "share of a target's probability spread over all ids in training (padding ids too)",
+        on_resume="schedule",
+        minimum=0.0,
+        maximum=0.9,
+    )
+    z_loss: float = option(
+        0.0, "factor of the squared log-normaliser added in training", on_resume="schedule", minimum=0.0
+    )
     mask_fraction: float = option(
         0.15, "share of tokens to hide (masked_lm, span_corruption)", on_resume="identity",
         minimum=0.01, maximum=0.9,

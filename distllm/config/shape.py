@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distllm.config.schema import ModelConfig
+from distllm.config.schema_model import (
+    Activation,
+    Family,
+    ModelConfig,
+    NormPlace,
+    Positions,
+    RopeConfig,
+)
 
 MLP_MULTIPLE = 64
 VOCAB_MULTIPLE = 64
@@ -15,29 +22,104 @@ VOCAB_MULTIPLE = 64
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Settled dimensions of a decoder. ``vocab_size`` counts the padding rows of the embedding."""
+    """Settled dimensions and options of a model.
 
+    ``vocab_size`` counts the padding rows of the embedding; ``max_seq_len`` is the longest context.
+    Options are explained in `distllm.config.schema_model`.
+    """
+
+    family: Family
     hidden_size: int
     num_layers: int
+    num_encoder_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
     vocab_size: int
     max_seq_len: int
-    rope_theta: float
+    activation: Activation
+    gated: bool
+    layer_norm: bool
+    norm_bias: bool
     norm_eps: float
+    norm_place: NormPlace
+    qk_norm: str
+    attention_bias: bool
+    attention_out_bias: bool
+    mlp_bias: bool
+    positions: Positions
+    rope_theta: float
+    rope_theta_local: float
+    rope: RopeConfig
+    relative_buckets: int
+    relative_distance: int
+    windows: tuple[int, ...]
+    attention_softcap: float
+    attention_scale: float
+    logit_softcap: float
+    logit_scale: float
     tie_embeddings: bool
+    scale_embedding: bool
+    embed_norm: bool
+    token_types: int
+    pooling: str
+    dropout: float
+    layer_drop: float
     init_std: float
 
     @property
+    def norm_first(self) -> bool:
+        """Whether the first attention has a norm before it: not if its input is normalised already."""
+        return not (self.embed_norm and self.norm_place == "pre")
+
+    @property
+    def norm_last(self) -> bool:
+        """Whether a norm follows the last block: not if the block ends with one."""
+        return self.norm_place != "post"
+
+    @property
+    def norm_params(self) -> int:
+        """Parameters of one norm of the residual stream."""
+        return self.hidden_size * (2 if self.norm_bias else 1)
+
+    @property
+    def attention_params(self) -> int:
+        """Parameters of one attention."""
+        width, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        matrices = 2 * self.hidden_size * (width + kv)
+        biases = self.attention_bias * (width + 2 * kv) + self.attention_out_bias * self.hidden_size
+        norms = {"none": 0, "head": 2 * self.head_dim, "all": width + kv}[self.qk_norm]
+        return matrices + biases + norms
+
+    @property
+    def mlp_params(self) -> int:
+        """Parameters of one MLP."""
+        first = (1 + self.gated) * self.intermediate_size
+        return (first + self.intermediate_size) * self.hidden_size + self.mlp_bias * (
+            first + self.hidden_size
+        )
+
+    def stack_params(self, num_layers: int, *, cross: bool = False) -> int:
+        """Parameters of ``num_layers`` blocks, with the last norm and relative positions."""
+        attentions = 2 if cross else 1
+        block = attentions * self.attention_params + self.mlp_params + (attentions + 1) * self.norm_params
+        ends = self.norm_params * (self.norm_last - (not self.norm_first))
+        relative = self.positions == "relative"
+        return num_layers * block + ends + relative * self.relative_buckets * self.num_heads
+
+    @property
     def num_params(self) -> int:
-        """Parameters of the whole model, a tied embedding counted once."""
-        d, kv = self.hidden_size, self.num_kv_heads * self.head_dim
-        attention = d * self.num_heads * self.head_dim * 2 + d * kv * 2
-        block = attention + 3 * d * self.intermediate_size + 2 * d
-        embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2)
-        return self.num_layers * block + embeddings + d
+        """Parameters of the whole model as a language model, a tied embedding counted once."""
+        d, vocab = self.hidden_size, self.vocab_size
+        rows = vocab + self.token_types + (self.max_seq_len if self.positions == "learned" else 0)
+        total = rows * d + self.embed_norm * self.norm_params
+        total += 0 if self.tie_embeddings else vocab * d
+        if self.family == "encoder":
+            total += d * d + self.mlp_bias * d + self.norm_params + vocab  # its head: dense, norm, bias
+        if self.family == "encoder_decoder":
+            total += self.stack_params(self.num_encoder_layers)
+        return total + self.stack_params(self.num_layers, cross=self.family == "encoder_decoder")
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -49,21 +131,60 @@ def settle_shape(model: ModelConfig, vocab_size: int, seq_len: int) -> ModelShap
     """Fill in what ``model`` leaves open.
 
     Args:
-        model: the configured shape; ``hidden_size`` must be a multiple of ``num_heads``.
+        model: the configured shape; without ``head_dim``, ``hidden_size`` must be a multiple of
+            ``num_heads``.
         vocab_size: ids of the tokenizer, padded here to a multiple of 64 for aligned matrices.
         seq_len: tokens per sample, the longest context the model is trained on.
     """
+    head_dim = model.head_dim or model.hidden_size // model.num_heads
+    wide = round_up(8 * model.hidden_size // 3, MLP_MULTIPLE) if model.gated else 4 * model.hidden_size
     return ModelShape(
+        family=model.family,
         hidden_size=model.hidden_size,
         num_layers=model.num_layers,
+        num_encoder_layers=model.num_encoder_layers or model.num_layers,
         num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads or model.num_heads,
-        head_dim=model.hidden_size // model.num_heads,
-        intermediate_size=model.intermediate_size or round_up(8 * model.hidden_size // 3, MLP_MULTIPLE),
+        head_dim=head_dim,
+        intermediate_size=model.intermediate_size or wide,
         vocab_size=round_up(vocab_size, VOCAB_MULTIPLE),
-        max_seq_len=seq_len,
-        rope_theta=model.rope_theta,
+        max_seq_len=model.max_positions or seq_len,
+        activation=model.activation,
+        gated=model.gated,
+        layer_norm=model.norm == "layer",
+        norm_bias=model.norm == "layer" and model.norm_bias,
         norm_eps=model.norm_eps,
+        norm_place=model.norm_place,
+        qk_norm=model.qk_norm,
+        attention_bias=model.attention_bias,
+        attention_out_bias=model.attention_out_bias,
+        mlp_bias=model.mlp_bias,
+        positions=model.positions,
+        rope_theta=model.rope_theta,
+        rope_theta_local=model.rope_theta_local or model.rope_theta,
+        rope=model.rope,
+        relative_buckets=model.relative_buckets,
+        relative_distance=model.relative_distance,
+        windows=_windows(model),
+        attention_softcap=model.attention_softcap or 0.0,
+        attention_scale=model.attention_scale or head_dim**-0.5,
+        logit_softcap=model.logit_softcap or 0.0,
+        logit_scale=model.logit_scale or 1.0,
         tie_embeddings=model.tie_embeddings,
+        scale_embedding=model.scale_embedding,
+        embed_norm=model.embed_norm,
+        token_types=model.token_types,
+        pooling=model.pooling,
+        dropout=model.dropout,
+        layer_drop=model.layer_drop,
         init_std=model.init_std,
+    )
+
+
+def _windows(model: ModelConfig) -> tuple[int, ...]:
+    """Return each layer's window, 0 where it sees everything."""
+    pattern = model.window_pattern
+    return tuple(
+        (model.sliding_window or 0) if pattern[layer % len(pattern)] == "L" else 0
+        for layer in range(max(model.num_layers, model.num_encoder_layers or 0))
     )

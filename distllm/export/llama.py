@@ -61,16 +61,18 @@ def weight_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     return {
         "embed_tokens.weight": table,
         **{
-            f"layers.{i}.{part}.weight": size for i in range(shape.num_layers) for part, size in block.items()
+            f"decoder.layers.{i}.{part}.weight": size
+            for i in range(shape.num_layers)
+            for part, size in block.items()
         },
-        "norm.weight": (width,),
+        "decoder.norm.weight": (width,),
         **({} if shape.tie_embeddings else {"lm_head.weight": table}),
     }
 
 
 def llama_tensors(name: str, weight: Tensor, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
     """Yield the weight ``name`` under the names ``transformers`` gives it, joined projections split."""
-    prefix = name if name.startswith("lm_head.") else f"model.{name}"
+    prefix = name if name.startswith("lm_head.") else f"model.{name.removeprefix('decoder.')}"
     if ".qkv_proj." in name:
         heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
         parts = torch.split(weight, [n * shape.head_dim for n in heads])

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from distllm.errors import IntegrityError, MissingDependency
-from distllm.models.decoder import DecoderLM
+from distllm.models.init import Model
 from distllm.seeds import derive_seed
 
 TOLERANCE = 1e-5
@@ -18,7 +18,7 @@ _ROWS = 2
 
 
 @torch.no_grad()
-def verify_export(out: Path, model: DecoderLM, seed: int = 0) -> float:
+def verify_export(out: Path, model: Model, seed: int = 0) -> float:
     """Load ``out`` with `transformers` and compare logits in fp32 on random rows of full length.
 
     Returns:

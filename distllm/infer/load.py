@@ -11,14 +11,14 @@ from distllm.config.resolve import Resolved
 from distllm.data.mirror import dataset_directory
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError
-from distllm.models.decoder import DecoderLM
+from distllm.models.init import Model, bare_model
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
     """A model in evaluation mode, its tokenizer, and the facts of its training."""
 
-    model: DecoderLM
+    model: Model
     tokenizer: Tokenizer
     step: int
     facts: dict[str, Any]
@@ -38,7 +38,7 @@ def load_trained(checkpoints: Path, resolved: Resolved, step: int | None = None)
             remedy="train it first, or choose one of: "
             + ", ".join(sorted(path.name for path in checkpoints.glob("step-*"))),
         )
-    model = DecoderLM(resolved.shape)
+    model = bare_model(resolved.shape)
     read_weights(found, model)
     facts = {**found.facts, **found.train_state, "step": found.step}
     return Trained(model.eval(), Tokenizer.load(dataset_directory(resolved.config.data)), found.step, facts)

@@ -21,6 +21,8 @@ class LayerCache:
         self._k_BSKD = torch.zeros(size, device=device, dtype=dtype)
         self._v_BSKD = torch.zeros(size, device=device, dtype=dtype)
         self._length = 0
+        self.starts_B: Tensor | None = None
+        self.source: tuple[Tensor, Tensor] | None = None
 
     def extend(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
         """Append T positions; return the keys and values of all positions so far.
@@ -36,9 +38,14 @@ class LayerCache:
         self._length = end
         return self._k_BSKD[:, :end], self._v_BSKD[:, :end]
 
+    def reorder(self, rows_B: Tensor) -> None:
+        """Let row i go on from what row ``rows_B[i]`` held; both have the same source."""
+        for past_BSKD in (self._k_BSKD, self._v_BSKD):
+            past_BSKD[:, : self._length] = past_BSKD[rows_B, : self._length]
+
 
 class KVCache:
-    """One `LayerCache` per layer, for rows that all have the same length.
+    """One `LayerCache` per decoder layer, for rows that all end at the same position.
 
     Args:
         shape: the model's.
@@ -46,9 +53,26 @@ class KVCache:
         capacity: S, the longest they may become.
         device: where the model computes.
         dtype: what it computes in.
+        starts_B: the first place of each row that holds a token, where shorter rows are filled up at
+            the front; None: all begin at the first.
     """
 
     def __init__(
-        self, shape: ModelShape, num_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+        self,
+        shape: ModelShape,
+        num_rows: int,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        starts_B: Tensor | None = None,
     ) -> None:
         self.layers = [LayerCache(shape, num_rows, capacity, device, dtype) for _ in range(shape.num_layers)]
+        self.capacity = capacity
+        self.hidden_BSC: Tensor | None = None
+        for layer in self.layers:
+            layer.starts_B = starts_B
+
+    def reorder(self, rows_B: Tensor) -> None:
+        """Let row i go on from what row ``rows_B[i]`` held, as beam search does within one source."""
+        for layer in self.layers:
+            layer.reorder(rows_B)

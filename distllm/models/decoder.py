@@ -1,35 +1,35 @@
-"""The decoder: a Llama-style causal language model.
+"""The decoder: a causal language model in the manner of GPT-2 or Llama.
 
 Shapes: B rows, T positions, C channels, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import cast
-
-import torch
 from torch import Tensor, nn
 
 from distllm.config.shape import ModelShape
 from distllm.models.cache import KVCache
-from distllm.models.layers import Block, Head, RMSNorm
-from distllm.ops.attention import plan_attention
-from distllm.ops.rope import rotation
+from distllm.models.heads import Head
+from distllm.models.stack import Stack, TokenEmbedding
+from distllm.ops.cross_entropy import NO_TERMS, LossTerms
 
 
 class DecoderLM(nn.Module):
-    """Embedding, blocks, norm and output projection (Touvron et al. 2023).
+    """Embedding, blocks and output projection (Radford et al. 2019; Touvron et al. 2023).
 
     The weights are not initialised: `distllm.models.init.build_model` does that.
+
+    Args:
+        shape: its dimensions.
+        terms: what the loss adds to the cross-entropy in training mode.
     """
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, terms: LossTerms = NO_TERMS) -> None:
         super().__init__()
         self.shape = shape
-        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
-        self.norm = RMSNorm(shape)
-        self.lm_head = Head(shape)
+        self.embed_tokens = TokenEmbedding(shape)
+        self.decoder = Stack(shape, shape.num_layers, causal=True)
+        self.lm_head = Head(shape, terms=terms)
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -60,19 +60,6 @@ class DecoderLM(nn.Module):
         """
         if cache is not None and segments_BT is not None:
             raise ValueError("a cache holds one document per row: give no segments")
-        x_BTC = self.embed_tokens(tokens_BT)
-        turns = rotation(positions_BT, self.shape.head_dim, self.shape.rope_theta, x_BTC.dtype)
-        plan = plan_attention(segments_BT, x_BTC.device)
-        for index, block in enumerate(self.layers):
-            x_BTC = block(x_BTC, turns, plan, cache.layers[index] if cache else None)
-        result: Tensor = self.lm_head(self.norm(x_BTC), targets_BT)
+        x_BTC = self.embed_tokens(tokens_BT, positions_BT)
+        result: Tensor = self.lm_head(self.decoder(x_BTC, positions_BT, segments_BT, cache), targets_BT)
         return result
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Compile each block of a stack in place; all of them share one graph.
-
-    Modules are compiled inside their hooks, so that an engine may gather weights around a block.
-    """
-    for block in cast(nn.ModuleList, model.layers):
-        block.forward = torch.compile(block.forward, fullgraph=True)

@@ -1,10 +1,10 @@
-"""Causal attention that never crosses a document, and the choice of how to compute it.
+"""Attention that never crosses a document, and the choice of how to compute it.
 
 What attention must know about a batch's documents is worked out once per forward pass
-(`plan_attention`) and handed to every layer.
+(`plan_attention`) and handed to every layer; what a layer does with it is its `Pattern`.
 
-Shapes: B rows, T positions, H query heads, K key/value heads, D head width, N = B * T positions of
-the flattened batch, E segment borders in it, S positions in the key/value cache.
+Shapes: B rows, T positions, S keys, H query heads, K key/value heads, D head width, P pieces of the
+flattened batch, R = 2 T - 1 distances.
 """
 
 from __future__ import annotations
@@ -17,9 +17,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distllm.ops.compiled import anything_compiled
-from distllm.ops.document_attention import attend_documents
+from distllm.ops.document_attention import biased_documents, fused_documents
+from distllm.ops.pieces import cross_pieces, self_pieces
+from distllm.ops.relative import along_diagonals
 
-Backend = Literal["causal", "documents", "masked"]
+Backend = Literal["whole", "documents", "masked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What a layer's attention computes.
+
+    Attributes:
+        causal: a query sees keys at its own position or earlier.
+        window: a query sees keys less than this far away; 0 sees all.
+        scale: factor of the scores; None means D ** -0.5.
+        softcap: scores are squashed to ± this by tanh; 0 leaves them.
+    """
+
+    causal: bool = True
+    window: int = 0
+    scale: float | None = None
+    softcap: float = 0.0
+
+
+CAUSAL = Pattern()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +54,23 @@ class Choice:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Which keys each query of a batch sees.
+    """Which keys each query of a batch may see, whatever a layer's pattern hides.
 
     Attributes:
         backend: how attention is computed.
-        borders_E: for ``documents``: the first flattened position of each segment, then N.
-        visible_B1TT: for ``masked``: True where a query sees a key.
+        pieces_P4: for ``documents``: what attends to what (see `distllm.ops.pieces`).
+        visible_B1TS: for ``masked``: True where a query and a key share a document.
     """
 
     backend: Backend
-    borders_E: Tensor | None = None
-    visible_B1TT: Tensor | None = None
+    pieces_P4: Tensor | None = None
+    visible_B1TS: Tensor | None = None
 
 
 def choose_attention(device: torch.device, *, segmented: bool) -> Choice:
     """Choose how to compute attention on ``device`` for batches with or without segments."""
     if not segmented:
-        return Choice("causal", "no document borders are given: torch's fused causal attention")
+        return Choice("whole", "no document borders are given: torch's fused attention of whole rows")
     if device.type == "cpu":
         return Choice(
             "documents",
@@ -57,50 +79,159 @@ def choose_attention(device: torch.device, *, segmented: bool) -> Choice:
     return Choice("masked", f"fused attention with a mask: no border need be read back from {device.type}")
 
 
-def plan_attention(segments_BT: Tensor | None, device: torch.device) -> AttentionPlan:
-    """Prepare attention for one batch; ``segments_BT`` never decreases along a row."""
+def plan_attention(
+    segments_BT: Tensor | None, device: torch.device, source_segments_BS: Tensor | None = None
+) -> AttentionPlan:
+    """Prepare attention for one batch.
+
+    Args:
+        segments_BT: the document of each query, never decreasing along a row. None: a row is one.
+        device: where attention is computed.
+        source_segments_BS: for attention to another sequence: its segments, never decreasing; a
+            query sees those of its own number. None: queries attend to their own sequence.
+    """
     backend = choose_attention(device, segmented=segments_BT is not None).name
     if segments_BT is None:
         return AttentionPlan(backend)
     if backend == "documents":
-        return AttentionPlan(backend, borders_E=_borders(segments_BT))
-    visible_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-    return AttentionPlan(backend, visible_B1TT=visible_BTT.tril()[:, None])
+        if source_segments_BS is None:
+            pieces_P4 = self_pieces(segments_BT)
+        else:
+            pieces_P4 = cross_pieces(segments_BT, source_segments_BS)
+        if anything_compiled():
+            # Otherwise every new number of documents would compile the model again.
+            torch._dynamo.mark_dynamic(pieces_P4, 0)
+        return AttentionPlan(backend, pieces_P4=pieces_P4)
+    keys_BS = segments_BT if source_segments_BS is None else source_segments_BS
+    visible_BTS = segments_BT[:, :, None] == keys_BS[:, None, :]
+    return AttentionPlan(backend, visible_B1TS=visible_BTS[:, None])
 
 
-def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, plan: AttentionPlan) -> Tensor:
-    """Return the causal attention out_BTHD of a batch, K dividing H."""
-    if plan.borders_E is not None:
-        return attend_documents(q_BTHD, k_BTKD, v_BTKD, plan.borders_E)
-    return _sdpa(q_BTHD, k_BTKD, v_BTKD, plan.visible_B1TT, is_causal=plan.visible_B1TT is None)
+def attend(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    plan: AttentionPlan,
+    pattern: Pattern = CAUSAL,
+    bias_HR: Tensor | None = None,
+) -> Tensor:
+    """Return the attention out_BTHD of a batch, K dividing H.
+
+    Args:
+        q_BTHD: queries.
+        k_BSKD: keys.
+        v_BSKD: values.
+        plan: what shares a document.
+        pattern: what the layer computes.
+        bias_HR: added to the scores by distance; the queries' own sequence only.
+    """
+    if plan.pieces_P4 is None:
+        return _masked(q_BTHD, k_BSKD, v_BSKD, plan.visible_B1TS, pattern, bias_HR)
+    constants = (pattern.causal, pattern.window, pattern.scale or q_BTHD.shape[-1] ** -0.5)
+    out_BTHD: Tensor
+    if bias_HR is None and not pattern.softcap:
+        out_BTHD = fused_documents(q_BTHD, k_BSKD, v_BSKD, plan.pieces_P4, *constants)[0]
+    else:
+        bias_HR = q_BTHD.new_empty(q_BTHD.shape[2], 0) if bias_HR is None else bias_HR
+        out_BTHD = biased_documents(
+            q_BTHD, k_BSKD, v_BSKD, bias_HR, plan.pieces_P4, *constants, pattern.softcap
+        )[0]
+    return out_BTHD
 
 
-def attend_cached(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
-    """Return the attention of the last T of S positions to all S that came before or with them."""
+def attend_cached(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    pattern: Pattern = CAUSAL,
+    bias_HR: Tensor | None = None,
+    starts_B: Tensor | None = None,
+) -> Tensor:
+    """Return the attention of the last T of S positions to all S that came before or with them.
+
+    ``starts_B`` is the first position of each row that holds anything; rows end together.
+    """
+    total = k_BSKD.shape[1]
+    visible_B1TS = None
+    if starts_B is not None:
+        place_S = torch.arange(total, device=q_BTHD.device)
+        visible_B1TS = (place_S >= starts_B[:, None])[:, None, None]
+        own_TS = place_S == place_S[total - q_BTHD.shape[1] :, None]
+        visible_B1TS = visible_B1TS | own_TS  # empty places see themselves, so that no row is all hidden
+    return _masked(q_BTHD, k_BSKD, v_BSKD, visible_B1TS, pattern, bias_HR)
+
+
+def _masked(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    visible_B1TS: Tensor | None,
+    pattern: Pattern,
+    bias_HR: Tensor | None,
+) -> Tensor:
+    """Attend with everything that is hidden written as a mask; the last query is at the last key."""
     length, total = q_BTHD.shape[1], k_BSKD.shape[1]
-    if length in (1, total):
-        return _sdpa(q_BTHD, k_BSKD, v_BSKD, None, is_causal=length > 1)
-    every_TS = torch.ones(length, total, dtype=torch.bool, device=q_BTHD.device)
-    return _sdpa(q_BTHD, k_BSKD, v_BSKD, every_TS.tril(total - length), is_causal=False)
+    shift = length - total if pattern.causal else 0
+    plain = visible_B1TS is None and bias_HR is None and not pattern.window
+    if plain and pattern.causal and length in (1, total):
+        return _sdpa(q_BTHD, k_BSKD, v_BSKD, None, pattern, is_causal=length > 1)
+    query_T1 = torch.arange(length, device=q_BTHD.device)[:, None]
+    distance_TS = torch.arange(total, device=q_BTHD.device) + shift - query_T1
+    if pattern.causal:
+        seen_TS = distance_TS <= 0
+        visible_B1TS = seen_TS if visible_B1TS is None else visible_B1TS & seen_TS
+    if pattern.window:
+        near_TS = distance_TS.abs() < pattern.window
+        visible_B1TS = near_TS if visible_B1TS is None else visible_B1TS & near_TS
+    mask = visible_B1TS
+    if bias_HR is not None:
+        mask = along_diagonals(bias_HR, length, total, shift).to(q_BTHD.dtype)
+        if visible_B1TS is not None:
+            mask = mask.masked_fill(~visible_B1TS, -torch.inf)
+    return _sdpa(q_BTHD, k_BSKD, v_BSKD, mask, pattern, is_causal=False)
 
 
 def _sdpa(
-    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, visible: Tensor | None, *, is_causal: bool
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    mask: Tensor | None,
+    pattern: Pattern,
+    *,
+    is_causal: bool,
 ) -> Tensor:
     q_BHTD, k_BKSD, v_BKSD = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD))
+    if pattern.softcap:
+        return _capped(q_BHTD, k_BKSD, v_BKSD, mask, pattern, is_causal=is_causal).transpose(1, 2)
     grouped = q_BHTD.shape[1] != k_BKSD.shape[1]
     out_BHTD = F.scaled_dot_product_attention(
-        q_BHTD, k_BKSD, v_BKSD, attn_mask=visible, is_causal=is_causal, enable_gqa=grouped
+        q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped, scale=pattern.scale
     )
     return out_BHTD.transpose(1, 2)
 
 
-def _borders(segments_BT: Tensor) -> Tensor:
-    opens_BT = torch.ones_like(segments_BT, dtype=torch.bool)
-    opens_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    starts = opens_BT.flatten().nonzero().flatten()
-    borders_E = torch.cat([starts, starts.new_tensor([segments_BT.numel()])])
-    if anything_compiled():
-        # Otherwise every new number of documents would compile the model again.
-        torch._dynamo.mark_dynamic(borders_E, 0)
-    return borders_E
+def _capped(
+    q_BHTD: Tensor,
+    k_BKSD: Tensor,
+    v_BKSD: Tensor,
+    mask: Tensor | None,
+    pattern: Pattern,
+    *,
+    is_causal: bool,
+) -> Tensor:
+    """Attention with squashed scores, which no fused function of torch offers on every device."""
+    group = q_BHTD.shape[1] // k_BKSD.shape[1]
+    k_BHSD, v_BHSD = (x.repeat_interleave(group, dim=1) for x in (k_BKSD, v_BKSD))
+    scale = pattern.scale or q_BHTD.shape[-1] ** -0.5
+    scores_BHTS = (q_BHTD @ k_BHSD.transpose(-1, -2) * scale).to(
+        torch.promote_types(q_BHTD.dtype, torch.float32)
+    )
+    scores_BHTS = pattern.softcap * (scores_BHTS / pattern.softcap).tanh()
+    if is_causal:
+        length = scores_BHTS.shape[-1]
+        mask = torch.ones(length, length, dtype=torch.bool, device=q_BHTD.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores_BHTS = scores_BHTS.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores_BHTS = scores_BHTS + mask
+    return scores_BHTS.softmax(dim=-1).to(v_BHSD.dtype) @ v_BHSD

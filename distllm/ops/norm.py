@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation.
+"""Normalisation of each position.
 
 Shapes: B rows, T positions, C channels.
 """
@@ -15,3 +15,8 @@ def rms_norm(x_BTC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
     torch computes the mean of bf16 inputs in fp32, and is fused by the compiler.
     """
     return F.rms_norm(x_BTC, weight_C.shape, weight_C, eps)
+
+
+def layer_norm(x_BTC: Tensor, weight_C: Tensor, bias_C: Tensor | None, eps: float) -> Tensor:
+    """Bring each position to zero mean and unit variance, then scale and shift it (Ba et al. 2016)."""
+    return F.layer_norm(x_BTC, weight_C.shape, weight_C, bias_C, eps)

@@ -26,13 +26,14 @@ from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
 from distllm.errors import OutOfMemory, StorageError
-from distllm.models.decoder import compile_blocks
 from distllm.models.init import build_model
+from distllm.models.stack import compile_blocks
 from distllm.observe.ledger import LEDGER_FILE, Event, Kind, Ledger
 from distllm.observe.metrics import StepRecord
 from distllm.observe.open import build_sinks
 from distllm.observe.sinks import Sink, last_attempt, read_metrics
 from distllm.observe.tracked import RUN_ID_FACT, TrackedRun, settle_run_id
+from distllm.ops.cross_entropy import LossTerms
 from distllm.ops.peak import measure_matmul_flops
 from distllm.optim.optimizers import build_optimizer
 from distllm.optim.schedule import LearningRate
@@ -240,7 +241,8 @@ def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state
 
 def _build_engine(resolved: Resolved, topology: Topology) -> Engine:
     config = resolved.config
-    model = build_model(resolved.shape, config.seed)
+    terms = LossTerms(config.task.label_smoothing, config.task.z_loss)
+    model = build_model(resolved.shape, config.seed, terms=terms)
     if config.engine.compile:
         compile_blocks(model)
     return build_engine(

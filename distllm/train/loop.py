@@ -28,6 +28,7 @@ from distllm.infer.generate import sample_text
 from distllm.observe.metrics import EvalRecord, StepRecord, resident_bytes
 from distllm.observe.sinks import Sink
 from distllm.optim.schedule import LearningRate
+from distllm.seeds import derive_seed
 from distllm.tasks.base import Task
 from distllm.train.chain import Chain
 from distllm.train.chronicle import Chronicle
@@ -138,6 +139,8 @@ def train_step(run: Run, clock: StepClock) -> None:
     run.task.begin(run.engine.model, batches, run.topology)
     loss_sum = torch.zeros((), device=run.topology.device)
     for batch in batches:
+        # Dropout is a function of the seed and the samples: a resumed run draws what it would have.
+        torch.manual_seed(derive_seed(config.seed, "noise", int(batch.sample_ids_B[0])))
         batch_loss = run.task.loss_sum(run.engine.model, batch)
         run.engine.backward(batch_loss / weight)
         loss_sum += batch_loss.detach()

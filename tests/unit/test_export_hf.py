@@ -51,7 +51,7 @@ def test_transformers_computes_the_same_logits(exported):
 def test_verification_sees_a_wrong_weight(exported, tmp_path, tokenizer):
     model, _ = exported
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
-    state["layers.1.self_attn.qkv_proj.weight"][-1] += 0.1
+    state["decoder.layers.1.self_attn.qkv_proj.weight"][-1] += 0.1
     export_hf(state, model.shape, tokenizer, tmp_path / "hf", FACTS)
     with pytest.raises(IntegrityError, match="differ"):
         verify_export(tmp_path / "hf", model)
@@ -158,11 +158,11 @@ def test_weights_that_do_not_fit_leave_nothing_behind(tokenizer, tmp_path, fault
     model = make_model(tokenizer, tie_embeddings=True)
     state = dict(model.state_dict())
     if fault == "missing":
-        del state["norm.weight"]
+        del state["decoder.norm.weight"]
     elif fault == "unknown":
-        state["layers.9.mlp.down_proj.weight"] = torch.zeros(2)
+        state["decoder.layers.9.mlp.down_proj.weight"] = torch.zeros(2)
     else:
-        state["norm.weight"] = torch.zeros(3)
+        state["decoder.norm.weight"] = torch.zeros(3)
     with pytest.raises(CheckpointError):
         export_hf(state, model.shape, tokenizer, tmp_path / "hf", {})
     assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,8 @@ from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
 from distllm.infer.generate import generate, sample_text
 from distllm.models.cache import KVCache
-from distllm.models.decoder import compile_blocks
 from distllm.models.init import build_model
+from distllm.models.stack import compile_blocks
 
 VOCAB, CONTEXT, EOT = 50, 24, 0
 PROMPT = [7, 3, 9, 3]

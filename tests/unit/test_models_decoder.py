@@ -7,8 +7,8 @@ import torch._dynamo
 from distllm.config.schema import ModelConfig
 from distllm.config.shape import settle_shape
 from distllm.kernels import reference
-from distllm.models.decoder import compile_blocks
 from distllm.models.init import build_model
+from distllm.models.stack import compile_blocks
 
 LENGTH = 24
 
@@ -34,7 +34,7 @@ def definition(model, tokens, positions, segments, targets):
     w = {name: weight.double() for name, weight in model.state_dict().items()}
     x = w["embed_tokens.weight"][tokens]
     for i in range(shape.num_layers):
-        part = f"layers.{i}."
+        part = f"decoder.layers.{i}."
         h = reference.rms_norm(x, w[part + "input_layernorm.weight"], shape.norm_eps)
         heads = (h @ w[part + "self_attn.qkv_proj.weight"].T).unflatten(-1, (-1, shape.head_dim))
         q, k, v = heads.split([shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], 2)
@@ -44,7 +44,7 @@ def definition(model, tokens, positions, segments, targets):
         h = reference.rms_norm(x, w[part + "post_attention_layernorm.weight"], shape.norm_eps)
         gate, up = (h @ w[part + "mlp.gate_up_proj.weight"].T).chunk(2, -1)
         x = x + reference.swiglu(gate, up) @ w[part + "mlp.down_proj.weight"].T
-    x = reference.rms_norm(x, w["norm.weight"], shape.norm_eps).flatten(0, 1)
+    x = reference.rms_norm(x, w["decoder.norm.weight"], shape.norm_eps).flatten(0, 1)
     head = w["lm_head.weight"]
     loss = reference.linear_cross_entropy(x, head, targets.flatten())
     return (x @ head.T).unflatten(0, tokens.shape), loss
@@ -109,7 +109,9 @@ def test_weights_depend_on_seed_and_name_only():
     for name, weight in narrow.items():
         scale = math.sqrt(3) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
         torch.testing.assert_close(deep[name] * scale, weight)
-    assert not torch.equal(deep["layers.0.mlp.down_proj.weight"], deep["layers.1.mlp.down_proj.weight"])
+    assert not torch.equal(
+        deep["decoder.layers.0.mlp.down_proj.weight"], deep["decoder.layers.1.mlp.down_proj.weight"]
+    )
     other = make(seed=1).state_dict()
     same = make().state_dict()
     for name, weight in make().state_dict().items():

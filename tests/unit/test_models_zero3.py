@@ -19,8 +19,8 @@ def train(topology, engine_name, tie_embeddings, compiled):
     from distllm.config.shape import settle_shape
     from distllm.dist.build import build_engine
     from distllm.infer.generate import generate
-    from distllm.models.decoder import compile_blocks
     from distllm.models.init import build_model
+    from distllm.models.stack import compile_blocks
     from distllm.optim.optimizers import build_optimizer
 
     config = ModelConfig(

@@ -84,9 +84,9 @@ def test_cached_attention_is_the_end_of_the_whole(new):
 @pytest.mark.parametrize(
     ("device", "segmented", "name"),
     [
-        ("cpu", False, "causal"),
+        ("cpu", False, "whole"),
         ("cpu", True, "documents"),
-        ("cuda", False, "causal"),
+        ("cuda", False, "whole"),
         ("cuda", True, "masked"),
     ],
 )
@@ -100,5 +100,5 @@ def test_the_operator_keeps_torch_compile_contract():
     from distllm.ops import document_attention
 
     qkv = heads(2)
-    borders = plan_attention(SEGMENTS["borders"], CPU).borders_E
-    torch.library.opcheck(document_attention._attention, (*qkv, borders))
+    pieces = plan_attention(SEGMENTS["borders"], CPU).pieces_P4
+    torch.library.opcheck(document_attention.fused_documents, (*qkv, pieces, True, 0, 0.3))

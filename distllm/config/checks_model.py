@@ -1,0 +1,115 @@
+"""Combinations of ``model`` keys that make no model, each with its cause and remedy."""
+
+from __future__ import annotations
+
+from distllm.config.problems import Problems
+from distllm.config.schema import Config
+from distllm.config.schema_model import ModelConfig
+
+
+def check_model(config: Config, problems: Problems) -> None:
+    """Check that the model's dimensions and options fit each other."""
+    model = config.model
+    _check_heads(model, problems)
+    _check_positions(model, problems)
+    _check_rope(model, problems)
+    problems.check(
+        bool(model.window_pattern) and set(model.window_pattern) <= set("LG"),
+        f"window_pattern {model.window_pattern!r} is no row of L and G",
+        keys=["model.window_pattern"],
+        remedy="write L for a layer with a window, G for one that sees all: model.window_pattern=GLL",
+    )
+    problems.check(
+        not model.norm_bias or model.norm == "layer",
+        "norm_bias shifts a LayerNorm; RMSNorm has no shift",
+        keys=["model.norm_bias", "model.norm"],
+        remedy="model.norm=layer, or model.norm_bias=false",
+    )
+    problems.check(
+        model.num_encoder_layers is None or model.family == "encoder_decoder",
+        f"num_encoder_layers is given, but the family is {model.family}",
+        keys=["model.num_encoder_layers", "model.family"],
+        remedy="model.family=encoder_decoder, or model.num_encoder_layers=null (model.num_layers counts)",
+    )
+    problems.check(
+        model.token_types == 0 or model.family == "encoder",
+        f"token types are given to encoders only, and the family is {model.family}",
+        keys=["model.token_types", "model.family"],
+        remedy="model.token_types=0",
+    )
+
+
+def _check_heads(model: ModelConfig, problems: Problems) -> None:
+    divisible = model.hidden_size % model.num_heads == 0
+    problems.check(
+        model.head_dim is not None or divisible,
+        f"hidden_size {model.hidden_size} is not divisible by num_heads {model.num_heads}",
+        keys=["model.hidden_size", "model.num_heads"],
+        remedy=f"model.hidden_size={_nearest_multiple(model.hidden_size, model.num_heads)}",
+    )
+    problems.check(
+        model.num_heads % (model.num_kv_heads or model.num_heads) == 0,
+        f"num_heads {model.num_heads} is not divisible by num_kv_heads {model.num_kv_heads}",
+        keys=["model.num_heads", "model.num_kv_heads"],
+        remedy=f"use one of {_divisors(model.num_heads)} for model.num_kv_heads",
+    )
+    head_dim = model.head_dim or model.hidden_size // model.num_heads
+    given = model.head_dim is not None
+    problems.check(
+        model.positions != "rope" or not (given or divisible) or head_dim % 2 == 0,
+        f"head size {head_dim} is odd; rotary positions turn pairs",
+        keys=["model.head_dim"] if given else ["model.hidden_size", "model.num_heads"],
+        remedy="choose an even model.head_dim"
+        if given
+        else "choose hidden_size and num_heads so that hidden_size / num_heads is even",
+    )
+
+
+def _check_positions(model: ModelConfig, problems: Problems) -> None:
+    problems.check(
+        model.positions != "sinusoidal" or model.hidden_size % 2 == 0,
+        f"hidden_size {model.hidden_size} is odd; sinusoidal positions are pairs of sine and cosine",
+        keys=["model.hidden_size", "model.positions"],
+        remedy="choose an even model.hidden_size",
+    )
+    sides = 1 if model.family == "decoder" else 2
+    problems.check(
+        model.positions != "relative"
+        or (
+            model.relative_distance > model.relative_buckets // sides // 2
+            and model.relative_buckets % (2 * sides) == 0
+        ),
+        f"{model.relative_buckets} buckets do not divide distances up to {model.relative_distance}",
+        keys=["model.relative_buckets", "model.relative_distance"],
+        remedy="use T5's model.relative_buckets=32 and model.relative_distance=128",
+    )
+
+
+def _check_rope(model: ModelConfig, problems: Problems) -> None:
+    rope = model.rope
+    problems.check(
+        rope.scaling in ("none", "linear") or rope.original_len is not None,
+        f"rope.scaling={rope.scaling} needs the context the frequencies were made for",
+        keys=["model.rope.original_len"],
+        remedy="model.rope.original_len=8192, or whatever the model was first trained with",
+    )
+    problems.check(
+        rope.scaling == "none" or model.positions == "rope",
+        f"rope.scaling={rope.scaling} stretches rotary positions, but positions are {model.positions}",
+        keys=["model.rope.scaling", "model.positions"],
+        remedy="model.rope.scaling=none, or model.positions=rope",
+    )
+    problems.check(
+        rope.high_freq_factor > rope.low_freq_factor,
+        f"high_freq_factor {rope.high_freq_factor} is not above low_freq_factor {rope.low_freq_factor}",
+        keys=["model.rope.high_freq_factor", "model.rope.low_freq_factor"],
+        remedy="use Llama 3's model.rope.low_freq_factor=1 and model.rope.high_freq_factor=4",
+    )
+
+
+def _divisors(value: int) -> str:
+    return ", ".join(str(d) for d in range(1, value + 1) if value % d == 0)
+
+
+def _nearest_multiple(value: int, unit: int) -> int:
+    return max(unit, round(value / unit) * unit)

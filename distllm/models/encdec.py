@@ -1,0 +1,96 @@
+"""The encoder-decoder: one stack reads the source, the other writes the target.
+
+Shapes: B rows, S source positions, T target positions, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from distllm.config.shape import ModelShape
+from distllm.models.cache import KVCache
+from distllm.models.heads import Head
+from distllm.models.layers import Source
+from distllm.models.stack import Stack, TokenEmbedding
+from distllm.ops.attention import plan_attention
+from distllm.ops.cross_entropy import NO_TERMS, LossTerms
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder, and a decoder that attends to its output (Vaswani et al. 2017; Raffel et al. 2020).
+
+    Source and target share one embedding.
+
+    Args:
+        shape: its dimensions.
+        terms: what the loss adds to the cross-entropy in training mode.
+    """
+
+    def __init__(self, shape: ModelShape, terms: LossTerms = NO_TERMS) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed_tokens = TokenEmbedding(shape)
+        self.encoder = Stack(shape, shape.num_encoder_layers, causal=False)
+        self.decoder = Stack(shape, shape.num_layers, causal=True, cross=True)
+        self.lm_head = Head(shape, terms=terms)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Share the embedding with the output projection, if the shape says so."""
+        if self.shape.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(
+        self,
+        source_BS: Tensor,
+        source_positions_BS: Tensor,
+        source_segments_BS: Tensor | None,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        targets_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Predict the next token of the target at each of its positions.
+
+        Args:
+            source_BS: ids of the source.
+            source_positions_BS: place of each in its document.
+            source_segments_BS: document of each, never decreasing along a row.
+            tokens_BT: ids of the target, from the start of decoding on.
+            positions_BT: place of each in its document.
+            segments_BT: document of each; it reads the source of the same number, and nothing if
+                there is none. None, with that of the source: a row is one pair.
+            targets_BT: ids to predict, ``IGNORE_INDEX`` where there is no loss.
+            cache: past positions of the target. After the first call it also holds what is needed of
+                the source, which is not read again. A row of it is one document, whose source is the
+                first segment of the row.
+
+        Returns:
+            The logits_BTV, or with targets the cross-entropy summed over them, an fp32 scalar.
+        """
+        if (source_segments_BS is None) != (segments_BT is None) and cache is None:
+            raise ValueError("give segments of source and target, or of neither")
+        if cache is not None and segments_BT is not None:
+            raise ValueError("a cache holds one document per row: give no segments of the target")
+        if cache is None:
+            hidden_BSC = self._read(source_BS, source_positions_BS, source_segments_BS)
+        elif cache.hidden_BSC is None:
+            hidden_BSC = cache.hidden_BSC = self._read(source_BS, source_positions_BS, source_segments_BS)
+        else:
+            hidden_BSC = cache.hidden_BSC
+        x_BTC = self.embed_tokens(tokens_BT, positions_BT)
+        own_BT = segments_BT
+        if own_BT is None and source_segments_BS is not None:
+            own_BT = source_segments_BS[:, :1].expand(-1, tokens_BT.shape[1])
+        source = Source(hidden_BSC, plan_attention(own_BT, x_BTC.device, source_segments_BS))
+        hidden_BTC = self.decoder(x_BTC, positions_BT, segments_BT, cache, source)
+        result: Tensor = self.lm_head(hidden_BTC, targets_BT)
+        return result
+
+    def _read(self, source_BS: Tensor, positions_BS: Tensor, segments_BS: Tensor | None) -> Tensor:
+        """Encode the source."""
+        hidden_BSC: Tensor = self.encoder(
+            self.embed_tokens(source_BS, positions_BS), positions_BS, segments_BS
+        )
+        return hidden_BSC
