@@ -291,3 +291,64 @@ def test_compiled_blocks_learn_alike_whatever_the_borders(family, options, monke
         model(*batch(family), targets()).backward()
     for mine, should in zip(compiled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, should.grad)
+
+
+def test_a_model_is_a_pure_function_of_seed_and_head():
+    first, second = (make("encoder", ENCODERS["bert"]).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    span = make("encoder", ENCODERS["bert"], head="span").state_dict()
+    shared = [name for name in span if not name.startswith("head.")]
+    assert all(torch.equal(first[name], span[name]) for name in shared)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("decoder", {}),
+        ("encoder", ENCODERS["bert"]),
+        ("encoder_decoder", PAIRS["t5"]),
+    ],
+)
+def test_a_tied_projection_is_the_embedding(family, options, tie):
+    model = make(family, {**options, "tie_embeddings": tie})
+    head = model.head.lm_head if family == "encoder" else model.lm_head
+    assert (head.weight is model.embed_tokens.weight) == tie
+    assert sum(weight.numel() for weight in model.parameters()) == model.shape.num_params
+
+
+def test_segments_of_one_side_only_are_refused():
+    model, inputs = make("encoder_decoder", PAIRS["t5"]), batch("encoder_decoder")
+    with pytest.raises(ValueError, match="neither"):
+        model(*inputs[:2], None, *inputs[3:])
+    cache = KVCache(model.shape, 2, LENGTH, torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match="cache"):
+        model(*inputs, cache=cache)
+
+
+def test_a_cache_follows_its_rows():
+    model = make("decoder", {})
+    tokens, place = targets(), torch.arange(LENGTH).expand(2, LENGTH)
+    swapped = torch.tensor([1, 0])
+    cache = KVCache(model.shape, 2, LENGTH, tokens.device, torch.float32)
+    with torch.no_grad():
+        whole = model(tokens, place)
+        model(tokens[:, :10], place[:, :10], cache=cache)
+        cache.reorder(swapped)
+        rest = model(tokens[swapped, 10:], place[:, 10:], cache=cache)
+    torch.testing.assert_close(rest[swapped], whole[:, 10:], rtol=0, atol=2e-5)
+
+
+def test_rows_of_a_cache_may_begin_late():
+    model = make("decoder", STYLES["windows"])
+    tokens = targets()
+    starts = torch.tensor([0, 7])
+    place = (torch.arange(LENGTH) - starts[:, None]).clamp(min=0)
+    cache = KVCache(model.shape, 2, LENGTH, tokens.device, torch.float32, starts)
+    with torch.no_grad():
+        late = torch.cat(
+            [model(t, p, cache=cache) for t, p in zip(tokens.split(12, 1), place.split(12, 1), strict=True)],
+            1,
+        )
+        alone = model(tokens[1:, 7:], torch.arange(LENGTH - 7)[None])
+    torch.testing.assert_close(late[1:, 7:], alone, rtol=0, atol=2e-5)

@@ -72,3 +72,42 @@ def test_an_unknown_device_has_none():
 def test_planning_needs_no_torch():
     code = "import sys, distllm.plan.flops, distllm.plan.hardware; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+FAMILIES = {
+    "a plain MLP": {"gated": False},
+    "an encoder": {"family": "encoder"},
+    "an encoder-decoder": {
+        "family": "encoder_decoder",
+        "num_encoder_layers": 2,
+        "tie_embeddings": False,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", FAMILIES.values(), ids=FAMILIES.keys())
+def test_the_products_of_every_family_are_counted(changes):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from distllm.models.init import build_model
+
+    settled, length = shape(**changes), 32
+    model = build_model(settled, seed=0)
+    tokens = torch.zeros(1, length, dtype=torch.int64)
+    inputs = (
+        (tokens, tokens, None, tokens, tokens) if settled.family == "encoder_decoder" else (tokens, tokens)
+    )
+    with FlopCounterMode(display=False) as products, torch.no_grad():
+        model(*inputs)
+    assert 2 * matmul_params(settled) * length == pytest.approx(products.get_total_flops())
+
+
+def test_attention_that_sees_both_ways_costs_twice_as_much():
+    causal, whole = shape(), shape(family="encoder")
+    heads = settled_attention(causal, 100), settled_attention(whole, 100)
+    assert heads[1] / heads[0] == pytest.approx(200 / 101)
+
+
+def settled_attention(settled, length):
+    return flops_per_token(settled, length) - 6.0 * matmul_params(settled)
