@@ -178,3 +178,21 @@ def test_changes_carry_what_they_mean_for_a_resume():
         "model.num_layers": "identity", "optim.lr": "schedule", "eval.every_steps": "cosmetic",
     }  # fmt: skip
     assert changes(before, before) == []
+
+
+EXPLAINED = {
+    "model=llama-tiny": ("8/3 x model.hidden_size 192", "model.hidden_size / model.num_heads = 192 / 6"),
+    "model=bert-tiny": ("4 x model.hidden_size 192", "model.hidden_size / model.num_heads = 192 / 6"),
+    "model=t5-small": ("model.intermediate_size", "model.head_dim"),
+    "model=modernbert-tiny": (
+        "model.intermediate_size",
+        "model.hidden_size / model.num_heads = 192 / 6",
+    ),
+}
+
+
+@pytest.mark.parametrize(("preset", "formulas"), EXPLAINED.items())
+def test_the_widths_of_every_family_say_where_they_come_from(preset, formulas):
+    derived = resolved(preset).derivations
+    for name, formula in zip(("intermediate_size", "head_dim"), formulas, strict=True):
+        assert derived[name].formula.startswith(formula)
