@@ -11,6 +11,7 @@ from distllm.config.resolve import Resolved
 from distllm.data.mirror import dataset_directory
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError
+from distllm.models.heads import head_of
 from distllm.models.init import Model, bare_model
 
 
@@ -38,7 +39,7 @@ def load_trained(checkpoints: Path, resolved: Resolved, step: int | None = None)
             remedy="train it first, or choose one of: "
             + ", ".join(sorted(path.name for path in checkpoints.glob("step-*"))),
         )
-    model = bare_model(resolved.shape)
+    model = bare_model(resolved.shape, head=head_of(resolved.config.task.name))
     read_weights(found, model)
     facts = {**found.facts, **found.train_state, "step": found.step}
     return Trained(model.eval(), Tokenizer.load(dataset_directory(resolved.config.data)), found.step, facts)

@@ -20,6 +20,12 @@ from distllm.ops.cross_entropy import NO_TERMS, LossTerms, linear_cross_entropy,
 from distllm.ops.mlp import activate
 
 HeadName = Literal["masked_lm", "span", "embedding"]
+_HEADS: dict[str, HeadName] = {"extractive_qa": "span", "contrastive": "embedding"}
+
+
+def head_of(task: str) -> HeadName:
+    """Return what stands on an encoder that learns ``task``."""
+    return _HEADS.get(task, "masked_lm")
 
 
 class Head(nn.Linear):

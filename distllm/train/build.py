@@ -26,6 +26,7 @@ from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
 from distllm.errors import OutOfMemory, StorageError
+from distllm.models.heads import head_of
 from distllm.models.init import build_model
 from distllm.models.stack import compile_blocks
 from distllm.observe.ledger import LEDGER_FILE, Event, Kind, Ledger
@@ -242,7 +243,7 @@ def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state
 def _build_engine(resolved: Resolved, topology: Topology) -> Engine:
     config = resolved.config
     terms = LossTerms(config.task.label_smoothing, config.task.z_loss)
-    model = build_model(resolved.shape, config.seed, terms=terms)
+    model = build_model(resolved.shape, config.seed, head=head_of(config.task.name), terms=terms)
     if config.engine.compile:
         compile_blocks(model)
     return build_engine(

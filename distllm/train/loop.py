@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from distllm.config.resolve import Resolved
-from distllm.data.batch import Split
+from distllm.data.batch import Batch, Split
 from distllm.data.digest import batch_digest
 from distllm.data.mixture import plan_digest
 from distllm.data.stream import StepStream
@@ -136,11 +136,12 @@ def train_step(run: Run, clock: StepClock) -> None:
         _stop_here(run)
     clock.mark("loop")
 
+    # Dropout is a function of the seed and the samples: a resumed run draws what it would have.
+    _seed_noise(config.seed, batches[0])
     run.task.begin(run.engine.model, batches, run.topology)
     loss_sum = torch.zeros((), device=run.topology.device)
     for batch in batches:
-        # Dropout is a function of the seed and the samples: a resumed run draws what it would have.
-        torch.manual_seed(derive_seed(config.seed, "noise", int(batch.sample_ids_B[0])))
+        _seed_noise(config.seed, batch)
         batch_loss = run.task.loss_sum(run.engine.model, batch)
         run.engine.backward(batch_loss / weight)
         loss_sum += batch_loss.detach()
@@ -181,6 +182,10 @@ def train_step(run: Run, clock: StepClock) -> None:
     if must_go_back:
         _leave_streak_out(run)
         clock.restart()
+
+
+def _seed_noise(seed: int, batch: Batch) -> None:
+    torch.manual_seed(derive_seed(seed, "noise", int(batch.sample_ids_B[0])))
 
 
 def evaluate(run: Run) -> None:

@@ -317,6 +317,29 @@ def test_a_tied_projection_is_the_embedding(family, options, tie):
     assert sum(weight.numel() for weight in model.parameters()) == model.shape.num_params
 
 
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [
+        ("causal_lm", "masked_lm"),
+        ("masked_lm", "masked_lm"),
+        ("extractive_qa", "span"),
+        ("contrastive", "embedding"),
+    ],
+)
+def test_an_encoder_has_the_head_of_its_task(task, head):
+    from distllm.models.heads import head_of
+
+    assert head_of(task) == head
+    names = make("encoder", ENCODERS["bert"], head=head).state_dict()
+    expected = {
+        "masked_lm": {"head.dense.weight", "head.lm_head.bias"},
+        "span": {"head.weight", "head.bias"},
+        "embedding": set(),
+    }
+    assert expected[head] <= set(names)
+    assert any(name.startswith("head.") for name in names) == bool(expected[head])
+
+
 def test_segments_of_one_side_only_are_refused():
     model, inputs = make("encoder_decoder", PAIRS["t5"]), batch("encoder_decoder")
     with pytest.raises(ValueError, match="neither"):
