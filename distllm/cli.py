@@ -29,6 +29,7 @@ COMMANDS = {
     "dashboard": "the layout of the Weights & Biases dashboard, as code",
     "sweep": "a Weights & Biases sweep, generated from the schema",
     "ledger": "where a run's time went, and what happened to it",
+    "chaos": "inflict faults on an experiment and judge how it survives them",
     "doctor": "check this machine and say what to do",
 }
 _VERBOSE = ("-v", "--verbose")
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verbose:
             sys.excepthook(*sys.exc_info())
         if not (error.everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"):
-            print(f"distllm: {error}", file=sys.stderr)
+            from distllm.redact import redact_text
+
+            print(f"distllm: {redact_text(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("distllm: interrupted", file=sys.stderr)

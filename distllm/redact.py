@@ -1,11 +1,12 @@
 """Secrets taken out of what is shown to others.
 
-A configuration has no key for a secret, so they hide in values: the user and password of a URL, its
-signature, and tokens pasted into a path or a name.
+They hide in values: the user and password of a URL, its signature, tokens pasted into a path or a
+name, what is assigned to a name that says so, and whatever the environment holds under such a name.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,18 +22,46 @@ _KNOWN_FORMS = re.compile(
     r"|xox[abprs]-[A-Za-z0-9-]{10,}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*)"
 )
 
+_SECRET_NAME = re.compile(
+    r"(?i)(?:secret|passw(?:or)?d|passphrase|credentials?|api_?key|access_?key(?:_?id)?|private_?key)$"
+)
+_MAYBE_SECRET_NAME = re.compile(r"(?i)(?:^|[_.-])(?:token|key|auth|pwd)$")
+_ASSIGNED = re.compile(
+    r"(?i)(?<![\w?&;])([\w.-]*(?:secret|passw(?:or)?d|credential|api[_-]?key|access[_-]?key|[_.-]token|^token))"
+    r"(\s*[=:]\s*)([^\s,;&'\"\[\]{}]{6,})"
+)
+_LEAST_CHARACTERS = 8
+"""Shorter values of the environment are no secrets, and would be found everywhere."""
+_RANDOM_CHARACTERS = 10
+"""Different characters of a value that somebody drew; names and numbers have fewer."""
+
 
 def redacted(value: Any) -> Any:
     """Return a copy of nested plain values in which secrets in texts are replaced by ``[redacted]``."""
     if isinstance(value, Mapping):
-        return {key: redacted(item) for key, item in value.items()}
+        return {
+            key: REDACTED if isinstance(item, str) and _is_secret(str(key), item) else redacted(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [redacted(item) for item in value]
     return redact_text(value) if isinstance(value, str) else value
 
 
 def redact_text(text: str) -> str:
-    """Replace user information and signatures of URLs, and tokens of well-known forms."""
+    """Replace what looks like a secret, and what the environment says is one."""
+    for name, value in os.environ.items():
+        if len(value) >= _LEAST_CHARACTERS and value in text and _is_secret(name, value):
+            text = text.replace(value, REDACTED)
     text = _USER_INFO.sub(REDACTED, text)
     text = _QUERY.sub(lambda found: f"{found.group(1)}={REDACTED}", text)
-    return _KNOWN_FORMS.sub(REDACTED, text)
+    text = _KNOWN_FORMS.sub(REDACTED, text)
+    return _ASSIGNED.sub(lambda found: f"{found.group(1)}{found.group(2)}{REDACTED}", text)
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Whether a value is a secret by its name, or by a name that allows it and its own looks."""
+    if _SECRET_NAME.search(name):
+        return bool(value)
+    mixed = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
+    return bool(_MAYBE_SECRET_NAME.search(name)) and mixed and len(set(value)) >= _RANDOM_CHARACTERS

@@ -13,7 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from distllm.errors import Interrupted, LaunchError
@@ -22,30 +25,97 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
+_TELLING = (64, 65, 74)
+"""Exit codes that say more than that a rank failed, such as because it lost another."""
+
+Watch = Callable[["Sequence[subprocess.Popen[bytes]]"], bool]
+"""Looks at the ranks while they run; whether they must be killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RanksEnd:
+    """How the ranks ended.
+
+    Attributes:
+        code: 128 + number for a rank killed by a signal, else the exit code of a rank that failed,
+            or 75 if ranks stopped on request, or 0.
+        rank: that rank; None if no rank failed.
+        given_up: the watch had them killed.
+    """
+
+    code: int
+    rank: int | None = None
+    given_up: bool = False
+
+
+class Ranks:
+    """The ranks of one machine, and requests to stop that reach whichever of them run."""
+
+    def __init__(self) -> None:
+        self._running: list[subprocess.Popen[bytes]] = []
+        self.asked: int | None = None
+
+    @contextmanager
+    def forwarding(self) -> Iterator[None]:
+        """Pass every request to stop on to the ranks while the block runs; ``asked`` is the last of them."""
+        previous = {number: signal.signal(number, self._forward) for number in FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        num_ranks: int,
+        threads_per_rank: int,
+        watch: Watch | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> RanksEnd:
+        """Run ``command`` as ``num_ranks`` ranks of this machine and wait for all of them.
+
+        Args:
+            command: what follows the interpreter.
+            num_ranks: how many.
+            threads_per_rank: CPU threads of each.
+            watch: looks at them ten times a second.
+            variables: more environment variables.
+        """
+        environment = {
+            # What users set wins: connections between ranks of one machine need no other interface.
+            "GLOO_SOCKET_IFNAME": "lo",
+            **os.environ,
+            "WORLD_SIZE": str(num_ranks),
+            "LOCAL_WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "OMP_NUM_THREADS": str(threads_per_rank),
+            **(variables or {}),
+        }
+        self._running = [_start(command, environment, rank) for rank in range(num_ranks)]
+        try:
+            given_up = _wait(self._running, watch)
+            if given_up:
+                _kill(self._running)
+            failed = [rank.poll() for rank in self._running]
+        finally:
+            _end(self._running)
+        return _judge(failed, [rank.returncode for rank in self._running], given_up, self.asked)
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = number
+        for rank in self._running:
+            if rank.poll() is None:
+                rank.send_signal(number)
 
 
 def run_ranks(command: Sequence[str], *, num_ranks: int, threads_per_rank: int) -> int:
-    """Run ``command`` as ``num_ranks`` ranks of one machine and wait for all of them.
-
-    Returns:
-        128 + number for a rank killed by a signal, else the exit code of a rank that failed, or 0.
-    """
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": str(num_ranks),
-        "LOCAL_WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": str(threads_per_rank),
-    }
-    ranks = [_start(command, environment, rank) for rank in range(num_ranks)]
-    previous = {number: signal.signal(number, _forward_to(ranks)) for number in FORWARDED}
-    try:
-        return _wait(ranks)
-    finally:
-        _end(ranks)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    """Run ``command`` as ranks of this machine once; return the code of `RanksEnd`."""
+    ranks = Ranks()
+    with ranks.forwarding():
+        return ranks.run(command, num_ranks=num_ranks, threads_per_rank=threads_per_rank).code
 
 
 def explain_exit(code: int) -> None:
@@ -54,14 +124,27 @@ def explain_exit(code: int) -> None:
     Raises:
         LaunchError: the rank was killed by a signal and could not say so itself.
     """
-    if code - 128 in set(signal.Signals):
-        name = signal.Signals(code - 128).name
+    if name := signal_of(code):
         raise LaunchError(
             f"a rank was killed by {name}",
             where="distllm train",
             remedy="SIGKILL often means out of memory: lower engine.micro_batch_tokens. "
             "The same command resumes from the last checkpoint",
         )
+
+
+def signal_of(code: int) -> str | None:
+    """Return the name of the signal that an exit code of 128 and more stands for."""
+    return signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process does not run because it was stopped by a signal or a debugger."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] in ("T", "t")
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str], rank: int) -> subprocess.Popen[bytes]:
@@ -82,28 +165,55 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> signal._HANDLER:
-    def forward(number: int, _frame: FrameType | None) -> None:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
-
-    return forward
-
-
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], watch: Watch | None) -> bool:
+    """Return when all ranks have stopped or one has failed; whether the watch gave them up."""
     while True:
         codes = [rank.poll() for rank in ranks]
-        failed = [code for code in codes if code not in (None, 0, Interrupted.exit_code)]
-        if failed:
-            # A rank that was killed is the cause; those that then lost it exit by themselves.
-            return next((128 - code for code in failed if code < 0), failed[0])
+        if any(code not in (None, 0, Interrupted.exit_code) for code in codes):
+            return False
         if all(code is not None for code in codes):
-            return Interrupted.exit_code if any(codes) else 0
+            return False
+        if watch is not None and watch(ranks):
+            return True
         time.sleep(_POLL_SECONDS)
 
 
-def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
+def _judge(failed: Sequence[int | None], ended: Sequence[int], given_up: bool, asked: int | None) -> RanksEnd:
+    """Return the cause of the end.
+
+    Args:
+        failed: exit codes when the first rank failed; None for ranks that still ran.
+        ended: exit codes when all were gone, those included that were ended by us.
+        given_up: the watch had them killed.
+        asked: the signal that asked to stop, if one did.
+    """
+    if given_up:
+        return RanksEnd(LaunchError.exit_code, given_up=True)
+    if asked is not None and -asked in failed:
+        # It came before the ranks could take it; nothing was done since the last checkpoint.
+        return RanksEnd(Interrupted.exit_code)
+    # A rank that was killed is the cause; those that then lost it exit by themselves. So is one that
+    # exits a moment later with a code that names a cause.
+    wrong = [(code, rank) for rank, code in enumerate(failed) if code not in (None, 0, Interrupted.exit_code)]
+    for code, rank in wrong:
+        if code is not None and code < 0:
+            return RanksEnd(128 - code, rank)
+    for rank, code in enumerate(ended):
+        if code in _TELLING:
+            return RanksEnd(code, rank)
+    if wrong:
+        return RanksEnd(wrong[0][0] or 0, wrong[0][1])
+    return RanksEnd(Interrupted.exit_code if any(failed) else 0)
+
+
+def _kill(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.kill()
+            rank.wait()
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     """End the ranks that still run: those left behind wait for one that will never answer."""
     alive = [rank for rank in ranks if rank.poll() is None]
     for rank in alive:

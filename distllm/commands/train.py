@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
         look(combination, arguments.config_dir, RankEnvironment.read(os.environ), need_dataset=True)
     for overrides in sweep(arguments.overrides, arguments.config_dir):
         print(f"sweep: distllm train {' '.join(overrides)}", flush=True)
-        codes.append(_train(overrides, arguments.config_dir, arguments.flags, in_process=False))
+        codes.append(_train(overrides, arguments.config_dir, arguments.flags))
     return next((code for code in codes if code), 0)
 
 
@@ -92,9 +92,7 @@ def combinations(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[int
         yield list(combination), swept
 
 
-def _train(
-    overrides: Sequence[str], config_dir: Path | None, flags: Collection[str], *, in_process: bool = True
-) -> int:
+def _train(overrides: Sequence[str], config_dir: Path | None, flags: Collection[str]) -> int:
     launcher = RankEnvironment.read(os.environ)
     composition, resolved = settle(overrides, config_dir, launcher, need_dataset=True)
     if launcher is None and resolved.config.cluster.nodes > 1:
@@ -103,15 +101,22 @@ def _train(
             where="cluster.nodes",
             remedy="srun python launch/train.py ..., torchrun or deepspeed; or cluster.nodes=1",
         )
-    if launcher is None and (resolved.world.size > 1 or not in_process):
-        from distllm.cluster.local import explain_exit, run_ranks
+    if launcher is None:
+        from distllm.cluster.hang import Patience
+        from distllm.cluster.local import explain_exit
+        from distllm.cluster.supervise import Job, supervise
 
+        config = resolved.config
         directory = ["--config-dir", str(config_dir)] if config_dir else []
-        code = run_ranks(
-            [*RANK_COMMAND, *overrides, *directory, *sorted(flags)],
+        job = Job(
+            command=[*RANK_COMMAND, *overrides, *directory, *sorted(flags)],
+            directory=Path(config.runs_dir) / config.name,
             num_ranks=resolved.world.size,
             threads_per_rank=resolved.threads_per_rank,
+            max_restarts=config.cluster.max_restarts,
+            patience=Patience(config.cluster.hang_seconds, config.cluster.timeout_seconds),
         )
+        code = supervise(job)
         explain_exit(code)
         return code
     os.environ["OMP_NUM_THREADS"] = str(resolved.threads_per_rank)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from distllm.config.faults import parse_fault
+from distllm.config.faults import AROUND, KINDS, parse_fault
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.errors import ConfigError
 from distllm.machine import available_cores
+from distllm.registry import did_you_mean
 
 
 def check_run(config: Config, problems: Problems, *, world_size: int, dataset_tokens: int | None) -> None:
@@ -148,6 +149,14 @@ def _check_faults(config: Config, problems: Problems, world_size: int) -> None:
             f"the fault {text!r} never happens: ranks are 0 to {world_size - 1}, steps begin at 1",
             keys=["chaos.faults"],
             remedy="name a rank and a step of this run",
+        )
+    known = [*KINDS, *AROUND]
+    for kind in config.chaos.kinds:
+        problems.check(
+            kind in known,
+            f"unknown kind of fault {kind!r}",
+            keys=["chaos.kinds"],
+            remedy=did_you_mean(kind, known),
         )
 
 

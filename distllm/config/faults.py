@@ -18,6 +18,7 @@ KINDS = {
     "term": "the rank gets SIGTERM, as from a scheduler",
     "stop": "the rank is frozen by SIGSTOP",
     "hang": "the rank sleeps for ever and never arrives at the next collective",
+    "skip_collective": "the rank leaves out the exchange after its forward pass",
     "slow": "the rank needs half a second more for the step",
     "nan": "the rank's loss is not a number",
     "spike": "the rank's loss and gradient are a thousand times too large",
@@ -27,7 +28,15 @@ KINDS = {
     "flip_checkpoint": "a byte of the newest checkpoint flips, and the rank dies by SIGKILL",
     "delete_checkpoint": "a file of the newest checkpoint is deleted, and the rank dies by SIGKILL",
     "disk_full": "the rank cannot write files that are larger than what it wrote so far",
+    "clock_skew": "the rank's wall clock jumps back an hour and stays there",
 }
+AROUND = {
+    "corrupt_shard": "every shard of the training data has damaged bytes, until the run was refused",
+    "missing_shard": "the shards of the training data are gone, until the run was refused",
+    "stalled_shard": "the server of the dataset stops in the middle of a shard",
+    "tracker_down": "the server of Weights & Biases is not there",
+}
+"""Kinds that only `distllm chaos` can inflict: they happen around the ranks."""
 _FORM = re.compile(r"(?P<kind>\w+)@(?P<step>\d+)(:(?P<rank>\d+))?(x(?P<steps>\d+))?")
 
 

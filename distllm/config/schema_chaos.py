@@ -14,3 +14,11 @@ class ChaosConfig:
     faults: tuple[str, ...] = option(
         (), "faults as KIND@STEP, KIND@STEP:RANK or KIND@STEP:RANKxSTEPS, such as [kill@20:1]"
     )
+    kinds: tuple[str, ...] = option((), "kinds of faults that distllm chaos inflicts, in this order")
+    spacing: int = option(100, "steps between two faults of distllm chaos", minimum=4)
+    seed: int = option(0, "decides in which steps and on which ranks they happen", minimum=0)
+    launcher: tuple[str, ...] = option(
+        (),
+        "command that starts a run of distllm chaos, such as [srun, python, launch/train.py]; "
+        "none: distllm train",
+    )

@@ -84,7 +84,20 @@ class ClusterConfig:
         None, "CPU threads per rank; null shares the cores evenly", minimum=1
     )
     oversubscribe: bool = option(False, "allow more ranks than CPU cores")
-    timeout_seconds: int = option(600, "longest wait for another rank", minimum=1)
+    timeout_seconds: int = option(
+        600, "longest wait for another rank, and for start-up, an evaluation or a save", minimum=1
+    )
+    hang_seconds: float = option(
+        10.0,
+        "a run hangs if no rank moves within a step for so long, or for three times its 99th percentile",
+        minimum=0.1,
+    )
+    max_restarts: int = option(
+        3, "starts after failures that brought no newer checkpoint; distllm train only", minimum=0
+    )
+    straggler_factor: float = option(
+        2.0, "a rank is told to be slow if its own part of a step takes so many times the others'; 0: never"
+    )
     head: str | None = option(
         None, "name or address of the machine of rank 0; null: the first one of the job or hostfile"
     )

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from distllm.errors import DataError, IntegrityError
@@ -254,6 +254,11 @@ def _decode(document: Any) -> Manifest | None:
         source: {split: _split_record(record) for split, record in splits.items()}
         for source, splits in content["sources"].items()
     }
+    shards = (shard for splits in sources.values() for split in splits.values() for shard in split.shards)
+    for name in (*content["files"], *(shard.path for shard in shards)):
+        # What a manifest names is fetched, written and removed below the dataset's directory.
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"it names {name!r}, which is outside the dataset")
     return Manifest(
         **{
             **content,

@@ -17,13 +17,15 @@ import torch.distributed
 
 from distllm.dist.topology import Topology
 from distllm.errors import LaunchError
+from distllm.heartbeat import HEART
 
 
 @contextmanager
 def rank_errors(topology: Topology, doing: str) -> Iterator[None]:
     """Turn a broken connection or an expired timeout inside the block into LaunchError."""
     try:
-        yield
+        with HEART.waiting(doing):
+            yield
     except RuntimeError as error:
         if not _is_communication_error(error):
             raise

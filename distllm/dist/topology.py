@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
 
 from distllm.environment import RankEnvironment
 from distllm.errors import LaunchError
+
+_BACKLOG = 4096
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,8 @@ def init_process_group(topology: Topology, timeout_seconds: float) -> None:
     if on_gpu:
         torch.cuda.set_device(topology.device)
     backend = "nccl" if on_gpu else "gloo"
-    # The stubs leave HashStore out, the package does not.
-    store = torch.distributed.HashStore() if topology.world_size == 1 else None  # type: ignore[attr-defined]
     try:
+        store = _meeting_place(topology, timeout)
         torch.distributed.init_process_group(
             backend,
             store=store,
@@ -117,13 +121,53 @@ def init_process_group(topology: Topology, timeout_seconds: float) -> None:
             timeout=timeout,
             device_id=topology.device if on_gpu else None,
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise LaunchError(
             f"rank {topology.rank} of {topology.world_size} could not meet the others at {address}: {error}",
             where="MASTER_ADDR and MASTER_PORT",
             remedy="check that all ranks run, that the port is free, and that a firewall lets it through",
         ) from error
+
+
+def _meeting_place(topology: Topology, timeout: timedelta) -> Any:
+    """Return where the ranks meet: a store that listens on the address of rank 0 and on no other.
+
+    Whoever can reach a store can write into it, and torch would have it listen on every interface,
+    as it still does where rank 0 does not have the address by which others reach it. None: a
+    launcher has made the store.
+    """
+    # The stubs leave the stores out, the package does not.
+    if topology.world_size == 1:
+        return torch.distributed.HashStore()  # type: ignore[attr-defined]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listener = _listen(host, port) if topology.is_main else None
+    return torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        host,
+        port,
+        topology.world_size,
+        is_master=topology.is_main,
+        timeout=timeout,
+        master_listen_fd=listener.detach() if listener else None,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket | None:
+    """Return a socket that listens on this address; None if it is not one of this machine."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            return None
+        raise
+    return listener
 
 
 def destroy_process_group() -> None:

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from distllm.observe.ledger import Event
 from distllm.observe.metrics import EvalRecord, StepRecord
+from distllm.redact import redact_text
 from distllm.units import format_bytes, format_count, format_duration
 
 HEADER_EVERY = 30
@@ -77,7 +78,7 @@ class ConsoleSink:
 
     def log_note(self, step: int, text: str) -> None:
         """Print the note; one that belongs to a step says so itself."""
-        self._printer.line(f"== {text}", "yellow")
+        self._printer.line(f"== {redact_text(text)}", "yellow")
 
     def log_event(self, event: Event) -> None:
         """Do nothing: what people must know comes as a note."""

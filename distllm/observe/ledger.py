@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from distllm.errors import DataError
+from distllm.redact import redacted
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -87,7 +88,7 @@ class Ledger:
             raise ValueError(f"{kind!r} is no kind of event; there are {', '.join(sorted(KINDS))}")
         if taken := fields.keys() & {"time", "attempt"}:
             raise ValueError(f"{', '.join(sorted(taken))} cannot be given: every event has its own")
-        now, plain = time.time(), {name: _plain(value) for name, value in fields.items()}
+        now, plain = time.time(), {name: _plain(value) for name, value in redacted(fields).items()}
         content = json.dumps({"time": now, "attempt": self._attempt, "kind": kind} | plain)
         try:
             _append(self._path, content.encode())

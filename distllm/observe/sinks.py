@@ -23,6 +23,7 @@ from distllm.fsio import append_line_whole, atomic_write_text, read_json_lines, 
 from distllm.observe.goodput import LastStep
 from distllm.observe.ledger import Event
 from distllm.observe.metrics import EvalRecord, StepRecord
+from distllm.redact import redact_text
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_DIRECTORY = "samples"
@@ -90,13 +91,14 @@ class JsonlSink:
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
         """Append a ``sample`` line and write ``samples/step-000000100.txt``."""
+        prompt, text = redact_text(prompt), redact_text(text)
         self._append("sample", step=step, tokens=tokens, prompt=prompt, text=text)
         with suppress(StorageError):  # the line above has it too
             atomic_write_text(self._samples / f"step-{step:09d}.txt", f"{prompt}{text}\n")
 
     def log_note(self, step: int, text: str) -> None:
         """Append a ``note`` line."""
-        self._append("note", step=step, text=text)
+        self._append("note", step=step, text=redact_text(text))
 
     def log_event(self, event: Event) -> None:
         """Do nothing: the ledger has it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint
+from distllm.cluster.hang import Patience
 from distllm.config.compose import Composition
 from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
@@ -26,6 +28,7 @@ from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
 from distllm.errors import OutOfMemory, StorageError
+from distllm.heartbeat import BEATS_DIRECTORY, HEART
 from distllm.models.heads import head_of
 from distllm.models.init import build_model
 from distllm.models.stack import compile_blocks
@@ -41,6 +44,7 @@ from distllm.optim.schedule import LearningRate
 from distllm.plan.flops import flops_per_token
 from distllm.plan.hardware import find_accelerator
 from distllm.provenance import environment
+from distllm.redact import redacted
 from distllm.tasks.base import Task
 from distllm.tasks.registry import build_task
 from distllm.train.chain import Chain
@@ -48,12 +52,14 @@ from distllm.train.chronicle import Chronicle
 from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
 from distllm.train.loop import Run
+from distllm.train.pace import OwnTime, Pace
 from distllm.train.replicas import ReplicaCheck
 from distllm.train.resume import check_resume
 from distllm.train.run_directory import RunDirectory
 from distllm.train.saving import build_saves, check_room
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
+from distllm.train.vigil import begin_vigil, watch_oneself
 
 _PEAK_SECONDS = 0.2
 
@@ -87,6 +93,11 @@ def opened_run(
     attempt = agree(topology, lambda: _claim(directory))
     if topology.is_main:
         stop.watch(directory.path)
+    begin_vigil(directory.path, topology)
+    if not directory.is_supervised:
+        patience = Patience(config.cluster.hang_seconds, config.cluster.timeout_seconds)
+        watch_oneself(directory.path, topology, patience, attempt)
+        directory.keep()
     chronicle = Chronicle()
     try:
         run = _build(
@@ -111,6 +122,7 @@ def opened_run(
         chronicle.end(kind, error=type(error).__name__, cause=str(error).partition("\n")[0])
         raise
     finally:
+        HEART.close()
         if topology.is_main:
             directory.release()
 
@@ -118,6 +130,8 @@ def opened_run(
 def _claim(directory: RunDirectory) -> int:
     """Own the run directory; return the number of this attempt."""
     directory.claim()
+    if not directory.is_supervised:
+        shutil.rmtree(directory.path / BEATS_DIRECTORY, ignore_errors=True)
     return last_attempt(directory.metrics) + 1
 
 
@@ -136,7 +150,7 @@ def _build(
     dataset = dataset_directory(config.data)
     train_split, stream = open_stream(resolved, topology.rank, topology.world_size)
     facts: dict[str, object] = {
-        "config": asdict(config),
+        "config": redacted(asdict(config)),
         "dataset": train_split.manifest.digest,
         "tokenizer": train_split.manifest.tokenizer_fingerprint,
     }
@@ -178,6 +192,8 @@ def _build(
         replicas=ReplicaCheck(engine, topology),
         chain=chain,
         saves=build_saves(resolved, directory.checkpoints, topology, state, engine, chronicle, sinks),
+        pace=Pace(config.cluster.straggler_factor),
+        own_time=OwnTime(topology.device),
         chronicle=chronicle,
         sinks=sinks,
         stop=stop,

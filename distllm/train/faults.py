@@ -27,6 +27,7 @@ from distllm.train.state import TrainState
 
 SLOW_SECONDS = 0.5
 _SPIKE = 1000.0
+_CLOCK_SKEW_SECONDS = 3600.0
 _MANTISSA_BIT = 10
 _MORE_THAN_THERE_IS = 1 << 60  # bytes
 
@@ -91,6 +92,10 @@ class FaultyTask:
                 _send(signal.SIGSTOP)
             case "hang":
                 _sleep_for_ever()
+            case "skip_collective":
+                _skip_next_gather()
+            case "clock_skew":
+                _set_clock_back()
             case "slow":
                 time.sleep(SLOW_SECONDS)
             case "nan":
@@ -115,6 +120,23 @@ def _send(number: signal.Signals) -> None:
 def _sleep_for_ever() -> NoReturn:
     while True:
         time.sleep(3600)
+
+
+def _skip_next_gather() -> None:
+    """Let the next exchange of numbers be answered by this rank alone, without the others."""
+    real = torch.distributed.all_gather
+
+    def alone(gathered: list[Tensor], mine: Tensor) -> None:
+        torch.distributed.all_gather = real
+        for slot in gathered:
+            slot.copy_(mine)
+
+    torch.distributed.all_gather = alone  # type: ignore[assignment]
+
+
+def _set_clock_back() -> None:
+    real = time.time
+    time.time = lambda: real() - _CLOCK_SKEW_SECONDS
 
 
 def _flip_bit(weight: Tensor) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -24,6 +25,7 @@ from distllm.dist.engine import Engine, StepResult
 from distllm.dist.topology import Topology
 from distllm.errors import Interrupted
 from distllm.evaluate.perplexity import evaluate_perplexity
+from distllm.heartbeat import HEART
 from distllm.infer.generate import sample_text
 from distllm.observe.metrics import EvalRecord, StepRecord, resident_bytes
 from distllm.observe.sinks import Sink
@@ -34,6 +36,7 @@ from distllm.train.chain import Chain
 from distllm.train.chronicle import Chronicle
 from distllm.train.clock import Phases, StepClock
 from distllm.train.guard import Guard
+from distllm.train.pace import OwnTime, Pace
 from distllm.train.replicas import Corruption, ReplicaCheck, flipped
 from distllm.train.rewind import go_back
 from distllm.train.run_directory import RunDirectory
@@ -61,6 +64,8 @@ class Run:
     replicas: ReplicaCheck
     chain: Chain
     saves: Saves
+    pace: Pace
+    own_time: OwnTime
     chronicle: Chronicle
     sinks: list[Sink]
     stop: StopRequest
@@ -109,9 +114,11 @@ def train(run: Run) -> None:
 def train_step(run: Run, clock: StepClock) -> None:
     """Take one optimizer step on the global batch that begins at ``state.samples``."""
     state, config = run.state, run.resolved.config
+    HEART.phase("data", state.step)
     clock.mark("loop")
     state.samples, damaged_before = state.next_samples(), run.stream.damaged
-    batches = run.stream.step(state.samples)
+    with run.own_time.measured():
+        batches = run.stream.step(state.samples)
     clock.mark("data")
 
     # One reduction settles what every rank must agree on before it computes: the weight that
@@ -136,21 +143,25 @@ def train_step(run: Run, clock: StepClock) -> None:
         _stop_here(run)
     clock.mark("loop")
 
+    HEART.phase("compute")
     # Dropout is a function of the seed and the samples: a resumed run draws what it would have.
     _seed_noise(config.seed, batches[0])
     run.task.begin(run.engine.model, batches, run.topology)
     loss_sum = torch.zeros((), device=run.topology.device)
     for batch in batches:
         _seed_noise(config.seed, batch)
-        batch_loss = run.task.loss_sum(run.engine.model, batch)
+        with run.own_time.measured():
+            batch_loss = run.task.loss_sum(run.engine.model, batch)
         run.engine.backward(batch_loss / weight)
         loss_sum += batch_loss.detach()
     clock.mark("compute")
 
     # All ranks judge the step by the same two numbers, its loss and the norm of its gradient.
-    by_rank = gather_over_ranks([float(loss_sum), run.replicas.changed_since()], run.topology)
-    loss = sum(own_loss for own_loss, _ in by_rank) / weight
-    corruption = flipped([changed for _, changed in by_rank])
+    HEART.phase("update")
+    mine = [float(loss_sum), run.replicas.changed_since(), run.own_time.lap()]
+    losses, changed, seconds_by_rank = zip(*gather_over_ranks(mine, run.topology), strict=True)
+    loss = sum(losses) / weight
+    corruption = flipped(changed)
     # Of rows, not of targets: padding and prompts carry no loss, and must not stretch the schedule.
     lr = run.learning_rate(state.step * config.train.tokens_per_step)
     result = run.engine.step(lr, lambda norm: corruption is None and run.guard.doubt(loss, norm) is None)
@@ -162,6 +173,7 @@ def train_step(run: Run, clock: StepClock) -> None:
         return
 
     phases = clock.lap()
+    HEART.took_step(phases.total)
     doubt = run.guard.doubt(loss, result.grad_norm) if result.skipped else None
     must_go_back = run.guard.record(doubt, loss, result.grad_norm)
     state.step += 1
@@ -178,7 +190,8 @@ def train_step(run: Run, clock: StepClock) -> None:
     if deviation is not None:
         _note(run, deviation)
     if doubt is not None:
-        _tell_skipped(run, doubt, loss, result.grad_norm, [own_loss for own_loss, _ in by_rank])
+        _tell_skipped(run, doubt, loss, result.grad_norm, losses)
+    _look_for_straggler(run, seconds_by_rank)
     if must_go_back:
         _leave_streak_out(run)
         clock.restart()
@@ -192,6 +205,7 @@ def evaluate(run: Run) -> None:
     """Measure validation perplexity and print a sample, on all ranks alike."""
     state, settings = run.state, run.resolved.config.eval
     assert run.valid is not None
+    HEART.phase("evaluate", state.step)
     started = time.perf_counter()
     measured = evaluate_perplexity(
         run.engine.model,
@@ -237,6 +251,7 @@ def save(run: Run, *, must: bool = False) -> None:
         must: nothing comes after it: return when it is written, or raise StorageError.
     """
     order = plan_digest(run.resolved.config, run.stream.order, run.state.samples)
+    HEART.phase("save", run.state.step)
     agree(run.topology, run.directory.require_owned)
     facts = {**run.checkpoint_facts, "order": order}
     run.saves.save(facts, _samples(run), must=must, asked=run.save_wanted)
@@ -280,6 +295,7 @@ def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str
     """Restore a checkpoint and save it again with the decision, so that a kill does not undo it."""
     run.chain.forget_after(good_step)
     run.saves.wait()  # what it goes back to, and sets aside, must not change meanwhile
+    HEART.phase("restore", run.state.step)
     with run.chronicle.charging("restart"):
         step = go_back(
             run.directory.checkpoints,
@@ -303,7 +319,7 @@ def _note(run: Run, text: str) -> None:
         sink.log_note(run.state.step, text)
 
 
-def _tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_rank: list[float]) -> None:
+def _tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_rank: Sequence[float]) -> None:
     """Say which step was skipped and why, with its samples and the ranks whose own loss is not finite."""
     stop = run.state.samples
     _note(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {grad_norm:.4f}")
@@ -318,6 +334,13 @@ def _tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_r
     )
 
 
+def _look_for_straggler(run: Run, seconds_by_rank: Sequence[float]) -> None:
+    straggler = run.pace.slow_rank(seconds_by_rank)
+    if straggler is not None:
+        _note(run, str(straggler))
+        run.chronicle.event("straggler", step=run.state.step, **asdict(straggler))
+
+
 def _samples(run: Run) -> dict[str, int]:
     return count_samples(run.state, run.resolved.sequences_per_step).to_dict()
 
@@ -325,6 +348,7 @@ def _samples(run: Run) -> dict[str, int]:
 def _finish(run: Run) -> None:
     """End the attempt; a run that has taken all its steps is done if its samples are accounted for."""
     state = run.state
+    HEART.phase("end", state.step)
     if state.step < run.resolved.max_steps:
         run.chronicle.end("stopped", step=state.step, why="train.stop_at_step", samples=_samples(run))
         return

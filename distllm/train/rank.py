@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
+from distllm.cluster.lease import TOKEN_VARIABLE
 from distllm.config.compose import Composition
 from distllm.config.resolve import Resolved
 from distllm.dist.topology import (
@@ -18,6 +20,9 @@ from distllm.train.build import opened_run
 from distllm.train.loop import train
 from distllm.train.out_of_memory import memory_errors
 from distllm.train.signals import StopRequest
+from distllm.train.vigil import die_with_launcher
+
+_RECORDED_EXCHANGES = "200"
 
 
 def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedule: bool = False) -> None:
@@ -34,6 +39,9 @@ def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedul
     config = resolved.config
     stop = StopRequest()
     stop.install()
+    if TOKEN_VARIABLE not in os.environ and "RANK" in os.environ:
+        die_with_launcher()
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED_EXCHANGES)
     torch.set_num_threads(resolved.threads_per_rank)
     set_extension_cache(Path(config.runs_dir) / ".torch_extensions")
     topology = Topology.from_environment(device=config.cluster.device)

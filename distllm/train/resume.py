@@ -15,6 +15,7 @@ from distllm.data.manifest import Manifest
 from distllm.data.mixture import plan_digest
 from distllm.data.stream import StepStream
 from distllm.errors import CheckpointError, ConfigError
+from distllm.redact import redacted
 from distllm.train.run_directory import RunDirectory
 
 
@@ -77,7 +78,7 @@ def check_configuration(
         ConfigError: a key has changed that makes it another experiment, or one that changes the
             course of the optimisation although nobody allowed that.
     """
-    found = changes(before, asdict(after))
+    found = changes(before, redacted(asdict(after)))
     identity = [change for change in found if change.on_resume == "identity"]
     if identity:
         raise ConfigError(

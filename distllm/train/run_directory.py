@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+import threading
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distllm.cluster.fence import Fence
+from distllm.cluster.lease import (
+    RENEW_SECONDS,
+    TOKEN_VARIABLE,
+    Lease,
+    holds_lease,
+    require_lease,
+    take_lease,
+)
 from distllm.config.compose import Composition
 from distllm.config.explain import explanation
 from distllm.config.resolve import Resolved
 from distllm.config.yaml import to_yaml
-from distllm.errors import ConfigError, RunDirectoryBusy
-from distllm.fsio import atomic_write_json, atomic_write_text, ensure_writable, read_json, storage_errors
+from distllm.errors import ConfigError, DistllmError
+from distllm.fsio import atomic_write_json, atomic_write_text, read_json
+from distllm.redact import redacted
 
 CONFIG_FILE = "config.yaml"
-OWNER_FILE = "owner.json"
 ENVIRONMENT_FILE = "environment.json"
 
 
@@ -37,6 +43,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.config = path / CONFIG_FILE
+        self._lease: Lease | None = None
 
     def claim(self) -> None:
         """Become the only live process that writes here.
@@ -45,14 +52,18 @@ class RunDirectory:
             RunDirectoryBusy: another live process on this or another machine owns the directory.
             StorageError: the directory cannot be written.
         """
-        ensure_writable(self.path)
-        owner, fence = self.path / OWNER_FILE, Fence.read(os.environ)
-        claim: dict[str, Any] = _identity() | ({"fence": str(fence)} if fence else {})
-        # Of two processes that find the same dead owner, one judges and writes before the other.
-        with storage_errors(owner), _locked(self.path):
-            if owner.exists():
-                _refuse_if_alive(owner, fence)
-            atomic_write_json(owner, claim)
+        if not self.is_supervised:
+            self._lease = take_lease(self.path)
+
+    def keep(self) -> None:
+        """Renew the claim in the background as long as the process lives."""
+        if self._lease is not None:
+            threading.Thread(target=_keep, args=(self._lease,), daemon=True, name="distllm-lease").start()
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether this process is a rank whose supervisor owns the directory."""
+        return holds_lease(self.path, os.environ.get(TOKEN_VARIABLE))
 
     def require_owned(self) -> None:
         """Make sure that no later start of this run has taken the directory over.
@@ -60,29 +71,18 @@ class RunDirectory:
         Raises:
             RunDirectoryBusy: it has; what this process would publish is no longer wanted.
         """
-        owner = self.path / OWNER_FILE
-        try:
-            claim = json.loads(owner.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            claim = {}
-        if any(claim.get(name) != value for name, value in _identity().items()):
-            raise RunDirectoryBusy(
-                f"this start of the run has lost its directory to pid {claim.get('pid')} "
-                f"on {claim.get('host')}",
-                where=str(owner),
-                remedy="nothing is lost: the later start goes on from the last checkpoint",
-            )
+        require_lease(self.path, self._lease.token if self._lease else os.environ.get(TOKEN_VARIABLE))
 
     def release(self) -> None:
         """Give the directory up, if this process owns it."""
-        owner = self.path / OWNER_FILE
-        if owner.exists() and read_json(owner).items() >= _identity().items():
-            owner.unlink()
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     def write_configuration(self, composition: Composition, resolved: Resolved) -> None:
         """Write the resolved configuration, where each value came from, and the DeepSpeed JSON."""
-        atomic_write_text(self.config, to_yaml(asdict(composition.config)))
-        atomic_write_json(self.path / "explain.json", explanation(composition, resolved))
+        atomic_write_text(self.config, to_yaml(redacted(asdict(composition.config))))
+        atomic_write_json(self.path / "explain.json", redacted(explanation(composition, resolved)))
         atomic_write_json(self.path / "deepspeed.json", resolved.deepspeed)
 
     def write_environment(self, attempt: int, facts: Mapping[str, Any]) -> None:
@@ -112,45 +112,12 @@ def locate_run(run: str, runs_dir: str = "runs") -> RunDirectory:
     )
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory, which the kernel gives back however this process ends."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _identity() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
-
-
-def _refuse_if_alive(owner: Path, fence: Fence | None) -> None:
-    """Raise unless the owner is of this machine and dead, or an earlier start of this very job."""
-    try:
-        claim = json.loads(owner.read_text(encoding="utf-8"))
-        host, pid, started = claim["host"], claim["pid"], claim["started"]
-    except (OSError, ValueError, KeyError):
-        return  # killed while claiming: nobody owns it
-    if host == socket.gethostname() and _start_ticks(pid) != started:
-        return
-    if fence is not None and fence.shuts_out(claim.get("fence")):
-        return
-    raise RunDirectoryBusy(
-        f"another process is training in this directory: pid {pid} on {host}",
-        where=str(owner),
-        remedy=f"wait for it, stop it (kill {pid}), or choose another name=...; "
-        f"if {host} is known to be dead, remove {owner}",
-    )
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot: a pid alone is used again."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1]
-    except OSError:
-        return None
-    fields = after_name.split()
-    return None if fields[0] == "Z" else int(fields[19])
+def _keep(lease: Lease) -> None:
+    """Renew a lease as long as the process lives; end the process if another has taken over."""
+    while not lease.released:
+        time.sleep(RENEW_SECONDS)
+        try:
+            lease.renew()
+        except DistllmError as error:
+            print(f"distllm: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)

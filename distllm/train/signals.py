@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -10,8 +11,7 @@ from types import FrameType
 from distllm.cluster.control import Control
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-
+_DEEPSPEED_LAUNCHER = "deepspeed.launcher.launch"
 _LOOK_SECONDS = 1.0
 
 
@@ -29,6 +29,7 @@ class StopRequest:
         self._looked_at = float("-inf")
         self._file_why: str | None = None
         self._save = False
+        self._runner = _runner_of_deepspeed()
 
     def install(self) -> None:
         """Handle the signals of schedulers and of Ctrl-C."""
@@ -41,8 +42,14 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether this rank was asked to stop."""
+        """Whether this rank was asked to stop, or the command that the user started is gone.
+
+        The ``deepspeed`` command dies of a signal without a word to the process that started the
+        ranks, which goes on.
+        """
         self._look()
+        if self._runner is not None and _parent_of(os.getppid()) != self._runner:
+            self.signal = self.signal or signal.SIGTERM
         return self.signal is not None or self._file_why is not None
 
     @property
@@ -81,3 +88,19 @@ class StopRequest:
                 raise KeyboardInterrupt
             self._interrupted = True
         self.signal = signal.Signals(number)
+
+
+def _runner_of_deepspeed() -> int | None:
+    """Return the process of the ``deepspeed`` command, if that is what started this rank."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    return _parent_of(os.getppid()) if _DEEPSPEED_LAUNCHER in words else None
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return None

@@ -11,6 +11,8 @@ import psutil
 import pytest
 import tiny
 
+from distllm.observe.ledger import read_events
+
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
@@ -64,6 +66,10 @@ def children(process):
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def ranks_of(process):
+    return [child for child in children(process) if "distllm.launch.train" in child.cmdline()]
+
+
 def test_stopping_at_a_step_and_going_on_is_the_same_run(root, uninterrupted_local):
     first = tiny.distllm("train", *tiny.overrides(root, "name=stopped", "train.stop_at_step=3", *LOCAL))
     assert first.returncode == 0, first.stderr
@@ -115,15 +121,28 @@ def test_kill_9_of_the_launcher_orphans_nobody_and_the_run_goes_on_exactly(root,
     assert tiny.exact(tiny.steps(root, "killed")) == uninterrupted
 
 
-def test_kill_9_of_one_rank_ends_the_other_and_says_so(root):
+def test_kill_9_of_one_rank_starts_both_again_and_one_signal_then_stops_both(root):
     process = start(root, "name=onerank", "train.max_steps=100000", *LOCAL)
     wait_for_step(root, "onerank", 1, process)
-    ranks = [child for child in children(process) if "distllm.launch.train" in child.cmdline()]
+    ranks = ranks_of(process)
     ranks[1].kill()
+    killed = time.time()
+    assert psutil.wait_procs(ranks, timeout=60)[1] == []
+    again = max(tiny.steps(root, "onerank")) + 3
+    wait_for_step(root, "onerank", again, process)
+    ranks_of(process)[1].send_signal(signal.SIGUSR2)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 70, output
-    assert "killed by SIGKILL" in output
-    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+    assert process.returncode == 75, output
+    assert f"saved at step {max(tiny.steps(root, 'onerank'))}" in output
+    events = read_events(root / "runs" / "onerank" / "ledger.jsonl")
+    (found,) = [event for event in events if event.kind == "killed"]
+    assert (found.fields["rank"], found.fields["signal"]) == (1, "SIGKILL")
+    assert found.time - killed < 5
+    lost = {attempt: tiny.steps(root, "onerank", attempt=attempt) for attempt in (1, 2)}
+    repeated = lost[1].keys() & lost[2].keys()
+    assert len(repeated) <= 2, "more than the steps between two checkpoints"
+    exact = [tiny.exact({step: lost[attempt][step] for step in repeated}) for attempt in (1, 2)]
+    assert exact[0] == exact[1]
 
 
 def test_a_second_live_run_in_one_directory_is_refused(root):

@@ -7,9 +7,10 @@ import pytest
 
 from distllm.cluster.control import Control
 from distllm.cluster.fence import Fence
+from distllm.cluster.lease import OWNER_FILE
 from distllm.errors import RunDirectoryBusy
 from distllm.train import signals
-from distllm.train.run_directory import OWNER_FILE, RunDirectory
+from distllm.train.run_directory import RunDirectory
 from distllm.train.signals import StopRequest
 
 

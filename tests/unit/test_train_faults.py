@@ -139,6 +139,25 @@ def test_the_allocator_itself_says_that_memory_is_exhausted(faulty, model):
         losses(task, state, [1], model)
 
 
+def test_a_rank_leaves_out_one_exchange(faulty, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda *_: asked.append(True))
+    task, state, _ = faulty("skip_collective@1")
+    losses(task, state, [1], model)
+    mine, gathered = torch.tensor([7.0]), [torch.zeros(1), torch.zeros(1)]
+    torch.distributed.all_gather(gathered, mine)
+    assert (gathered, asked) == ([mine, mine], [])
+    torch.distributed.all_gather(gathered, mine)
+    assert asked == [True]
+
+
+def test_a_wall_clock_jumps_back(faulty, model, monkeypatch):
+    monkeypatch.setattr(inflicting.time, "time", lambda: 10000.0)
+    task, state, _ = faulty("clock_skew@1")
+    losses(task, state, [1], model)
+    assert inflicting.time.time() == 10000.0 - 3600
+
+
 def test_a_slow_rank_needs_longer(faulty, model, monkeypatch):
     slept = []
     monkeypatch.setattr(inflicting.time, "sleep", slept.append)

@@ -19,6 +19,7 @@ from distllm.data.records import TEXT
 from distllm.data.shards.format import HEADER_BYTES, META, IndexedShard, members_of
 from distllm.errors import DataError
 from distllm.fsio import digest_bytes
+from distllm.heartbeat import HEART
 
 
 def map_shard(
@@ -50,6 +51,7 @@ def map_shard(
             f"it counts {shard.record.tokens} tokens in {shard.record.documents} documents, "
             f"but its members have {held} and {ends.bytes} bytes",
         )
+    HEART.reading(path)
     content = _map_file(directory, shard)
     for suffix in (bin_, idx, META):
         _check_header(directory, shard, content, suffix)

@@ -91,6 +91,8 @@ def _scan(file: Path) -> tuple[dict[str, Member], dict[str, Any]]:
             key, suffix = Path(header.name).name.split(".", 1)
             if key != file.stem:
                 raise ValueError(f"{header.name} belongs to another shard")
+            if header.size > file.stat().st_size:  # a sparse member is as large as it likes to say
+                raise ValueError(f"{header.name} claims {header.size} bytes, more than the whole tar has")
             stream = tar.extractfile(header)
             if stream is None:
                 raise ValueError(f"{header.name} is no file")

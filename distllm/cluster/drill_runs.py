@@ -1,0 +1,284 @@
+"""Running drills: the same commands that a user types, with faults in and around them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from distllm.cluster.drills import SHARDS, Drill
+from distllm.cluster.scorecard import EXIT_CODES, Command, Row, compare, score
+from distllm.errors import LaunchError
+
+REFERENCE = "reference"
+_SPARE_STARTS = 3
+_FLIP_EVERY = 4096
+_STALL_SECONDS = 2.0
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where drills take place.
+
+    Attributes:
+        directory: holds the runs of the drill, and nothing else.
+        overrides: of the experiment, without names and faults.
+        launcher: the command that starts a run; empty for `distllm train`.
+        dataset: the prepared dataset on this machine.
+        limit_seconds: within which a fault must be noticed.
+    """
+
+    directory: Path
+    overrides: Sequence[str]
+    launcher: Sequence[str]
+    dataset: Path
+    limit_seconds: float
+
+    @property
+    def reference(self) -> Path:
+        """The run directory of the undisturbed run."""
+        return self.directory / REFERENCE
+
+
+def run_reference(ground: Ground, steps: int) -> None:
+    """Run the experiment undisturbed.
+
+    Raises:
+        LaunchError: it does not even work without faults.
+    """
+    done = _start(ground, REFERENCE, [f"train.stop_at_step={steps}"])
+    if done.code != 0:
+        raise LaunchError(
+            f"the undisturbed run ended with exit code {done.code}",
+            where=str(_log(ground, REFERENCE)),
+            remedy="make the experiment work first: the same command with train instead of chaos",
+        )
+
+
+def run_drill(ground: Ground, drill: Drill) -> list[Row]:
+    """Run one drill to its end and judge each of its faults."""
+    stop = f"train.stop_at_step={drill.steps}"
+    if not drill.around:
+        faults = ",".join(map(str, drill.faults))
+        commands = _until_done(ground, drill, [stop, f"chaos.faults=[{faults}]"], len(drill.faults))
+        directory = ground.directory / drill.name
+        return score(drill, directory, commands, ground.reference, ground.limit_seconds)
+    if drill.around[0] in SHARDS:
+        return _drill_shards(ground, drill, stop)
+    if drill.around == ("stalled_shard",):
+        return [_drill_stall(ground, drill, stop)]
+    return [_drill_tracker(ground, drill, stop)]
+
+
+def _until_done(ground: Ground, drill: Drill, more: Sequence[str], faults: int) -> list[Command]:
+    """Do what a scheduler does: start the run again until it is done, or says that this is no use."""
+    commands: list[Command] = []
+    while len(commands) < faults + _SPARE_STARTS:
+        commands.append(_start(ground, drill.name, more))
+        if commands[-1].code in (0, 64, 65):
+            break
+    return commands
+
+
+def _drill_shards(ground: Ground, drill: Drill, stop: str) -> list[Row]:
+    """Damage the dataset, see that the run refuses it, repair it, and see that the run goes on exactly."""
+    farm = ground.directory / "dataset"
+    shards = _link_farm(ground.dataset, farm)
+    more = [stop, f"data.out={farm}", "data.on_damage=fail"]
+    refused: dict[str, tuple[Command, str]] = {}
+    for kind in drill.around:
+        for shard in shards:
+            (farm / shard).unlink()
+            if kind == "corrupt_shard":
+                _copy_damaged(ground.dataset / shard, farm / shard)
+        command = _start(ground, drill.name, more)
+        refused[kind] = (command, _last_words(_log(ground, drill.name)))
+        for shard in shards:
+            (farm / shard).unlink(missing_ok=True)
+            (farm / shard).symlink_to((ground.dataset / shard).absolute())
+    final = _start(ground, drill.name, more)
+    equality = compare(ground.directory / drill.name, ground.reference, drill.steps)
+    rows = []
+    for kind, (command, words) in refused.items():
+        problem = _ending_problem(final, equality)
+        if command.code not in EXIT_CODES[kind]:
+            problem = f"exit code {command.code} instead of {EXIT_CODES[kind][-1]}"
+        seconds = command.ended - command.began
+        rows.append(Row(kind, words, seconds, 0, None, command.code, equality, problem))
+    return rows
+
+
+def _drill_stall(ground: Ground, drill: Drill, stop: str) -> Row:
+    """Serve the dataset from a server that stops in the middle of a shard."""
+    with _stalling_server(ground.dataset) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        cache = ground.directory / "cache"
+        more = [stop, f"data.out={url}", f"data.cache_dir={cache}", f"data.stall_seconds={_STALL_SECONDS:g}"]
+        command = _start(ground, drill.name, more)
+        stalled, again = server.stalled_at, server.asked_again_at
+    equality = compare(ground.directory / drill.name, ground.reference, drill.steps)
+    problem = _ending_problem(command, equality)
+    if stalled is None:
+        problem = problem or "the run fetched no shard"
+    elif again is None:
+        problem = problem or "the shard was not asked for again"
+    noticed = again - stalled if again is not None and stalled is not None else None
+    return Row(drill.name, "asked for the shard again", noticed, 0, None, command.code, equality, problem)
+
+
+def _drill_tracker(ground: Ground, drill: Drill, stop: str) -> Row:
+    """Train with a tracker whose server is not there."""
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    command = _start(ground, drill.name, [stop, "logger.wandb=online"], nowhere)
+    equality = compare(ground.directory / drill.name, ground.reference, drill.steps)
+    said = "Weights & Biases" in _log(ground, drill.name).read_text(encoding="utf-8", errors="replace")
+    problem = _ending_problem(command, equality) or ("" if said else "nobody noticed")
+    return Row(drill.name, "training goes on without it", None, 0, None, command.code, equality, problem)
+
+
+def _ending_problem(command: Command, equality: str) -> str:
+    if command.code != 0:
+        return f"the run ended with exit code {command.code}"
+    return "" if equality == "bit-equal" else "the steps are not those of the undisturbed run"
+
+
+def _start(
+    ground: Ground, name: str, more: Sequence[str], variables: Mapping[str, str] | None = None
+) -> Command:
+    """Start a run once and wait for its end; its output goes to a log beside the runs."""
+    words = [*ground.overrides, *more, f"runs_dir={ground.directory}", f"name={name}"]
+    command = [*ground.launcher, *words] if ground.launcher else [
+        sys.executable, "-m", "distllm.cli", "train", *words
+    ]  # fmt: skip
+    clean = {key: value for key, value in os.environ.items() if key not in _LAUNCHER_VARIABLES}
+    began = time.time()
+    with _log(ground, name).open("ab") as log:
+        code = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env={**clean, **(variables or {})}, check=False
+        ).returncode
+    return Command(code, began, time.time())
+
+
+def _log(ground: Ground, name: str) -> Path:
+    return ground.directory / f"{name}.log"
+
+
+def _last_words(log: Path) -> str:
+    """Return the cause that the last command of a log gave."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = [line.removeprefix("distllm: ") for line in lines if line.startswith("distllm: ")]
+    return found[-1] if found else ""
+
+
+def _link_farm(dataset: Path, farm: Path) -> list[Path]:
+    """Fill ``farm`` with links to the files of a dataset; return its training shards."""
+    shards = []
+    for path in sorted(dataset.rglob("*")):
+        inside = path.relative_to(dataset)
+        if path.is_dir():
+            (farm / inside).mkdir(parents=True, exist_ok=True)
+            continue
+        (farm / inside).parent.mkdir(parents=True, exist_ok=True)
+        (farm / inside).symlink_to(path.absolute())
+        if inside.suffix == ".tar" and inside.parent.name == "train":
+            shards.append(inside)
+    return shards
+
+
+def _copy_damaged(shard: Path, target: Path) -> None:
+    """Copy a shard with one byte wrong in every page, so that whatever is read of it is damaged."""
+    shutil.copyfile(shard, target)
+    with target.open("r+b") as stream:
+        for position in range(_FLIP_EVERY // 2, target.stat().st_size, _FLIP_EVERY):
+            stream.seek(position)
+            byte = stream.read(1)[0]
+            stream.seek(position)
+            stream.write(bytes([byte ^ 1]))
+
+
+@dataclass
+class _Stall:
+    """When a server stalled and when the same file was asked for again (unix seconds)."""
+
+    path: str = ""
+    stalled_at: float | None = None
+    asked_again_at: float | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+class _Server(ThreadingHTTPServer):
+    """Serves a directory on the loopback interface and stalls once, in the middle of a shard."""
+
+    daemon_threads = True
+
+    def __init__(self, directory: Path) -> None:
+        self.stall = _Stall()
+        self.lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), _handler_of(directory))
+
+    @property
+    def stalled_at(self) -> float | None:
+        return self.stall.stalled_at
+
+    @property
+    def asked_again_at(self) -> float | None:
+        return self.stall.asked_again_at
+
+
+def _handler_of(directory: Path) -> type[SimpleHTTPRequestHandler]:
+    class Handler(SimpleHTTPRequestHandler):
+        """Answers like any server of files, but for one shard."""
+
+        server: _Server
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(directory))
+
+        def do_GET(self) -> None:
+            stall = self.server.stall
+            with self.server.lock:
+                is_shard = self.path.endswith(".tar") and "/train/" in self.path
+                stalls = is_shard and stall.stalled_at is None
+                if stalls:
+                    stall.path, stall.stalled_at = self.path, time.time()
+                elif self.path == stall.path and stall.asked_again_at is None:
+                    stall.asked_again_at = time.time()
+            if not stalls:
+                super().do_GET()
+                return
+            content = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            stall.ended.wait()
+
+        def log_message(self, *_arguments: Any) -> None:
+            """Say nothing on the terminal."""
+
+    return Handler
+
+
+@contextmanager
+def _stalling_server(directory: Path) -> Iterator[_Server]:
+    server = _Server(directory)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stall.ended.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

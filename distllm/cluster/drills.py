@@ -1,0 +1,124 @@
+"""What `distllm chaos` inflicts, in which runs, and what must become of it. Imports no torch.
+
+Faults from which a run recovers exactly share one run, one after the other; others have runs of
+their own. The schedule is a pure function of the kinds, the seed and the number of ranks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from distllm.config.faults import AROUND, Fault
+from distllm.observe.ledger import Kind
+
+Equality = Literal["exact", "close", "other"]
+"""Beside an undisturbed run, from the fault on: the same bits, the same up to rounding, or not at all."""
+
+NUMBERS = ("nan", "spike")
+SHARDS = ("corrupt_shard", "missing_shard")
+
+SPIKE_STEP = 24
+"""Before it the guard has not seen enough steps to know a spike."""
+
+STRAGGLER_STEPS = 20
+_CLOSE = ("out_of_memory",)
+_NEEDS_CHECKPOINTS = ("truncate_checkpoint", "flip_checkpoint", "delete_checkpoint")
+
+SIGNS: dict[str, tuple[Kind, ...]] = {
+    "kill": ("killed",),
+    "term": ("stopped",),
+    "stop": ("hang",),
+    "hang": ("hang",),
+    "skip_collective": ("hang", "failed"),
+    "slow": ("straggler",),
+    "nan": ("skipped",),
+    "spike": ("skipped",),
+    "bit_flip": ("corruption",),
+    "out_of_memory": ("oom",),
+    "truncate_checkpoint": ("killed",),
+    "flip_checkpoint": ("killed",),
+    "delete_checkpoint": ("killed",),
+    "disk_full": ("save_failed",),
+}
+"""The events of the ledger that show that a kind was noticed; other kinds are noticed elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drill:
+    """One run with faults.
+
+    Attributes:
+        name: of the run.
+        faults: inflicted by its ranks.
+        around: kinds that happen around it, in this order.
+        steps: where it stops.
+        equality: what its steps must be beside those of the undisturbed run.
+    """
+
+    name: str
+    faults: tuple[Fault, ...]
+    around: tuple[str, ...]
+    steps: int
+    equality: Equality
+
+
+def plan_drills(kinds: Sequence[str], *, seed: int, spacing: int, world_size: int) -> list[Drill]:
+    """Distribute kinds of faults over runs, steps and ranks.
+
+    Args:
+        kinds: which, in the order in which they happen.
+        seed: decides steps and ranks.
+        spacing: steps from one fault to the next; a checkpoint is saved half way.
+        world_size: number of ranks.
+    """
+    drawn = random.Random(seed)
+    recover = [kind for kind in kinds if kind not in (*NUMBERS, *_CLOSE, *AROUND)]
+    # There must be a checkpoint to damage, and another one to fall back to.
+    recover.sort(key=lambda kind: kind in _NEEDS_CHECKPOINTS)
+    drills = []
+    if recover:
+        faults = _schedule(recover, drawn, spacing, world_size, first=spacing)
+        drills.append(_drill("recover", faults, spacing, "exact"))
+    if numbers := [kind for kind in kinds if kind in NUMBERS]:
+        faults = _schedule(sorted(numbers), drawn, max(spacing, SPIKE_STEP // 2), world_size, first=spacing)
+        drills.append(_drill("numbers", faults, spacing, "other"))
+    if memory := [kind for kind in kinds if kind in _CLOSE]:
+        drills.append(
+            _drill("memory", _schedule(memory, drawn, spacing, world_size, spacing), spacing, "close")
+        )
+    if shards := tuple(kind for kind in kinds if kind in SHARDS):
+        drills.append(Drill("shards", (), shards, spacing, "exact"))
+    alone = (kind for kind in kinds if kind in AROUND and kind not in SHARDS)
+    return [*drills, *(Drill(kind, (), (kind,), spacing, "exact") for kind in alone)]
+
+
+def save_every(spacing: int) -> int:
+    """Return the steps between checkpoints in a drill."""
+    return max(1, spacing // 2)
+
+
+def _drill(name: str, faults: list[Fault], spacing: int, equality: Equality) -> Drill:
+    last = max(fault.step + fault.steps for fault in faults)
+    return Drill(name, tuple(faults), (), last + spacing // 2 + 1, equality)
+
+
+def _schedule(
+    kinds: Sequence[str], drawn: random.Random, spacing: int, world_size: int, first: int
+) -> list[Fault]:
+    faults, step, every = [], first, save_every(spacing)
+    for kind in kinds:
+        steps = STRAGGLER_STEPS if kind == "slow" else 1
+        at = step + drawn.randrange(max(1, spacing // 3))
+        rank = drawn.randrange(world_size)
+        if kind in _NEEDS_CHECKPOINTS:
+            at = max(at, 2 * every + 1)
+        elif kind == "disk_full":
+            at, rank = -(-at // every) * every, 0  # when rank 0 saves
+        elif kind == "spike":
+            at = max(at, SPIKE_STEP)
+        faults.append(Fault(kind, at, rank, steps))
+        step = max(step + spacing, at + steps + 1)
+    return faults

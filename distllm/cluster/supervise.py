@@ -1,0 +1,165 @@
+"""The process that owns a run: it starts the ranks, watches them, and starts them again.
+
+What a failure means is told by the exit code (see `distllm.errors`): 64 and 65 would fail again and
+are never retried, 74 needs another disk or machine, 75 was asked for. Everything else is retried as
+long as it leads somewhere: an attempt that moved the newest checkpoint on refills the budget.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distllm.checkpoint.format import list_checkpoints
+from distllm.cluster.hang import Hang, Patience, explain_hang, find_hang, keep_evidence, last_collectives
+from distllm.cluster.lease import TOKEN_VARIABLE, Lease, take_lease
+from distllm.cluster.local import Ranks, RanksEnd, is_stopped, signal_of
+from distllm.errors import DataError
+from distllm.heartbeat import BEATS_DIRECTORY, read_beat
+from distllm.observe.ledger import LEDGER_FILE, Event, Ledger, read_events
+
+FINAL = (0, 64, 65, 74, 75, 130)
+"""Exit codes after which the ranks are not started again."""
+
+_SURE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be kept running.
+
+    Attributes:
+        command: of one rank, without the interpreter.
+        directory: the run directory.
+        num_ranks: ranks on this machine.
+        threads_per_rank: CPU threads of each.
+        max_restarts: starts after a failure without a newer checkpoint in between.
+        patience: how long the ranks may stand still.
+    """
+
+    command: Sequence[str]
+    directory: Path
+    num_ranks: int
+    threads_per_rank: int
+    max_restarts: int
+    patience: Patience
+
+
+def supervise(job: Job) -> int:
+    """Run ``job`` to its end, through failures that a new start can cure; return the exit code.
+
+    Raises:
+        RunDirectoryBusy: another process trains in the run directory.
+        StorageError: the run directory cannot be written.
+    """
+    lease = take_lease(job.directory)
+    ranks, used = Ranks(), 0
+    try:
+        with ranks.forwarding():
+            while True:
+                before = _newest_step(job.directory)
+                end = _run_once(job, ranks, lease)
+                if end.code in FINAL or ranks.asked is not None:
+                    return end.code
+                used = 1 if _newest_step(job.directory) > before else used + 1
+                if used > job.max_restarts:
+                    _tell(f"not started again: {used - 1} restarts brought no new checkpoint")
+                    return end.code
+                _ledger(job.directory).event("restart", restart=used, of=job.max_restarts)
+                _tell(f"starting the ranks again ({used} of {job.max_restarts})")
+    finally:
+        lease.release()
+
+
+def _run_once(job: Job, ranks: Ranks, lease: Lease) -> RanksEnd:
+    """Run the ranks until they end, and write down how if they could not say so themselves."""
+    shutil.rmtree(job.directory / BEATS_DIRECTORY, ignore_errors=True)
+    watch = _Watch(job, lease)
+    end = ranks.run(
+        job.command,
+        num_ranks=job.num_ranks,
+        threads_per_rank=job.threads_per_rank,
+        watch=watch,
+        variables={TOKEN_VARIABLE: lease.token},
+    )
+    if end.code not in FINAL and (name := signal_of(end.code)):
+        _ledger(job.directory).event("killed", rank=end.rank, signal=name)
+        _tell(f"rank {end.rank} was killed by {name}")
+    return end
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Looks at the ranks: renews the lease, and finds out when none of them moves."""
+
+    job: Job
+    lease: Lease
+    hang: Hang | None = None
+    _looked: float = field(default_factory=time.monotonic)
+    _suspected: float | None = None
+
+    def __call__(self, ranks: Sequence[subprocess.Popen[bytes]]) -> bool:
+        """Return whether the ranks hang; what they were doing is written down then."""
+        self.lease.renew()
+        now, slept = time.monotonic(), time.monotonic() - self._looked
+        self._looked = now
+        found = [read_beat(self.job.directory, rank) for rank in range(len(ranks))]
+        beats = [beat for beat in found if beat is not None]
+        seconds = find_hang(beats, self.job.patience, now) if len(beats) == len(ranks) else None
+        if seconds is None or slept > _SURE_SECONDS:  # we were not running either
+            self._suspected = None
+            return False
+        self._suspected = now if self._suspected is None else self._suspected
+        if now - self._suspected < _SURE_SECONDS:
+            return False
+        stopped = [number for number, rank in enumerate(ranks) if is_stopped(rank.pid)]
+        self.hang = explain_hang(beats, seconds, stopped)
+        self._write_down(ranks)
+        return True
+
+    def _write_down(self, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+        assert self.hang is not None
+        directory = self.job.directory
+        # First what is known: the ranks may need a moment to answer, or never do.
+        _tell(f"the run stands still: {self.hang.sentence}")
+        pids = {number: rank.pid for number, rank in enumerate(ranks) if rank.poll() is None}
+        kept = keep_evidence(directory, _attempt(directory), pids)
+        last = last_collectives(kept, sorted(pids))
+        _ledger(directory).event(
+            "hang",
+            **self.hang.facts(),
+            last_collectives={str(rank): what for rank, what in last.items()},
+            stacks=str(kept.relative_to(directory)),
+        )
+        _tell(f"stacks and exchanges of the ranks: {kept}")
+
+
+def _newest_step(directory: Path) -> int:
+    """Return the step of the newest checkpoint, -1 without any."""
+    newest = next(iter(list_checkpoints(directory / "checkpoints")), None)
+    return int(newest.name.rpartition("-")[2]) if newest else -1
+
+
+def _ledger(directory: Path) -> Ledger:
+    return Ledger(directory / LEDGER_FILE, _attempt(directory), _tell)
+
+
+def _attempt(directory: Path) -> int:
+    """Return the number of the attempt that runs or ran last, 1 before any."""
+    events: list[Event] = []
+    path = directory / LEDGER_FILE
+    if path.exists():
+        try:
+            events = read_events(path)
+        except DataError as error:
+            _tell(error.cause)
+    return max((event.attempt for event in events), default=1)
+
+
+def _tell(text: str) -> None:
+    print(f"distllm: {text}", file=sys.stderr, flush=True)

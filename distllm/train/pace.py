@@ -1,0 +1,113 @@
+"""Which rank holds the others up: found from each rank's own seconds, which travel with the losses.
+
+A rank's own time is what it waits for data and what its forward passes take: time in which it waits
+for nobody. Backward passes, and forward passes under ZeRO-3, contain exchanges, in which all wait for
+the slowest, so they tell nothing about which that is.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+WINDOW_STEPS = 16
+_AGAIN_STEPS = 200
+_LEAST_SECONDS = 0.01
+"""Differences of fewer seconds are noise of the operating system."""
+
+
+class OwnTime:
+    """Measures the seconds in which a rank computes for itself, on its device.
+
+    Args:
+        device: where it computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure the block; on a GPU, what it enqueues."""
+        if self._on_gpu:
+            begin, end = _event(), _event()
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+
+    def lap(self) -> float:
+        """Return the seconds measured since the last call; waits for the device."""
+        if self._events:
+            self._events[-1][1].synchronize()
+            self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+            self._events.clear()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Straggler:
+    """A rank that holds the others up.
+
+    Attributes:
+        rank: which.
+        seconds: its own time in a step, the median of the window.
+        typical: that of the others.
+    """
+
+    rank: int
+    seconds: float
+    typical: float
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank} holds the others up: its own part of a step takes {self.seconds:.3f} s, "
+            f"{self.seconds / max(self.typical, 1e-9):.1f} times as long as theirs"
+        )
+
+
+class Pace:
+    """Compares the ranks over a window of steps. Medians: a pause of one step, or of one rank, is none.
+
+    Args:
+        factor: how many times the others' time is too slow; 0 looks at nothing.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+        self._window: deque[list[float]] = deque(maxlen=WINDOW_STEPS)
+        self._told: dict[int, int] = {}
+        self._steps = 0
+
+    def slow_rank(self, seconds: Sequence[float]) -> Straggler | None:
+        """Take the own seconds of each rank in one step; return a straggler that was not told lately."""
+        self._steps += 1
+        self._window.append(list(seconds))
+        if not self._factor or len(seconds) < 2 or len(self._window) < WINDOW_STEPS:
+            return None
+        medians = [statistics.median(own) for own in zip(*self._window, strict=True)]
+        rank = max(range(len(medians)), key=medians.__getitem__)
+        typical = statistics.median_low(medians)
+        slow = medians[rank] > self._factor * typical and medians[rank] - typical > _LEAST_SECONDS
+        last = self._told.get(rank)
+        if not slow or (last is not None and self._steps - last < _AGAIN_STEPS):
+            return None
+        self._told[rank] = self._steps
+        return Straggler(rank, medians[rank], typical)

@@ -1,0 +1,109 @@
+"""What a rank does so that a hang, or a launcher that is gone, does not stay unnoticed.
+
+Under `distllm train` the supervisor watches, and a rank only has to answer. Under another launcher
+each rank watches itself: when it has not moved for too long it writes down what is known and ends,
+which every launcher notices.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+from distllm.cluster.hang import (
+    COLLECTIVES_SIGNAL,
+    STACKS_SIGNAL,
+    Patience,
+    collectives_path,
+    explain_hang,
+    find_hang,
+    stacks_path,
+)
+from distllm.dist.topology import Topology
+from distllm.errors import LaunchError
+from distllm.heartbeat import BEATS_DIRECTORY, HEART, read_beat
+from distllm.observe.ledger import LEDGER_FILE, Ledger
+
+_PR_SET_PDEATHSIG = 1
+_WATCH_SECONDS = 1.0
+_stacks: list[IO[str]] = []  # faulthandler keeps only the descriptor
+
+
+def begin_vigil(run_directory: Path, topology: Topology) -> None:
+    """Begin to beat in the run directory, and answer the signals of a supervisor that sees a hang."""
+    beats = run_directory / BEATS_DIRECTORY
+    beats.mkdir(parents=True, exist_ok=True)
+    _stacks.append(stacks_path(beats, topology.rank).open("w", encoding="utf-8"))
+    faulthandler.register(STACKS_SIGNAL, file=_stacks[-1], all_threads=True)
+    answers, asks = os.pipe()
+    os.set_blocking(asks, False)
+    signal.signal(COLLECTIVES_SIGNAL, lambda *_: None)
+    # The byte is written by the signal handler itself, while the main thread waits for other ranks.
+    signal.set_wakeup_fd(asks, warn_on_full_buffer=False)
+    _in_background(lambda: _answer(answers, collectives_path(beats, topology.rank)))
+    HEART.open(run_directory, topology.rank)
+
+
+def watch_oneself(run_directory: Path, topology: Topology, patience: Patience, attempt: int) -> None:
+    """End this process when it has not moved for too long, because nobody else would notice."""
+    _in_background(lambda: _watch(run_directory, topology, patience, attempt))
+
+
+def die_with_launcher() -> None:
+    """Ask the kernel for SIGTERM when the launcher is gone: the rank saves and ends, and is no orphan."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def write_collectives(path: Path) -> None:
+    """Write what the flight recorder knows of the latest exchanges as JSON, whole or not at all."""
+    from torch._C import _distributed_c10d
+
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(_distributed_c10d._dump_fr_trace_json())  # type: ignore[attr-defined]
+    partial.replace(path)
+
+
+def _answer(requests: int, path: Path) -> None:
+    while asked := os.read(requests, 1):
+        if asked[0] == COLLECTIVES_SIGNAL:
+            write_collectives(path)
+
+
+def _watch(run_directory: Path, topology: Topology, patience: Patience, attempt: int) -> None:
+    looked = time.monotonic()
+    while True:
+        time.sleep(_WATCH_SECONDS)
+        now, slept = time.monotonic(), time.monotonic() - looked
+        looked = now
+        own = read_beat(run_directory, topology.rank)
+        if own is None or slept > 2 * _WATCH_SECONDS:  # we were not running either
+            continue
+        seconds = find_hang([own], patience, now)
+        if seconds is not None and seconds > patience.limit([own]) + _WATCH_SECONDS:
+            _give_up(run_directory, topology, seconds, attempt)
+
+
+def _give_up(run_directory: Path, topology: Topology, seconds: float, attempt: int) -> None:
+    found = [read_beat(run_directory, rank) for rank in range(topology.world_size)]
+    hang = explain_hang([beat for beat in found if beat is not None], seconds, [])
+    beats = run_directory / BEATS_DIRECTORY
+    faulthandler.dump_traceback(_stacks[-1], all_threads=True)
+    write_collectives(collectives_path(beats, topology.rank))
+    try:
+        (beats / "hang").touch(exist_ok=False)
+    except FileExistsError:
+        os._exit(LaunchError.exit_code)  # another rank has said so
+    Ledger(run_directory / LEDGER_FILE, attempt).event("hang", **hang.facts(), stacks=BEATS_DIRECTORY)
+    print(f"distllm: the run stands still: {hang.sentence}", file=sys.stderr, flush=True)
+    os._exit(LaunchError.exit_code)
+
+
+def _in_background(action: object) -> None:
+    threading.Thread(target=action, daemon=True, name="distllm-vigil").start()  # type: ignore[arg-type]
