@@ -143,17 +143,7 @@ def train_step(run: Run, clock: StepClock) -> None:
         _stop_here(run)
     clock.mark("loop")
 
-    HEART.phase("compute")
-    # Dropout is a function of the seed and the samples: a resumed run draws what it would have.
-    _seed_noise(config.seed, batches[0])
-    run.task.begin(run.engine.model, batches, run.topology)
-    loss_sum = torch.zeros((), device=run.topology.device)
-    for batch in batches:
-        _seed_noise(config.seed, batch)
-        with run.own_time.measured():
-            batch_loss = run.task.loss_sum(run.engine.model, batch)
-        run.engine.backward(batch_loss / weight)
-        loss_sum += batch_loss.detach()
+    loss_sum = _forward_and_backward(run, batches, weight)
     clock.mark("compute")
 
     # All ranks judge the step by the same two numbers, its loss and the norm of its gradient.
@@ -199,6 +189,23 @@ def train_step(run: Run, clock: StepClock) -> None:
 
 def _seed_noise(seed: int, batch: Batch) -> None:
     torch.manual_seed(derive_seed(seed, "noise", int(batch.sample_ids_B[0])))
+
+
+def _forward_and_backward(run: Run, batches: Sequence[Batch], weight: float) -> torch.Tensor:
+    """Add the gradient of this rank's micro-batches; return the sum of their losses, a scalar."""
+    HEART.phase("compute")
+    # Dropout is a function of the seed and the samples: a resumed run draws what it would have.
+    seed = run.resolved.config.seed
+    _seed_noise(seed, batches[0])
+    run.task.begin(run.engine.model, batches, run.topology)
+    loss_sum = torch.zeros((), device=run.topology.device)
+    for batch in batches:
+        _seed_noise(seed, batch)
+        with run.own_time.measured():
+            batch_loss = run.task.loss_sum(run.engine.model, batch)
+        run.engine.backward(batch_loss / weight)
+        loss_sum += batch_loss.detach()
+    return loss_sum
 
 
 def evaluate(run: Run) -> None:
