@@ -201,3 +201,46 @@ run_ranks({["-c", PRELUDE + script]!r}, num_ranks=2, threads_per_rank=1)
         for pid in pids:
             if not is_gone(pid):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("failed", "ended", "asked", "code", "rank"),
+    [
+        ([None, -9], [-15, -9], None, 137, 1),
+        ([70, None], [70, 65], None, 65, 1),
+        ([70, 70], [70, 70], None, 70, 0),
+        ([-15, None], [-15, -15], signal.SIGTERM, 75, None),
+        ([-9, None], [-9, -15], signal.SIGTERM, 137, 0),
+        ([75, 0], [75, 0], None, 75, None),
+        ([None, 1], [75, 1], None, 1, 1),
+    ],
+)
+def test_the_cause_of_an_end_is_told_from_its_consequences(failed, ended, asked, code, rank):
+    end = local._judge(failed, ended, False, asked)
+    assert (end.code, end.rank) == (code, rank)
+    assert local._judge(failed, ended, True, asked) == local.RanksEnd(70, None, given_up=True)
+
+
+def test_ranks_of_one_machine_talk_over_the_loopback_interface(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert launch("note('net', os.environ['GLOO_SOCKET_IFNAME'])") == 0
+    assert Path("net0").read_text() == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    assert launch("note('net', os.environ['GLOO_SOCKET_IFNAME'])") == 0
+    assert Path("net0").read_text() == "eth7"
+
+
+def test_a_watch_that_gives_the_ranks_up_has_them_killed():
+    ranks = local.Ranks()
+    script = (
+        PRELUDE + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nnote('ready', str(os.getpid()))\nwait()"
+    )
+    end = ranks.run(
+        ["-c", script],
+        num_ranks=2,
+        threads_per_rank=1,
+        watch=lambda _: Path("ready0").exists() and Path("ready1").exists(),
+        variables={"MORE": "1"},
+    )
+    assert end == local.RanksEnd(70, None, given_up=True)
+    assert all(is_gone(Path(f"ready{rank}").read_text()) for rank in range(2))

@@ -1,8 +1,11 @@
 import os
+import socket
+from datetime import timedelta
 
 import pytest
 import torch
 
+from distllm.dist import topology as topology_module
 from distllm.dist.topology import Topology, destroy_process_group, init_process_group, set_extension_cache
 from distllm.errors import LaunchError
 
@@ -121,3 +124,35 @@ def test_the_extension_cache_gives_way_to_the_user(tmp_path, monkeypatch):
     set_extension_cache(tmp_path / "a")
     set_extension_cache(tmp_path / "b")
     assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "a")
+
+
+def test_a_store_listens_on_the_address_of_rank_0_and_on_no_other():
+    listener = topology_module._listen("127.0.0.1", 0)
+    with listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+        port = listener.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), timeout=5)
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+def test_an_address_of_another_machine_is_left_to_torch():
+    assert topology_module._listen("192.0.2.1", 0) is None
+
+
+def test_a_port_that_is_taken_is_told_with_its_address(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+        with pytest.raises(LaunchError, match=f"could not meet the others at 127.0.0.1:{port}"):
+            init_process_group(Topology(0, 2, 0, 2, torch.device("cpu")), 5)
+
+
+def test_a_store_that_a_launcher_made_is_used(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    two = Topology(0, 2, 0, 2, torch.device("cpu"))
+    assert topology_module._meeting_place(two, timedelta(seconds=1)) is None
