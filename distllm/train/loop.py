@@ -11,10 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import torch
-
 from distllm.config.resolve import Resolved
-from distllm.data.batch import Batch, Split
+from distllm.data.batch import Split
 from distllm.data.digest import batch_digest
 from distllm.data.mixture import plan_digest
 from distllm.data.stream import StepStream
@@ -30,12 +28,12 @@ from distllm.infer.generate import sample_text
 from distllm.observe.metrics import EvalRecord, StepRecord, resident_bytes
 from distllm.observe.sinks import Sink
 from distllm.optim.schedule import LearningRate
-from distllm.seeds import derive_seed
 from distllm.tasks.base import Task
 from distllm.train.chain import Chain
 from distllm.train.chronicle import Chronicle
 from distllm.train.clock import Phases, StepClock
 from distllm.train.guard import Guard
+from distllm.train.microbatches import forward_and_backward
 from distllm.train.pace import OwnTime, Pace
 from distllm.train.replicas import Corruption, ReplicaCheck, flipped
 from distllm.train.rewind import go_back
@@ -143,7 +141,9 @@ def train_step(run: Run, clock: StepClock) -> None:
         _stop_here(run)
     clock.mark("loop")
 
-    loss_sum = _forward_and_backward(run, batches, weight)
+    loss_sum = forward_and_backward(
+        run.task, run.engine, batches, weight, run.topology, config.seed, run.own_time
+    )
     clock.mark("compute")
 
     # All ranks judge the step by the same two numbers, its loss and the norm of its gradient.
@@ -185,27 +185,6 @@ def train_step(run: Run, clock: StepClock) -> None:
     if must_go_back:
         _leave_streak_out(run)
         clock.restart()
-
-
-def _seed_noise(seed: int, batch: Batch) -> None:
-    torch.manual_seed(derive_seed(seed, "noise", int(batch.sample_ids_B[0])))
-
-
-def _forward_and_backward(run: Run, batches: Sequence[Batch], weight: float) -> torch.Tensor:
-    """Add the gradient of this rank's micro-batches; return the sum of their losses, a scalar."""
-    HEART.phase("compute")
-    # Dropout is a function of the seed and the samples: a resumed run draws what it would have.
-    seed = run.resolved.config.seed
-    _seed_noise(seed, batches[0])
-    run.task.begin(run.engine.model, batches, run.topology)
-    loss_sum = torch.zeros((), device=run.topology.device)
-    for batch in batches:
-        _seed_noise(seed, batch)
-        with run.own_time.measured():
-            batch_loss = run.task.loss_sum(run.engine.model, batch)
-        run.engine.backward(batch_loss / weight)
-        loss_sum += batch_loss.detach()
-    return loss_sum
 
 
 def evaluate(run: Run) -> None:

@@ -1,0 +1,57 @@
+"""The part of a step in which a rank computes: forward and backward over its micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distllm.data.batch import Batch
+from distllm.dist.engine import Engine
+from distllm.dist.topology import Topology
+from distllm.heartbeat import HEART
+from distllm.seeds import derive_seed
+from distllm.tasks.base import Task
+from distllm.train.pace import OwnTime
+
+
+def forward_and_backward(
+    task: Task,
+    engine: Engine,
+    batches: Sequence[Batch],
+    weight: float,
+    topology: Topology,
+    seed: int,
+    own_time: OwnTime,
+) -> Tensor:
+    """Add the gradients of this rank's micro-batches. Collective.
+
+    Args:
+        task: the objective.
+        engine: holds the model; its backward pass sums over ranks.
+        batches: this rank's part of the global batch.
+        weight: loss targets of the whole global batch.
+        topology: this rank's place.
+        seed: root of the noise: dropout is a function of it and of the samples, so that a resumed run
+            draws what it would have.
+        own_time: measures what this rank does for itself.
+
+    Returns:
+        The sum of the losses of ``batches``, a scalar on the rank's device.
+    """
+    HEART.phase("compute")
+    _seed_noise(seed, batches[0])
+    task.begin(engine.model, batches, topology)
+    loss_sum = torch.zeros((), device=topology.device)
+    for batch in batches:
+        _seed_noise(seed, batch)
+        with own_time.measured():
+            batch_loss = task.loss_sum(engine.model, batch)
+        engine.backward(batch_loss / weight)
+        loss_sum += batch_loss.detach()
+    return loss_sum
+
+
+def _seed_noise(seed: int, batch: Batch) -> None:
+    torch.manual_seed(derive_seed(seed, "noise", int(batch.sample_ids_B[0])))
