@@ -19,10 +19,12 @@ from ranks import run_ranks
 FP32 = [("local", 0, "fp32"), *(("deepspeed", stage, "fp32") for stage in range(4))]
 BF16 = [("deepspeed", stage, "bf16") for stage in range(4)]
 STEPS, HALF, VOCAB = 10, 3, 65
+OFFLOADED = [*(("deepspeed", stage, "fp32", "cpu") for stage in (1, 2, 3)), ("deepspeed", 2, "bf16", "cpu")]
 
 
-def case_name(engine, stage, compute):
-    return engine if engine == "local" else f"zero{stage}-{compute}"
+def case_name(engine, stage, compute, offload="none"):
+    name = engine if engine == "local" else f"zero{stage}-{compute}"
+    return name if offload == "none" else f"{name}-offload"
 
 
 def make_model(width=33):
@@ -54,19 +56,22 @@ def make_optimizer(model):
     return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), fused=True)
 
 
-def make_engine(topology, engine, stage, compute, grad_clip=0.5, timeout=60, model=None):
+def make_engine(
+    topology, engine, stage, compute, offload="none", grad_clip=0.5, timeout=60, model=None, samples=8
+):
     from distllm.config.engine import deepspeed_json
     from distllm.dist.build import build_engine
 
     settings = deepspeed_json(
         zero_stage=stage,
-        micro_batch_size=4 // topology.world_size,
+        micro_batch_size=samples // 2 // topology.world_size,
         grad_accum_steps=2,
         world_size=topology.world_size,
         grad_clip=grad_clip,
         compute=compute,
         bucket_bytes=4096,
         device="cpu",
+        offload=offload,
     )
     return build_engine(
         engine,
@@ -78,16 +83,16 @@ def make_engine(topology, engine, stage, compute, grad_clip=0.5, timeout=60, mod
     )
 
 
-def train_step(engine, topology, step, poison=False, accept=math.isfinite):
-    """Take one step on the 8 samples of ``step``; return the mean loss over ranks and the result."""
+def train_step(engine, topology, step, poison=False, accept=math.isfinite, count=8):
+    """Take one step on the ``count`` samples of ``step``; return the mean loss over ranks and the result."""
     import torch
     from torch.nn.functional import cross_entropy
 
     from distllm.dist.collectives import sum_over_ranks
 
-    samples = torch.randint(0, VOCAB, (8, 17), generator=torch.Generator().manual_seed(step))
+    samples = torch.randint(0, VOCAB, (count, 17), generator=torch.Generator().manual_seed(step))
     mine = samples[topology.rank :: topology.world_size]
-    weight, total = 8 * 16, 0.0
+    weight, total = count * 16, 0.0
     for number, batch in enumerate(mine.chunk(2)):
         logits = engine.model(batch[:, :-1])
         loss = cross_entropy(logits.reshape(-1, VOCAB), batch[:, 1:].reshape(-1), reduction="sum")
@@ -199,7 +204,7 @@ def first_job(topology, directory):
                 "refuse": _refuse(topology, case),
                 "save": _save(topology, case, directory),
             }
-            for case in FP32 + BF16
+            for case in FP32 + BF16 + OFFLOADED
         }
     return {"cases": results, "output": output()}
 

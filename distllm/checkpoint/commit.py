@@ -23,9 +23,9 @@ from typing import IO
 
 import xxhash
 
-from distllm.checkpoint.format import MANIFEST, MARKER, FileRecord, encode_manifest, step_path
+from distllm.checkpoint.format import MANIFEST, MARKER, FileRecord, encode_manifest, step_path, verify
 from distllm.errors import StorageError
-from distllm.fsio import digest_bytes, fsync_directory, storage_errors
+from distllm.fsio import digest_bytes, fsync_directory, fsync_file, storage_errors
 
 Buffer = bytes | memoryview
 _PARTIAL, _REPLACED, _REMOVED = "partial", "replaced", "removed"
@@ -101,6 +101,33 @@ def transaction(directory: Path, step: int) -> Iterator[Transaction]:
             where=str(directory),
             remedy="check the disk, then run the same command again",
         ) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def adopted(directory: Path, step: int) -> Iterator[Path]:
+    """Yield an empty directory to be filled with a whole checkpoint of ``step`` from elsewhere.
+
+    It is verified, flushed, and appears under its name; if the block or that fails, nothing does.
+
+    Raises:
+        CheckpointError: what came is not whole.
+        StorageError: the disk is full, broken, or not permitted.
+    """
+    directory = Path(directory)
+    final = step_path(directory, step)
+    partial = _with_token(final, _PARTIAL)
+    try:
+        with storage_errors(partial):
+            directory.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+            yield partial
+            for name in (*verify(partial).files, MANIFEST, MARKER):
+                fsync_file(partial / name)
+            fsync_directory(partial)
+            _publish(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

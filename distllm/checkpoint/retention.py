@@ -61,19 +61,27 @@ def summarise(directory: Path) -> list[Summary]:
 
 
 def _summary(path: Path) -> Summary:
+    try:
+        return summary_of(path, (path / STATE).read_bytes())
+    except OSError:
+        return Summary(path, step_of(path))  # `verify` says what is wrong with it
+
+
+def summary_of(path: Path, state: bytes) -> Summary:
+    """Describe the checkpoint ``path`` by the content of its state; what makes no sense says nothing."""
     step = step_of(path)
     try:
-        state: dict[str, Any] = json.loads((path / STATE).read_bytes())
-        facts = state.get("facts", {})
+        content: dict[str, Any] = json.loads(state)
+        facts = content.get("facts", {})
         loss = facts.get("valid_loss") if facts.get("valid_step") == step else None
         return Summary(
             path,
             step,
-            ephemeral=state.get("ephemeral") is True,
+            ephemeral=content.get("ephemeral") is True,
             valid_loss=float(loss) if loss is not None and math.isfinite(loss) else None,
         )
-    except (OSError, ValueError, AttributeError, TypeError):
-        return Summary(path, step)  # `verify` says what is wrong with it; here it only must not be lost
+    except (ValueError, AttributeError, TypeError):
+        return Summary(path, step)
 
 
 def kept(checkpoints: Sequence[Summary], retention: Retention) -> dict[int, str]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from distllm.checkpoint.background import Background
 from distllm.checkpoint.commit import transaction
-from distllm.checkpoint.format import FORMAT, STATE
+from distllm.checkpoint.format import FORMAT, STATE, step_path
+from distllm.checkpoint.mirror import Mirror
 from distllm.checkpoint.retention import Retention, prune
 from distllm.checkpoint.space import require_space
 from distllm.checkpoint.tensors import safetensors_chunks
@@ -42,6 +43,7 @@ class Saver:
         retention: which checkpoints stay; the rest goes after each save.
         background: return from `save` when the state is copied, and write meanwhile.
         expected_bytes: about the size of a checkpoint; with less space left nothing is begun.
+        mirror: where each checkpoint is copied to, if anywhere; only then it counts as written.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class Saver:
         *,
         background: bool = False,
         expected_bytes: int = 0,
+        mirror: Mirror | None = None,
     ) -> None:
         self._directory = directory
         self._topology = topology
         self._retention = retention
         self._background = background
         self._expected_bytes = expected_bytes
+        self._mirror = mirror
         self._worker = Background()
         self._pending: int | None = None
 
@@ -122,6 +126,14 @@ class Saver:
             pass
         return step
 
+    def reject_after(self, step: int, why: str) -> None:
+        """Let nobody use a copy at the mirror that is newer than ``step``. Collective.
+
+        Raises:
+            StorageError: on every rank, if that cannot be written down.
+        """
+        agree(self._topology, lambda: self._mirror.reject_after(step, why) if self._mirror else None)
+
     def close(self) -> bool:
         """Wait for what rank 0 has begun, without the other ranks; return whether there was anything.
 
@@ -147,6 +159,9 @@ class Saver:
                 files.write(name, *safetensors_chunks(tensors))
             files.write(STATE, state)
         prune(self._directory, self._retention)
+        if self._mirror is not None:
+            self._mirror.send(step_path(self._directory, step))
+            self._mirror.prune(self._retention)
 
 
 def _state_json(

@@ -22,6 +22,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_batch(config, problems, world_size, dataset_tokens)
     _check_engine(config, problems)
     _check_warmup(config, problems)
+    _check_checkpoints(config, problems)
     _check_faults(config, problems, world_size)
     problems.check(
         bool(config.name) and "/" not in config.name and not config.name.startswith("."),
@@ -137,6 +138,23 @@ def _check_warmup(config: Config, problems: Problems) -> None:
     )
 
 
+def _check_checkpoints(config: Config, problems: Problems) -> None:
+    checkpoint = config.checkpoint
+    problems.check(
+        checkpoint.keep_best == 0 or config.eval.every_steps > 0,
+        "checkpoint.keep_best goes by the validation loss, and nothing is evaluated",
+        keys=["checkpoint.keep_best", "eval.every_steps"],
+        remedy="set eval.every_steps (best to that of checkpoint.every_steps), or checkpoint.keep_best=0",
+    )
+    problems.check(
+        (checkpoint.ephemeral_every_steps or 0) < checkpoint.every_steps,
+        f"checkpoint.ephemeral_every_steps {checkpoint.ephemeral_every_steps} is not below every_steps "
+        f"{checkpoint.every_steps}: ephemeral checkpoints come between the others",
+        keys=["checkpoint.ephemeral_every_steps", "checkpoint.every_steps"],
+        remedy="lower checkpoint.ephemeral_every_steps, or leave it null",
+    )
+
+
 def _check_faults(config: Config, problems: Problems, world_size: int) -> None:
     for text in config.chaos.faults:
         try:
@@ -167,6 +185,12 @@ def _check_engine(config: Config, problems: Problems) -> None:
         f"engine.name=local partitions nothing, yet zero_stage is {engine.zero_stage}",
         keys=["engine.name", "engine.zero_stage"],
         remedy="use engine=local (zero_stage 0), or engine=zero2 for DeepSpeed",
+    )
+    problems.check(
+        engine.offload == "none" or engine.zero_stage > 0,
+        "only what ZeRO partitions can be offloaded, and zero_stage is 0",
+        keys=["engine.offload", "engine.zero_stage"],
+        remedy="use engine=zero1, zero2 or zero3, or engine.offload=none",
     )
     problems.check(
         engine.name != "local" or config.precision.compute == "fp32",

@@ -26,6 +26,7 @@ def deepspeed_json(
     bucket_bytes: int,
     device: Literal["cpu", "cuda"],
     compiled: bool = False,
+    offload: Literal["none", "cpu"] = "none",
 ) -> dict[str, Any]:
     """Return the document that configures DeepSpeed.
 
@@ -40,6 +41,7 @@ def deepspeed_json(
         device: kind of device each rank owns; only a GPU overlaps exchange and computation.
         compiled: each block is one compiled graph. Stage 3 then gathers the weights of a whole block
             before the graph runs, because hooks inside it cannot be compiled.
+        offload: where fp32 weights and moments live and are updated: on the device, or in main memory.
     """
     # DeepSpeed counts elements, and wants an even number of them.
     bucket_numel = max(2, bucket_bytes // _BYTES_PER_ELEMENT[compute] // 2 * 2)
@@ -63,8 +65,15 @@ def deepspeed_json(
         "fp16": {"enabled": False},
         "torch_autocast": {"enabled": False},
         "zero_allow_untested_optimizer": False,
+        # torch's fused AdamW updates as fast on a CPU and needs no build of minutes.
+        "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": _zero_json(
             zero_stage, bucket_numel, overlap=device == "cuda", leaves=[_BLOCK] if compiled else []
+        )
+        | (
+            {"offload_optimizer": {"device": "cpu", "pin_memory": device == "cuda"}}
+            if offload == "cpu"
+            else {}
         ),
         **_quiet_json(),
     }

@@ -150,6 +150,7 @@ def _settle(
         bucket_bytes=config.engine.bucket_bytes,
         device=config.cluster.device,
         compiled=config.engine.compile,
+        offload=config.engine.offload,
     )
     return Resolved(
         config=config,

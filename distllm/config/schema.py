@@ -159,6 +159,10 @@ class EngineConfig:
         minimum=0,
         maximum=3,
     )
+    offload: Literal["none", "cpu"] = option(
+        "none",
+        "cpu: fp32 weights and moments live in main memory and are updated there; needs zero_stage 1 to 3",
+    )
     micro_batch_tokens: int = option(
         4096, "upper bound of tokens in one forward pass of one rank", unit="count", minimum=1
     )

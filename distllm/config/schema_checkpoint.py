@@ -12,6 +12,11 @@ from distllm.config.options import option
 class CheckpointConfig:
     """When state is saved, what of it is kept, and how a run resumes."""
 
+    dir: str | None = option(
+        None,
+        "where checkpoints go, below it in NAME/: a directory, or a URL such as s3://bucket/runs to which "
+        "each is copied; null: only the run directory",
+    )
     every_steps: int = option(100, "steps between checkpoints; the last step is always saved", minimum=1)
     mttf_hours: float | None = option(
         None,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from distllm.data.extras import require
-from distllm.errors import DataError, MissingDependency
+from distllm.errors import DataError, DistllmError, MissingDependency, StorageError
 from distllm.fsio import digest_bytes, fsync_file, storage_errors
 
 ATTEMPTS = 5
@@ -85,6 +87,72 @@ def fetch(url: str, target: Path, stall_seconds: float) -> None:
     _patiently(url, lambda: _copy(system, path, target, size))
 
 
+def read_bytes(url: str, stall_seconds: float) -> bytes:
+    """Return the content of a small file.
+
+    Raises:
+        DataError: it cannot be reached, or does not exist.
+    """
+    system, path = file_system(url, stall_seconds)
+    content: bytes = _patiently(url, lambda: system.cat_file(path))
+    return content
+
+
+def list_files(url: str, stall_seconds: float) -> list[str]:
+    """Return the paths of all files below ``url``, relative to it and sorted; none if it does not exist.
+
+    Raises:
+        DataError: it cannot be reached.
+    """
+    system, path = file_system(url, stall_seconds)
+
+    def find() -> list[str]:
+        system.invalidate_cache()
+        return sorted(str(found) for found in system.find(path))
+
+    root = path.strip("/")
+    return [found.strip("/").removeprefix(root).strip("/") for found in _patiently(url, find)]
+
+
+def send(content: Path | bytes, url: str, stall_seconds: float) -> None:
+    """Write a file, or these bytes, to ``url``.
+
+    Raises:
+        StorageError: it cannot be written, or is not as long there as here.
+    """
+    system, path = file_system(url, stall_seconds)
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+
+    def put() -> None:
+        # Object stores have no directories; what has them wants them first.
+        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if isinstance(content, bytes):
+            system.pipe_file(path, content)
+        else:
+            system.put_file(str(content), path)
+        system.invalidate_cache()
+        arrived = system.info(path).get("size")
+        if arrived not in (None, size):
+            raise _CutShortError(f"{arrived} of {size} bytes arrived")
+
+    _patiently(url, put, _unwritable)
+
+
+def remove(url: str, stall_seconds: float) -> None:
+    """Remove the file ``url``; that it does not exist is no error.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    system, path = file_system(url, stall_seconds)
+
+    def rm() -> None:
+        with suppress(FileNotFoundError):
+            system.rm_file(path)
+
+    _patiently(url, rm, _unwritable)
+
+
 def _copy(system: Any, path: str, target: Path, size: int | None) -> None:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -103,24 +171,30 @@ class _CutShortError(OSError):
     """A transfer ended early without saying so."""
 
 
-def _patiently(url: str, attempt: Any) -> Any:
+Failure = Callable[[str, Exception, str], DistllmError]
+
+
+def _unreachable(url: str, error: Exception, remedy: str) -> DistllmError:
+    what = str(error) or type(error).__name__
+    return DataError(f"cannot read {url}: {what}", where=url, remedy=remedy)
+
+
+def _unwritable(url: str, error: Exception, remedy: str) -> DistllmError:
+    what = str(error) or type(error).__name__
+    return StorageError(f"cannot write {url}: {what}", where=url, remedy=remedy)
+
+
+def _patiently(url: str, attempt: Any, failure: Failure = _unreachable) -> Any:
     """Return ``attempt()``, tried again after growing pauses while the network fails."""
     pause = _FIRST_PAUSE_SECONDS
     for number in range(1, ATTEMPTS + 1):
         try:
             return attempt()
         except (FileNotFoundError, PermissionError) as error:
-            raise _unreachable(
-                url, error, "correct the URL, or the credentials in the environment"
-            ) from error
+            raise failure(url, error, "correct the URL, or the credentials in the environment") from error
         except Exception as error:  # each protocol has exceptions of its own
             if number == ATTEMPTS:
-                raise _unreachable(url, error, "try again later; what is finished is kept") from error
+                raise failure(url, error, "try again later; what is finished is kept") from error
         time.sleep(pause)
         pause *= 2
     raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _unreachable(url: str, error: Exception, remedy: str) -> DataError:
-    what = str(error) or type(error).__name__
-    return DataError(f"cannot read {url}: {what}", where=url, remedy=remedy)

@@ -107,7 +107,12 @@ class ZeroEngine:
         """Let DeepSpeed reduce and decide, with our answer in the place where it looks at the norm."""
         with gate.asking(accept):
             self._engine.step()
-        return StepResult(gate.grad_norm, skipped=not self._engine.was_step_applied())
+        skipped = not self._engine.was_step_applied()
+        if skipped and self._stage < 3:
+            # What is offloaded, DeepSpeed forgets to clear when it drops an update in bf16.
+            averaged = self._engine.optimizer.averaged_gradients
+            averaged.update(dict.fromkeys(averaged))
+        return StepResult(gate.grad_norm, skipped)
 
     def _whole_step(self, accept: Accept) -> StepResult:
         """Look at the gradients first: they are whole and reduced on every rank."""

@@ -56,7 +56,7 @@ from distllm.train.pace import OwnTime, Pace
 from distllm.train.replicas import ReplicaCheck
 from distllm.train.resume import check_resume
 from distllm.train.run_directory import RunDirectory
-from distllm.train.saving import build_saves, check_room
+from distllm.train.saving import build_saves, check_room, place_checkpoints
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
 from distllm.train.vigil import begin_vigil, watch_oneself
@@ -154,6 +154,7 @@ def _build(
         "dataset": train_split.manifest.digest,
         "tokenizer": train_split.manifest.tokenizer_fingerprint,
     }
+    placed = agree(topology, lambda: place_checkpoints(config, directory))
     found = find_checkpoint(directory.checkpoints, topology)
     notes = agree(
         topology,
@@ -161,6 +162,7 @@ def _build(
             found, resolved, directory, train_split.manifest, stream, allow_schedule=allow_schedule
         ),
     )
+    notes = placed + notes
     notes += filter(None, [agree(topology, lambda: check_room(resolved, directory.checkpoints))])
     sinks: list[Sink] = []
     if topology.is_main:

@@ -282,6 +282,7 @@ def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str
     run.chain.forget_after(good_step)
     run.saves.wait()  # what it goes back to, and sets aside, must not change meanwhile
     HEART.phase("restore", run.state.step)
+    run.saves.reject_after(good_step, why)
     with run.chronicle.charging("restart"):
         step = go_back(
             run.directory.checkpoints,

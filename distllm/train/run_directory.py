@@ -73,6 +73,31 @@ class RunDirectory:
         """
         require_lease(self.path, self._lease.token if self._lease else os.environ.get(TOKEN_VARIABLE))
 
+    def place_checkpoints(self, target: Path) -> None:
+        """Let ``checkpoints`` be a link to the directory ``target``, so that every reader finds them there.
+
+        Raises:
+            ConfigError: there are checkpoints elsewhere already.
+            StorageError: the directory cannot be made.
+        """
+        target = target.absolute()
+        ensure_writable(target)
+        if self.checkpoints.resolve() == target.resolve():
+            return
+        if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
+            home = self.checkpoints.resolve()
+            raise ConfigError(
+                f"the run's checkpoints are in {home}, not in {target}",
+                where="checkpoint.dir",
+                remedy=f"move them: mv {home}/* {target}/, or change checkpoint.dir back",
+            )
+        with storage_errors(self.checkpoints):
+            if self.checkpoints.is_symlink():
+                self.checkpoints.unlink()
+            elif self.checkpoints.is_dir():
+                self.checkpoints.rmdir()
+            self.checkpoints.symlink_to(target, target_is_directory=True)
+
     def release(self) -> None:
         """Give the directory up, if this process owns it."""
         if self._lease is not None:

@@ -13,17 +13,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from distllm.checkpoint.mirror import Mirror
 from distllm.checkpoint.retention import Retention
 from distllm.checkpoint.save import Saver
 from distllm.checkpoint.space import check_space, checkpoint_bytes
 from distllm.config.resolve import Resolved
+from distllm.config.schema import Config
 from distllm.config.schema_checkpoint import CheckpointConfig
+from distllm.data.remote import is_remote
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
 from distllm.errors import StorageError
 from distllm.observe.sinks import Sink
 from distllm.train.chronicle import Chronicle
 from distllm.train.interval import SaveInterval
+from distllm.train.run_directory import RunDirectory
 from distllm.train.state import TrainState
 
 
@@ -121,6 +125,14 @@ class Saves:
             self._tell(formula)
             self._chronicle.event("interval", step=step, steps=self._interval.proposal, formula=formula)
 
+    def reject_after(self, step: int, why: str) -> None:
+        """Let nobody resume from a copy elsewhere that is newer than ``step``. Collective.
+
+        Raises:
+            StorageError: that cannot be written down.
+        """
+        self._saver.reject_after(step, why)
+
     def wait(self) -> None:
         """Return once nothing is being written any more. Collective.
 
@@ -172,6 +184,31 @@ def check_room(resolved: Resolved, directory: Path) -> str | None:
     )
 
 
+def mirror_of(config: Config) -> Mirror | None:
+    """Return where the run's checkpoints are copied to, if ``checkpoint.dir`` is a URL."""
+    home = config.checkpoint.dir
+    return Mirror(f"{home.rstrip('/')}/{config.name}") if home is not None and is_remote(home) else None
+
+
+def place_checkpoints(config: Config, directory: RunDirectory) -> list[str]:
+    """Make the run's checkpoint directory the one that ``checkpoint.dir`` names; say what was done.
+
+    For the process that owns the run directory, before it looks for a checkpoint.
+
+    Raises:
+        ConfigError: there are checkpoints elsewhere already.
+        CheckpointError: there are checkpoints at the URL and none can be used.
+        DataError: the URL cannot be reached.
+        StorageError: the directory cannot be made, or the disk is full.
+    """
+    mirror = mirror_of(config)
+    if mirror is not None:
+        return mirror.bring_newest(directory.checkpoints)
+    if config.checkpoint.dir is not None:
+        directory.place_checkpoints(Path(config.checkpoint.dir).expanduser() / config.name)
+    return []
+
+
 def build_saves(
     resolved: Resolved,
     directory: Path,
@@ -189,6 +226,7 @@ def build_saves(
         Retention.of_config(config),
         background=config.background,
         expected_bytes=_checkpoint_bytes(resolved),
+        mirror=mirror_of(resolved.config),
     )
 
     def tell(text: str) -> None:

@@ -4,13 +4,13 @@ import functools
 import math
 
 import pytest
-from engine_jobs import BF16, FP32, HALF, case_name, resume_job, trained
+from engine_jobs import BF16, FP32, HALF, OFFLOADED, case_name, resume_job, trained
 from ranks import run_ranks
 
 pytestmark = pytest.mark.dist
 RELATIVE_TOLERANCE = 2e-6
 
-SAME = [(case, case) for case in FP32 + BF16]
+SAME = [(case, case) for case in FP32 + BF16 + OFFLOADED]
 LOCAL, ZERO0, ZERO1, ZERO2, ZERO3 = FP32
 OTHER_STAGE = [(ZERO2, ZERO3), (ZERO3, ZERO0), (ZERO0, LOCAL), (LOCAL, ZERO1), (ZERO3, ZERO2)]
 
@@ -26,7 +26,7 @@ def resumed(world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("case", FP32 + BF16, ids=lambda case: case_name(*case))
+@pytest.mark.parametrize("case", FP32 + BF16 + OFFLOADED, ids=lambda case: case_name(*case))
 def test_resuming_on_the_same_ranks_is_equal_to_the_last_bit(case, world_size):
     ranks, _ = trained(world_size)
     straight = ranks[0]["cases"][case_name(*case)]["save"]

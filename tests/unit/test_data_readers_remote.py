@@ -1,9 +1,6 @@
 """Raw input over HTTP and S3, from real server processes on this machine."""
 
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from datasets import write_dataset
+from object_store import serve_s3
 
 from distllm.config.schema import DataConfig
 from distllm.config.schema_read import ReadConfig
@@ -109,33 +107,8 @@ def test_file_urls_are_files(tmp_path):
 
 @pytest.fixture(scope="module")
 def s3():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
-    )  # fmt: skip
-    endpoint = f"http://127.0.0.1:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in {
-            "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_ENDPOINT_URL": endpoint,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
-            patch.setenv(key, value)
-        import s3fs
-
-        system = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
-        for _ in range(200):
-            try:
-                system.mkdir("corpus")
-                break
-            except Exception:
-                time.sleep(0.05)
+    with serve_s3() as system:
         yield system
-    process.terminate()
-    process.wait()
 
 
 def test_s3_objects_directories_and_globs(s3):

@@ -30,6 +30,7 @@ arguments = st.fixed_dictionaries(
         "compute": st.sampled_from(["fp32", "bf16"]),
         "bucket_bytes": st.integers(4096, 2**34),
         "device": st.sampled_from(["cpu", "cuda"]),
+        "offload": st.sampled_from(["none", "cpu"]),
     }
 )
 
@@ -55,6 +56,14 @@ def test_nothing_is_left_to_deepspeed(values):
     for name in ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size"):
         assert zero[name] % 2 == 0
         assert 0 <= values["bucket_bytes"] - zero[name] * width < 2 * width
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_offload_puts_the_optimizer_into_main_memory_without_a_build(device, pinned):
+    assert "offload_optimizer" not in deepspeed_json(**ARGUMENTS)["zero_optimization"]
+    document = deepspeed_json(**ARGUMENTS | {"device": device, "offload": "cpu"})
+    assert document["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": pinned}
+    assert document["zero_force_ds_cpu_optimizer"] is False
 
 
 def test_only_a_gpu_overlaps_exchange_and_computation():
