@@ -280,8 +280,8 @@ def _leave_streak_out(run: Run) -> None:
 def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str) -> None:
     """Restore a checkpoint and save it again with the decision, so that a kill does not undo it."""
     run.chain.forget_after(good_step)
-    run.saves.wait()  # what it goes back to, and sets aside, must not change meanwhile
     HEART.phase("restore", run.state.step)
+    run.saves.wait()  # what it goes back to, and sets aside, must not change meanwhile
     run.saves.reject_after(good_step, why)
     with run.chronicle.charging("restart"):
         step = go_back(

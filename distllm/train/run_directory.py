@@ -24,7 +24,7 @@ from distllm.config.explain import explanation
 from distllm.config.resolve import Resolved
 from distllm.config.yaml import to_yaml
 from distllm.errors import ConfigError, DistllmError
-from distllm.fsio import atomic_write_json, atomic_write_text, read_json
+from distllm.fsio import atomic_write_json, atomic_write_text, ensure_writable, read_json, storage_errors
 from distllm.redact import redacted
 
 CONFIG_FILE = "config.yaml"
