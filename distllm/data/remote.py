@@ -18,6 +18,11 @@ from distllm.errors import DataError, DistllmError, MissingDependency, StorageEr
 from distllm.fsio import digest_bytes, fsync_file, storage_errors
 
 ATTEMPTS = 5
+PROTOCOLS = (
+    "file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "hdfs", "oci", "oss",
+    "ftp", "sftp", "memory",
+)  # fmt: skip
+"""What URLs may begin with: fsspec knows more, some of which expand templates or chain others."""
 _FIRST_PAUSE_SECONDS = 0.2
 _MARKS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "checksum", "md5")
 
@@ -36,6 +41,12 @@ def file_system(url: str, stall_seconds: float) -> tuple[Any, str]:
     """
     fsspec = require("fsspec", "reading a URL")
     protocol = url.split("://", 1)[0]
+    if protocol not in PROTOCOLS:
+        raise DataError(
+            f"cannot read {url}: {protocol!r} is no protocol of files",
+            where=url,
+            remedy=f"use one of: {', '.join(PROTOCOLS)}",
+        )
     try:
         system, path = fsspec.core.url_to_fs(url, **_options(protocol, stall_seconds))
         return system, str(path)

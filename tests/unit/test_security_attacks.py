@@ -20,6 +20,7 @@ from distllm.cli import main
 from distllm.config.compose import compose
 from distllm.config.engine import deepspeed_json
 from distllm.data.manifest import MANIFEST_FILE, Manifest
+from distllm.data.remote import file_system
 from distllm.data.shards import map_shard, read_index, reindex
 from distllm.data.shards import verify as verify_dataset
 from distllm.data.stream import PackedSplit
@@ -155,6 +156,12 @@ def test_a_manifest_that_names_files_outside_its_dataset_is_refused(dataset, cha
     forge(dataset, change)
     with pytest.raises(DataError, match="outside the dataset"):
         Manifest.read(dataset)
+
+
+@pytest.mark.parametrize("protocol", ["pipe", "reference", "simplecache::s3", "zip", "shell", "S3"])
+def test_only_protocols_of_plain_files_are_spoken(protocol):
+    with pytest.raises(DataError, match="is no protocol of files"):
+        file_system(f"{protocol}://bucket/x", 1.0)
 
 
 @pytest.mark.parametrize("url", ["pipe:mkdir {mark}", "pipe://mkdir {mark}", "file:`mkdir {mark}`"])
