@@ -95,6 +95,8 @@ class Ranks:
             **(variables or {}),
         }
         self._running = [_start(command, environment, rank) for rank in range(num_ranks)]
+        if self.asked is not None:  # while they were started: nobody has told them
+            self._forward(self.asked, None)
         try:
             given_up = _wait(self._running, watch)
             if given_up:

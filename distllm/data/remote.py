@@ -16,6 +16,7 @@ from typing import Any
 from distllm.data.extras import require
 from distllm.errors import DataError, DistllmError, MissingDependency, StorageError
 from distllm.fsio import digest_bytes, fsync_file, storage_errors
+from distllm.heartbeat import HEART
 
 ATTEMPTS = 5
 PROTOCOLS = (
@@ -168,7 +169,7 @@ def _copy(system: Any, path: str, target: Path, size: int | None) -> None:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with storage_errors(target):
-            system.get_file(path, str(temporary))
+            system.get_file(path, str(temporary), callback=_beating(target))
             fsync_file(temporary)
         copied = temporary.stat().st_size
         if size is not None and copied != size:
@@ -176,6 +177,12 @@ def _copy(system: Any, path: str, target: Path, size: int | None) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beating(target: Path) -> Any:
+    """Return what fsspec calls for each piece that comes: a slow shard is no hang."""
+    fsspec = require("fsspec", "reading a URL")
+    return fsspec.callbacks.Callback(hooks={"beat": lambda *_, **__: HEART.reading(target)})
 
 
 class _CutShortError(OSError):

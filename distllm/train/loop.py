@@ -23,7 +23,7 @@ from distllm.dist.engine import Engine, StepResult
 from distllm.dist.topology import Topology
 from distllm.errors import Interrupted
 from distllm.evaluate.perplexity import evaluate_perplexity
-from distllm.heartbeat import HEART
+from distllm.heartbeat import HEART, read_beat
 from distllm.infer.generate import sample_text
 from distllm.observe.metrics import EvalRecord, StepRecord, resident_bytes
 from distllm.observe.sinks import Sink
@@ -323,9 +323,11 @@ def _tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_r
 
 def _look_for_straggler(run: Run, seconds_by_rank: Sequence[float]) -> None:
     straggler = run.pace.slow_rank(seconds_by_rank)
-    if straggler is not None:
-        _note(run, str(straggler))
-        run.chronicle.event("straggler", step=run.state.step, **asdict(straggler))
+    if straggler is not None and run.topology.is_main:
+        beat = read_beat(run.directory.path, straggler.rank)
+        host = beat.host if beat is not None else "an unknown machine"
+        _note(run, f"{straggler}; it runs on {host}")
+        run.chronicle.event("straggler", step=run.state.step, host=host, **asdict(straggler))
 
 
 def _samples(run: Run) -> dict[str, int]:

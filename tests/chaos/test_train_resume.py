@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -149,8 +150,11 @@ def test_a_second_live_run_in_one_directory_is_refused(root):
     process = start(root, "name=busy", "train.max_steps=2000", *LOCAL)
     wait_for_step(root, "busy", 1, process)
     owner = json.loads((root / "runs" / "busy" / "owner.json").read_text())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     second = tiny.distllm("train", *tiny.overrides(root, "name=busy", "train.max_steps=2000", *LOCAL))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert second.returncode == 64
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2, "CPU seconds"
     assert f"pid {owner['pid']}" in second.stderr
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)

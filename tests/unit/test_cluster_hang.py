@@ -142,6 +142,18 @@ def test_opening_a_shard_is_a_move_only_for_a_rank_that_waits_for_it(tmp_path, m
     assert read_beat(tmp_path, 0).moved == 70.0
 
 
+def test_every_piece_of_a_slow_shard_is_a_move(tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    from distllm.data import remote
+
+    fsspec.filesystem("memory").pipe("/shards/1.tar", bytes(40 << 20))
+    seen = []
+    monkeypatch.setattr(remote.HEART, "reading", seen.append)
+    remote.fetch("memory://shards/1.tar", tmp_path / "1.tar", 5.0)
+    assert len(seen) > 2
+    assert set(seen) == {tmp_path / "1.tar"}
+
+
 def test_evidence_is_kept_per_attempt_although_nobody_answers(tmp_path, monkeypatch):
     from distllm.cluster import hang
 

@@ -244,3 +244,10 @@ def test_a_watch_that_gives_the_ranks_up_has_them_killed():
     )
     assert end == local.RanksEnd(70, None, given_up=True)
     assert all(is_gone(Path(f"ready{rank}").read_text()) for rank in range(2))
+
+
+def test_a_request_that_came_while_ranks_were_started_reaches_them():
+    ranks = local.Ranks()
+    ranks.asked = signal.SIGTERM
+    end = ranks.run(["-c", "import time; time.sleep(60)"], num_ranks=2, threads_per_rank=1)
+    assert end == local.RanksEnd(75)
