@@ -11,6 +11,7 @@ from pathlib import Path
 from distllm.config.faults import AROUND, KINDS, parse_fault
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
+from distllm.config.schema_optim import WHOLE_MATRICES
 from distllm.errors import ConfigError
 from distllm.machine import available_cores
 from distllm.registry import did_you_mean
@@ -21,6 +22,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_length(config, problems)
     _check_batch(config, problems, world_size, dataset_tokens)
     _check_engine(config, problems)
+    _check_optimizer(config, problems)
     _check_warmup(config, problems)
     _check_checkpoints(config, problems)
     _check_faults(config, problems, world_size)
@@ -197,6 +199,16 @@ def _check_engine(config: Config, problems: Problems) -> None:
         "engine.name=local computes in fp32 only",
         keys=["engine.name", "precision.compute"],
         remedy="use precision=fp32, or engine=zero1 for bf16 with fp32 master weights",
+    )
+
+
+def _check_optimizer(config: Config, problems: Problems) -> None:
+    name, stage = config.optim.name, config.engine.zero_stage
+    problems.check(
+        name not in WHOLE_MATRICES or stage == 0,
+        f"optim.name={name} needs whole matrices, and zero_stage {stage} cuts them into flat pieces",
+        keys=["optim.name", "engine.zero_stage"],
+        remedy="use engine=zero0 or engine=local, or optim=adamw",
     )
 
 

@@ -23,6 +23,7 @@ from distllm.config.schema_dedup import DedupConfig
 from distllm.config.schema_guard import GuardConfig
 from distllm.config.schema_mixture import MixtureConfig
 from distllm.config.schema_model import ModelConfig
+from distllm.config.schema_optim import OptimConfig, ScheduleConfig
 from distllm.config.schema_privacy import PrivacyConfig
 from distllm.config.schema_read import ReadConfig, SourceConfig
 from distllm.config.schema_task import TaskConfig
@@ -81,38 +82,6 @@ class DataConfig(ReadConfig):
     )
     max_damage: float = option(
         0.001, "largest share of samples that on_damage=skip may lose", minimum=0.0, maximum=1.0
-    )
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The optimizer."""
-
-    name: Literal["adamw"] = option("adamw", "the update rule", on_resume="identity")
-    lr: float = option(1e-3, "peak learning rate", on_resume="schedule", minimum=0.0)
-    beta1: float = option(0.9, "decay of the first moment", on_resume="schedule", minimum=0.0, maximum=1.0)
-    beta2: float = option(0.95, "decay of the second moment", on_resume="schedule", minimum=0.0, maximum=1.0)
-    eps: float = option(1e-8, "added to the root of the second moment", on_resume="schedule", minimum=0.0)
-    weight_decay: float = option(
-        0.1, "decoupled decay of matrices (never of norms and biases)", on_resume="schedule", minimum=0.0
-    )
-    grad_clip: float = option(
-        1.0, "largest global gradient norm; 0 turns clipping off", on_resume="schedule", minimum=0.0
-    )
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning rate as a pure function of tokens seen."""
-
-    name: Literal["constant", "linear", "cosine"] = option(
-        "cosine", "shape after warm-up", on_resume="schedule"
-    )
-    warmup_fraction: float = option(
-        0.02, "share of all tokens spent warming up linearly", on_resume="schedule", minimum=0.0, maximum=1.0
-    )
-    final_lr_fraction: float = option(
-        0.1, "share of the peak rate left at the end", on_resume="schedule", minimum=0.0, maximum=1.0
     )
 
 

@@ -1,4 +1,4 @@
-"""Packages that only some preparations need: imported when they are, with a remedy when they are missing."""
+"""Packages that only some uses need: imported when they are, with a remedy when they are missing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import ModuleType
 from distllm.errors import MissingDependency
 
 
-def require(module: str, purpose: str) -> ModuleType:
-    """Import ``module``, which belongs to the extra ``data``.
+def require(module: str, purpose: str, extra: str = "data") -> ModuleType:
+    """Import ``module``, which belongs to an extra.
 
     Raises:
         MissingDependency: it is not installed.
@@ -22,5 +22,5 @@ def require(module: str, purpose: str) -> ModuleType:
         raise MissingDependency(
             f"{purpose} needs the package {error.name}, which is not installed",
             where=module,
-            remedy="pip install 'distllm[data]'",
+            remedy=f"pip install 'distllm[{extra}]'",
         ) from error

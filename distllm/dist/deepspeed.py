@@ -26,7 +26,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from distllm.dist.collectives import rank_errors
-from distllm.dist.engine import Accept, StepResult, logical_parameters, read_checked, state_names
+from distllm.dist.engine import Accept, StepResult, all_slots, logical_parameters, read_checked, state_names
 from distllm.dist.topology import Topology
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ZeroEngine:
 
     Args:
         model: full fp32 weights on the rank's device; DeepSpeed partitions or casts them in place.
-        optimizer: an AdamW over all parameters of ``model``, preferably ``fused=True``.
+        optimizer: an optimizer over all parameters of ``model``, preferably ``fused=True``.
         settings: the document of `config.engine.deepspeed_json`.
         topology: this rank's place; its process group must exist.
         timeout_seconds: longest wait for another rank.
@@ -56,6 +56,7 @@ class ZeroEngine:
         self._optimizer = optimizer
         self._parameters = logical_parameters(model)
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        self._slots = all_slots(optimizer, self._parameters)
         self._grad_accum_steps = int(settings["gradient_accumulation_steps"])
         self._stage = int(settings["zero_optimization"]["stage"])
         self._micro_steps = 0
@@ -133,7 +134,7 @@ class ZeroEngine:
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, assembled from all ranks one at a time."""
-        for name, parameter, moment in state_names(self._parameters):
+        for name, parameter, moment in state_names(self._slots):
             with torch.no_grad(), rank_errors(self._topology, "assembling the state"):
                 full = self._state.full(parameter, moment).to("cpu", torch.float32, copy=True)
             yield name, full.detach()
@@ -141,12 +142,16 @@ class ZeroEngine:
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
         """Set weights, moments and step counts; each rank keeps its share."""
         with torch.no_grad(), rank_errors(self._topology, "loading the state"):
-            for name, parameter, moment in state_names(self._parameters):
-                self._state.assign(parameter, moment, read_checked(read, name, self._shapes[parameter]))
+            for name, parameter, moment in state_names(self._slots):
+                self._state.assign(parameter, moment, read_checked(read, name, self._shape(parameter, moment)))
             for master in self._state.masters():
                 self._optimizer.state[master]["step"].fill_(optimizer_steps)
             self._state.publish()
         self._optimizer_steps = optimizer_steps
+
+
+    def _shape(self, parameter: str, slot: str | None) -> torch.Size:
+        return self._shapes[parameter] if slot is None else self._slots[parameter][slot]
 
 
 def _import_deepspeed(topology: Topology) -> Any:

@@ -21,6 +21,7 @@ from distllm.errors import CheckpointError
 
 Accept = Callable[[float], bool]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+Slots = Mapping[str, Mapping[str, torch.Size]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ class Engine(Protocol):
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every logical tensor: full, fp32, on the CPU, in a fixed order. Collective.
 
-        Names are ``model/<parameter>``, ``optim/exp_avg/<parameter>`` and
-        ``optim/exp_avg_sq/<parameter>``; they and their shapes depend on the model only, not on
-        the engine or the number of ranks. All ranks must exhaust the iterator.
+        Names are ``model/<parameter>`` and ``optim/<slot>/<parameter>``, for AdamW ``optim/exp_avg/``
+        and ``optim/exp_avg_sq/``; they and their shapes depend on the model and the optimizer only,
+        not on the engine or the number of ranks. All ranks must exhaust the iterator.
         """
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
@@ -95,13 +96,25 @@ def logical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(model.named_parameters())
 
 
-def state_names(parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, str, str | None]]:
-    """Yield (logical name, parameter name, moment or None for the weight) in the order of `Engine.state`."""
-    for parameter in parameters:
+def slots_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> Mapping[str, torch.Size]:
+    """Return what ``optimizer`` remembers for a weight, with shapes; Adam's two moments if it does not say."""
+    own = getattr(optimizer, "slots", None)
+    return dict.fromkeys(MOMENTS, weight.shape) if own is None else own(weight)
+
+
+def all_slots(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Slots:
+    """Return the slots of every parameter by name; to be asked before an engine partitions them."""
+    return {name: slots_of(optimizer, parameter) for name, parameter in parameters.items()}
+
+
+def state_names(slots: Slots) -> Iterator[tuple[str, str, str | None]]:
+    """Yield (logical name, parameter name, slot or None for the weight) in the order of `Engine.state`."""
+    for parameter in slots:
         yield f"model/{parameter}", parameter, None
-    for moment in MOMENTS:
-        for parameter in parameters:
-            yield f"optim/{moment}/{parameter}", parameter, moment
+    for slot in dict.fromkeys(slot for held in slots.values() for slot in held):
+        for parameter, held in slots.items():
+            if slot in held:
+                yield f"optim/{slot}/{parameter}", parameter, slot
 
 
 def read_checked(read: Callable[[str], Tensor], name: str, shape: torch.Size) -> Tensor:
@@ -120,7 +133,7 @@ def read_checked(read: Callable[[str], Tensor], name: str, shape: torch.Size) ->
 
 
 def allocate_moments(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
-    """Give ``weight`` a zero AdamW state now, where torch would do so at the first step.
+    """Give ``weight`` a zero state now, where the optimizer would do so at the first step.
 
     So memory runs out early if at all, and state can be read and loaded before the first step.
     """
@@ -129,5 +142,5 @@ def allocate_moments(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
     step_device = weight.device if on_device else torch.device("cpu")
     state = optimizer.state[weight]
     state["step"] = torch.zeros((), dtype=torch.float32, device=step_device)
-    for moment in MOMENTS:
-        state[moment] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+    for slot, shape in slots_of(optimizer, weight).items():
+        state[slot] = torch.zeros(shape, dtype=weight.dtype, device=weight.device)

@@ -19,6 +19,7 @@ from distllm.dist.collectives import rank_errors
 from distllm.dist.engine import (
     Accept,
     StepResult,
+    all_slots,
     allocate_moments,
     logical_parameters,
     read_checked,
@@ -32,7 +33,7 @@ class LocalEngine:
 
     Args:
         model: fp32 weights on the rank's device, the same on every rank.
-        optimizer: an AdamW over all parameters of ``model``.
+        optimizer: an optimizer over all parameters of ``model``.
         settings: the document of `config.engine.deepspeed_json`; clipping and bucket size are read.
         topology: this rank's place.
     """
@@ -51,6 +52,7 @@ class LocalEngine:
         self._bucket_numel = int(settings["zero_optimization"]["reduce_bucket_size"])
         self._parameters = logical_parameters(model)
         self._optimizer_steps = 0
+        self._slots = all_slots(optimizer, self._parameters)
         for parameter in self._parameters.values():
             allocate_moments(optimizer, parameter)
 
@@ -100,13 +102,13 @@ class LocalEngine:
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, by logical name."""
-        for name, parameter, moment in state_names(self._parameters):
+        for name, parameter, moment in state_names(self._slots):
             yield name, self._tensor(parameter, moment).detach().to("cpu", torch.float32, copy=True)
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
         """Set weights, moments and step counts."""
         with torch.no_grad():
-            for name, parameter, moment in state_names(self._parameters):
+            for name, parameter, moment in state_names(self._slots):
                 target = self._tensor(parameter, moment)
                 target.copy_(read_checked(read, name, target.shape))
             for parameter_tensor in self._parameters.values():

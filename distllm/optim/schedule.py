@@ -8,17 +8,6 @@ from dataclasses import dataclass
 
 from distllm.registry import Registry
 
-# Each maps progress after warm-up, from 0 to 1, to what is left of the way from peak to floor.
-SHAPES: Registry[Callable[[float], float]] = Registry(
-    "schedule",
-    "schedule.name",
-    {
-        "constant": lambda progress: 1.0,
-        "linear": lambda progress: 1.0 - progress,
-        "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
-    },
-)
-
 
 @dataclass(frozen=True, slots=True)
 class LearningRate:
@@ -28,12 +17,15 @@ class LearningRate:
     lost on a rate of zero, and the last step runs at the floor exactly.
 
     Attributes:
-        name: shape after warm-up: constant, linear or cosine (Loshchilov & Hutter 2017).
+        name: shape after warm-up: constant, linear, cosine (Loshchilov & Hutter 2017), wsd (hold, then
+            decay linearly; "MiniCPM", arXiv:2404.06395) or inverse_sqrt (Vaswani et al. 2017).
         peak: rate at the end of warm-up.
         warmup_tokens: length of the warm-up.
         total_tokens: length of the run; the rate stays at the floor beyond it.
         tokens_per_step: tokens of one step.
-        final_fraction: the floor, as a share of ``peak``; a constant rate does not fall to it.
+        final_fraction: the floor, as a share of ``peak``; a constant rate does not fall to it, and an
+            inverse root only as long as it lasts.
+        decay_fraction: share of the tokens after warm-up in which wsd decays.
     """
 
     name: str
@@ -42,12 +34,56 @@ class LearningRate:
     total_tokens: int
     tokens_per_step: int
     final_fraction: float
+    decay_fraction: float = 0.2
 
     def __call__(self, tokens: int) -> float:
         """Return the rate of the step that begins when ``tokens`` have been seen."""
         seen = tokens + self.tokens_per_step
         if seen < self.warmup_tokens:
             return self.peak * seen / self.warmup_tokens
-        decay_tokens = max(1, self.total_tokens - self.warmup_tokens)
-        left = SHAPES[self.name](min(1.0, (seen - self.warmup_tokens) / decay_tokens))
+        left = SHAPES[self.name](self, seen)
         return self.peak * (self.final_fraction + (1.0 - self.final_fraction) * left)
+
+    def progress(self, seen: int) -> float:
+        """Return how much of the way from the end of the warm-up to that of the run is behind, to 1."""
+        decay_tokens = max(1, self.total_tokens - self.warmup_tokens)
+        return min(1.0, (seen - self.warmup_tokens) / decay_tokens)
+
+
+def _constant(rate: LearningRate, seen: int) -> float:
+    return 1.0
+
+
+def _linear(rate: LearningRate, seen: int) -> float:
+    return 1.0 - rate.progress(seen)
+
+
+def _cosine(rate: LearningRate, seen: int) -> float:
+    return (1.0 + math.cos(math.pi * rate.progress(seen))) / 2
+
+
+def _wsd(rate: LearningRate, seen: int) -> float:
+    if rate.decay_fraction == 0.0:
+        return 1.0
+    return min(1.0, (1.0 - rate.progress(seen)) / rate.decay_fraction)
+
+
+def _inverse_sqrt(rate: LearningRate, seen: int) -> float:
+    """Return what the root of the tokens leaves; without a warm-up it begins with the first step."""
+    first = max(rate.warmup_tokens, rate.tokens_per_step)
+    falling = math.sqrt(first / max(first, min(seen, rate.total_tokens)))
+    return max(0.0, (falling - rate.final_fraction) / max(1e-12, 1.0 - rate.final_fraction))
+
+
+# Each returns what is left of the way from peak to floor when so many tokens have been seen.
+SHAPES: Registry[Callable[[LearningRate, int], float]] = Registry(
+    "schedule",
+    "schedule.name",
+    {
+        "constant": _constant,
+        "linear": _linear,
+        "cosine": _cosine,
+        "wsd": _wsd,
+        "inverse_sqrt": _inverse_sqrt,
+    },
+)

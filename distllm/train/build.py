@@ -283,6 +283,7 @@ def _learning_rate(resolved: Resolved) -> LearningRate:
         total_tokens=resolved.total_tokens,
         tokens_per_step=config.train.tokens_per_step,
         final_fraction=config.schedule.final_lr_fraction,
+        decay_fraction=config.schedule.decay_fraction,
     )
 
 

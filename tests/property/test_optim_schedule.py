@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from distllm.optim.schedule import LearningRate
 
-NAMES = ("constant", "linear", "cosine")
+NAMES = ("constant", "linear", "cosine", "wsd", "inverse_sqrt")
 
 
 @st.composite
@@ -21,6 +21,7 @@ def rates(draw):
         total_tokens=total,
         tokens_per_step=step,
         final_fraction=draw(st.floats(0.0, 1.0)),
+        decay_fraction=draw(st.floats(0.01, 1.0)),
     )
 
 
@@ -50,16 +51,19 @@ def test_stays_between_zero_and_peak_and_never_starts_at_zero(rate):
 @given(rates())
 def test_never_jumps(rate):
     for tokens in starts(rate):
-        # the steepest a shape can be, over one token, is that of the cosine or of the warm-up
+        # the steepest a shape can be, over one token, is that of the cosine, of wsd or of the warm-up
         decay = max(1, rate.total_tokens - rate.warmup_tokens)
-        steepest = rate.peak * max(1 / max(1, rate.warmup_tokens), math.pi / 2 / decay)
+        shape = max(math.pi / 2, 1 / rate.decay_fraction if rate.name == "wsd" else 0.0) / decay
+        steepest = rate.peak * max(1 / max(1, rate.warmup_tokens), shape)
+        if rate.name == "inverse_sqrt":
+            steepest = rate.peak / max(rate.warmup_tokens, rate.tokens_per_step)
         assert abs(rate(tokens + 1) - rate(tokens)) <= steepest * (1 + 1e-6) + 1e-12
 
 
 @given(rates())
 def test_the_last_step_and_all_beyond_run_at_the_floor(rate):
     floor = rate.peak * (1.0 if rate.name == "constant" else rate.final_fraction)
-    if rate.warmup_tokens < rate.total_tokens:
+    if rate.name != "inverse_sqrt" and rate.warmup_tokens < rate.total_tokens:
         last = rate.total_tokens - rate.tokens_per_step
         assert rate(last) == pytest.approx(floor, rel=1e-9, abs=1e-15)
         assert rate(rate.total_tokens * 2) == pytest.approx(floor, rel=1e-9, abs=1e-15)
@@ -77,3 +81,24 @@ def test_linear_and_cosine_differ_on_the_way():
     linear, cosine = (LearningRate(name, 1.0, 0, 100, 1, 0.0) for name in ("linear", "cosine"))
     assert linear(24) == pytest.approx(0.75)
     assert cosine(24) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_wsd_holds_and_then_decays_in_a_straight_line():
+    rate = LearningRate("wsd", 1.0, 100, 1100, 1, 0.0, decay_fraction=0.25)
+    assert [rate(at - 1) for at in (50, 100, 500, 850)] == pytest.approx([0.5, 1.0, 1.0, 1.0])
+    assert [rate(at - 1) for at in (975, 1100, 2000)] == pytest.approx([0.5, 0.0, 0.0])
+    held = LearningRate("wsd", 1.0, 0, 100, 1, 0.0, decay_fraction=0.0)
+    assert held(99) == 1.0
+
+
+def test_the_inverse_root_halves_when_the_tokens_are_four_times_those_of_the_warm_up():
+    rate = LearningRate("inverse_sqrt", 2.0, 100, 10_000, 1, 0.0)
+    assert [rate(at - 1) for at in (100, 400, 1600)] == pytest.approx([2.0, 1.0, 0.5])
+    floored = LearningRate("inverse_sqrt", 2.0, 100, 10**6, 1, 0.2)
+    assert floored(10**6) == pytest.approx(0.4)
+    assert floored(399) == pytest.approx(1.0)
+
+
+def test_without_a_warm_up_the_inverse_root_begins_with_the_first_step():
+    rate = LearningRate("inverse_sqrt", 1.0, 0, 1000, 10, 0.0)
+    assert [rate(0), rate(30)] == pytest.approx([1.0, 0.5])

@@ -63,8 +63,8 @@ def test_a_step_is_that_of_the_paper():
 
 
 def test_unknown_names_are_refused_with_a_hint():
-    with pytest.raises(ConfigError, match="adam"):
-        build_optimizer(model(), OptimConfig(name="adam"))
+    with pytest.raises(ConfigError, match="adamww"):
+        build_optimizer(model(), OptimConfig(name="adamww"))
     rate = LearningRate("cosin", 1.0, 0, 10, 1, 0.0)
     with pytest.raises(ConfigError, match="cosin") as caught:
         rate(0)

@@ -1,0 +1,54 @@
+"""Keys that say how weights are updated, and at what rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from distllm.config.options import option
+
+OptimizerName: TypeAlias = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
+WHOLE_MATRICES = ("adafactor", "muon")
+"""Optimizers that look at rows and columns of a matrix, which ZeRO's flat partitions have not."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer."""
+
+    name: OptimizerName = option("adamw", "the update rule", on_resume="identity")
+    lr: float = option(1e-3, "peak learning rate", on_resume="schedule", minimum=0.0)
+    beta1: float = option(
+        0.9, "decay of the first moment; momentum of sgd and muon", on_resume="schedule",
+        minimum=0.0, maximum=1.0,
+    )  # fmt: skip
+    beta2: float = option(
+        0.95, "decay of the second moment, of lion's momentum", on_resume="schedule", minimum=0.0, maximum=1.0
+    )
+    eps: float = option(1e-8, "added to the root of the second moment", on_resume="schedule", minimum=0.0)
+    weight_decay: float = option(
+        0.1, "decay of matrices, never of norms and biases; of adam and sgd, an L2 penalty",
+        on_resume="schedule", minimum=0.0,
+    )  # fmt: skip
+    grad_clip: float = option(
+        1.0, "largest global gradient norm; 0 turns clipping off", on_resume="schedule", minimum=0.0
+    )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate as a pure function of tokens seen."""
+
+    name: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = option(
+        "cosine", "shape after warm-up", on_resume="schedule"
+    )
+    warmup_fraction: float = option(
+        0.02, "share of all tokens spent warming up linearly", on_resume="schedule", minimum=0.0, maximum=1.0
+    )
+    final_lr_fraction: float = option(
+        0.1, "share of the peak rate left at the end", on_resume="schedule", minimum=0.0, maximum=1.0
+    )
+    decay_fraction: float = option(
+        0.2, "share of the tokens after warm-up in which wsd decays", on_resume="schedule",
+        minimum=0.0, maximum=1.0,
+    )  # fmt: skip

@@ -1,0 +1,146 @@
+"""Update rules beside torch's, and the names and shapes of what each remembers for a weight.
+
+``slots`` tells the engines which tensors belong into a checkpoint. A rule that treats every element
+alike has slots of the weight's shape, and can update any part of a weight: that is what ZeRO needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Slots = Mapping[str, torch.Size]
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_MATRIX_RMS = 0.2
+
+
+class Sgd(torch.optim.SGD):
+    """Gradient descent with momentum."""
+
+    def slots(self, weight: Tensor) -> Slots:
+        """Return the momentum, unless there is none."""
+        return {"momentum_buffer": weight.shape} if self.defaults["momentum"] else {}
+
+
+class Lion(torch.optim.Optimizer):
+    """The sign of an interpolation of gradient and momentum ("Symbolic Discovery of Optimization
+    Algorithms", arXiv:2302.06675), with decoupled weight decay.
+
+    Args:
+        params: weights or groups of them.
+        lr: the rate; a third to a tenth of AdamW's.
+        betas: of the interpolation, and of the momentum.
+        weight_decay: decay, scaled by the rate.
+    """
+
+    def __init__(
+        self, params: Any, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    def slots(self, weight: Tensor) -> Slots:
+        """Return the momentum."""
+        return {"exp_avg": weight.shape}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every weight that has a gradient."""
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                momentum = self.state[weight].setdefault("exp_avg", torch.zeros_like(weight))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                direction = torch.lerp(weight.grad, momentum, first).sign_()
+                weight.add_(direction, alpha=-group["lr"])
+                momentum.lerp_(weight.grad, 1 - second)
+
+
+class Adafactor(torch.optim.Adafactor):
+    """Second moments by row and column (Shazeer & Stern 2018), at the rate of the schedule."""
+
+    def slots(self, weight: Tensor) -> Slots:
+        """Return the factors of a matrix, or the second moment of a vector."""
+        if weight.ndim < 2:
+            return {"variance": weight.shape}
+        rows, columns = list(weight.shape), list(weight.shape)
+        rows[-1], columns[-2] = 1, 1
+        return {"row_var": torch.Size(rows), "col_var": torch.Size(columns)}
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Orthogonalised momentum for matrices (Jordan et al. 2024), AdamW for everything else.
+
+    An update of a matrix is scaled to the root mean square of AdamW's, so that one learning rate
+    serves both ("Muon is Scalable for LLM Training", arXiv:2502.16982).
+
+    Args:
+        params: groups, each with ``weight_decay`` and ``matrices``.
+        lr: the rate.
+        momentum: decay of a matrix's momentum (Nesterov).
+        betas: of AdamW.
+        eps: of AdamW.
+    """
+
+    def __init__(
+        self, params: Any, *, lr: float, momentum: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0}
+        super().__init__(params, defaults)
+        groups = [group for group in self.param_groups if group["matrices"]]
+        self._matrices = {id(weight) for group in groups for weight in group["params"]}
+
+    def slots(self, weight: Tensor) -> Slots:
+        """Return the momentum of a matrix, or AdamW's moments."""
+        if id(weight) in self._matrices:
+            return {"momentum_buffer": weight.shape}
+        return {"exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every weight that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                update = self._muon if group["matrices"] else self._adamw
+                weight.add_(update(weight, group), alpha=-group["lr"])
+
+    def _muon(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
+        momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+        momentum.lerp_(weight.grad, 1 - group["momentum"])
+        ahead = torch.lerp(weight.grad, momentum, group["momentum"])  # type: ignore[arg-type]
+        scale: float = _MATRIX_RMS * max(weight.shape) ** 0.5
+        return orthogonalized(ahead) * scale
+
+    def _adamw(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
+        state, (first, second), gradient = self.state[weight], group["betas"], weight.grad
+        assert gradient is not None
+        mean = state.setdefault("exp_avg", torch.zeros_like(weight))
+        square = state.setdefault("exp_avg_sq", torch.zeros_like(weight))
+        steps = state.setdefault("step", torch.zeros((), dtype=torch.float32))
+        steps += 1
+        mean.lerp_(gradient, 1 - first)
+        square.lerp_(gradient * gradient, 1 - second)
+        root = (square / (1 - second ** float(steps))).sqrt_().add_(group["eps"])
+        update: Tensor = mean / (1 - first ** float(steps)) / root
+        return update
+
+
+def orthogonalized(matrix_MN: Tensor) -> Tensor:
+    """Return about the nearest matrix with all singular values 1, by five Newton-Schulz steps."""
+    a, b, c = _NEWTON_SCHULZ
+    tall = matrix_MN.shape[0] > matrix_MN.shape[1]
+    x_MN = matrix_MN.T if tall else matrix_MN
+    x_MN = x_MN / x_MN.norm().clamp_min(1e-7)
+    for _ in range(_ITERATIONS):
+        gram_MM = x_MN @ x_MN.T
+        x_MN = a * x_MN + (b * gram_MM + c * gram_MM @ gram_MM) @ x_MN
+    result_MN: Tensor = x_MN.T if tall else x_MN
+    return result_MN
