@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from distllm.config.checks_task import check_task
 from distllm.config.faults import AROUND, KINDS, parse_fault
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
@@ -23,6 +24,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_batch(config, problems, world_size, dataset_tokens)
     _check_engine(config, problems)
     _check_optimizer(config, problems)
+    check_task(config, problems)
     _check_warmup(config, problems)
     _check_checkpoints(config, problems)
     _check_faults(config, problems, world_size)

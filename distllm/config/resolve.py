@@ -233,7 +233,7 @@ def _shape(config: Config, dataset: DatasetFacts | None, ledger: _Ledger) -> Mod
     model = config.model
     vocab_size = dataset.vocab_size if dataset else config.tokenizer.vocab_size
     origin = "the dataset's tokenizer" if dataset else "tokenizer.vocab_size"
-    shape = settle_shape(model, vocab_size, config.data.seq_len)
+    shape = settle_shape(model, vocab_size, max(config.data.seq_len, config.data.source_len or 0))
     ledger.settle(
         "vocab_size",
         shape.vocab_size,

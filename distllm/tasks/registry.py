@@ -28,8 +28,7 @@ def _text(config: Config, shape: ModelShape, reference: nn.Module | None) -> Tas
 
 
 def _seq2seq(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
-    family: str = config.model.family
-    if family == "encoder_decoder":
+    if config.model.family == "encoder_decoder":
         return Seq2Seq(shape.vocab_size)
     return _examples(config, shape, reference)
 

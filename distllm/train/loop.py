@@ -216,7 +216,7 @@ def evaluate(run: Run) -> None:
     run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}
     for sink in run.sinks:
         sink.log_eval(record)
-    if settings.sample_tokens:
+    if settings.sample_tokens and run.resolved.config.model.family == "decoder":
         text = sample_text(
             run.engine.model,
             run.tokenizer,

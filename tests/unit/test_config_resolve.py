@@ -168,7 +168,7 @@ def test_explain_covers_every_key_and_the_whole_deepspeed_json():
 
 def test_explain_selects_groups_and_suggests():
     assert set(select(explained(), "schedule")) == {
-        "schedule.name", "schedule.warmup_fraction", "schedule.final_lr_fraction",
+        "schedule.name", "schedule.warmup_fraction", "schedule.final_lr_fraction", "schedule.decay_fraction",
     }  # fmt: skip
     with pytest.raises(ConfigError, match="unknown key"):
         select(explained(), "optim.lrr")
@@ -196,6 +196,7 @@ EXPLAINED = {
 
 @pytest.mark.parametrize(("preset", "formulas"), EXPLAINED.items())
 def test_the_widths_of_every_family_say_where_they_come_from(preset, formulas):
-    derived = resolved(preset).derivations
+    task = {"llama": "causal_lm", "t5": "span_corruption"}.get(preset[6:].split("-")[0], "masked_lm")
+    derived = resolved(preset, f"task={task}").derivations
     for name, formula in zip(("intermediate_size", "head_dim"), formulas, strict=True):
         assert derived[name].formula.startswith(formula)

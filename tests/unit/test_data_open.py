@@ -9,7 +9,7 @@ from datasets import byte_tokenizer, write_sources
 
 from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, resolve
-from distllm.config.schema import Config, DataConfig, EngineConfig, TaskConfig, TrainConfig
+from distllm.config.schema import Config, DataConfig, EngineConfig, ModelConfig, TaskConfig, TrainConfig
 from distllm.data.examples import FRAMED_TASKS, ExampleSplit
 from distllm.data.manifest import Manifest
 from distllm.data.mixture import check_mixture, describe_order, open_stream, order_of, train_sources
@@ -47,7 +47,9 @@ def datasets(tmp_path_factory):
 
 
 def config_of(datasets, task):
+    family = "encoder" if task in ("extractive_qa", "contrastive") else "decoder"
     return Config(
+        model=ModelConfig(family=family),
         data=DataConfig(out=str(datasets / KINDS[task]), seq_len=SEQ),
         task=TaskConfig(name=task, stride=8),
         train=TrainConfig(tokens_per_step=ROWS * SEQ, max_steps=3),

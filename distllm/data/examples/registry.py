@@ -21,8 +21,7 @@ Builder = Callable[[Config, Tokenizer], Framing]
 
 
 def _seq2seq(config: Config, tokenizer: Tokenizer) -> Framing:
-    family: str = config.model.family
-    if family == "encoder_decoder":
+    if config.model.family == "encoder_decoder":
         return EncoderDecoderPairs(tokenizer)
     return DecoderPairs(tokenizer, config.task.prompt)
 

@@ -1,0 +1,49 @@
+"""Whether a task fits the model that is to learn it, and the keys that only some tasks read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distllm.config.problems import Problems
+from distllm.config.schema import Config
+
+_FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "causal_lm": ("decoder",),
+    "masked_lm": ("encoder",),
+    "span_corruption": ("encoder_decoder",),
+    "seq2seq": ("encoder_decoder", "decoder"),
+    "instruct": ("decoder",),
+    "extractive_qa": ("encoder",),
+    "contrastive": ("encoder",),
+    "dpo": ("decoder",),
+}
+
+
+def check_task(config: Config, problems: Problems) -> None:
+    """Check that the family can learn the task, and that the task can use what is asked of it."""
+    task, family = config.task, config.model.family
+    fitting = _FAMILIES[task.name]
+    problems.check(
+        family in fitting,
+        f"task.name={task.name} is learnt by a model of family {' or '.join(fitting)}, and this is {family}",
+        keys=["task.name", "model.family"],
+        remedy=f"choose a model of family {fitting[0]} (conf/model), or another task",
+    )
+    problems.check(
+        task.name == "causal_lm" or config.data.mask_documents,
+        f"the rows of task.name={task.name} hold examples that must not see each other",
+        keys=["task.name", "data.mask_documents"],
+        remedy="data.mask_documents=true",
+    )
+    problems.check(
+        task.name == "causal_lm" or config.mixture.seq_len_start is None,
+        f"a sequence-length warm-up cuts rows, and those of task.name={task.name} hold whole examples",
+        keys=["task.name", "mixture.seq_len_start"],
+        remedy="mixture.seq_len_start=null",
+    )
+    problems.check(
+        task.name != "extractive_qa" or task.stride < config.data.seq_len,
+        f"windows of {config.data.seq_len} tokens, {task.stride} apart, leave out parts of the context",
+        keys=["task.stride", "data.seq_len"],
+        remedy=f"task.stride={config.data.seq_len // 3}",
+    )
