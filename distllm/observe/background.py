@@ -11,6 +11,7 @@ from typing import Any
 from distllm.observe.ledger import Event
 from distllm.observe.metrics import EvalRecord, StepRecord
 from distllm.observe.sinks import Sink
+from distllm.redact import redact_text
 
 CAPACITY = 10_000
 CLOSE_SECONDS = 120.0
@@ -58,12 +59,12 @@ class BackgroundSink:
         self._put("log_eval", record)
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Pass on a sample."""
-        self._put("log_sample", step, tokens, prompt, text)
+        """Pass on a sample, without secrets."""
+        self._put("log_sample", step, tokens, redact_text(prompt), redact_text(text))
 
     def log_note(self, step: int, text: str) -> None:
-        """Pass on a note."""
-        self._put("log_note", step, text)
+        """Pass on a note, without secrets."""
+        self._put("log_note", step, redact_text(text))
 
     def log_event(self, event: Event) -> None:
         """Pass on an event of the ledger."""

@@ -73,7 +73,7 @@ class ConsoleSink:
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
         """Print the prompt and what the model wrote after it, behind a bar in the margin."""
         self._printer.line(f"== sample at step {step}", "bold cyan")
-        for line in _printable(prompt + text).splitlines() or [""]:
+        for line in _printable(redact_text(prompt + text)).splitlines() or [""]:
             self._printer.line(f" | {line}", "cyan")
 
     def log_note(self, step: int, text: str) -> None:

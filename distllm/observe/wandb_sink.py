@@ -132,6 +132,8 @@ def _open(run: TrackedRun) -> Any:
         config=run.configuration(),
         settings=wandb.Settings(
             console="off",
+            # Its description of the process holds the command line, in which secrets may be.
+            x_disable_meta=True,
             init_timeout=INIT_SECONDS,
             login_timeout=LOGIN_SECONDS,
             finish_timeout=FINISH_SECONDS,
