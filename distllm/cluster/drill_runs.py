@@ -141,9 +141,8 @@ def _drill_tracker(ground: Ground, drill: Drill, stop: str) -> Row:
     nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     command = _start(ground, drill.name, [stop, "logger.wandb=online"], nowhere)
     equality = compare(ground.directory / drill.name, ground.reference, drill.steps)
-    said = "Weights & Biases" in _log(ground, drill.name).read_text(encoding="utf-8", errors="replace")
-    problem = _ending_problem(command, equality) or ("" if said else "nobody noticed")
-    return Row(drill.name, "training goes on without it", None, 0, None, command.code, equality, problem)
+    problem = _ending_problem(command, equality)
+    return Row(drill.name, "training reaches no server", None, 0, None, command.code, equality, problem)
 
 
 def _ending_problem(command: Command, equality: str) -> str:

@@ -110,7 +110,8 @@ def _schedule(
 ) -> list[Fault]:
     faults, step, every = [], first, save_every(spacing)
     for kind in kinds:
-        steps = STRAGGLER_STEPS if kind == "slow" else 1
+        # A save is written in the background: the disk stays full until the next one is due.
+        steps = {"slow": STRAGGLER_STEPS, "disk_full": every}.get(kind, 1)
         at = step + drawn.randrange(max(1, spacing // 3))
         rank = drawn.randrange(world_size)
         if kind in _NEEDS_CHECKPOINTS:
