@@ -21,14 +21,17 @@ def write_corpus(directory: Path, documents: int = 300) -> Path:
 
 
 def overrides(root: Path, *more: str) -> list[str]:
-    """The command-line overrides of a tiny run under ``root``; later ones win."""
+    """The command-line overrides of a tiny run under ``root``; later ones win.
+
+    Its steps take milliseconds, and tests count on a checkpoint being there when the next step begins.
+    """
     return [
         "data=text", f"data.paths=[{root}/corpus]", f"data.out={root}/data", "data.valid_fraction=0.1",
         "data.seq_len=32", "tokenizer.vocab_size=320", f"runs_dir={root}/runs", "name=tiny",
         "model.hidden_size=32", "model.num_layers=2", "model.num_heads=4", "model.num_kv_heads=2",
         "train.tokens_per_step=512", "train.max_steps=8", "engine.micro_batch_tokens=128",
         "engine.bucket_bytes=65536", "eval.every_steps=4", "eval.max_tokens=512", "eval.sample_tokens=4",
-        "checkpoint.every_steps=2", "cluster.procs_per_node=2", *more,
+        "checkpoint.every_steps=2", "checkpoint.background=false", "cluster.procs_per_node=2", *more,
     ]  # fmt: skip
 
 
