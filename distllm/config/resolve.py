@@ -14,6 +14,7 @@ from typing import Any
 from distllm.config.checks import check_machine, check_run
 from distllm.config.checks_model import check_model
 from distllm.config.engine import deepspeed_json
+from distllm.config.huggingface import with_imported
 from distllm.config.memory_limit import MemoryLimit
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
@@ -111,6 +112,7 @@ def resolve(
     """
     found = problems if problems is not None else Problems()
     world = world or World.of_config(config)
+    config = with_imported(config, found)
     check_model(config, found)
     check_run(config, found, world_size=world.size, dataset_tokens=dataset.train_tokens if dataset else None)
     if starts_here:
@@ -237,7 +239,9 @@ def _shape(config: Config, dataset: DatasetFacts | None, ledger: _Ledger) -> Mod
     ledger.settle(
         "vocab_size",
         shape.vocab_size,
-        f"{vocab_size} ids of {origin}, rounded up to a multiple of {VOCAB_MULTIPLE}",
+        "model.vocab_size"
+        if model.vocab_size
+        else f"{vocab_size} ids of {origin}, rounded up to a multiple of {VOCAB_MULTIPLE}",
     )
     ledger.settle(
         "head_dim",

@@ -162,6 +162,15 @@ class ModelConfig:
         minimum=0.0,
         maximum=0.9,
     )
+    vocab_size: int | None = option(
+        None,
+        "rows of the embedding; null means the tokenizer's ids, rounded up to a multiple of 64",
+        on_resume="identity",
+        minimum=1,
+    )
+    init_from: str | None = option(
+        None, "folder of a Hugging Face model to begin with, whose config.json settles the shape"
+    )
     init_std: float = option(
         0.02, "standard deviation of the initial weights", on_resume="identity", minimum=0.0
     )

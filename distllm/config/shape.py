@@ -147,7 +147,7 @@ def settle_shape(model: ModelConfig, vocab_size: int, seq_len: int) -> ModelShap
         num_kv_heads=model.num_kv_heads or model.num_heads,
         head_dim=head_dim,
         intermediate_size=model.intermediate_size or wide,
-        vocab_size=round_up(vocab_size, VOCAB_MULTIPLE),
+        vocab_size=model.vocab_size or round_up(vocab_size, VOCAB_MULTIPLE),
         max_seq_len=model.max_positions or seq_len,
         activation=model.activation,
         gated=model.gated,

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from distllm.config.huggingface import write_config
+from distllm.config.huggingface_models import ARCHITECTURES
 from distllm.config.shape import ModelShape
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError, ConfigError
 from distllm.export.card import model_card
-from distllm.export.llama import generation_config, llama_config, llama_tensors, weight_sizes
+from distllm.export.names import rules
 from distllm.fsio import (
     TEMPORARY_SUFFIX,
     atomic_write_bytes,
@@ -29,6 +32,8 @@ from distllm.fsio import (
     fsync_directory,
     storage_errors,
 )
+from distllm.models.heads import HeadName
+from distllm.models.init import bare_model
 
 FACTS = "distllm.json"
 SHARD_BYTES = 2**30
@@ -42,28 +47,43 @@ def export_hf(
     out: Path,
     facts: Mapping[str, Any],
     shard_bytes: int = SHARD_BYTES,
+    head: HeadName = "masked_lm",
 ) -> None:
     """Write the folder ``out``: weights, configuration, tokenizer, model card and facts.
 
     Args:
-        model_state: weights of a `DecoderLM` by parameter name; an iterable is read once.
+        model_state: weights of a model by parameter name; an iterable is read once.
         shape: the model's.
         tokenizer: the one it was trained with.
         out: the folder; an earlier export there is replaced.
         facts: plain values of the run, for the card and ``distllm.json``.
         shard_bytes: weights are split into files of at most this size, or of one tensor.
+        head: what stands on an encoder.
 
     Raises:
-        ConfigError: ``out`` holds something that is no export.
+        ConfigError: ``out`` holds something that is no export, or transformers has no such model.
         CheckpointError: a weight is missing, unknown or of the wrong size.
         StorageError: the folder cannot be written.
     """
     pairs = model_state.items() if isinstance(model_state, Mapping) else model_state
+    model_type, content = write_config(shape)
+    classes = ARCHITECTURES[model_type].classes
+    name = classes.get("lm" if head == "masked_lm" else head)
+    if name is None:
+        raise ConfigError(
+            f"transformers has no {model_type} for the head {head} that computes what ours does",
+            where="task.name",
+            remedy="export a BERT, or keep the model in distllm",
+        )
     with _new_folder(Path(out)) as folder:
-        _write_weights(_renamed(pairs, shape), folder, shard_bytes)
+        _write_weights(_renamed(pairs, shape, model_type, head), folder, shard_bytes)
         tokenizer.save(folder, max_length=shape.max_seq_len)
         eot_id, num_ids = tokenizer.eot_id, tokenizer.vocab_size
-        atomic_write_json(folder / "config.json", llama_config(shape, eot_id))
+        ids = {"bos_token_id": eot_id, "eos_token_id": eot_id}
+        if model_type in ("t5", "bert"):
+            ids |= {"pad_token_id": eot_id, "decoder_start_token_id": eot_id}
+        said = {"architectures": [name], **content, **ids, "torch_dtype": "float32"}
+        atomic_write_json(folder / "config.json", said)
         atomic_write_json(folder / "generation_config.json", generation_config(shape, eot_id, num_ids))
         atomic_write_text(folder / "README.md", model_card(shape, facts, tokenizer.decode([eot_id])))
         atomic_write_json(folder / FACTS, {"kind": "distllm export", "facts": dict(facts)})
@@ -95,11 +115,25 @@ def _new_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _renamed(pairs: Iterable[tuple[str, Tensor]], shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+def generation_config(shape: ModelShape, eot_id: int, num_ids: int) -> dict[str, Any]:
+    """Return the content of ``generation_config.json``; ids that pad the vocabulary are suppressed."""
+    padding = list(range(num_ids, shape.vocab_size))
+    suppress = {"suppress_tokens": padding} if padding else {}
+    return {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id, **suppress}
+
+
+def _renamed(
+    pairs: Iterable[tuple[str, Tensor]], shape: ModelShape, model_type: str, head: HeadName
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights as `transformers` names them; check that all come, and each once."""
-    wanted = weight_sizes(shape)
+    with torch.device("meta"):
+        bare = bare_model(shape, head=head)
+    bare.tie_weights()
+    wanted = {name: tuple(weight.shape) for name, weight in bare.named_parameters()}
+    by_name = {rule.ours: rule for rule in rules(model_type, shape, wanted)}
+    tied = bare.state_dict().keys() - wanted.keys()
     for name, weight in pairs:
-        if name == "lm_head.weight" and shape.tie_embeddings:
+        if name in tied:
             continue
         size = wanted.pop(name, None)
         if tuple(weight.shape) != size:
@@ -108,7 +142,7 @@ def _renamed(pairs: Iterable[tuple[str, Tensor]], shape: ModelShape) -> Iterator
                 where=name,
                 remedy="export with the configuration the weights were trained with",
             )
-        yield from llama_tensors(name, weight.detach(), shape)
+        yield from by_name[name].split(weight.detach())
     if wanted:
         raise CheckpointError(f"{len(wanted)} weights are missing, such as {min(wanted)}")
 

@@ -1,0 +1,150 @@
+"""The same model in Hugging Face's words: ``config.json`` to and from the keys of ``model``.
+
+Both directions are kept side by side, and checked against each other: what cannot be said in an
+architecture's words is refused, never dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distllm.config.huggingface_models import ARCHITECTURES
+from distllm.config.problems import Problems
+from distllm.config.schema import Config
+from distllm.config.schema_model import ModelConfig
+from distllm.config.shape import ModelShape, settle_shape
+from distllm.errors import ConfigError
+from distllm.fsio import read_json
+
+Json = Mapping[str, Any]
+# Of training only, or without a counterpart: they neither come from a config.json nor go into one.
+OWN_KEYS = ("init_from", "dropout", "layer_drop", "pooling", "init_std", "max_positions")
+
+
+def read_config(content: Json) -> ModelConfig:
+    """Return the model that a ``config.json`` describes.
+
+    Raises:
+        ConfigError: its architecture, or an option of it, is not known.
+    """
+    name = content.get("model_type")
+    found = ARCHITECTURES.get(str(name))
+    if found is None:
+        raise ConfigError(
+            f"models of type {name!r} cannot be read",
+            where="model_type",
+            remedy=f"use one of {', '.join(ARCHITECTURES)}",
+        )
+    keys = {"vocab_size": content["vocab_size"], "init_std": content.get("initializer_range", 0.02)}
+    return ModelConfig(**{**keys, **found.read(content)})
+
+
+def write_config(shape: ModelShape) -> tuple[str, dict[str, Any]]:
+    """Return the ``model_type`` that fits a shape, and the fields of its ``config.json``.
+
+    Raises:
+        ConfigError: no architecture of transformers computes what the shape says.
+    """
+    name = _fitting(shape)
+    if name is None:
+        raise ConfigError(
+            f"no architecture of transformers is a {shape.family} with {shape.positions} positions",
+            where="model.positions",
+            remedy="export a GPT-2, Llama, Mistral, Qwen, OLMo 2, Mixtral, BERT, ModernBERT or T5",
+        )
+    content = {
+        "model_type": name,
+        "vocab_size": shape.vocab_size,
+        "initializer_range": shape.init_std,
+        "tie_word_embeddings": shape.tie_embeddings,
+        **ARCHITECTURES[name].write(shape),
+    }
+    again = settle_shape(read_config(content), shape.vocab_size, shape.max_seq_len)
+    lost = [key for key in _differences(shape, again) if key not in OWN_KEYS]
+    if lost:
+        raise ConfigError(
+            f"{name} of transformers cannot say this model's {', '.join(lost)}",
+            where="model",
+            remedy=f"train with the options of {name}, or keep the model in distllm",
+        )
+    return name, content
+
+
+def _differences(shape: ModelShape, other: ModelShape) -> list[str]:
+    """Return the fields in which two shapes compute differently."""
+    idle = set()
+    if shape.positions != "rope":
+        idle |= {"rope", "rope_theta", "rope_theta_local"}
+    if shape.positions != "relative":
+        idle |= {"relative_buckets", "relative_distance"}
+    if not any(shape.windows):
+        idle.add("rope_theta_local")
+    if shape.family != "encoder_decoder":
+        idle.add("num_encoder_layers")
+    names = (field.name for field in dataclasses.fields(ModelShape) if field.name not in idle)
+    return [name for name in names if not _same(getattr(shape, name), getattr(other, name))]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= 1e-9 * max(1.0, abs(one))
+    return bool(one == other)
+
+
+def _fitting(shape: ModelShape) -> str | None:
+    """Return the ``model_type`` closest to a shape."""
+    if shape.family == "encoder_decoder":
+        return "t5" if shape.positions == "relative" else None
+    if shape.family == "encoder":
+        return {"learned": "bert", "rope": "modernbert"}.get(shape.positions)
+    if shape.positions != "rope":
+        return "gpt2" if shape.positions == "learned" else None
+    if shape.qk_norm != "none":
+        return "olmo2" if shape.norm_place == "output" else "qwen3"
+    if shape.attention_bias and not shape.attention_out_bias:
+        return "qwen2"
+    return "mistral" if any(shape.windows) else "llama"
+
+
+def with_imported(config: Config, problems: Problems) -> Config:
+    """Return the configuration with the keys that ``model.init_from``'s config.json settles.
+
+    A key that was set to something else is a problem; so is a folder without a config.json, unless
+    the keys are settled already, as they are in the configuration that a run has kept.
+    """
+    folder = config.model.init_from
+    if folder is None:
+        return config
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        if config.model.vocab_size is None:
+            problems.add(
+                f"{folder} holds no config.json",
+                where="model.init_from",
+                remedy="name a folder written by transformers' save_pretrained or by distllm export",
+            )
+        return config
+    try:
+        found = read_config(read_json(file))
+    except ConfigError as error:
+        problems.found.append(error)
+        return config
+    return dataclasses.replace(config, model=_merged(config.model, found, folder, problems))
+
+
+def _merged(asked: ModelConfig, found: ModelConfig, folder: str, problems: Problems) -> ModelConfig:
+    """Return what ``folder`` settles, with the keys that are ours to choose; note contradictions."""
+    default = ModelConfig()
+    for field in dataclasses.fields(ModelConfig):
+        mine, theirs = getattr(asked, field.name), getattr(found, field.name)
+        problems.check(
+            field.name in OWN_KEYS or mine in (theirs, getattr(default, field.name)),
+            f"model.{field.name} is {mine}, but the model in {folder} has {theirs}",
+            keys=[f"model.{field.name}", "model.init_from"],
+            remedy="use model=hf, which leaves all of the model to its folder",
+        )
+    own = {name: getattr(asked, name) for name in OWN_KEYS if name != "max_positions"}
+    return dataclasses.replace(found, **own)

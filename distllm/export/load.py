@@ -1,0 +1,135 @@
+"""Beginning with the weights of a Hugging Face folder, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from distllm.config.huggingface import read_config
+from distllm.config.shape import ModelShape, settle_shape
+from distllm.errors import CheckpointError, ConfigError
+from distllm.export.names import BASES, Rule, rules
+from distllm.fsio import read_json
+from distllm.models.heads import HeadName
+from distllm.models.init import Model, bare_model
+
+
+def load_model(folder: Path, *, head: HeadName = "masked_lm") -> Model:
+    """Build the model that ``folder`` describes, in evaluation mode in fp32 on the CPU.
+
+    Raises:
+        ConfigError: it is no folder of a known architecture.
+        CheckpointError: a weight is missing or of the wrong size, also one of the head.
+    """
+    shape = shape_of(folder)
+    model = bare_model(shape, head=head)
+    missing = load_weights(model, shape, folder)
+    if missing:
+        raise CheckpointError(
+            f"{folder} has no weights for {', '.join(missing)}",
+            where=str(folder),
+            remedy="use a folder of a model with this head, or train the head with model.init_from",
+        )
+    return model.eval()
+
+
+def shape_of(folder: Path) -> ModelShape:
+    """Return the shape of the model in ``folder``.
+
+    Raises:
+        ConfigError: it holds no config.json, or one that cannot be read.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder} holds no config.json",
+            where=str(folder),
+            remedy="name a folder written by transformers' save_pretrained or by distllm export",
+        )
+    config = read_config(read_json(file))
+    return settle_shape(config, config.vocab_size or 1, config.max_positions or 512)
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, shape: ModelShape, folder: Path) -> list[str]:
+    """Copy the weights of ``folder`` into ``model``; return the names of its head's that are not there.
+
+    Tensors are mapped from the files, joined and copied one after another.
+
+    Raises:
+        CheckpointError: a weight is missing or of the wrong size, or a file is damaged.
+    """
+    model_type = str(read_json(folder / "config.json")["model_type"])
+    missing = []
+    with _Files(folder, BASES.get(model_type, "")) as files:
+        parameters = dict(model.named_parameters())
+        for rule in rules(model_type, shape, parameters):
+            if rule.ours.startswith("head.") and rule.theirs[0] not in files:
+                missing.append(rule.ours)
+                continue
+            _copy(parameters[rule.ours], rule, files)
+    return missing
+
+
+def _copy(parameter: nn.Parameter, rule: Rule, files: _Files) -> None:
+    weight = rule.join([files.read(name) for name in rule.theirs])
+    if weight.shape != parameter.shape:
+        raise CheckpointError(
+            f"{rule.theirs[0]} makes a weight of size {tuple(weight.shape)}, not {tuple(parameter.shape)}",
+            where=str(files.folder),
+            remedy="its config.json does not describe its weights: get the folder again",
+        )
+    parameter.copy_(weight)
+
+
+class _Files:
+    """The tensors of a folder's safetensors files, by name, read when they are asked for."""
+
+    def __init__(self, folder: Path, base: str) -> None:
+        self.folder = folder
+        self._base = base
+
+    def __enter__(self) -> _Files:
+        paths = sorted(self.folder.glob("*.safetensors"))
+        if not paths:
+            raise CheckpointError(
+                f"{self.folder} holds no safetensors files",
+                where=str(self.folder),
+                remedy="save the model with safetensors; pickled weights are never read",
+            )
+        try:
+            files: list[Any] = [safe_open(path, framework="pt") for path in paths]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"a weight file cannot be read: {error}",
+                where=str(self.folder),
+                remedy="get the folder again",
+            ) from error
+        self._home = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # no mapping
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._home.clear()
+
+    def __contains__(self, name: str) -> bool:
+        return self._name(name) in self._home
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor."""
+        found = self._home.get(self._name(name))
+        if found is None:
+            raise CheckpointError(
+                f"the folder has no tensor {name}",
+                where=str(self.folder),
+                remedy="its config.json does not describe its weights: get the folder again",
+            )
+        tensor: Tensor = found.get_tensor(self._name(name))
+        return tensor
+
+    def _name(self, name: str) -> str:
+        """Return the name as this folder has it: a bare model's has no base."""
+        return name if name in self._home else name.removeprefix(self._base)
