@@ -33,10 +33,13 @@ def run(words: Sequence[str]) -> int:
     from distllm.export.hf import export_hf
     from distllm.export.verify import verify_export
     from distllm.infer.load import load_trained
+    from distllm.models.heads import head_of
 
     trained = load_trained(stored.directory.checkpoints, resolved, options.step)
     out = Path(options.out) if options.out else stored.directory.path / "hf"
-    export_hf(trained.model.state_dict(), resolved.shape, trained.tokenizer, out, trained.facts)
+    head = head_of(resolved.config.task.name)
+    weights = trained.model.state_dict()
+    export_hf(weights, resolved.shape, trained.tokenizer, out, trained.facts, head=head)
     print(f"wrote {out}")
     if options.verify:
         difference = verify_export(out, trained.model)

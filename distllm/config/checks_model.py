@@ -11,7 +11,7 @@ def check_model(config: Config, problems: Problems) -> None:
     """Check that the model's dimensions and options fit each other."""
     model = config.model
     _check_heads(model, problems)
-    _check_positions(model, problems)
+    _check_positions(config, problems)
     _check_rope(model, problems)
     problems.check(
         bool(model.window_pattern) and set(model.window_pattern) <= set("LG"),
@@ -65,12 +65,20 @@ def _check_heads(model: ModelConfig, problems: Problems) -> None:
     )
 
 
-def _check_positions(model: ModelConfig, problems: Problems) -> None:
+def _check_positions(config: Config, problems: Problems) -> None:
+    model = config.model
     problems.check(
         model.positions != "sinusoidal" or model.hidden_size % 2 == 0,
         f"hidden_size {model.hidden_size} is odd; sinusoidal positions are pairs of sine and cosine",
         keys=["model.hidden_size", "model.positions"],
         remedy="choose an even model.hidden_size",
+    )
+    bounded = model.positions == "learned" and model.max_positions is not None
+    problems.check(
+        not bounded or config.data.seq_len <= (model.max_positions or 0),
+        f"samples of {config.data.seq_len} tokens, but the model has {model.max_positions} positions",
+        keys=["data.seq_len", "model.max_positions"],
+        remedy=f"data.seq_len={model.max_positions}",
     )
     sides = 1 if model.family == "decoder" else 2
     problems.check(

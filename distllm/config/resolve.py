@@ -117,6 +117,13 @@ def resolve(
     check_run(config, found, world_size=world.size, dataset_tokens=dataset.train_tokens if dataset else None)
     if starts_here:
         check_machine(config, found, local_world_size=world.local_size)
+    if config.model.vocab_size is not None and dataset is not None:
+        found.check(
+            dataset.vocab_size <= config.model.vocab_size,
+            f"the dataset's tokenizer has {dataset.vocab_size} ids, the model {config.model.vocab_size}",
+            keys=["model.vocab_size", "data.out"],
+            remedy="prepare the data with the tokenizer of the model (tokenizer.path)",
+        )
     found.raise_if_any()
     return _settle(config, world, dataset, memory_limit)
 

@@ -12,23 +12,17 @@ from distllm.units import format_count
 _CARD = """\
 ---
 library_name: transformers
-pipeline_tag: text-generation
-tags:
+{pipeline}tags:
 - distllm
-- llama
+- {model_type}
 ---
 
 # {name}
 
-A Llama-style language model of {num_params} parameters, trained with distllm.
+A model of {num_params} parameters (`{model_type}`), trained with distllm.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-inputs = tokenizer(tokenizer.bos_token + "Once", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+{usage}
 ```
 
 In training every document began with `{eot}`: begin prompts with it, as above.
@@ -42,6 +36,21 @@ In training every document began with `{eot}`: begin prompts with it, as above.
 {facts}
 {config}"""
 
+_PIPELINES = {"decoder": "pipeline_tag: text-generation\n"}
+_KINDS = {"decoder": "CausalLM", "encoder_decoder": "Seq2SeqLM"}
+_GENERATES = """\
+from transformers import AutoModelFor{kind}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModelFor{kind}.from_pretrained("path/to/this/folder")
+inputs = tokenizer(tokenizer.bos_token + "Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
+_READS = """\
+from transformers import {model_class}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = {model_class}.from_pretrained("path/to/this/folder")
+print(model(**tokenizer("Once", return_tensors="pt")))"""
 _CONFIG = """
 ## Configuration
 
@@ -51,7 +60,9 @@ _CONFIG = """
 """
 
 
-def model_card(shape: ModelShape, facts: Mapping[str, Any], eot: str) -> str:
+def model_card(
+    shape: ModelShape, facts: Mapping[str, Any], eot: str, model_type: str, model_class: str
+) -> str:
     """Return the text of the card.
 
     Args:
@@ -59,6 +70,8 @@ def model_card(shape: ModelShape, facts: Mapping[str, Any], eot: str) -> str:
         facts: plain values of the run, such as ``step``, ``tokens``, ``valid_loss``, ``dataset``;
             ``config`` may hold the whole configuration.
         eot: the token that opens and closes documents.
+        model_type: its architecture in transformers.
+        model_class: its class there.
     """
     config = facts.get("config")
     name = config.get("name", "model") if isinstance(config, Mapping) else "model"
@@ -76,6 +89,11 @@ def model_card(shape: ModelShape, facts: Mapping[str, Any], eot: str) -> str:
     return _CARD.format(
         name=name,
         num_params=format_count(shape.num_params),
+        model_type=model_type,
+        pipeline=_PIPELINES.get(shape.family, ""),
+        usage=_GENERATES.format(kind=_KINDS[shape.family])
+        if shape.family in _KINDS
+        else _READS.format(model_class=model_class),
         eot=eot,
         shape=_table(rows),
         facts=_table(plain) if plain else "No facts of the training are known.",

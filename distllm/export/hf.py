@@ -80,12 +80,15 @@ def export_hf(
         tokenizer.save(folder, max_length=shape.max_seq_len)
         eot_id, num_ids = tokenizer.eot_id, tokenizer.vocab_size
         ids = {"bos_token_id": eot_id, "eos_token_id": eot_id}
-        if model_type in ("t5", "bert"):
-            ids |= {"pad_token_id": eot_id, "decoder_start_token_id": eot_id}
+        if shape.family != "decoder":
+            others = ("pad", "cls", "sep") if shape.family == "encoder" else ("pad", "decoder_start")
+            ids |= {f"{kind}_token_id": eot_id for kind in others}
         said = {"architectures": [name], **content, **ids, "torch_dtype": "float32"}
         atomic_write_json(folder / "config.json", said)
         atomic_write_json(folder / "generation_config.json", generation_config(shape, eot_id, num_ids))
-        atomic_write_text(folder / "README.md", model_card(shape, facts, tokenizer.decode([eot_id])))
+        atomic_write_text(
+            folder / "README.md", model_card(shape, facts, tokenizer.decode([eot_id]), model_type, name)
+        )
         atomic_write_json(folder / FACTS, {"kind": "distllm export", "facts": dict(facts)})
 
 

@@ -6,41 +6,47 @@ Shapes: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from distllm.errors import IntegrityError, MissingDependency
+from distllm.fsio import read_json
+from distllm.models.encoder import Encoder
+from distllm.models.heads import EmbeddingHead, SpanHead
 from distllm.models.init import Model
 from distllm.seeds import derive_seed
 
 TOLERANCE = 1e-5
-_ROWS = 2
+_ROWS, _LONGEST = 2, 512
 
 
 @torch.no_grad()
 def verify_export(out: Path, model: Model, seed: int = 0) -> float:
-    """Load ``out`` with `transformers` and compare logits in fp32 on random rows of full length.
+    """Load ``out`` with `transformers` and compare outputs in fp32 on random rows.
 
     Returns:
-        The largest absolute difference between two logits.
+        The largest absolute difference between two logits (or coordinates of vectors).
 
     Raises:
         MissingDependency: `transformers` is not installed.
-        IntegrityError: the logits differ by more than `TOLERANCE`.
+        IntegrityError: the outputs differ by more than `TOLERANCE`.
     """
     try:
-        from transformers import AutoModelForCausalLM
+        import transformers
     except ImportError as error:
         raise MissingDependency(
             "checking an export needs transformers", remedy="pip install 'distllm[eval]', or verify=false"
         ) from error
     device = next(model.parameters()).device
-    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).to(device).eval()
+    model_class = getattr(transformers, read_json(out / "config.json")["architectures"][0])
+    theirs = model_class.from_pretrained(out, dtype=torch.float32).to(device).eval()
     generator = torch.Generator().manual_seed(derive_seed(seed, "verify"))
-    size = (_ROWS, model.shape.max_seq_len)
+    size = (_ROWS, min(model.shape.max_seq_len, _LONGEST))
     tokens_BT = torch.randint(model.shape.vocab_size, size, generator=generator).to(device)
-    positions_BT = torch.arange(size[1], device=device).expand(size)
-    difference = float((model(tokens_BT, positions_BT) - theirs(tokens_BT).logits).abs().max())
+    difference = largest_difference(model, theirs, tokens_BT)
     if not difference <= TOLERANCE:
         raise IntegrityError(
             f"logits of the exported model differ by {difference:.1e}, more than {TOLERANCE:.0e}",
@@ -48,3 +54,27 @@ def verify_export(out: Path, model: Model, seed: int = 0) -> float:
             remedy="export again; if it stays so, report it with the model's configuration",
         )
     return difference
+
+
+@torch.no_grad()
+def largest_difference(model: Model, theirs: Any, tokens_BT: Tensor) -> float:
+    """Return how far the outputs of a model and of its twin in `transformers` are apart.
+
+    Of an encoder-decoder the tokens are the target, and reversed the source.
+    """
+    positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+    if model.shape.family == "encoder_decoder":
+        source_BS = tokens_BT.flip(1)
+        mine = model(source_BS, positions_BT, None, tokens_BT, positions_BT)
+        other = theirs(input_ids=source_BS, decoder_input_ids=tokens_BT).logits
+        return float((mine - other).abs().max())
+    mine, said = model(tokens_BT, positions_BT), theirs(tokens_BT)
+    if isinstance(model, Encoder) and isinstance(model.head, SpanHead):
+        other = torch.stack([said.start_logits, said.end_logits], dim=-1)
+    elif isinstance(model, Encoder) and isinstance(model.head, EmbeddingHead):
+        hidden_BTC = said.last_hidden_state
+        cls = model.shape.pooling == "cls"
+        other = normalize(hidden_BTC[:, 0] if cls else hidden_BTC.mean(dim=1), dim=-1)
+    else:
+        other = said.logits
+    return float((mine - other).abs().max())

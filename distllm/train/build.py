@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint
 from distllm.cluster.hang import Patience
@@ -28,6 +29,7 @@ from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
 from distllm.errors import OutOfMemory, StorageError
+from distllm.export.load import load_weights
 from distllm.heartbeat import BEATS_DIRECTORY, HEART
 from distllm.models.heads import head_of
 from distllm.models.init import build_model
@@ -170,7 +172,8 @@ def _build(
         facts[RUN_ID_FACT] = settle_run_id(directory.path, found.facts if found else {})
         sinks = build_sinks(_tracked(resolved, directory, attempt, made_with, facts), resolved.max_steps)
         chronicle.begin(_ledger(directory, attempt, sinks), topology.world_size)
-    engine = _build_engine(resolved, topology)
+    engine, begun_with = _build_engine(resolved, topology, fresh=found is None)
+    notes += begun_with
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
     if topology.is_main:
         directory.write_configuration(composition, resolved)
@@ -258,13 +261,15 @@ def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state
     return FaultyTask(task, faults, state, directory.path) if faults else task
 
 
-def _build_engine(resolved: Resolved, topology: Topology) -> Engine:
+def _build_engine(resolved: Resolved, topology: Topology, *, fresh: bool) -> tuple[Engine, list[str]]:
+    """Build the engine; a fresh run may begin with given weights, which the notes speak of."""
     config = resolved.config
     terms = LossTerms(config.task.label_smoothing, config.task.z_loss)
     model = build_model(resolved.shape, config.seed, head=head_of(config.task.name), terms=terms)
+    notes = _begin_with(model, resolved) if fresh and config.model.init_from else []
     if config.engine.compile:
         compile_blocks(model)
-    return build_engine(
+    engine = build_engine(
         config.engine.name,
         model,
         lambda module: build_optimizer(module, config.optim),
@@ -272,6 +277,15 @@ def _build_engine(resolved: Resolved, topology: Topology) -> Engine:
         topology=topology,
         timeout_seconds=config.cluster.timeout_seconds,
     )
+    return engine, notes
+
+
+def _begin_with(model: nn.Module, resolved: Resolved) -> list[str]:
+    """Load the weights of ``model.init_from``; say where they come from, and what they lack."""
+    folder = resolved.config.model.init_from
+    missing = load_weights(model, resolved.shape, Path(str(folder)))
+    lacking = f"; it has no {', '.join(missing)}: drawn at random" if missing else ""
+    return [f"begins with the weights of {folder}{lacking}"]
 
 
 def _learning_rate(resolved: Resolved) -> LearningRate:

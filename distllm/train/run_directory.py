@@ -106,7 +106,7 @@ class RunDirectory:
 
     def write_configuration(self, composition: Composition, resolved: Resolved) -> None:
         """Write the resolved configuration, where each value came from, and the DeepSpeed JSON."""
-        atomic_write_text(self.config, to_yaml(redacted(asdict(composition.config))))
+        atomic_write_text(self.config, to_yaml(redacted(asdict(resolved.config))))
         atomic_write_json(self.path / "explain.json", redacted(explanation(composition, resolved)))
         atomic_write_json(self.path / "deepspeed.json", resolved.deepspeed)
 

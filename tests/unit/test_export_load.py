@@ -1,0 +1,170 @@
+"""Weights out of a folder: bounded memory, exact errors, heads that may be missing."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from distllm.config.schema_model import ModelConfig
+from distllm.config.schema_tokenizer import TokenizerConfig
+from distllm.config.shape import settle_shape
+from distllm.data.tokenizer import Tokenizer
+from distllm.errors import CheckpointError, ConfigError
+from distllm.export.hf import export_hf
+from distllm.export.load import load_model, load_weights, shape_of
+from distllm.models.init import bare_model, build_model
+
+BERT = {
+    "family": "encoder",
+    "norm": "layer",
+    "norm_bias": True,
+    "norm_place": "post",
+    "norm_eps": 1e-12,
+    "embed_norm": True,
+    "token_types": 2,
+    "positions": "learned",
+    "activation": "gelu",
+    "gated": False,
+    "attention_bias": True,
+    "attention_out_bias": True,
+    "mlp_bias": True,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["the cat sat on the mat"] * 4, TokenizerConfig(vocab_size=262))
+
+
+def exported(place, tokenizer, head="masked_lm", shard_bytes=2**30, **options):
+    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=4, **options)
+    model = build_model(settle_shape(config, tokenizer.vocab_size, 24), seed=0, head=head)
+    export_hf(model.state_dict(), model.shape, tokenizer, place, {}, shard_bytes, head=head)
+    return model
+
+
+def same(one, other):
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("shard_bytes", [2**30, 4096], ids=["one file", "many files"])
+@pytest.mark.parametrize("options", [{}, BERT], ids=["llama", "bert"])
+def test_what_was_written_is_read(tmp_path, tokenizer, options, shard_bytes):
+    model = exported(tmp_path / "hf", tokenizer, shard_bytes=shard_bytes, **options)
+    found = load_model(tmp_path / "hf")
+    assert same(model, found)
+    assert not found.training
+    assert (len(list((tmp_path / "hf").glob("*.safetensors"))) > 1) == (shard_bytes == 4096)
+
+
+@pytest.mark.parametrize("head", ["span", "embedding"])
+def test_heads_of_encoders_are_written_and_read(tmp_path, tokenizer, head):
+    from distllm.export.verify import verify_export
+
+    model = exported(tmp_path / "hf", tokenizer, head, **BERT)
+    assert same(model, load_model(tmp_path / "hf", head=head))
+    assert verify_export(tmp_path / "hf", model) <= 1e-5
+
+
+def test_a_head_without_a_class_is_refused(tmp_path, tokenizer):
+    options = {"family": "encoder", "norm": "layer", "embed_norm": True, "activation": "gelu"}
+    with pytest.raises(ConfigError, match="no modernbert for the head span"):
+        exported(tmp_path / "hf", tokenizer, "span", **options)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_missing_head_stays_as_it_was_drawn_and_is_named(tmp_path, tokenizer):
+    body = exported(tmp_path / "hf", tokenizer, "embedding", **BERT)
+    model = build_model(body.shape, seed=1, head="span")
+    drawn = model.head.weight.detach().clone()
+    assert load_weights(model, body.shape, tmp_path / "hf") == ["head.weight", "head.bias"]
+    assert torch.equal(model.head.weight, drawn)
+    assert torch.equal(model.embed_tokens.weight, body.embed_tokens.weight)
+    with pytest.raises(CheckpointError, match=r"no weights for head\.weight"):
+        load_model(tmp_path / "hf", head="span")
+
+
+def test_one_tensor_is_read_at_a_time(tmp_path, tokenizer, monkeypatch):
+    from distllm.export import load
+
+    model = exported(tmp_path / "hf", tokenizer, num_kv_heads=2)
+    alive, most = [0], [0]
+    read = load._Files.read
+
+    def counted(self, name):
+        tensor = read(self, name)
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        return tensor
+
+    copy = load._copy
+
+    def copied(*arguments):
+        copy(*arguments)
+        alive[0] = 0
+
+    monkeypatch.setattr(load._Files, "read", counted)
+    monkeypatch.setattr(load, "_copy", copied)
+    assert same(model, load_model(tmp_path / "hf"))
+    assert most[0] == 3  # the parts of one joined matrix
+
+
+def test_half_precision_is_widened(tmp_path, tokenizer):
+    model = exported(tmp_path / "hf", tokenizer)
+    file = tmp_path / "hf" / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    found = load_model(tmp_path / "hf")
+    assert found.embed_tokens.weight.dtype == torch.float32
+    assert torch.equal(found.embed_tokens.weight, model.embed_tokens.weight.bfloat16().float())
+
+
+def damage(place, how):
+    file = place / "model.safetensors"
+    if how == "missing":
+        tensors = load_file(file)
+        del tensors["model.norm.weight"]
+        save_file(tensors, file)
+    elif how == "size":
+        save_file({**load_file(file), "model.norm.weight": torch.ones(3)}, file)
+    elif how == "torn":
+        file.write_bytes(file.read_bytes()[:100])
+    elif how == "pickled":
+        file.rename(place / "pytorch_model.bin")
+    else:
+        (place / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "cause"),
+    [
+        ("missing", CheckpointError, r"no tensor model\.norm\.weight"),
+        ("size", CheckpointError, r"of size \(3,\), not \(32,\)"),
+        ("torn", CheckpointError, "cannot be read"),
+        ("pickled", CheckpointError, "no safetensors files"),
+        ("nameless", ConfigError, r"no config\.json"),
+    ],
+)
+def test_a_damaged_folder_is_refused(tmp_path, tokenizer, how, error, cause):
+    exported(tmp_path / "hf", tokenizer)
+    damage(tmp_path / "hf", how)
+    with pytest.raises(error, match=cause) as caught:
+        load_model(tmp_path / "hf")
+    assert caught.value.remedy
+
+
+def test_names_without_their_base_are_read_too(tmp_path, tokenizer):
+    """Folders of bare models, such as those of sentence encoders, leave out ``bert.``."""
+    model = exported(tmp_path / "hf", tokenizer, "span", **BERT)
+    file = tmp_path / "hf" / "model.safetensors"
+    save_file({name.removeprefix("bert."): tensor for name, tensor in load_file(file).items()}, file)
+    assert same(model, load_model(tmp_path / "hf", head="span"))
+
+
+def test_the_shape_of_a_folder_is_the_models(tmp_path, tokenizer):
+    model = exported(tmp_path / "hf", tokenizer, num_kv_heads=2, sliding_window=5)
+    shape = shape_of(tmp_path / "hf")
+    assert shape == model.shape
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "mistral"
+    assert bare_model(shape).state_dict().keys() == model.state_dict().keys()
