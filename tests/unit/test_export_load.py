@@ -168,3 +168,18 @@ def test_the_shape_of_a_folder_is_the_models(tmp_path, tokenizer):
     assert shape == model.shape
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "mistral"
     assert bare_model(shape).state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "model_class"),
+    [
+        ("masked_lm", {}, "AutoModelForCausalLM"),
+        ("masked_lm", BERT, "BertForMaskedLM"),
+        ("embedding", BERT, "BertModel"),
+    ],
+)
+def test_the_card_names_the_class_to_load(tmp_path, tokenizer, head, options, model_class):
+    exported(tmp_path / "hf", tokenizer, head, **options)
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert f"model = {model_class}.from_pretrained(" in card
+    assert ("text-generation" in card) == (not options)
