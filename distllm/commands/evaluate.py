@@ -1,13 +1,21 @@
-"""`distllm evaluate`: validation perplexity of a run's checkpoint."""
+"""`distllm evaluate`: loss and the measures of the task, of one checkpoint or of each as it comes."""
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
+
+if TYPE_CHECKING:
+    from distllm.commands.runs import StoredRun
+    from distllm.config.resolve import Resolved
+
+_POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -17,33 +25,68 @@ class Options:
     run: str | None = option(None, "name or directory of the run")
     step: int | None = option(None, "checkpoint to measure; null takes the newest", minimum=0)
     max_tokens: int | None = option(None, "validation tokens; null takes all", unit="count", minimum=1)
+    examples: int | None = option(
+        200, "validation documents to generate for and to score; 0 scores none, null all", minimum=0
+    )
+    follow: bool = option(False, "measure every checkpoint as it comes, until the run's last step")
     runs_dir: str = option("runs", "directory that holds run directories")
 
 
 def run(words: Sequence[str]) -> int:
-    """Print loss, perplexity and bits per byte of a checkpoint on the validation split."""
+    """Print what a checkpoint is worth on the validation split."""
     options = parse_options("evaluate", Options, words)
     from distllm.commands.runs import require, run_of
 
     stored = run_of(require(options.run, "run", "evaluate"), options.runs_dir)
     resolved = stored.resolved()
     gc.enable()
+    if options.follow:
+        _follow(stored, resolved, options)
+    else:
+        _measure(stored, resolved, options, options.step)
+    return 0
+
+
+def _follow(stored: StoredRun, resolved: Resolved, options: Options) -> None:
+    """Measure checkpoints in the order in which they appear, each once; what is gone is missed."""
+    from distllm.checkpoint.format import list_checkpoints
+
+    done = -1
+    while done < resolved.max_steps:
+        paths = list_checkpoints(stored.directory.checkpoints)
+        coming = sorted(step for path in paths if (step := int(path.name.removeprefix("step-"))) > done)
+        for step in coming:
+            done = _measure(stored, resolved, options, step)
+        if not coming:
+            time.sleep(_POLL_SECONDS)
+
+
+def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int | None) -> int:
+    """Print the measures of one checkpoint; return its step."""
+    from distllm.data.examples import ExampleSplit
     from distllm.data.open import open_split
     from distllm.dist.topology import Topology
+    from distllm.evaluate.measures import measure_task
     from distllm.evaluate.perplexity import evaluate_perplexity
     from distllm.infer.load import load_trained
     from distllm.tasks.registry import build_task
 
-    trained = load_trained(stored.directory.checkpoints, resolved, options.step)
-    split = open_split(resolved.config, "valid")
+    trained = load_trained(stored.directory.checkpoints, resolved, step)
+    config, split = resolved.config, open_split(resolved.config, "valid")
     measured = evaluate_perplexity(
         trained.model,
-        build_task(resolved.config, resolved.shape),
+        build_task(config, resolved.shape),
         split,
         trained.tokenizer,
         Topology.single(),
         micro_batch_size=resolved.micro_batch_size,
         max_tokens=options.max_tokens,
     )
-    print(f"step {trained.step}: {measured}")
-    return 0
+    print(f"step {trained.step}: {measured}", flush=True)
+    if isinstance(split, ExampleSplit) and options.examples != 0:
+        scores = measure_task(
+            config.task.name, trained.model, split, trained.tokenizer, limit=options.examples
+        )
+        for name, value in scores.items():
+            print(f"  {name} {value if isinstance(value, str) else f'{value:.4g}'}", flush=True)
+    return trained.step

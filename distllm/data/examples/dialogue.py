@@ -116,6 +116,9 @@ class AnsweredQuestions(_Rendered):
         tokenizer: of the dataset.
         prompt: what stands before the answer, with ``{context}`` and ``{question}`` in it.
         unanswerable: what is answered where a document has no answer.
+
+    Attributes:
+        unanswerable: see above.
     """
 
     fields: tuple[str, ...] = (CONTEXT, QUESTION, ANSWERS)
@@ -124,12 +127,12 @@ class AnsweredQuestions(_Rendered):
         self._tokenizer = tokenizer
         self._eot = tokenizer.eot_id
         self._prompt = parse_template(prompt, (CONTEXT, QUESTION), tokenizer)
-        self._unanswerable = unanswerable
+        self.unanswerable = unanswerable
 
     def answer(self, record: Record) -> Ids:
         """Return the ids of the answer to be learnt."""
         answers = json_of(record, ANSWERS, self._tokenizer)
-        text = answers[0]["text"] if answers else self._unanswerable
+        text = answers[0]["text"] if answers else self.unanswerable
         return np.array(self._tokenizer.encode(text), dtype=np.int64)
 
     def frame(self, record: Record, part: int) -> Example:

@@ -8,14 +8,14 @@ Shapes: E examples of a shard, R rows of a shard.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.data.examples.framing import Example, Framing, Measured, Segment, forgotten
+from distllm.data.examples.framing import Example, Framing, Measured, Record, Segment, forgotten
 from distllm.data.examples.records import ShardRecords
 from distllm.data.shards import IndexedShard
 from distllm.errors import DataError
@@ -107,6 +107,13 @@ class SourceExamples:
         shard, row = self._place(sample)
         for number in range(*self._first[shard][[row, row + 1]].tolist()):
             self._records[shard].read(int(self._measured[shard].row_E[number]))
+
+    def documents(self) -> Iterator[Record]:
+        """Yield the ids of every document that is neither damaged nor forgotten, in order."""
+        for records in self._records:
+            for row in range(next(iter(records.sizes.values())).size):
+                if not records.damaged(row) and not forgotten(record := records.read(row), self._eot_id):
+                    yield record
 
     def holding(self, shard: int, start: int, stop: int) -> list[int]:
         """Return the rows that hold one of the ids ``start`` to ``stop`` of the first field of a shard."""

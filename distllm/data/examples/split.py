@@ -5,7 +5,7 @@ Shapes: B rows of a batch, T = seq_len positions, S = source_len positions, N sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distllm.config.schema import Config
 from distllm.data.batch import IGNORE_INDEX, Batch, Source
-from distllm.data.examples.framing import Example
+from distllm.data.examples.framing import Example, Framing, Record
 from distllm.data.examples.registry import framing_of
 from distllm.data.examples.rows import SourceExamples
 from distllm.data.manifest import Manifest
@@ -131,6 +131,12 @@ class ExampleSplit:
             rows.append(examples)
             damaged += lost
         return self._batch(rows, sample_ids_B), damaged
+
+    def documents(self) -> Iterator[tuple[Framing, Record]]:
+        """Yield every document that can be read, with the framing of its source."""
+        for rows in self._rows:
+            for record in rows.documents():
+                yield rows.framing, record
 
     def _batch(self, rows: Sequence[Sequence[Example]], sample_ids_B: NDArray[np.int64]) -> Batch:
         eot = self.manifest.eot_id

@@ -1,0 +1,189 @@
+"""What a trained model does with held-out documents of its task: text, answers or rankings, scored.
+
+Shapes: B rows of a batch, T positions, C channels, W windows of one question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distllm.data.batch import IGNORE_INDEX
+from distllm.data.examples import ExampleSplit
+from distllm.data.examples.dialogue import ANSWERS, CONTEXT, AnsweredQuestions, json_of
+from distllm.data.examples.framing import Framing, Record
+from distllm.data.examples.pairs import SOURCE, TARGET, EncoderDecoderPairs
+from distllm.data.examples.split import laid_out
+from distllm.data.examples.windows import AnswerSpans
+from distllm.data.tokenizer import Tokenizer
+from distllm.evaluate.answers import score_answers
+from distllm.evaluate.decode import continue_greedily, translate_greedily
+from distllm.evaluate.retrieval import BM25, score_rankings, search_exact
+from distllm.evaluate.text import score_summaries, score_translations
+
+Measures: TypeAlias = Mapping[str, float | str]
+_TOGETHER, _PLACES, _LONGEST_ANSWER = 32, 10, 30
+
+
+def measure_task(
+    task: str, model: nn.Module, split: ExampleSplit, tokenizer: Tokenizer, *, limit: int | None
+) -> Measures:
+    """Score ``model``, in evaluation mode on the CPU, on the first ``limit`` documents of a split.
+
+    ``seq2seq`` and pairs of ``instruct``: BLEU, chrF and ROUGE, beside the BLEU of copying the source.
+    Questions: exact match and F1. ``contrastive``: nDCG, MRR and recall among the passages of these
+    documents, beside those of BM25. Nothing for tasks whose loss says it all.
+    """
+    documents = list(islice(split.documents(), limit))
+    if task == "contrastive":
+        return _ranked(model, [record for _, record in documents], tokenizer)
+    if task == "extractive_qa":
+        return _extracted(model, documents, tokenizer)
+    if task == "instruct":
+        asked = [(framing, record) for framing, record in documents if isinstance(framing, AnsweredQuestions)]
+        if asked:
+            return _answered(model, asked, tokenizer)
+    pairs = [(framing, record) for framing, record in documents if TARGET in record]
+    return _translated(model, pairs, tokenizer) if pairs and task in ("seq2seq", "instruct") else {}
+
+
+def _translated(
+    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer
+) -> Measures:
+    said = list[str]()
+    longest = 2 * max(record[TARGET].size for _, record in documents) + 8
+    for batch in _batches(documents):
+        said += [tokenizer.decode(ids) for ids in _say(model, batch, tokenizer, longest)]
+    right, sources = (
+        [tokenizer.decode(record[field].tolist()) for _, record in documents] for field in (TARGET, SOURCE)
+    )
+    scores = score_translations(said, right)
+    return {
+        "bleu": scores.bleu,
+        "chrf": scores.chrf,
+        "bleu_of_copying": score_translations(sources, right).bleu,
+        **score_summaries(said, right),
+        "bleu_signature": scores.bleu_signature,
+        "chrf_signature": scores.chrf_signature,
+    }
+
+
+def _say(
+    model: nn.Module, batch: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, longest: int
+) -> list[list[int]]:
+    framed = [(framing, framing.frame(record, 0)) for framing, record in batch]
+    if all(isinstance(framing, EncoderDecoderPairs) for framing, _ in framed):
+        sources = [example.sources[0] for _, example in framed]
+        return translate_greedily(
+            model, sources, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id, max_tokens=longest
+        )
+    said = []
+    for _, example in framed:
+        (segment,) = example.segments
+        first = int(np.flatnonzero(segment.targets_P != IGNORE_INDEX)[0])
+        said.append(
+            continue_greedily(
+                model,
+                segment.tokens_P[: first + 1],
+                vocab_size=tokenizer.vocab_size,
+                end_ids=[tokenizer.eot_id],
+                max_tokens=longest,
+            )
+        )
+    return said
+
+
+def _answered(
+    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer
+) -> Measures:
+    given, right = {}, {}
+    for number, (framing, record) in enumerate(documents):
+        (ids,) = _say(model, [(framing, record)], tokenizer, 2 * _LONGEST_ANSWER)
+        text = tokenizer.decode(ids)
+        assert isinstance(framing, AnsweredQuestions)
+        given[str(number)] = "" if text == framing.unanswerable else text
+        right[str(number)] = [answer["text"] for answer in json_of(record, ANSWERS, tokenizer)]
+    return score_answers(given, right)
+
+
+def _extracted(
+    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer
+) -> Measures:
+    given, right = {}, {}
+    for number, (framing, record) in enumerate(documents):
+        assert isinstance(framing, AnswerSpans)
+        ids = best_span(model, framing, record, tokenizer.eot_id)
+        given[str(number)] = tokenizer.decode(ids)
+        right[str(number)] = [answer["text"] for answer in json_of(record, ANSWERS, tokenizer)]
+    return score_answers(given, right)
+
+
+@torch.no_grad()
+def best_span(model: nn.Module, framing: AnswerSpans, record: Record, eot_id: int) -> list[int]:
+    """Return the ids of the likeliest answer over all windows of a question; none if that is likelier.
+
+    A span of at most 30 ids is worth its start and its end; "no answer" is worth the first position,
+    in the window that thinks least of it (Devlin et al. 2019, section 4.3).
+    """
+    sizes = {name: np.array([ids.size]) for name, ids in record.items()}
+    parts = framing.measure(sizes, lambda _: record).part_E.tolist()
+    windows = [framing.frame(record, part).segments[0] for part in parts]
+    width = max(window.tokens_P.size for window in windows)
+    arrays = laid_out([[window.tokens_P] for window in windows], width, eot_id)
+    logits_WT2: Tensor = model(*map(torch.from_numpy, arrays)).float()
+    best, found, nothing = -np.inf, (0, 0), np.inf
+    for part, window, logits_T2 in zip(parts, windows, logits_WT2, strict=True):
+        nothing = min(nothing, float(logits_T2[0].sum()))
+        place_C = np.flatnonzero(window.targets_P != IGNORE_INDEX)[1:]
+        start_C, end_C = logits_T2[place_C].unbind(-1)
+        scores_CC = start_C[:, None] + end_C[None]
+        allowed_CC = torch.ones_like(scores_CC).triu().tril(_LONGEST_ANSWER - 1).bool()
+        scores_CC = scores_CC.masked_fill(~allowed_CC, -torch.inf)
+        score, at = scores_CC.flatten().max(0)
+        if float(score) > best:
+            first = framing.first_id(part)
+            start, end = divmod(int(at), place_C.size)
+            best, found = float(score), (first + start, first + end)
+    answer: list[int] = record[CONTEXT][found[0] : found[1] + 1].tolist()
+    return answer if best > nothing else []
+
+
+def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer) -> Measures:
+    query_QC, passage_QC = (_embedded(model, records, field, tokenizer.eot_id) for field in (SOURCE, TARGET))
+    texts = {
+        field: [tokenizer.decode(record[field].tolist()) for record in records] for field in (SOURCE, TARGET)
+    }
+    # equal passages are equally right
+    same: dict[str, set[int]] = {}
+    for number, text in enumerate(texts[TARGET]):
+        same.setdefault(text, set()).add(number)
+    right = [same[text] for text in texts[TARGET]]
+    places = min(_PLACES, len(records))
+    found = search_exact(query_QC, passage_QC, places)
+    words = BM25(texts[TARGET]).search(texts[SOURCE], places)
+    scores = score_rankings(found, right, places)
+    return {**scores, **{f"bm25_{k}": v for k, v in score_rankings(words, right, places).items()}}
+
+
+@torch.no_grad()
+def _embedded(
+    model: nn.Module, records: Sequence[Record], field: str, eot_id: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Return the unit vectors of one side of pairs."""
+    parts = []
+    for batch in _batches(records):
+        texts = [np.concatenate([[eot_id], record[field], [eot_id]]) for record in batch]
+        width = max(text.size for text in texts)
+        arrays = laid_out([[text] for text in texts], width, eot_id)
+        parts.append(model(*map(torch.from_numpy, arrays)).float().numpy())
+    return np.concatenate(parts)
+
+
+def _batches(items: Sequence[tuple[Framing, Record]] | Sequence[Record]) -> Iterator[Sequence]:  # type: ignore[type-arg]
+    for start in range(0, len(items), _TOGETHER):
+        yield items[start : start + _TOGETHER]

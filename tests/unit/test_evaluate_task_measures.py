@@ -1,0 +1,197 @@
+"""Generated text, extracted answers and rankings of a model, against models whose behaviour is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import byte_tokenizer, write_sources
+from torch import nn
+
+from distllm.config.schema import Config, DataConfig, ModelConfig, TaskConfig
+from distllm.config.shape import settle_shape
+from distllm.data.examples.windows import AnswerSpans
+from distllm.data.open import open_split
+from distllm.evaluate.decode import continue_greedily, translate_greedily
+from distllm.evaluate.measures import best_span, measure_task
+from distllm.models.init import build_model
+
+TOKENIZER = byte_tokenizer()
+ENCODE, EOT, VOCAB = TOKENIZER.encode, TOKENIZER.eot_id, TOKENIZER.vocab_size
+QA = ("context", "question", "answers")
+
+
+def split_of(root, fields, documents, task, family, seq_len=64):
+    held = [tuple(ENCODE(text) for text in document) for document in documents]
+    write_sources(root, {"some": {"train": held, "valid": held}}, fields={"some": fields})
+    config = Config(
+        model=ModelConfig(family=family),
+        data=DataConfig(out=str(root), seq_len=seq_len),
+        task=TaskConfig(name=task, stride=8),
+    )
+    return open_split(config, "valid")
+
+
+def model_of(family, head="masked_lm", seed=0):
+    shape = settle_shape(
+        ModelConfig(family=family, hidden_size=32, num_layers=2, num_heads=2, init_std=0.3), VOCAB, 64
+    )
+    return build_model(shape, seed, head=head).eval()
+
+
+def test_many_sources_are_decoded_as_each_would_be_alone_without_a_cache():
+    model = model_of("encoder_decoder")
+    sources = [np.array([*ENCODE(text), EOT]) for text in ("hello there", "b", "some longer source text")]
+    together = translate_greedily(model, sources, vocab_size=VOCAB, eot_id=EOT, max_tokens=12)
+    for source, said in zip(sources, together, strict=True):
+        alone, places = [EOT], torch.arange(source.size)[None]
+        for _ in range(12):
+            tokens = torch.tensor([alone])
+            logits = model(
+                torch.from_numpy(source)[None], places, torch.zeros_like(places),
+                tokens, torch.arange(len(alone))[None], torch.zeros_like(tokens),
+            )  # fmt: skip
+            alone.append(int(logits[0, -1, :VOCAB].argmax()))
+        expected = alone[1:]
+        assert said == (expected[: expected.index(EOT)] if EOT in expected else expected)
+    assert len(set(map(tuple, together))) == 3
+
+
+def test_a_decoder_goes_on_as_it_would_without_a_cache_and_stops_at_an_end():
+    model = model_of("decoder")
+    prompt = np.array([EOT, *ENCODE("hello")])
+    said = continue_greedily(model, prompt, vocab_size=VOCAB, end_ids=[], max_tokens=10)
+    ids = prompt.tolist()
+    for _ in range(10):
+        tokens = torch.tensor([ids])
+        ids.append(int(model(tokens, torch.arange(len(ids))[None])[0, -1, :VOCAB].argmax()))
+    assert said == ids[prompt.size :]
+    assert (
+        continue_greedily(model, prompt, vocab_size=VOCAB, end_ids=[said[3]], max_tokens=10)
+        == said[: said.index(said[3])]
+    )
+    long = np.full(60, 5)
+    assert len(continue_greedily(model, long, vocab_size=VOCAB, end_ids=[], max_tokens=10)) == 4
+
+
+class Copying(nn.Module):
+    """An encoder-decoder that says its source backwards in capitals, or nothing."""
+
+    def __init__(self, capitals):
+        super().__init__()
+        self.anything = nn.Parameter(torch.zeros(1))
+        self.shape = model_of("encoder_decoder").shape
+        self.capitals = capitals
+
+    def forward(self, source, places, segments, token, place, unused, none, cache):
+        rows = []
+        for ids, own in zip(source, segments, strict=True):
+            text = TOKENIZER.decode(ids[own == 0].tolist()[:-1])
+            told = [*ENCODE(text.upper() if self.capitals else text), EOT]
+            at = int(place[0, 0])
+            rows.append(told[at] if at < len(told) else EOT)
+        logits = torch.zeros(len(rows), 1, VOCAB)
+        logits[torch.arange(len(rows)), 0, torch.tensor(rows)] = 1.0
+        return logits
+
+
+PAIRS = [(f"the {word} is a good {word} here", f"THE {word.upper()} IS A GOOD {word.upper()} HERE")
+         for word in ("cat", "dog", "sun", "hat")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("capitals", "bleu"), [(True, 100.0), (False, 0.0)])
+def test_translations_are_scored_beside_the_source_itself(tmp_path, capitals, bleu):
+    split = split_of(tmp_path / "d", ("source", "target"), PAIRS, "seq2seq", "encoder_decoder")
+    scores = measure_task("seq2seq", Copying(capitals), split, TOKENIZER, limit=None)
+    assert scores["bleu"] == pytest.approx(bleu, abs=5)
+    assert scores["bleu_of_copying"] == pytest.approx(0.0, abs=5)
+    assert scores["rouge1"] == pytest.approx(100.0)  # without regard to case
+    assert "tok:13a" in scores["bleu_signature"]
+
+
+def test_a_decoder_is_asked_with_the_prompt_it_was_trained_on(tmp_path):
+    split = split_of(tmp_path / "d", ("source", "target"), PAIRS, "seq2seq", "decoder")
+    model, seen = model_of("decoder"), []
+    forward = model.forward
+    model.forward = lambda tokens, *a, **k: seen.append(tokens[0].tolist()) or forward(tokens, *a, **k)
+    scores = measure_task("seq2seq", model, split, TOKENIZER, limit=2)
+    prompts = [TOKENIZER.decode(ids[1:]) for ids in seen if len(ids) > 1]
+    assert prompts == [f"{source}\n=> " for source, _ in PAIRS[:2]]
+    assert scores["bleu"] < 5
+
+
+class Pointing(nn.Module):
+    """An encoder that points to the first ``m`` and the first ``t`` after it, or to nothing."""
+
+    def __init__(self, certain=1.0):
+        super().__init__()
+        self.certain = certain
+
+    def forward(self, tokens, positions, segments):
+        logits = torch.zeros(*tokens.shape, 2)
+        logits[:, 0] = 0.1
+        m, t = ENCODE("m")[0], ENCODE("t")[0]
+        for row, ids in enumerate(tokens.tolist()):
+            if m in ids:
+                start = ids.index(m)
+                logits[row, start, 0] = self.certain
+                logits[row, ids.index(t, start), 1] = self.certain
+        return logits
+
+
+def record_of(context, answers):
+    texts = {"context": context, "question": "who", "answers": json.dumps(answers)}
+    return {name: np.array(ENCODE(text)) for name, text in texts.items()}
+
+
+@pytest.mark.parametrize("window", [24, 64])
+def test_the_best_span_is_found_in_whichever_window_it_lies(window):
+    framing = AnswerSpans(TOKENIZER, window, 8)
+    record = record_of("the old cat sat on the mat here", [])
+    assert TOKENIZER.decode(best_span(Pointing(), framing, record, EOT)) == "mat"
+    assert best_span(Pointing(certain=0.05), framing, record, EOT) == []
+
+
+def test_extracted_answers_are_scored(tmp_path):
+    answers = json.dumps([{"text": "mat", "start": 23}])
+    documents = [("the old cat sat on the mat", "who", answers), ("nothing here", "who", "[]")]
+    documents[0] = (
+        documents[0][0],
+        "who",
+        json.dumps([{"text": "mat", "start": documents[0][0].index("mat")}]),
+    )
+    split = split_of(tmp_path / "d", QA, documents, "extractive_qa", "encoder")
+    scores = measure_task("extractive_qa", Pointing(), split, TOKENIZER, limit=None)
+    assert scores == {"exact_match": 100.0, "f1": 100.0}
+    assert measure_task("extractive_qa", Pointing(0.0), split, TOKENIZER, limit=None)["f1"] == 50.0
+
+
+def test_generated_answers_are_scored(tmp_path):
+    documents = [("the cat", "who", json.dumps([{"text": "cat", "start": 4}])), ("it", "who", "[]")]
+    split = split_of(tmp_path / "d", QA, documents, "instruct", "decoder")
+    model = model_of("decoder")
+    scores = measure_task("instruct", model, split, TOKENIZER, limit=None)
+    assert set(scores) == {"exact_match", "f1"}
+    assert 0.0 <= scores["f1"] <= 100.0
+
+
+class FirstLetter(nn.Module):
+    """An encoder whose vector tells the first letter of a text."""
+
+    def forward(self, tokens, positions, segments):
+        return nn.functional.one_hot(tokens[:, 1].long(), VOCAB).float()
+
+
+def test_rankings_are_scored_beside_those_of_bm25(tmp_path):
+    pairs = [("ax", "a zebra"), ("bx", "b zebra"), ("cx zebra", "c yak"), ("dx lion", "e lion")]
+    split = split_of(tmp_path / "d", ("source", "target"), pairs, "contrastive", "encoder")
+    scores = measure_task("contrastive", FirstLetter(), split, TOKENIZER, limit=None)
+    assert scores["mrr@4"] == pytest.approx((1 + 1 + 1 + 1 / 4) / 4)
+    assert scores["recall@4"] == 1.0
+    assert scores["bm25_mrr@4"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1) / 4)
+
+
+def test_tasks_whose_loss_says_it_all_have_no_measures(tmp_path):
+    fields = ("prompt", "chosen", "rejected")
+    split = split_of(tmp_path / "d", fields, [("p", "a", "b")], "dpo", "decoder")
+    assert measure_task("dpo", model_of("decoder"), split, TOKENIZER, limit=None) == {}
