@@ -43,7 +43,9 @@ def left_behind(root):
 
 @pytest.fixture(scope="module")
 def short(root):
-    return drill(root, "short", "kill", "stop", "skip_collective", "term", "flip_checkpoint", "nan", "spike")
+    """Everything at once: each drill begins with an undisturbed run."""
+    ranks = ("kill", "stop", "skip_collective", "term", "flip_checkpoint", "nan", "spike")
+    return drill(root, "short", *ranks, "corrupt_shard", "missing_shard", "stalled_shard")
 
 
 def test_faults_are_noticed_in_time_and_named(short):
@@ -103,10 +105,11 @@ def test_nothing_is_left_behind(short, root):
     assert list(directory.glob("*/owner.json")) == []
 
 
-def test_damaged_and_missing_shards_are_refused_and_a_stalled_server_is_asked_again(root):
-    _, rows = drill(root, "data", "corrupt_shard", "missing_shard", "stalled_shard")
+def test_damaged_and_missing_shards_are_refused_and_a_stalled_server_is_asked_again(short):
+    _, rows = short
     assert rows["corrupt_shard"]["exit_code"] == 65
     assert "damaged" in rows["corrupt_shard"]["cause"]
     assert rows["missing_shard"]["exit_code"] in (64, 65)
-    assert {row["equality"] for row in rows.values()} == {"bit-equal"}
+    data = ("corrupt_shard", "missing_shard", "stalled_shard")
+    assert {rows[kind]["equality"] for kind in data} == {"bit-equal"}
     assert rows["stalled_shard"]["detected_seconds"] >= 2
