@@ -78,6 +78,11 @@ class Heart:
         self._seconds.clear()
         self._move()
 
+    @property
+    def beats(self) -> bool:
+        """Whether it is open."""
+        return self._descriptor is not None
+
     def close(self) -> None:
         """Fall silent."""
         if self._descriptor is not None:

@@ -78,12 +78,12 @@ def _answer(requests: int, path: Path) -> None:
 
 def _watch(run_directory: Path, topology: Topology, patience: Patience, attempt: int) -> None:
     looked = time.monotonic()
-    while True:
+    while HEART.beats:  # a process may go on with something else after the run
         time.sleep(_WATCH_SECONDS)
         now, slept = time.monotonic(), time.monotonic() - looked
         looked = now
         own = read_beat(run_directory, topology.rank)
-        if own is None or slept > 2 * _WATCH_SECONDS:  # we were not running either
+        if not HEART.beats or own is None or slept > 2 * _WATCH_SECONDS:  # we were not running either
             continue
         seconds = find_hang([own], patience, now)
         if seconds is not None and seconds > patience.limit([own]) + _WATCH_SECONDS:

@@ -102,6 +102,8 @@ HEART.took_step(0.01)
 for step in range(20):
     HEART.phase("compute", step)
     time.sleep(0.1)
+HEART.close()
+time.sleep(3)
 print("fine")
 """
     with start(script, stdout=subprocess.PIPE) as process:
