@@ -19,6 +19,8 @@ COMMANDS = {
     "prepare": "raw text to a tokenizer and shards",
     "data": "verify, inspect, count, merge or mend datasets, and forget documents",
     "train": "train, or go on with, a run",
+    "submit": "check a run and queue it with SLURM",
+    "job": "what a job script runs: nodes checked, ranks started, the job queued again",
     "evaluate": "validation perplexity of a checkpoint",
     "generate": "continue a prompt with a trained model",
     "export": "write a Hugging Face folder",

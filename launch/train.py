@@ -11,6 +11,7 @@ import os
 import sys
 
 from distllm.cli import main
+from distllm.cluster.outcome import leave_word
 
 
 def leave(code: int) -> None:
@@ -22,6 +23,7 @@ def leave(code: int) -> None:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    leave_word(code)
     os._exit(code)
 
 

@@ -95,6 +95,11 @@ def combinations(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[int
 def _train(overrides: Sequence[str], config_dir: Path | None, flags: Collection[str]) -> int:
     launcher = RankEnvironment.read(os.environ)
     composition, resolved = settle(overrides, config_dir, launcher, need_dataset=True)
+    if settled := os.environ.get("DISTLLM_SETTLED"):
+        from distllm.cluster.snapshot import require_same
+        from distllm.config.yaml import to_yaml
+
+        require_same(to_yaml(asdict(composition.config)), Path(settled))
     if launcher is None and resolved.config.cluster.nodes > 1:
         raise ConfigError(
             f"cluster.nodes={resolved.config.cluster.nodes} needs a launcher on every node",

@@ -9,7 +9,7 @@ from arch.sources import ROOT, code_files, files_of_tests, imported_modules, nam
 
 HEAVY = ("torch", "deepspeed", "transformers", "wandb")
 TORCH_FREE_PACKAGES = ("config", "data", "plan", "observe", "cluster", "commands")
-LINKED_PACKAGES = ("kernels", "conf", "launch")
+LINKED_PACKAGES = ("kernels", "conf", "launch", "slurm")
 
 BLOCKED_IMPORT = """
 import importlib, sys

@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-LINKED = ("kernels", "conf", "launch")
+LINKED = ("kernels", "conf", "launch", "slurm")
 SOURCES = ("distllm", *LINKED, "pyproject.toml", "README.md", "LICENSE")
 VERSION = metadata.version("distllm")
 

@@ -1,0 +1,234 @@
+"""What a job script does: check the nodes, start the ranks, and see to it that the run comes back.
+
+It runs once, on the first node of the job, outside of any container, and survives its ranks. Who
+ended a start decides what follows. SLURM itself (TERM: preemption, cancel, a node lost, the limit):
+nothing, because SLURM alone decides whether the job returns, and a script that requeues from TERM
+brings a cancelled job back to life. The ranks (an error, a warning obeyed): this script queues the
+job again, while the budget lasts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from distllm.cluster.allocation import Allocation
+from distllm.cluster.control import TIME_LIMIT, Control
+from distllm.cluster.evaluations import Evaluations
+from distllm.cluster.fence import VARIABLE as FENCE
+from distllm.cluster.fence import Fence
+from distllm.cluster.health_report import bad_nodes, check_nodes
+from distllm.cluster.history import HOME, History, Start
+from distllm.cluster.outcome import EXITS_VARIABLE, Outcome, Watch, is_done
+from distllm.cluster.slurm import call, submit, unusable
+from distllm.cluster.snapshot import SETTLED_VARIABLE, Submission
+from distllm.cluster.srun import ranks_command
+from distllm.errors import LaunchError
+
+JOB_FILE = "job"
+_POLL_SECONDS = 0.5
+ENDED_BY_SLURM = 143
+
+
+class JobScript:
+    """One start of a submitted run.
+
+    Args:
+        submission: what was submitted.
+        allocation: the job.
+    """
+
+    def __init__(self, submission: Submission, allocation: Allocation) -> None:
+        self._submission, self._allocation = submission, allocation
+        self._config = submission.config()
+        self._run_dir = submission.run_dir
+        self._control, self._history = Control(self._run_dir), History(self._run_dir)
+        self._ended = False
+        signal.signal(signal.SIGUSR2, self._warned)
+        signal.signal(signal.SIGTERM, self._noticed_end)
+
+    def run(self) -> int:
+        """Run this start to its end and return the exit code of the job."""
+        if (reason := self._not_wanted()) is not None:
+            say(reason)
+            return 0
+        self._blame_lost_nodes()
+        nodes, history = self._allocation.nodes, self._history
+        start = history.begin(self._allocation.job, nodes, str(self._submission.path))
+        note_job(self._run_dir, self._allocation.job)
+        say(f"start {start.number} on {' '.join(nodes)}, after step {start.before}")
+        if banned := sorted(set(nodes) & set(history.excluded())):
+            return self._elsewhere(start, f"SLURM gave {', '.join(banned)} again")
+        if bad := self._bad_nodes(start):
+            history.exclude(bad)
+            return self._elsewhere(start, "; ".join(f"{node}: {why}" for node, why in bad.items()))
+        try:
+            outcome = self._train(start)
+        except LaunchError as error:
+            outcome = Outcome("failed", str(error), error.exit_code)
+        if self._ended:
+            say("ended by SLURM, which decides whether the job comes back")
+            return ENDED_BY_SLURM
+        return self._follow(start, outcome)
+
+    def _not_wanted(self) -> str | None:
+        """Say why nothing is to be started, or forget what was asked of an earlier start."""
+        if self._control.asked("cancel") is not None:
+            return "the run was cancelled: distllm cancel"
+        stop = self._control.asked("stop")
+        if stop is not None and not stop.again:
+            return f"the run was asked to stop: {stop.why}"
+        self._control.forget("stop")
+        return "the run is done" if is_done(self._run_dir) else None
+
+    def _blame_lost_nodes(self) -> None:
+        """Exclude the nodes that an earlier start of this job lost, if SLURM no longer uses them."""
+        starts = self._history.starts()
+        if not starts or starts[-1].end is not None:
+            return
+        try:
+            lost = unusable(starts[-1].nodes)
+        except LaunchError as error:
+            say(f"cannot ask which nodes were lost: {error.cause}")
+            return
+        self._history.exclude(
+            {node: f"{state} after start {starts[-1].number}" for node, state in lost.items()}
+        )
+        for node, state in lost.items():
+            say(f"start {starts[-1].number} was ended by SLURM, and {node} is {state}: excluded")
+
+    def _bad_nodes(self, start: Start) -> Mapping[str, str]:
+        if not self._config.cluster.health.enabled:
+            return {}
+        head = self._allocation.head(self._config.cluster.head)
+        port = self._allocation.port(start.number + 7919)
+        reports = check_nodes(self._submission, self._config, self._allocation.nodes, head, port)
+        for report in reports:
+            say(f"health of {report}")
+        return bad_nodes(reports)
+
+    def _train(self, start: Start) -> Outcome:
+        """Start the ranks and wait until all are gone."""
+        logs = start_directory(self._run_dir, start.number)
+        (logs / "exits").mkdir(parents=True, exist_ok=True)
+        allocation, watch = self._allocation, Watch(self._run_dir)
+        env = {
+            **os.environ,
+            "MASTER_ADDR": allocation.head(self._config.cluster.head),
+            "MASTER_PORT": str(allocation.port(start.number)),
+            FENCE: str(Fence(str(self._submission.path), start.number)),
+            EXITS_VARIABLE: str(logs / "exits"),
+            SETTLED_VARIABLE: str(self._submission.config_file),
+        }
+        say(f"ranks meet at {env['MASTER_ADDR']}:{env['MASTER_PORT']}, logs in {logs}")
+        evaluations = Evaluations(self._submission, self._config)
+        ranks = subprocess.Popen(ranks_command(self._submission, self._config, logs), env=env)
+        while (code := ranks.poll()) is None:
+            evaluations.submit_due()
+            time.sleep(_POLL_SECONDS)
+        evaluations.submit_due(at_once=True)
+        return watch.outcome(code if code >= 0 else 128 - code, logs / "exits")
+
+    def _follow(self, start: Start, outcome: Outcome) -> int:
+        """Do what the outcome asks for; return the exit code of the job."""
+        self._history.end(start, outcome.kind, outcome.why)
+        say(f"{outcome.kind}: {outcome.why}")
+        if outcome.kind in ("done", "stopped", "hopeless"):
+            return outcome.code
+        slurm, path = self._config.cluster.slurm, str(self._submission.path)
+        stalls = self._history.failures_in_a_row(path)
+        if stalls >= slurm.max_stalls:
+            say(f"{stalls} starts in a row have failed without one more saved step: not started again")
+            return outcome.code
+        if not self._may_return():
+            return outcome.code
+        try:
+            call("scontrol", "requeue", self._allocation.job)
+        except LaunchError as error:
+            say(f"requeue refused ({error.cause}): a new job takes over")
+            return self._chain()
+        say("queued again")
+        # SLURM now ends this script. A script that went on would find the job it has just left.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(_POLL_SECONDS)
+
+    def _elsewhere(self, start: Start, why: str) -> int:
+        """Let a new job take over that leaves the excluded nodes out."""
+        self._history.end(start, "elsewhere", why)
+        say(f"not here: {why}")
+        if set(self._allocation.nodes) <= set(self._history.excluded()) and len(self._allocation.nodes) > 1:
+            say("every node of the job fails: look for one cause; nothing is started again")
+            return 74
+        return self._chain() if self._may_return() else 74
+
+    def _may_return(self) -> bool:
+        slurm = self._config.cluster.slurm
+        restarts = self._history.restarts(str(self._submission.path))
+        if slurm.requeue and restarts < slurm.max_restarts:
+            return True
+        say(
+            f"{restarts} restarts, cluster.slurm.max_restarts={slurm.max_restarts}: not started again"
+            if slurm.requeue
+            else "cluster.slurm.requeue=false: not started again"
+        )
+        return False
+
+    def _chain(self) -> int:
+        """Submit the same script as a new job, which begins when this one has ended."""
+        excluded = sorted({*self._config.cluster.slurm.exclude, *self._history.excluded()})
+        options = [f"--dependency=afterany:{self._allocation.job}"]
+        options += [f"--exclude={','.join(excluded)}"] if excluded else []
+        options += [f"--array={self._allocation.task}"] if self._allocation.task is not None else []
+        job = submit(str(self._submission.script), options)
+        note_job(self._run_dir, job if self._allocation.task is None else f"{job}_{self._allocation.task}")
+        say(f"job {job} takes over{' without ' + ', '.join(excluded) if excluded else ''}")
+        return 75
+
+    def _warned(self, _number: int, _frame: FrameType | None) -> None:
+        say("warning of the time limit: asking the ranks to save")
+        if self._control.asked("stop") is None:
+            self._control.ask("stop", TIME_LIMIT, again=True)
+
+    def _noticed_end(self, _number: int, _frame: FrameType | None) -> None:
+        self._ended = True
+
+
+def run_job(paths: Sequence[str], env: Mapping[str, str]) -> int:
+    """Be the script of a job: of one submission, or of that of this task of an array.
+
+    Raises:
+        LaunchError: this is no job, or SLURM refuses what it must be asked.
+    """
+    allocation = Allocation.read(env)
+    index = allocation.task if len(paths) > 1 and allocation.task is not None else 0
+    return JobScript(Submission.load(Path(paths[index])), allocation).run()
+
+
+def start_directory(run_dir: Path, number: int) -> Path:
+    """Return where the logs of a start lie."""
+    return run_dir / HOME / "starts" / f"{number:03d}"
+
+
+def note_job(run_dir: Path, job: str) -> None:
+    """Write down which job the run is in now."""
+    from distllm.fsio import atomic_write_text
+
+    atomic_write_text(run_dir / HOME / JOB_FILE, f"{job}\n")
+
+
+def job_of(run_dir: Path) -> str | None:
+    """Return the job that a run is in, or was in last; None if it was never submitted."""
+    path = run_dir / HOME / JOB_FILE
+    return path.read_text(encoding="ascii").strip() if path.exists() else None
+
+
+def say(text: str) -> None:
+    """Write one line to the log of the job."""
+    print(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] distllm: {text}", file=sys.stdout, flush=True)

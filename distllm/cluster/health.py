@@ -1,0 +1,257 @@
+"""The health check of one node, started once per node by ``srun`` before the ranks are.
+
+Each node looks at its disks, its memory and its GPUs, and talks to the first node over a plain
+socket: is it reached, how fast, and what time is it there. Then all of them sum a tensor with the
+backend that training uses. Each prints one line of JSON that begins with `MARK`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from distllm.config.problems import Problems
+from distllm.config.schema import Config
+from distllm.config.validate import build
+from distllm.config.yaml import from_yaml
+from distllm.errors import StorageError
+from distllm.fsio import ensure_writable, free_bytes
+from distllm.units import format_bytes
+
+MARK = "DISTLLM-HEALTH "
+_COPIED_BYTES = 64 * 2**20
+_SENT_BYTES = 4 * 2**20
+_TENSOR_ELEMENTS = 2**20
+_GPU_QUERY = "index,ecc.errors.uncorrected.volatile.total,clocks_throttle_reasons.hw_slowdown"
+
+
+class NodeCheck:
+    """Measures one node and notes what is wrong with it.
+
+    Attributes:
+        problems: sentences about this node.
+        suspects_head: sentences about what this node and the first one do not do together.
+        figures: what was measured.
+    """
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self._limits, self._config, self._run_dir = config.cluster.health, config, run_dir
+        self.problems: list[str] = []
+        self.suspects_head: list[str] = []
+        self.figures: dict[str, float] = {}
+
+    def local(self) -> None:
+        """Look at what needs no other node."""
+        for name, directory in (
+            ("run directory", self._run_dir),
+            ("temporary directory", Path(tempfile.gettempdir())),
+        ):
+            self._check_disk(name, directory)
+        if self._limits.min_memory_bandwidth:
+            self._check_memory()
+        if self._config.cluster.device == "cuda":
+            self._check_gpus()
+
+    def network(self, head: str, port: int, deadline: float) -> None:
+        """Talk to the first node: reach it, compare clocks, measure the way there and back."""
+        try:
+            skew, bandwidth = talk(head, port, deadline)
+        except OSError as error:
+            self.suspects_head.append(f"does not reach the first node at {head}:{port}: {error}")
+            return
+        self.figures |= {"clock_skew_seconds": skew, "network_bytes_per_second": bandwidth}
+        if abs(skew) > self._limits.max_clock_skew:
+            self.suspects_head.append(f"its clock is {skew:+.1f} s from the first node's")
+        if bandwidth < self._limits.min_network_bandwidth:
+            self.suspects_head.append(f"moves {format_bytes(bandwidth)}/s to the first node")
+
+    def _check_disk(self, name: str, directory: Path) -> None:
+        try:
+            ensure_writable(directory)
+        except StorageError as error:
+            self.problems.append(f"{name}: {error.cause}")
+            return
+        free = free_bytes(directory)
+        self.figures[f"free_bytes_{name.split()[0]}"] = free
+        if free < self._limits.min_free_bytes:
+            self.problems.append(f"{format_bytes(free)} free in the {name} {directory}")
+
+    def _check_memory(self) -> None:
+        """Copy a block a few times: a node with a broken or throttled memory channel is far slower."""
+        source, target = bytearray(_COPIED_BYTES), bytearray(_COPIED_BYTES)
+        best = float("inf")
+        for _ in range(4):
+            began = time.perf_counter()
+            target[:] = source
+            best = min(best, time.perf_counter() - began)
+        bandwidth = _COPIED_BYTES / best
+        self.figures["memory_bytes_per_second"] = bandwidth
+        if bandwidth < self._limits.min_memory_bandwidth:
+            self.problems.append(f"copies {format_bytes(bandwidth)}/s in memory")
+
+    def _check_gpus(self) -> None:
+        """Count the GPUs that the driver shows, and look for errors it has already counted."""
+        wanted = self._config.cluster.procs_per_node
+        if shutil.which("nvidia-smi") is None:
+            self.problems.append("nvidia-smi is missing: no GPU driver")
+            return
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader"],
+            capture_output=True, text=True, check=False, timeout=self._limits.timeout_seconds,
+        )  # fmt: skip
+        rows = [
+            [cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()
+        ]
+        if done.returncode or len(rows) < wanted:
+            self.problems.append(f"nvidia-smi shows {len(rows)} GPUs of {wanted} ({done.stderr.strip()})")
+        for row in rows:
+            if len(row) == 3 and row[1].isdigit() and int(row[1]) > 0:
+                self.problems.append(f"GPU {row[0]} has {row[1]} uncorrected memory errors")
+            if len(row) == 3 and row[2].lower() == "active":
+                self.problems.append(f"GPU {row[0]} is slowed down by its hardware")
+
+
+class Listener:
+    """The first node's side of `talk`: tells the time and takes bytes."""
+
+    def __init__(self, port: int) -> None:
+        self._server = socket.create_server(("", port))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._server.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=_answer, args=(connection,), daemon=True).start()
+
+
+def _answer(connection: socket.socket) -> None:
+    with connection:
+        connection.settimeout(60)
+        try:
+            _receive(connection, 1)
+            connection.sendall(struct.pack("!d", time.time()))
+            _receive(connection, _SENT_BYTES)
+            connection.sendall(b".")
+        except OSError:
+            return  # the other side says what it missed
+
+
+def talk(head: str, port: int, deadline: float) -> tuple[float, float]:
+    """Return how far this clock is before the first node's (seconds), and bytes per second to it.
+
+    Args:
+        head: name or address of the first node.
+        port: on which it listens.
+        deadline: by `time.monotonic`, until when it may come up.
+
+    Raises:
+        OSError: it is not reached, or does not answer.
+    """
+    while True:
+        try:
+            connection = socket.create_connection((head, port), timeout=5)
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    with connection:
+        connection.settimeout(max(1.0, deadline - time.monotonic()))
+        sent_at = time.time()
+        connection.sendall(b"?")
+        (there,) = struct.unpack("!d", _receive(connection, 8))
+        skew = (sent_at + time.time()) / 2 - there
+        began = time.perf_counter()
+        connection.sendall(bytes(_SENT_BYTES))
+        _receive(connection, 1)
+        return skew, _SENT_BYTES / (time.perf_counter() - began)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    content = bytearray()
+    while len(content) < size:
+        block = connection.recv(min(1 << 16, size - len(content)))
+        if not block:
+            raise ConnectionError("the connection was closed")
+        content += block
+    return bytes(content)
+
+
+def sum_over_nodes(device: str, node: int, nodes: int, head: str, port: int, seconds: float) -> float:
+    """Sum a tensor over all nodes; return bytes per second, or raise what the backend raises."""
+    import datetime
+
+    import torch
+    import torch.distributed as dist
+
+    target = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        init_method=f"tcp://{head}:{port}",
+        rank=node,
+        world_size=nodes,
+        timeout=datetime.timedelta(seconds=seconds),
+    )
+    tensor = torch.ones(_TENSOR_ELEMENTS, device=target)
+    dist.all_reduce(tensor)
+    began = time.perf_counter()
+    dist.all_reduce(tensor)
+    value = float(tensor[0])
+    elapsed = time.perf_counter() - began
+    dist.destroy_process_group()
+    if value != float(nodes) ** 2:
+        raise RuntimeError(f"the sum over {nodes} nodes is {value} instead of {nodes**2}")
+    return tensor.nbytes / elapsed
+
+
+def main(arguments: list[str]) -> int:
+    """Check this node and print its line."""
+    file, run_dir, head, port = arguments
+    problems = Problems()
+    config = build(Config, from_yaml(Path(file)), problems)
+    problems.raise_if_any()
+    node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_STEP_NUM_NODES"])
+    deadline = time.monotonic() + config.cluster.health.timeout_seconds / 2
+    listener = Listener(int(port)) if node == 0 else None
+    check = NodeCheck(config, Path(run_dir))
+    check.local()
+    if nodes > 1:
+        check.network(head, int(port), deadline)
+    if nodes > 1 and config.cluster.health.collective:
+        seconds = max(5.0, deadline - time.monotonic())
+        try:
+            check.figures["collective_bytes_per_second"] = sum_over_nodes(
+                config.cluster.device, node, nodes, head, int(port) + 1, seconds
+            )
+        except (RuntimeError, ValueError) as error:
+            check.suspects_head.append(f"a sum over all nodes fails: {str(error).splitlines()[0]}")
+    report = {
+        "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "problems": check.problems,
+        "together": check.suspects_head,
+        "figures": check.figures,
+    }
+    print(MARK + json.dumps(report), flush=True)
+    if listener is not None:
+        listener.close()
+    os._exit(0)  # a thread of a backend that still runs would abort the process
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

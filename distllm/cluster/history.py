@@ -1,0 +1,136 @@
+"""What became of the starts of a run under SLURM: ``RUN/slurm/starts.jsonl`` and ``excluded.json``.
+
+The job script appends a line when it starts and one when it ends by its own decision. A start
+without an end was ended by SLURM: a preemption, a node lost, the limit. All of it outlives the job,
+so that the budget of restarts and the list of bad nodes hold over requeues and chained jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distllm.checkpoint.format import list_checkpoints
+from distllm.fsio import append_json_line, atomic_write_json, read_json, storage_errors
+
+HOME = Path("slurm")
+_STARTS, _EXCLUDED = "starts.jsonl", "excluded.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start: its number from 1 on, job, nodes, the step saved before it, and how it ended.
+
+    ``end`` is None while it runs, and for ever if SLURM ended it; ``step`` counts at its end.
+    """
+
+    number: int
+    job: str
+    nodes: tuple[str, ...]
+    submission: str
+    before: int
+    time: float
+    end: str | None = None
+    why: str = ""
+    step: int | None = None
+
+
+class History:
+    """The starts of one run.
+
+    Args:
+        run_dir: the run directory.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = Path(run_dir)
+        self._home = self._run_dir / HOME
+
+    def starts(self) -> list[Start]:
+        """Return the starts so far, oldest first; torn lines of a killed writer are left out."""
+        starts: dict[int, Start] = {}
+        for line in self._lines():
+            if line.get("kind") == "start":
+                number = len(starts) + 1
+                starts[number] = Start(
+                    number,
+                    str(line["job"]),
+                    tuple(line["nodes"]),
+                    str(line["submission"]),
+                    int(line["before"]),
+                    float(line["time"]),
+                )
+            elif line.get("kind") == "end" and line.get("number") in starts:
+                known = starts[line["number"]]
+                starts[known.number] = Start(
+                    known.number,
+                    known.job,
+                    known.nodes,
+                    known.submission,
+                    known.before,
+                    known.time,
+                    str(line["end"]),
+                    str(line["why"]),
+                    line.get("step"),
+                )
+        return list(starts.values())
+
+    def begin(self, job: str, nodes: Sequence[str], submission: str) -> Start:
+        """Write a start down and return it."""
+        with storage_errors(self._home):
+            self._home.mkdir(parents=True, exist_ok=True)
+        line = {"kind": "start", "job": job, "nodes": list(nodes), "submission": submission}
+        self._append(line | {"before": self.saved_step(), "time": time.time()})
+        return self.starts()[-1]
+
+    def end(self, start: Start, end: str, why: str) -> None:
+        """Write down how a start ended, by the decision of its script."""
+        line = {"kind": "end", "number": start.number, "end": end, "why": why}
+        self._append(line | {"step": self.saved_step(), "time": time.time()})
+
+    def saved_step(self) -> int:
+        """Return the step of the newest checkpoint, 0 without one."""
+        names = [path.name for path in list_checkpoints(self._run_dir / "checkpoints")]
+        return max((int(name.rpartition("-")[2]) for name in names), default=0)
+
+    def failures_in_a_row(self, submission: str) -> int:
+        """Return how many starts, the newest first, failed without one more saved step."""
+        count = 0
+        for start in reversed([start for start in self.starts() if start.submission == submission]):
+            if start.end != "failed" or (start.step or 0) > start.before:
+                break
+            count += 1
+        return count
+
+    def restarts(self, submission: str) -> int:
+        """Return how often a submission was started again."""
+        return max(0, sum(start.submission == submission for start in self.starts()) - 1)
+
+    def excluded(self) -> Mapping[str, str]:
+        """Return the nodes that are not to be used, each with the reason."""
+        path = self._home / _EXCLUDED
+        return dict(read_json(path)) if path.exists() else {}
+
+    def exclude(self, nodes: Mapping[str, str]) -> None:
+        """Add nodes to those that are not to be used."""
+        if nodes:
+            atomic_write_json(self._home / _EXCLUDED, {**self.excluded(), **nodes})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        append_json_line(self._home / _STARTS, line)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        path = self._home / _STARTS
+        lines = []
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict):
+                lines.append(line)
+        return lines

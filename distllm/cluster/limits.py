@@ -1,0 +1,184 @@
+"""What SLURM would refuse, or let wait for ever, found before a job is queued. Nothing here raises."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from distllm.cluster.slurm import NodeGroup, parse_time
+from distllm.config.problems import Problems
+from distllm.config.schema import Config
+from distllm.errors import StorageError
+from distllm.fsio import ensure_writable
+from distllm.registry import did_you_mean
+from distllm.units import format_duration
+
+CLOCK_SECONDS = 60
+"""SLURM looks at time limits twice a minute: its warning may come that much too early."""
+
+
+def check_limits(config: Config, groups: Sequence[NodeGroup], problems: Problems) -> None:
+    """Compare what a job asks for with what the cluster has."""
+    slurm = config.cluster.slurm
+    limit = time_limit(config, problems)
+    names = sorted({group.partition for group in groups})
+    default = next((group.partition for group in groups if group.is_default), None)
+    partition = slurm.partition or default
+    if partition is None or partition not in names:
+        problems.add(
+            f"there is no partition {slurm.partition!r}"
+            if slurm.partition
+            else "there is no default partition",
+            where="cluster.slurm.partition",
+            remedy=did_you_mean(slurm.partition or "", names),
+        )
+        return
+    kinds = [group for group in groups if group.partition == partition]
+    _check_partition(config, partition, kinds, limit, problems)
+    _check_nodes(config, partition, kinds, problems)
+
+
+def _check_partition(
+    config: Config, partition: str, kinds: Sequence[NodeGroup], limit: int | None, problems: Problems
+) -> None:
+    nodes, available = config.cluster.nodes, sum(group.nodes for group in kinds)
+    problems.check(
+        all(group.is_up for group in kinds),
+        f"partition {partition} is down",
+        keys=["cluster.slurm.partition"],
+        remedy="choose another, or wait until its administrators bring it up",
+    )
+    problems.check(
+        nodes <= available,
+        f"{nodes} nodes asked of partition {partition}, which has {available}",
+        keys=["cluster.nodes", "cluster.slurm.partition"],
+        remedy=f"cluster.nodes={available}, or another partition",
+    )
+    longest = min((group.time_limit for group in kinds if group.time_limit is not None), default=None)
+    problems.check(
+        limit is None or longest is None or limit <= longest,
+        f"partition {partition} runs nothing longer than {format_duration(longest or 0)}",
+        keys=["cluster.slurm.time_limit", "cluster.slurm.partition"],
+        remedy=f"cluster.slurm.time_limit={(longest or 0) // 60}: the job queues again by itself",
+    )
+
+
+def _check_nodes(config: Config, partition: str, kinds: Sequence[NodeGroup], problems: Problems) -> None:
+    """Check that nodes of one kind have what one node is to have."""
+    cluster, slurm = config.cluster, config.cluster.slurm
+    gpus = gpus_per_node(config)
+    most = max((group.gpus for group in kinds), default=0)
+    problems.check(
+        gpus <= most,
+        f"{gpus} GPUs asked of each node, the nodes of partition {partition} have {most}",
+        keys=["cluster.procs_per_node", "cluster.slurm.gpus"],
+        remedy=f"cluster.procs_per_node={most} and more nodes"
+        if most
+        else "another partition, or device=cpu",
+    )
+    cpus = cluster.procs_per_node * (slurm.cpus_per_rank or 1)
+    most_cpus = max((group.cpus for group in kinds), default=0)
+    problems.check(
+        cpus <= most_cpus,
+        f"{cpus} CPU cores asked of each node, the nodes of partition {partition} have {most_cpus}",
+        keys=["cluster.procs_per_node", "cluster.slurm.cpus_per_rank"],
+        remedy=f"cluster.slurm.cpus_per_rank={max(1, most_cpus // cluster.procs_per_node)}",
+    )
+
+
+def gpus_per_node(config: Config) -> int:
+    """Return the GPUs that each node must have."""
+    asked = config.cluster.slurm.gpus
+    if asked is not None:
+        count = asked.rpartition(":")[2]
+        return int(count) if count.isdigit() else 0
+    return config.cluster.procs_per_node if config.cluster.device == "cuda" else 0
+
+
+def time_limit(config: Config, problems: Problems) -> int | None:
+    """Return the time limit in seconds, None for none; note one that cannot be read or used."""
+    slurm = config.cluster.slurm
+    try:
+        limit = parse_time(slurm.time_limit)
+    except ValueError as error:
+        problems.add(str(error), where="cluster.slurm.time_limit", remedy="write it as SLURM does")
+        return None
+    least = slurm.warning_seconds + CLOCK_SECONDS
+    problems.check(
+        limit is None or limit > least,
+        f"a limit of {format_duration(limit or 0)} leaves no time before the warning, which comes "
+        f"{slurm.warning_seconds} seconds before it and up to {CLOCK_SECONDS} earlier than asked",
+        keys=["cluster.slurm.time_limit", "cluster.slurm.warning_seconds"],
+        remedy="raise the limit, or lower cluster.slurm.warning_seconds to what a step and a save need",
+    )
+    return limit
+
+
+def check_interval(config: Config, seconds_per_step: float, origin: str, problems: Problems) -> None:
+    """Check that one start gets as far as one checkpoint.
+
+    Args:
+        config: the configuration.
+        seconds_per_step: of one optimizer step.
+        origin: where that number comes from.
+        problems: where to note it.
+    """
+    limit = time_limit(config, Problems())
+    if limit is None:
+        return
+    every = config.checkpoint.every_steps
+    usable = limit - config.cluster.slurm.warning_seconds - CLOCK_SECONDS
+    needed, left = every * seconds_per_step, format_duration(max(0, usable))
+    fits = max(1, int(usable / seconds_per_step))
+    problems.check(
+        needed <= usable,
+        f"one checkpoint interval takes {format_duration(needed)} "
+        f"({every} steps of {seconds_per_step:.3g} s, {origin}), the time limit leaves {left}",
+        keys=["cluster.slurm.time_limit", "checkpoint.every_steps"],
+        remedy=f"checkpoint.every_steps={fits}, or a longer limit: a node that fails loses a whole start",
+    )
+
+
+def check_addresses(config: Config, problems: Problems) -> None:
+    """Check that the address of rank 0, if it is given, is one."""
+    head = config.cluster.head
+    if head is None:
+        return
+    problems.check(
+        resolves(head),
+        f"{head!r} does not resolve to an address",
+        keys=["cluster.head"],
+        remedy="give a name or address that every node can reach, or null for the job's first node",
+    )
+
+
+def resolves(host: str) -> bool:
+    """Whether this machine finds an address for ``host``."""
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except (OSError, UnicodeError):
+        return False
+
+
+def check_container(config: Config, problems: Problems) -> None:
+    """Check that the image, where it is a file, is there."""
+    container = config.cluster.container
+    if container.kind == "none":
+        return
+    image = container.image
+    is_file = image is not None and (image.startswith((".", "/")) or image.endswith((".sif", ".sqsh")))
+    problems.check(
+        image is not None and (not is_file or Path(image).exists()),
+        f"{image} does not exist" if image else f"cluster.container.kind={container.kind} needs an image",
+        keys=["cluster.container.image"],
+        remedy="cluster.container.image=FILE.sif, FILE.sqsh or a registry's address",
+    )
+
+
+def check_writable(run_dir: Path, problems: Problems) -> None:
+    """Check that the run directory can be written."""
+    try:
+        ensure_writable(run_dir)
+    except StorageError as error:
+        problems.add(error.cause, where=f"runs_dir/name = {run_dir}", remedy=error.remedy or "choose another")

@@ -1,0 +1,112 @@
+"""How a start of a run ended, from what its ranks wrote down, and what is to follow from it.
+
+Exit codes are not enough: ``srun --kill-on-bad-exit`` ends the ranks that leave a little later than
+the first with TERM, and returns that. The ledger and one small file per rank tell what happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distllm.cluster.control import TIME_LIMIT
+from distllm.errors import DataError
+from distllm.observe.ledger import LEDGER_FILE, Event, read_events
+
+EXITS_VARIABLE = "DISTLLM_EXITS"
+NEVER_AGAIN = (64, 65)
+"""Exit codes of what would fail again: configuration and damaged data (see `distllm.errors`)."""
+
+Kind = Literal["done", "stopped", "again", "hopeless", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a start ended.
+
+    ``done``: the run is complete; ``stopped``: it was asked to end for good; ``again``: it saved
+    because the limit is near; ``hopeless``: it would fail again; ``failed``: a new start may help.
+    """
+
+    kind: Kind
+    why: str
+    code: int
+
+
+class Watch:
+    """Sees what a start adds to the ledger. An earlier start that lives on does not count.
+
+    Args:
+        run_dir: the run directory.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / LEDGER_FILE
+        before = self._events()
+        self._seen = len(before)
+        self._attempt = max((event.attempt for event in before), default=0)
+
+    def outcome(self, code: int, exits: Path) -> Outcome:
+        """Tell how the start ended.
+
+        Args:
+            code: exit code of ``srun``.
+            exits: directory in which each rank has left its own exit code.
+        """
+        last = next((event for event in reversed(self._new()) if event.kind in _ENDS), None)
+        if last is not None and last.kind == "done":
+            return Outcome("done", f"step {last.fields.get('step')}", 0)
+        if last is not None and last.kind == "stopped":
+            why = str(last.fields.get("why"))
+            if TIME_LIMIT in why:
+                return Outcome("again", why, 75)
+            return Outcome("stopped", f"{why}, at step {last.fields.get('step')}", 75)
+        codes = rank_codes(exits)
+        never = next(((rank, own) for rank, own in sorted(codes.items()) if own in NEVER_AGAIN), None)
+        what = f": {last.fields.get('error')}: {last.fields.get('cause')}" if last is not None else ""
+        if never is not None:
+            return Outcome("hopeless", f"rank {never[0]} ended with {never[1]}{what}", never[1])
+        return Outcome("failed", f"srun ended with {code}{what}", 70)
+
+    def _new(self) -> list[Event]:
+        return [event for event in self._events()[self._seen :] if event.attempt > self._attempt]
+
+    def _events(self) -> list[Event]:
+        try:
+            return read_events(self._path)
+        except DataError:
+            return []
+
+
+_ENDS = ("done", "stopped", "failed", "oom")
+
+
+def leave_word(code: int) -> None:
+    """Leave this rank's exit code where the job script looks for it, if there is one."""
+    directory, rank = os.environ.get(EXITS_VARIABLE), os.environ.get("SLURM_PROCID")
+    if directory and rank:
+        with contextlib.suppress(OSError):  # srun's own code remains
+            (Path(directory) / rank).write_text(f"{code}\n", encoding="ascii")
+
+
+def rank_codes(exits: Path) -> dict[int, int]:
+    """Return the exit codes that ranks have left, by rank."""
+    found = {}
+    for path in exits.glob("[0-9]*"):
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+        if path.name.isdigit() and text.isdigit():
+            found[int(path.name)] = int(text)
+    return found
+
+
+def is_done(run_dir: Path) -> bool:
+    """Whether the run has taken all its steps."""
+    try:
+        events = read_events(run_dir / LEDGER_FILE)
+    except DataError:
+        return False
+    last = next((event for event in reversed(events) if event.kind in (*_ENDS, "attempt")), None)
+    return last is not None and last.kind == "done"

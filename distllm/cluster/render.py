@@ -1,0 +1,148 @@
+"""From a configuration to an ``sbatch`` script: the templates of ``slurm/``, filled in and quoted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from distllm.cluster.limits import gpus_per_node
+from distllm.cluster.snapshot import python_of
+from distllm.config.schema import Config
+
+_SETTINGS = "# settings\n"
+_DIRECTIVE = "#SBATCH "
+
+
+def template(name: str) -> str:
+    """Return the text of ``slurm/NAME.sbatch``."""
+    return (files("distllm") / "slurm" / f"{name}.sbatch").read_text(encoding="utf-8")
+
+
+def render(
+    name: str, options: Sequence[str], settings: Sequence[str], arguments: Sequence[str], made_by: str
+) -> str:
+    """Fill a template in.
+
+    Args:
+        name: of the template.
+        options: of sbatch, as ``--key=value``; they take the place of the template's own.
+        settings: shell lines that run first.
+        arguments: what the script is started with; they take the place of its own.
+        made_by: the command line that made it, for the reader.
+    """
+    shebang, *rest = template(name).splitlines(keepends=True)
+    code = [line for line in rest if not line.startswith("#") or line == _SETTINGS]
+    body = "".join(code).replace(
+        _SETTINGS, "".join(f"{line}\n" for line in [*settings, f"set -- {shlex.join(arguments)}"])
+    )
+    directives = "".join(f"{_DIRECTIVE}{option}\n" for option in options)
+    return f"{shebang}# Made from slurm/{name}.sbatch by: {' '.join(made_by.split())}\n{directives}{body}"
+
+
+def train_script(
+    config: Config, place: Path, code: Path, paths: Sequence[str], tasks: int, made_by: str
+) -> str:
+    """Return the script of a training run, or of an array of them.
+
+    Args:
+        config: the configuration, of the first run of an array.
+        place: where the submission lies, and the log of the job.
+        code: directory of the snapshot of this package.
+        paths: the submissions, one for each task.
+        tasks: how many there are.
+        made_by: the command line that asked for it.
+    """
+    log = place / ("job-%A-%a.log" if tasks > 1 else "job-%j.log")
+    settings = settings_lines(config, code=code, python=python_of(config), directory=Path.cwd())
+    return render("train", train_options(config, log, tasks=tasks), settings, paths, made_by)
+
+
+def train_options(config: Config, log: Path, *, tasks: int = 1) -> list[str]:
+    """Return sbatch's options for a training run, or for an array of ``tasks`` runs."""
+    cluster, slurm = config.cluster, config.cluster.slurm
+    options = common_options(config, f"distllm-{config.name}", log)
+    options += [f"--nodes={cluster.nodes}", f"--ntasks-per-node={cluster.procs_per_node}"]
+    if slurm.gpus is not None:
+        options.append(f"--gpus-per-node={slurm.gpus}")
+    elif gpus_per_node(config):
+        options.append(f"--gpus-per-node={gpus_per_node(config)}")
+    options += [f"--time={slurm.time_limit}", f"--signal=B:USR2@{slurm.warning_seconds}"]
+    options += ["--requeue" if slurm.requeue else "--no-requeue", "--open-mode=append"]
+    if tasks > 1:
+        at_once = f"%{slurm.max_array_tasks}" if slurm.max_array_tasks else ""
+        options.append(f"--array=0-{tasks - 1}{at_once}")
+    return [*options, *slurm.options]
+
+
+def prepare_options(config: Config, log: Path) -> list[str]:
+    """Return sbatch's options for a preparation by ``cluster.nodes`` tasks."""
+    slurm = config.cluster.slurm
+    at_once = f"%{slurm.max_array_tasks}" if slurm.max_array_tasks else ""
+    return [
+        *common_options(config, f"distllm-prepare-{config.name}", log),
+        "--nodes=1",
+        "--ntasks=1",
+        f"--array=0-{config.cluster.nodes - 1}{at_once}",
+        f"--time={slurm.time_limit}",
+        "--requeue",
+        *slurm.options,
+    ]
+
+
+def evaluate_options(config: Config, log: Path, step: int) -> list[str]:
+    """Return sbatch's options for the evaluation of one checkpoint."""
+    return [
+        *common_options(config, f"distllm-evaluate-{config.name}-{step}", log),
+        "--nodes=1",
+        "--ntasks=1",
+        *([f"--gpus-per-node={1}"] if gpus_per_node(config) else []),
+        "--time=01:00:00",
+        "--requeue",
+        *config.cluster.slurm.options,
+    ]
+
+
+def common_options(config: Config, job_name: str, log: Path) -> list[str]:
+    """Return the options that every kind of job has."""
+    slurm = config.cluster.slurm
+    named = {
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "reservation": slurm.reservation,
+        "constraint": slurm.constraint,
+        "exclude": ",".join(slurm.exclude) or None,
+        "cpus-per-task": slurm.cpus_per_rank,
+        "mem": slurm.memory,
+    }
+    given = [f"--{key}={value}" for key, value in named.items() if value is not None]
+    return [
+        f"--job-name={job_name}",
+        *given,
+        *(["--exclusive"] if slurm.exclusive else []),
+        f"--output={log}",
+    ]
+
+
+def settings_lines(
+    config: Config, *, code: Path, python: str, directory: Path, more: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the shell lines that a job runs first: where it runs, its code, its environment.
+
+    Args:
+        config: the configuration.
+        code: directory of the snapshot of this package.
+        python: the interpreter on the compute nodes.
+        directory: the working directory, to which paths of the configuration relate.
+        more: further variables.
+    """
+    env = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **config.cluster.env, **(more or {})}
+    return [
+        f"cd {shlex.quote(str(directory))}",
+        *config.cluster.setup,
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        *(f"export {name}={shlex.quote(str(value))}" for name, value in env.items()),
+        f"DISTLLM_PYTHON={shlex.quote(python)}",
+    ]

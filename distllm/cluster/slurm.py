@@ -1,0 +1,171 @@
+"""SLURM's commands as functions: what a cluster has, what is queued, and asking for a job."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from distllm.errors import LaunchError
+
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_GPUS = re.compile(r"gpu(?::[^:(,]+)?:(\d+)")
+_TOOL_SECONDS = 60
+DOWN = ("down", "drain", "fail", "no_respond", "unk", "error", "not_responding")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGroup:
+    """Nodes of one kind in one partition, as ``sinfo`` groups them. Times are seconds, memory MiB."""
+
+    partition: str
+    is_default: bool
+    is_up: bool
+    time_limit: int | None
+    nodes: int
+    cpus: int
+    memory: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """One line of ``squeue``."""
+
+    job: str
+    state: str
+    reason: str
+    nodes: str
+    time_left: str
+    name: str
+
+
+def call(*words: str) -> str:
+    """Run one of SLURM's commands and return what it printed.
+
+    Raises:
+        LaunchError: it is not installed here, did not answer, or refused.
+    """
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=_TOOL_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError as error:
+        raise LaunchError(
+            f"{words[0]} is not installed on this machine",
+            where=words[0],
+            remedy="run it on a login node; without SLURM there are distllm train and distllm launch",
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise LaunchError(
+            f"{words[0]} did not answer within {_TOOL_SECONDS} seconds",
+            where=" ".join(words),
+            remedy="ask again later: the controller is down or overloaded (scontrol ping)",
+        ) from error
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise LaunchError(
+            f"SLURM refused: {said}",
+            where=" ".join(words),
+            remedy="correct what SLURM names; limits of partitions: sinfo, of accounts: sacctmgr show assoc",
+        )
+    return done.stdout
+
+
+def node_groups() -> list[NodeGroup]:
+    """Return what the cluster has.
+
+    Raises:
+        LaunchError: see `call`.
+    """
+    rows = [line.split("|") for line in call("sinfo", "-h", "-o", "%P|%a|%l|%D|%c|%m|%G").splitlines()]
+    return [
+        NodeGroup(
+            partition=row[0].rstrip("*"),
+            is_default=row[0].endswith("*"),
+            is_up=row[1] == "up",
+            time_limit=parse_time(row[2]),
+            nodes=int(row[3]),
+            cpus=_leading_number(row[4]),
+            memory=_leading_number(row[5]),
+            gpus=sum(map(int, _GPUS.findall(row[6]))),
+        )
+        for row in rows
+        if len(row) == 7
+    ]
+
+
+def queued_jobs(jobs: Iterable[str] = ()) -> list[QueuedJob]:
+    """Return this user's jobs that wait or run, or those among ``jobs``.
+
+    Raises:
+        LaunchError: see `call`.
+    """
+    wanted = set(jobs)
+    rows = [line.split("|") for line in call("squeue", "-h", "--me", "-o", "%i|%T|%r|%N|%L|%j").splitlines()]
+    found = [QueuedJob(*row) for row in rows if len(row) == 6]
+    return [job for job in found if not wanted or job.job in wanted or job.job.split("_")[0] in wanted]
+
+
+def submit(script: str, options: Sequence[str] = (), arguments: Sequence[str] = ()) -> str:
+    """Submit a script and return the number of its job.
+
+    Raises:
+        LaunchError: see `call`.
+    """
+    return call("sbatch", "--parsable", *options, script, *arguments).strip().split(";")[0]
+
+
+def unusable(nodes: Sequence[str]) -> dict[str, str]:
+    """Return those among ``nodes`` that SLURM itself no longer uses, with their state.
+
+    Raises:
+        LaunchError: see `call`.
+    """
+    if not nodes:
+        return {}
+    lines = call("sinfo", "-h", "-N", "-n", ",".join(nodes), "-o", "%N|%T").splitlines()
+    states = dict(line.split("|", 1) for line in lines if "|" in line)
+    return {
+        node: state
+        for node, state in states.items()
+        if state.endswith("*") or state.rstrip("*~#!%$@^-").startswith(DOWN)
+    }
+
+
+def parse_time(text: str) -> int | None:
+    """Return SLURM's spelling of a time in seconds: ``90`` (minutes), ``1:30:00``, ``2-12``, ``2-12:30``.
+
+    Returns:
+        None for no limit.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if text.strip().lower() in ("infinite", "unlimited", "n/a"):
+        return None
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no time such as 90 (minutes), 12:00:00 or 2-00:00:00")
+    days, *rest = match.groups()
+    first, second, third = (int(part) if part else None for part in rest)
+    if days is not None:
+        hours, minutes, seconds = first or 0, second or 0, third or 0
+    elif second is None:
+        hours, minutes, seconds = 0, first or 0, 0
+    elif third is None:
+        hours, minutes, seconds = 0, first or 0, second
+    else:
+        hours, minutes, seconds = first or 0, second, third
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def _leading_number(text: str) -> int:
+    match = re.match(r"\d+", text)
+    return int(match[0]) if match else 0

@@ -1,0 +1,84 @@
+"""The ``srun`` command lines of a job: its ranks, and one task per node for the health check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distllm.cluster.snapshot import Submission, python_of
+from distllm.config.schema import Config
+
+RANK_MODULE = "distllm.launch.train"
+HEALTH_MODULE = "distllm.cluster.health"
+
+
+def ranks_command(submission: Submission, config: Config, logs: Path) -> list[str]:
+    """Return the command that starts all ranks, each with a log of its own."""
+    cluster = config.cluster
+    cores = cluster.slurm.cpus_per_rank
+    return [
+        "srun",
+        f"--nodes={cluster.nodes}",
+        f"--ntasks={cluster.nodes * cluster.procs_per_node}",
+        f"--ntasks-per-node={cluster.procs_per_node}",
+        *([f"--cpus-per-task={cores}"] if cores else []),  # srun does not take it over from sbatch
+        "--kill-on-bad-exit=1",
+        "--wait=60",
+        "--export=ALL",
+        f"--output={logs}/rank-%t.log",
+        *cluster.slurm.srun_options,
+        *_inside(submission, config),
+        "-m",
+        RANK_MODULE,
+        *submission.words,
+    ]
+
+
+def health_command(submission: Submission, config: Config, head: str, port: int) -> list[str]:
+    """Return the command that checks every node once."""
+    nodes = config.cluster.nodes
+    return [
+        "srun",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=0",
+        "--wait=0",
+        "--export=ALL",
+        *_inside(submission, config),
+        "-m",
+        HEALTH_MODULE,
+        str(submission.config_file),
+        str(submission.run_dir),
+        head,
+        str(port),
+    ]
+
+
+def _inside(submission: Submission, config: Config) -> list[str]:
+    """Return what stands before a program's arguments: the container, if there is one, and Python."""
+    container = config.cluster.container
+    if container.kind == "none":
+        return [python_of(config)]
+    mounts = [*container.mounts, *_needed(submission, config)]
+    image = container.image or ""
+    if container.kind == "pyxis":
+        return [
+            f"--container-image={image}",
+            f"--container-mounts={','.join(mounts)}",
+            f"--container-workdir={submission.directory}",
+            "--no-container-mount-home",
+            container.python,
+        ]
+    bound = [word for mount in mounts for word in ("--bind", mount)]
+    gpu = ["--nv"] if config.cluster.device == "cuda" else []
+    return ["apptainer", "exec", *gpu, *bound, "--pwd", str(submission.directory), image, container.python]
+
+
+def _needed(submission: Submission, config: Config) -> Sequence[str]:
+    """Return the directories that a run needs, each once, as mounts under the same name."""
+    dataset = config.data.out
+    paths = [submission.directory, submission.run_dir, submission.code]
+    if "://" not in dataset:
+        paths.append(submission.directory / dataset)
+    return [f"{path}:{path}" for path in dict.fromkeys(paths)]

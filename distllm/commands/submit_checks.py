@@ -1,0 +1,258 @@
+"""Everything that can be known on the login node before a job is queued, all problems at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distllm.cluster.control import Control
+from distllm.cluster.limits import (
+    CLOCK_SECONDS,
+    check_addresses,
+    check_container,
+    check_interval,
+    check_limits,
+    check_writable,
+    time_limit,
+)
+from distllm.cluster.slurm import node_groups, queued_jobs
+from distllm.commands.settle import dataset_facts
+from distllm.config.checks_prepare import check_prepare
+from distllm.config.compose import Composition, composition_of
+from distllm.config.memory_limit import read_memory_limit
+from distllm.config.problems import Problems
+from distllm.config.resolve import Resolved, World, resolve
+from distllm.config.schema import Config
+from distllm.data.manifest import Manifest
+from distllm.data.mirror import dataset_directory
+from distllm.errors import ConfigError, ConfigProblems, DistllmError
+from distllm.units import format_bytes, format_duration
+
+_MEASURED_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run that may be submitted.
+
+    Attributes:
+        config: its configuration.
+        run_dir: its directory.
+        words: overrides of the ranks' command line.
+        notes: what the person who submits may want to know.
+    """
+
+    config: Config
+    run_dir: Path
+    words: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def settle_submission(overrides: Sequence[str], config_dir: Path | None) -> Checked:
+    """Check a training run for the queue.
+
+    Raises:
+        ConfigProblems: everything that is wrong with it, its dataset, this cluster's limits or the
+            run directory.
+        LaunchError: SLURM cannot be asked.
+    """
+    problems = Problems()
+    words = list(overrides)
+    composition = composition_of(words, config_dir=config_dir, problems=problems)
+    config = composition.config
+    run_dir = Path(config.runs_dir) / config.name
+    check_cluster(config, problems)
+    check_writable(run_dir, problems)
+    _check_not_queued(run_dir, problems)
+    resolved = _resolved(config, problems)
+    notes: list[str] = []
+    if resolved is not None:
+        _check_dataset(resolved, problems)
+        notes += _check_time(resolved, run_dir, problems)
+        notes += _check_resume(resolved, run_dir, problems)
+    problems.raise_if_any()
+    assert resolved is not None
+    if config.checkpoint.resume == "never":
+        # No checkpoint is there now; those of this job's first start are for its second.
+        words.append("checkpoint.resume=auto")
+        composition = composition_of(words, config_dir=config_dir)
+    return Checked(composition.config, run_dir, words, [*_describe(composition, resolved), *notes])
+
+
+def settle_preparation(overrides: Sequence[str], config_dir: Path | None) -> Checked:
+    """Check a preparation for the queue.
+
+    Raises:
+        ConfigProblems: everything that is wrong with it, or with what it asks of the cluster.
+        LaunchError: SLURM cannot be asked.
+    """
+    problems = Problems()
+    config = composition_of(overrides, config_dir=config_dir, problems=problems).config
+    check_prepare(config, problems)
+    check_cluster(config, problems)
+    run_dir = Path(config.runs_dir) / f"{config.name}.prepare"
+    check_writable(run_dir, problems)
+    if "://" not in config.data.out:
+        check_writable(Path(config.data.out).parent, problems)
+    problems.raise_if_any()
+    return Checked(config, run_dir, list(overrides))
+
+
+def check_cluster(config: Config, problems: Problems) -> None:
+    """Check what a job asks of the cluster."""
+    check_addresses(config, problems)
+    check_container(config, problems)
+    check_limits(config, node_groups(), problems)
+
+
+def _resolved(config: Config, problems: Problems) -> Resolved | None:
+    """Settle the numbers, for the ranks of the job and not for this machine; note what forbids it."""
+    found = Problems()
+    found.suspects |= problems.suspects
+    dataset = dataset_facts(config, found, needed=True)
+    try:
+        return resolve(
+            config,
+            world=World.of_config(config),
+            dataset=dataset,
+            memory_limit=read_memory_limit(Path(config.runs_dir) / config.name),
+            problems=found,
+            starts_here=False,
+        )
+    except ConfigProblems as error:
+        problems.found += error.problems
+        return None
+
+
+def _check_dataset(resolved: Resolved, problems: Problems) -> None:
+    """Check the mixture, and that the tokenizer beside the shards is the one they were made with."""
+    from distllm.data.mixture import check_mixture
+    from distllm.data.tokenizer import Tokenizer
+
+    directory = dataset_directory(resolved.config.data)
+    manifest = Manifest.load(directory)
+    try:
+        check_mixture(resolved, manifest, problems)
+        fingerprint = Tokenizer.load(directory).fingerprint
+    except DistllmError as error:
+        problems.add(
+            error.cause, where=error.where or str(directory), remedy=error.remedy or "prepare it again"
+        )
+        return
+    problems.check(
+        fingerprint == manifest.tokenizer_fingerprint,
+        f"the tokenizer in {directory} is not the one that its shards were made with",
+        keys=["data.out"],
+        remedy="restore it, or prepare the dataset again",
+    )
+
+
+def _check_time(resolved: Resolved, run_dir: Path, problems: Problems) -> list[str]:
+    """Compare the time of a checkpoint interval, and of the whole run, with the limit of one start."""
+    measured = _seconds_per_step(run_dir)
+    limit = time_limit(resolved.config, Problems())
+    if measured is None:
+        return ["the time of a step is unknown: nothing was measured in this run directory yet"]
+    check_interval(resolved.config, measured, "measured in this run directory", problems)
+    needed = measured * resolved.max_steps
+    note = f"{format_duration(needed)} for {resolved.max_steps} steps of {measured:.3g} s, as measured here"
+    if limit is None:
+        return [note]
+    usable = max(1, limit - resolved.config.cluster.slurm.warning_seconds - CLOCK_SECONDS)
+    return [f"{note}: about {max(1, -(-int(needed) // usable))} starts under this time limit"]
+
+
+def _seconds_per_step(run_dir: Path) -> float | None:
+    """Return the median time of the last steps that this run has recorded."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return None
+    times: list[float] = []
+    before: tuple[int, float] | None = None
+    for text in path.read_text(encoding="utf-8").splitlines()[-4 * _MEASURED_STEPS :]:
+        try:
+            line: Mapping[str, Any] = json.loads(text)
+        except ValueError:
+            continue
+        if line.get("kind") != "step" or "time" not in line:
+            before = None
+            continue
+        if before is not None and line["step"] > before[0]:
+            times.append((line["time"] - before[1]) / (line["step"] - before[0]))
+        before = (line["step"], line["time"])
+    return statistics.median(times[-_MEASURED_STEPS:]) if times else None
+
+
+def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list[str]:
+    """Check that the run may go on from the newest checkpoint in its directory, if there is one."""
+    from distllm.checkpoint.format import STATE, list_checkpoints
+    from distllm.fsio import read_json
+
+    config, checkpoints = resolved.config, list_checkpoints(run_dir / "checkpoints")
+    if not checkpoints:
+        problems.check(
+            config.checkpoint.resume != "must",
+            f"there is no checkpoint in {run_dir} to resume from",
+            keys=["checkpoint.resume"],
+            remedy="checkpoint.resume=auto starts afresh; or check name and runs_dir",
+        )
+        return []
+    newest = checkpoints[0]
+    problems.check(
+        config.checkpoint.resume != "never",
+        f"the run directory holds a checkpoint: {newest.name}",
+        keys=["checkpoint.resume", "name"],
+        remedy="choose another name=..., or checkpoint.resume=auto to go on with it",
+    )
+    from distllm.train.resume import check_configuration
+
+    try:
+        facts = read_json(newest / STATE)["facts"]
+        notes = check_configuration(facts["config"], config, run_dir, allow_schedule=False)
+        if not Manifest.load(dataset_directory(config.data)).follows(facts["dataset"]):
+            raise ConfigError("the dataset changed since then", where=config.data.out, remedy="restore it")
+    except (ConfigError, KeyError) as error:
+        cause, remedy = getattr(error, "cause", repr(error)), getattr(error, "remedy", None)
+        problems.add(cause, where=str(newest), remedy=remedy or "choose another name=...")
+        return []
+    return [f"goes on from {newest}", *notes]
+
+
+def _check_not_queued(run_dir: Path, problems: Problems) -> None:
+    """Refuse a run that is in the queue already: two jobs would fight for one directory."""
+    from distllm.cluster.batch import job_of
+
+    job = job_of(run_dir)
+    if job is None or Control(run_dir).asked("cancel") is not None:
+        return
+    live = [queued for queued in queued_jobs([job]) if queued.state not in ("COMPLETING",)]
+    problems.check(
+        not live or os.environ.get("SLURM_JOB_ID") == job,
+        f"job {job} is {live[0].state.lower() if live else ''} in this run directory already",
+        keys=["name"],
+        remedy=f"distllm stop run={run_dir}, distllm cancel run={run_dir}, or choose another name=...",
+    )
+
+
+def _describe(composition: Composition, resolved: Resolved) -> list[str]:
+    config, slurm = composition.config, composition.config.cluster.slurm
+    free = format_bytes(_free(Path(config.runs_dir)))
+    return [
+        f"{config.cluster.nodes} nodes x {config.cluster.procs_per_node} ranks, "
+        f"{resolved.shape.num_params / 1e6:.4g}M parameters, {resolved.max_steps} steps of "
+        f"{config.train.tokens_per_step} tokens (micro-batch {resolved.micro_batch_size} x "
+        f"{resolved.grad_accum_steps} on each rank)",
+        f"partition {slurm.partition or '(default)'}, time limit {slurm.time_limit}, saved "
+        f"{slurm.warning_seconds} s before it; {free} free in {config.runs_dir}",
+    ]
+
+
+def _free(path: Path) -> int:
+    from distllm.fsio import free_bytes
+
+    return free_bytes(path)

@@ -1,0 +1,1 @@
+"""Templates of job scripts, shipped inside the wheel; see docs/clusters.md."""
