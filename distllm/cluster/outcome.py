@@ -49,11 +49,15 @@ class Watch:
         self._seen = len(before)
         self._attempt = max((event.attempt for event in before), default=0)
 
+    def has_ended(self) -> bool:
+        """Whether rank 0 has written down how this start ended."""
+        return any(event.kind in _ENDS for event in self._new())
+
     def outcome(self, code: int, exits: Path) -> Outcome:
         """Tell how the start ended.
 
         Args:
-            code: exit code of ``srun``.
+            code: exit code of ``srun``, or of another launcher.
             exits: directory in which each rank has left its own exit code.
         """
         last = next((event for event in reversed(self._new()) if event.kind in _ENDS), None)
@@ -69,7 +73,7 @@ class Watch:
         what = f": {last.fields.get('error')}: {last.fields.get('cause')}" if last is not None else ""
         if never is not None:
             return Outcome("hopeless", f"rank {never[0]} ended with {never[1]}{what}", never[1])
-        return Outcome("failed", f"srun ended with {code}{what}", 70)
+        return Outcome("failed", f"the launcher ended with {code}{what}", 70)
 
     def _new(self) -> list[Event]:
         return [event for event in self._events()[self._seen :] if event.attempt > self._attempt]
@@ -86,7 +90,8 @@ _ENDS = ("done", "stopped", "failed", "oom")
 
 def leave_word(code: int) -> None:
     """Leave this rank's exit code where the job script looks for it, if there is one."""
-    directory, rank = os.environ.get(EXITS_VARIABLE), os.environ.get("SLURM_PROCID")
+    directory = os.environ.get(EXITS_VARIABLE)
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
     if directory and rank:
         with contextlib.suppress(OSError):  # srun's own code remains
             (Path(directory) / rank).write_text(f"{code}\n", encoding="ascii")

@@ -138,7 +138,14 @@ def settings_lines(
         directory: the working directory, to which paths of the configuration relate.
         more: further variables.
     """
-    env = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **config.cluster.env, **(more or {})}
+    # Without the safe path Python would look into the working directory first: a checkout, perhaps.
+    env = {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        **config.cluster.env,
+        **(more or {}),
+    }
     return [
         f"cd {shlex.quote(str(directory))}",
         *config.cluster.setup,

@@ -23,7 +23,7 @@ from distllm.cluster.limits import (
 from distllm.cluster.slurm import node_groups, queued_jobs
 from distllm.commands.settle import dataset_facts
 from distllm.config.checks_prepare import check_prepare
-from distllm.config.compose import Composition, composition_of
+from distllm.config.compose import composition_of
 from distllm.config.memory_limit import read_memory_limit
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved, World, resolve
@@ -31,6 +31,7 @@ from distllm.config.schema import Config
 from distllm.data.manifest import Manifest
 from distllm.data.mirror import dataset_directory
 from distllm.errors import ConfigError, ConfigProblems, DistllmError
+from distllm.fsio import free_bytes
 from distllm.units import format_bytes, format_duration
 
 _MEASURED_STEPS = 50
@@ -62,18 +63,46 @@ def settle_submission(overrides: Sequence[str], config_dir: Path | None) -> Chec
         LaunchError: SLURM cannot be asked.
     """
     problems = Problems()
+    return settle_run(overrides, config_dir, problems, under_slurm=True)
+
+
+def settle_run(
+    overrides: Sequence[str],
+    config_dir: Path | None,
+    problems: Problems,
+    *,
+    under_slurm: bool = False,
+    fewest: int | None = None,
+) -> Checked:
+    """Check a training run on several machines.
+
+    Args:
+        overrides: of the configuration.
+        config_dir: a user's directory of groups.
+        problems: found so far; they are raised with those found here.
+        under_slurm: whether SLURM is to run it.
+        fewest: machines with which it must be able to go on, too.
+
+    Raises:
+        ConfigProblems: everything that is wrong.
+        LaunchError: SLURM cannot be asked.
+    """
     words = list(overrides)
     composition = composition_of(words, config_dir=config_dir, problems=problems)
     config = composition.config
     run_dir = Path(config.runs_dir) / config.name
-    check_cluster(config, problems)
+    if under_slurm:
+        check_cluster(config, problems)
+        _check_not_queued(run_dir, problems)
+    else:
+        check_addresses(config, problems)
     check_writable(run_dir, problems)
-    _check_not_queued(run_dir, problems)
     resolved = _resolved(config, problems)
     notes: list[str] = []
     if resolved is not None:
         _check_dataset(resolved, problems)
-        notes += _check_time(resolved, run_dir, problems)
+        _check_fewer(config, fewest or config.cluster.nodes, problems)
+        notes += _check_time(resolved, run_dir, problems) if under_slurm else []
         notes += _check_resume(resolved, run_dir, problems)
     problems.raise_if_any()
     assert resolved is not None
@@ -81,7 +110,21 @@ def settle_submission(overrides: Sequence[str], config_dir: Path | None) -> Chec
         # No checkpoint is there now; those of this job's first start are for its second.
         words.append("checkpoint.resume=auto")
         composition = composition_of(words, config_dir=config_dir)
-    return Checked(composition.config, run_dir, words, [*_describe(composition, resolved), *notes])
+    described = _describe(composition.config, resolved, under_slurm=under_slurm)
+    return Checked(composition.config, run_dir, words, [*described, *notes])
+
+
+def _check_fewer(config: Config, fewest: int, problems: Problems) -> None:
+    """Check that the global batch divides over every number of machines the run may be left with."""
+    cluster, unit = config.cluster, config.data.seq_len * config.cluster.procs_per_node
+    bad = [nodes for nodes in range(fewest, cluster.nodes) if config.train.tokens_per_step % (unit * nodes)]
+    problems.check(
+        not bad,
+        f"tokens_per_step {config.train.tokens_per_step} is no whole number of sequences on "
+        f"{', '.join(map(str, bad))} machines of {cluster.procs_per_node} ranks",
+        keys=["train.tokens_per_step", "elastic"],
+        remedy="raise the fewest machines, or choose a step that divides by every number between",
+    )
 
 
 def settle_preparation(overrides: Sequence[str], config_dir: Path | None) -> Checked:
@@ -239,20 +282,17 @@ def _check_not_queued(run_dir: Path, problems: Problems) -> None:
     )
 
 
-def _describe(composition: Composition, resolved: Resolved) -> list[str]:
-    config, slurm = composition.config, composition.config.cluster.slurm
-    free = format_bytes(_free(Path(config.runs_dir)))
-    return [
+def _describe(config: Config, resolved: Resolved, *, under_slurm: bool) -> list[str]:
+    slurm = config.cluster.slurm
+    shape = (
         f"{config.cluster.nodes} nodes x {config.cluster.procs_per_node} ranks, "
         f"{resolved.shape.num_params / 1e6:.4g}M parameters, {resolved.max_steps} steps of "
         f"{config.train.tokens_per_step} tokens (micro-batch {resolved.micro_batch_size} x "
-        f"{resolved.grad_accum_steps} on each rank)",
+        f"{resolved.grad_accum_steps} on each rank)"
+    )
+    queue = (
         f"partition {slurm.partition or '(default)'}, time limit {slurm.time_limit}, saved "
-        f"{slurm.warning_seconds} s before it; {free} free in {config.runs_dir}",
-    ]
-
-
-def _free(path: Path) -> int:
-    from distllm.fsio import free_bytes
-
-    return free_bytes(path)
+        f"{slurm.warning_seconds} s before it"
+    )
+    space = f"{format_bytes(free_bytes(Path(config.runs_dir)))} free in {config.runs_dir}"
+    return [shape, queue, space] if under_slurm else [shape, space]

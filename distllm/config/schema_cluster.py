@@ -38,8 +38,8 @@ class SlurmConfig:
         0, "evaluate checkpoints of these steps in jobs of their own; 0: none", minimum=0
     )
     python: str | None = option(None, "Python of the compute nodes; null is the one that submits")
-    options: tuple[str, ...] = option((), "further options of sbatch, such as [--switches=1]")
-    srun_options: tuple[str, ...] = option((), "further options of srun, such as [--cpu-bind=cores]")
+    options: tuple[str, ...] = option((), "further options of sbatch, such as ['--switches=1']")
+    srun_options: tuple[str, ...] = option((), "further options of srun, such as ['--cpu-bind=cores']")
 
 
 @dataclass(frozen=True)

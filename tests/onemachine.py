@@ -14,7 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare", "nsenter")
+NAMESPACES = ("ip", "unshare", "nsenter")
+SLURM = ("slurmctld", "slurmd", "munged", "sbatch")
 NETWORK = "10.77.0"
 _SBIN = "/usr/sbin:/sbin:/usr/local/sbin"
 _CONFIGURATION = """
@@ -63,17 +64,24 @@ PartitionName=high Nodes=ALL MaxTime=24:00:00 PriorityTier=10 PreemptMode=OFF
 
 def missing():
     """Say why no cluster can be started here; an empty string if one can."""
-    os.environ["PATH"] = f"{os.environ['PATH']}:{_SBIN}"
-    absent = [program for program in PROGRAMS if shutil.which(program) is None]
-    if absent:
-        return f"needs {', '.join(absent)}: apt-get install slurmctld slurmd slurm-client munge iproute2"
+    return missing_namespaces() or _absent(SLURM, "slurmctld slurmd slurm-client munge")
+
+
+def missing_namespaces():
+    """Say why no node can be made here; an empty string if one can."""
+    if absent := _absent(NAMESPACES, "iproute2 util-linux"):
+        return absent
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
-    probe = subprocess.run(
-        ["unshare", "--net", "--uts", "--mount", "--pid", "--ipc", "--fork", "true"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    words = ["unshare", "--net", "--uts", "--mount", "--pid", "--ipc", "--fork", "true"]
+    probe = subprocess.run(words, capture_output=True, text=True, check=False)
     return "" if probe.returncode == 0 else f"needs namespaces: {probe.stderr.strip()}"
+
+
+def _absent(programs, packages):
+    path = f"{os.environ['PATH']}:{_SBIN}"
+    absent = [program for program in programs if shutil.which(program, path=path) is None]
+    return f"needs {', '.join(absent)}: apt-get install {packages}" if absent else ""
 
 
 class Machines:
@@ -88,6 +96,7 @@ class Machines:
         self.state = Path(state)
         self.names = list(names)
         self._holders = {}
+        os.environ["PATH"] = f"{os.environ['PATH']}:{_SBIN}"
         for directory in ("etc", "run", "log", "state", "spool", "dev"):
             (self.state / directory).mkdir(parents=True, exist_ok=True)
         self.state.chmod(0o755)

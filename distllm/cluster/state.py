@@ -1,0 +1,109 @@
+"""The state of a run, from its directory and from SLURM together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distllm.cluster.batch import job_of
+from distllm.cluster.history import History, Start
+from distllm.cluster.slurm import QueuedJob
+from distllm.errors import DataError
+from distllm.observe.ledger import LEDGER_FILE, read_events
+
+_TAIL_BYTES = 1 << 16
+_ENDS = ("done", "stopped", "failed", "oom")
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What is known of a run.
+
+    Attributes:
+        path: the run directory.
+        job: its job under SLURM, if it was ever submitted.
+        state: what SLURM says of the job, else how the run last ended, in small letters.
+        reason: why a job waits.
+        nodes: where it runs.
+        step: last step that was logged.
+        max_steps: where the run ends, if it has told.
+        eta_seconds: time it still needs, by its own last estimate.
+        saved: step of the newest checkpoint.
+        starts: how often it was started under SLURM.
+        excluded: nodes left out.
+    """
+
+    path: Path
+    job: str | None
+    state: str
+    reason: str
+    nodes: str
+    step: int
+    max_steps: int | None
+    eta_seconds: float | None
+    saved: int
+    starts: tuple[Start, ...]
+    excluded: tuple[str, ...]
+
+
+def state_of(run_dir: Path, queue: Sequence[QueuedJob]) -> RunState:
+    """Return the state of the run in ``run_dir``; ``queue`` is what SLURM has of this user."""
+    history, job = History(run_dir), job_of(run_dir)
+    queued = next((one for one in queue if one.job == job), None)
+    step, eta = _last_step(run_dir)
+    return RunState(
+        path=run_dir,
+        job=job,
+        state=queued.state.lower() if queued else _ended_how(run_dir),
+        reason=queued.reason if queued and queued.state == "PENDING" else "",
+        nodes=queued.nodes if queued else "",
+        step=step,
+        max_steps=_max_steps(run_dir),
+        eta_seconds=eta,
+        saved=history.saved_step(),
+        starts=tuple(history.starts()),
+        excluded=tuple(sorted(history.excluded())),
+    )
+
+
+def _ended_how(run_dir: Path) -> str:
+    """Return how the last attempt ended; ``lost`` if it did not say, ``new`` if there was none."""
+    try:
+        events = read_events(run_dir / LEDGER_FILE)
+    except DataError:
+        return "new"
+    last = next((event for event in reversed(events) if event.kind in (*_ENDS, "attempt")), None)
+    if last is None:
+        return "new"
+    return "lost" if last.kind == "attempt" else last.kind
+
+
+def _last_step(run_dir: Path) -> tuple[int, float | None]:
+    """Read the last step's record from the end of ``metrics.jsonl``, however long that is."""
+    try:
+        with (run_dir / "metrics.jsonl").open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = stream.read().splitlines()
+    except OSError:
+        return 0, None
+    for line in reversed(lines):
+        try:
+            record: Any = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("kind") == "step":
+            eta = record.get("eta_seconds")
+            return int(record["step"]), float(eta) if isinstance(eta, int | float) else None
+    return 0, None
+
+
+def _max_steps(run_dir: Path) -> int | None:
+    try:
+        content = json.loads((run_dir / "explain.json").read_text(encoding="utf-8"))
+        return int(content["max_steps"]["value"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,16 @@
+"""`distllm cancel`: end a run now, so that nothing starts it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def run(words: Sequence[str]) -> int:
+    """End a run's job without saving, and forbid what waits for it to start it again."""
+    from distllm.commands.verbs import ask, end_job
+
+    path, _ = ask("cancel", words)
+    job = end_job(path)
+    print(f"job {job} is cancelled" if job else f"{path} has no job in the queue")
+    print("nothing starts it again; submit it anew to go on from its last checkpoint")
+    return 0

@@ -1,0 +1,38 @@
+"""`distllm why`: why a run ended, from the logs of all its ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distllm.commands.arguments import parse_options
+from distllm.commands.status import Options
+
+
+def run(words: Sequence[str]) -> int:
+    """Print how the last starts ended, and the earliest error over all ranks of the last one."""
+    options = parse_options("why", Options, words)
+    from distllm.cluster.batch import start_directory
+    from distllm.cluster.diagnose import first_error
+    from distllm.cluster.state import state_of
+    from distllm.commands.jobs import queue_if_any
+    from distllm.commands.verbs import directory_of
+
+    path = directory_of(options.run, options.runs_dir, "why")
+    state = state_of(path, queue_if_any())
+    print(f"{path}: {state.state} at step {state.step}")
+    for start in state.starts[-3:]:
+        end = (
+            f"{start.end}: {start.why}" if start.end else "ended by SLURM: preemption, cancel, node or limit"
+        )
+        print(f"start {start.number} on {','.join(start.nodes)}: {end}")
+    if not state.starts:
+        print("it was not started by SLURM; distllm ledger has its events")
+        return 0
+    finding = first_error(start_directory(path, state.starts[-1].number))
+    if finding is None:
+        print("no rank has logged an error")
+        return 0
+    print(f"first error, on rank {finding.rank}: {finding.cause}")
+    print("\n".join(f"  | {line}" for line in finding.excerpt.splitlines()))
+    print(f"  log:    {finding.log}\n  remedy: {finding.remedy}")
+    return 0
