@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # A build of a C++ extension that is killed leaves a lock that hangs the next one: keep it to this checkout.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: help setup demo check test readme real gpu-check bench clean
+.PHONY: help setup demo check test test-slurm readme real gpu-check bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##/  make \1\t/p' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ check: $(STAMP)  ## lint, format, types, layers and the fast tests: under two mi
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 -m "not slow" \
 	  tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
 
-test: $(STAMP)  ## every test but the README's commands and those on a corpus of Debian packages
-	$(BIN)/pytest --ignore=tests/arch/test_readme.py --ignore=tests/real
+test: $(STAMP)  ## every test but the README's commands, those of test-slurm and those on a corpus of Debian packages
+	$(BIN)/pytest --ignore=tests/arch/test_readme.py --ignore=tests/real -m "not slurm"
+
+test-slurm: $(STAMP)  ## a real SLURM, and several machines, on this one: needs root and Debian's packages
+	$(BIN)/pytest -m slurm tests/slurm
 
 readme: $(STAMP)  ## run the README's commands
 	$(BIN)/pytest tests/arch/test_readme.py

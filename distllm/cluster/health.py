@@ -129,6 +129,7 @@ class Listener:
 
     def close(self) -> None:
         """Take no more connections."""
+        self._server.shutdown(socket.SHUT_RDWR)  # closing alone would leave the thread in accept
         self._server.close()
 
     def _serve(self) -> None:

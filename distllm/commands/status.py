@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from distllm.commands.arguments import parse_options
-from distllm.config.options import option
+from distllm.commands.verbs import Options, directory_of
 from distllm.units import format_duration
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the commands take that look at, or ask something of, one run."""
-
-    run: str | None = option(None, "name or directory of the run")
-    runs_dir: str = option("runs", "directory that holds run directories")
 
 
 def run(words: Sequence[str]) -> int:
@@ -27,7 +18,6 @@ def run(words: Sequence[str]) -> int:
     from distllm.cluster.diagnose import tail
     from distllm.cluster.state import state_of
     from distllm.commands.jobs import queue_if_any
-    from distllm.commands.verbs import directory_of
 
     path = directory_of(options.run, options.runs_dir, "status")
     state = state_of(path, queue_if_any())

@@ -5,13 +5,21 @@ from __future__ import annotations
 import getpass
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from distllm.cluster.control import Control, Wish
 from distllm.commands.arguments import parse_options
+from distllm.config.options import option
 from distllm.errors import ConfigError
 
-DONE = "the run is not running: nothing to "
+
+@dataclass(frozen=True)
+class Options:
+    """What the commands take that look at, or ask something of, one run."""
+
+    run: str | None = option(None, "name or directory of the run")
+    runs_dir: str = option("runs", "directory that holds run directories")
 
 
 def directory_of(name: str | None, runs_dir: str, command: str) -> Path:
@@ -34,7 +42,6 @@ def ask(wish: Wish, words: Sequence[str]) -> tuple[Path, str]:
     """Leave a request to the run that the command line names; return its directory and SLURM's state."""
     from distllm.cluster.state import state_of
     from distllm.commands.jobs import queue_if_any
-    from distllm.commands.status import Options
 
     options = parse_options(wish, Options, words)
     path = directory_of(options.run, options.runs_dir, wish)

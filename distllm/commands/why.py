@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distllm.commands.arguments import parse_options
-from distllm.commands.status import Options
+from distllm.commands.verbs import Options, directory_of
 
 
 def run(words: Sequence[str]) -> int:
@@ -15,7 +15,6 @@ def run(words: Sequence[str]) -> int:
     from distllm.cluster.diagnose import first_error
     from distllm.cluster.state import state_of
     from distllm.commands.jobs import queue_if_any
-    from distllm.commands.verbs import directory_of
 
     path = directory_of(options.run, options.runs_dir, "why")
     state = state_of(path, queue_if_any())

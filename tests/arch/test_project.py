@@ -62,7 +62,10 @@ def test_ci_script_is_executable_and_valid_bash():
     assert "set -euo pipefail" in script.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "check", "test", "readme", "gpu-check", "clean"])
+TARGETS = ("setup", "demo", "check", "test", "test-slurm", "readme", "gpu-check", "clean")
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_make_target_exists(target):
     result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
