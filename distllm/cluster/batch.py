@@ -151,7 +151,7 @@ class JobScript:
         try:
             call("scontrol", "requeue", self._allocation.job)
         except LaunchError as error:
-            say(f"requeue refused ({error.cause}): a new job takes over")
+            say(f"requeue refused: {error.cause}")
             return self._chain()
         say("queued again")
         # SLURM now ends this script. A script that went on would find the job it has just left.
@@ -166,7 +166,13 @@ class JobScript:
         if set(self._allocation.nodes) <= set(self._history.excluded()) and len(self._allocation.nodes) > 1:
             say("every node of the job fails: look for one cause; nothing is started again")
             return 74
-        return self._chain() if self._may_return() else 74
+        if not self._may_return():
+            return 74
+        try:
+            return self._chain()
+        except LaunchError as error:
+            say(f"no job takes over: {error.cause}")
+            return 74
 
     def _may_return(self) -> bool:
         slurm = self._config.cluster.slurm

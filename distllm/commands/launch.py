@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _HELP = (
     "Train on several machines. hostfile=FILE starts the ranks of all machines from here with the "
-    "deepspeed launcher (include=[..], exclude=[..], launcher=pdsh|openmpi, port=N). "
+    "deepspeed launcher (include=HOSTS, exclude=HOSTS, launcher=pdsh|openmpi, port=N). "
     "rendezvous=HOST:PORT elastic=MIN:MAX, run on every machine, starts the ranks of this one with "
     "torchrun; when a machine is lost, the others go on. dry_run=true prints the command"
 )
@@ -31,8 +31,8 @@ class Options:
     """What `distllm launch` takes besides a configuration."""
 
     hostfile: str | None = option(None, "file with a line HOST slots=RANKS for each machine")
-    include: tuple[str, ...] = option((), "hosts of the hostfile that take part; none: all of them")
-    exclude: tuple[str, ...] = option((), "hosts of the hostfile that do not")
+    include: str = option("", "hosts of the hostfile that take part, as n1,n7 or n[1-4]; none: all of them")
+    exclude: str = option("", "hosts of the hostfile that do not take part")
     launcher: Literal["pdsh", "openmpi"] = option("pdsh", "what the deepspeed launcher reaches hosts with")
     port: int = option(29400, "port at which ranks meet; a start uses one of the hundred above", minimum=1024)
     rendezvous: str | None = option(None, "HOST:PORT of the machine on which torchrun's agents meet")
@@ -60,6 +60,7 @@ def run(words: Sequence[str]) -> int:
 
 def _by_hostfile(options: Options, overrides: list[str], config_dir: Path | None) -> int:
     from distllm.cluster.hostfile import chosen_hosts, read_hostfile, write_hostfile
+    from distllm.cluster.hostlist import expand
     from distllm.cluster.remote import HOSTFILE, deepspeed_command, supervise_remote
     from distllm.commands.submit_checks import settle_run
     from distllm.config.problems import Problems
@@ -67,7 +68,7 @@ def _by_hostfile(options: Options, overrides: list[str], config_dir: Path | None
 
     problems = Problems()
     listed = read_hostfile(Path(options.hostfile or ""), problems)
-    hosts = chosen_hosts(listed, options.include, options.exclude, problems)
+    hosts = chosen_hosts(listed, expand(options.include), expand(options.exclude), problems)
     slots = next(iter(hosts.values()), 1)
     words = [*overrides, f"cluster.nodes={max(1, len(hosts))}", f"cluster.procs_per_node={slots}"]
     found = settle_run(words, config_dir, problems)

@@ -216,7 +216,7 @@ def test_torchrun_loses_a_machine_and_the_other_goes_on(machines, root, expected
 def test_what_a_hostfile_must_not_say_is_told_at_once(machines, root):
     path = root / "bad-hosts"
     path.write_text("n1 slots=1\nn1 slots=1\nn2 slot=1\nno-such-host.invalid slots=2\n")
-    more = ["exclude=[n9]", "optim.lrr=1", "cluster.head=nowhere.invalid"]
+    more = ["exclude=n9", "optim.lrr=1", "cluster.head=nowhere.invalid"]
     done = machines.run("ctl", *tiny.command("launch", f"hostfile={path}", *words(root, "bad"), *more),
                         check=False, env=environment(machines))  # fmt: skip
     assert done.returncode == 64, done.stdout + done.stderr

@@ -1,6 +1,5 @@
 """`distllm submit` on a real SLURM of three nodes: what it does to jobs, and what jobs make of it."""
 
-import contextlib
 import json
 import shutil
 import subprocess
@@ -11,17 +10,25 @@ import onemachine
 import pytest
 import tiny
 from onemachine import Cluster, wait_for
+from slurm_runs import (
+    SMALL,
+    at_step,
+    check_complete,
+    distllm,
+    ended,
+    length,
+    logs,
+    nothing_runs,
+    reference,
+    slow,
+    starts,
+    submit,
+)
 
 from distllm.cluster.history import History
 from distllm.observe.ledger import read_events
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
-
-SMALL = (
-    "engine=local", "cluster.nodes=2", "cluster.procs_per_node=1", "cluster.health.enabled=false",
-    "cluster.timeout_seconds=60", "cluster.threads_per_rank=1",
-)  # fmt: skip
-STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -40,85 +47,16 @@ def root(tmp_path_factory):
     return tiny.prepare(tmp_path_factory.mktemp("slurm"))
 
 
-@pytest.fixture(autouse=True)
-def nothing_left(cluster, root):
-    """After every test, also one that failed: no job in the queue, no rank in any node."""
-    yield
-    cluster.run("ctl", "scancel", "--user=root", check=False)
-    wait_for(lambda: not cluster.run("ctl", "squeue", "-h").stdout.strip(), 60, "jobs are left")
-    left = cluster.processes("distllm.launch.train", str(root))
-    assert left == []
-
-
 @pytest.fixture(scope="module")
 def expected(root):
-    """The steps of the same small run, never interrupted, without SLURM."""
-    words = tiny.overrides(
-        root, SMALL[0], "cluster.threads_per_rank=1", "name=alone", "cluster.procs_per_node=2", *length()
-    )
-    done = tiny.distllm("train", *words)
-    assert done.returncode == 0, done.stderr
-    return tiny.exact(tiny.steps(root, "alone"))
+    return reference(root)
 
 
-def length(steps=STEPS):
-    return (f"train.max_steps={steps}", "checkpoint.every_steps=8", "eval.every_steps=0")
-
-
-def distllm(cluster, *words, node="ctl", code=0):
-    done = cluster.run(node, *tiny.command(*words), check=False, timeout=300, env=tiny.environment())
-    assert done.returncode == code, f"{words}\n{done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def submit(cluster, root, name, *more):
-    """Submit the small run and return the number of its job."""
-    words = [*tiny.overrides(root, *SMALL, *length()), f"name={name}", *more]
-    told = distllm(cluster, "submit", *words)
-    return next(line for line in told.splitlines() if line.startswith("job ")).split()[1].rstrip(":")
-
-
-def slow(first=1, steps=18):
-    """A fault that makes every step of the first start half a second longer, so that it can be met.
-
-    The last steps are not slowed down: those of a second start have no need of it.
-    """
-    return f"chaos.faults=[slow@{first}x{steps}]"
-
-
-def at_step(root, name, step):
-    def reached():
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return max(tiny.steps(root, name), default=0) >= step
-        return False
-
-    return wait_for(reached, 300, lambda: f"{name} did not reach step {step}\n{logs(root, name)}")
-
-
-def logs(root, name):
-    home = root / "runs" / name / "slurm"
-    return "\n".join(f"--- {path}\n{path.read_text()[-3000:]}" for path in sorted(home.rglob("*.log")))
-
-
-def ended(cluster, root, name, seconds=400):
-    """Wait until the run's newest job has left the queue, and return its state."""
-
-    def gone():
-        job = (root / "runs" / name / "slurm" / "job").read_text().strip()
-        state = cluster.job(job, "JobState")
-        return state if state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING") else ""
-
-    return wait_for(gone, seconds, lambda: f"{name} did not end\n{logs(root, name)}")
-
-
-def starts(root, name):
-    return History(root / "runs" / name).starts()
-
-
-def check_complete(cluster, root, name, expected):
-    assert ended(cluster, root, name) == "COMPLETED", logs(root, name)
-    assert tiny.exact(tiny.steps(root, name)) == expected
-    assert starts(root, name)[-1].end == "done"
+@pytest.fixture(autouse=True)
+def nothing_left(cluster, root):
+    """After every test, also one that failed."""
+    yield
+    nothing_runs(cluster, root)
 
 
 def test_deepspeed_trains_on_two_nodes_as_on_one(cluster, root):
@@ -214,7 +152,7 @@ def test_a_wrong_configuration_in_the_job_is_not_tried_again(cluster, root):
 
 
 def test_cancel_leaves_no_process_and_nothing_starts_again(cluster, root):
-    job = submit(cluster, root, "cancelled", slow(), "chain=2")
+    job = submit(cluster, root, "cancelled", slow(steps=400), "train.max_steps=400", "chain=2")
     at_step(root, "cancelled", 3)
     distllm(cluster, "cancel", "run=cancelled", f"runs_dir={root}/runs")
     wait_for(lambda: not cluster.run("ctl", "squeue", "-h").stdout.strip(), 60, "the chain goes on")
@@ -225,7 +163,8 @@ def test_cancel_leaves_no_process_and_nothing_starts_again(cluster, root):
 
 
 def test_save_and_stop_by_verb(cluster, root):
-    job = submit(cluster, root, "asked", slow())
+    endless = (slow(steps=400), "train.max_steps=400", "checkpoint.every_steps=400")
+    job = submit(cluster, root, "asked", *endless)
     at_step(root, "asked", 2)
     distllm(cluster, "save", "run=asked", f"runs_dir={root}/runs")
     wait_for(lambda: History(root / "runs" / "asked").saved_step() > 0, 30, lambda: logs(root, "asked"))
@@ -257,7 +196,7 @@ def test_a_sweep_is_an_array_and_only_the_warned_task_comes_back(cluster, root):
     words = [*tiny.overrides(root, *SMALL, *length()), "cluster.nodes=1", "name=sweep", slow(1, 30), "-m"]
     told = distllm(cluster, "submit", *words, "optim.lr=1e-3,5e-4")
     job = told.split("job ")[1].split(":")[0]
-    names = [f"sweep.optim.lr={value}" for value in ("1e-3", "5e-4")]
+    names = [f"sweep.optim.lr={value}" for value in ("0.001", "0.0005")]
     at_step(root, names[1], 5)
     cluster.run("ctl", "scancel", "--batch", "--signal=USR2", f"{job}_1")
     assert [ended(cluster, root, name) for name in names] == ["COMPLETED"] * 2

@@ -1,0 +1,174 @@
+"""Nodes that fail under a run, on a real SLURM of four: power, cable, daemon, health, and the clock."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import onemachine
+import pytest
+import tiny
+from onemachine import Cluster, wait_for
+from slurm_runs import at_step, check_complete, logs, nothing_runs, reference, slow, starts, submit
+
+from distllm.cluster.history import History
+from distllm.observe.ledger import read_events
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    if reason := onemachine.missing():
+        pytest.skip(reason)
+    state = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    with Cluster(state, 4) as running:
+        yield running
+    assert running.processes(str(state)) == []
+    shutil.rmtree(state)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.prepare(tmp_path_factory.mktemp("nodes"))
+
+
+@pytest.fixture(scope="module")
+def expected(root):
+    return reference(root)
+
+
+@pytest.fixture(scope="module")
+def limited(cluster, root):
+    """A run that meets its time limit while the other tests go on: SLURM looks at limits twice a minute."""
+    limits = ("cluster.slurm.time_limit=2", "cluster.slurm.warning_seconds=55", "cluster.nodes=1")
+    return submit(cluster, root, "limited", *limits, slow(steps=400), "train.max_steps=400")
+
+
+@pytest.fixture(autouse=True)
+def whole_again(cluster, root, limited):
+    """After every test all nodes are back, and only the run with the time limit may go on."""
+    yield
+    for name in cluster.names:
+        if name not in cluster.idle() and not cluster.run("ctl", "squeue", "-h", "-w", name).stdout:
+            cluster.run("ctl", "scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
+    wait_for(
+        lambda: len(cluster.idle()) >= len(cluster.names) - 1,
+        120,
+        lambda: cluster.run("ctl", "sinfo", "-N", "-l").stdout,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(cluster, root):
+    yield
+    nothing_runs(cluster, root)
+
+
+def second_node(root, name):
+    """The node of rank 1: the job script runs on the other."""
+    return starts(root, name)[0].nodes[1]
+
+
+def excluded(root, name):
+    return History(root / "runs" / name).excluded()
+
+
+def test_a_node_without_power_is_replaced_and_excluded(cluster, root, expected):
+    submit(cluster, root, "power", slow())
+    at_step(root, "power", 10)
+    lost = second_node(root, "power")
+    cluster.crash(lost)
+    try:
+        check_complete(cluster, root, "power", expected)
+    finally:
+        cluster.boot(lost)
+    first, second = starts(root, "power")[:2]
+    assert lost not in second.nodes
+    assert second.before == 8
+    assert first.end in (None, "failed")
+    assert list(excluded(root, "power")) in ([lost], [])
+
+
+def test_the_node_of_the_job_script_may_be_the_one_that_is_lost(cluster, root, expected):
+    submit(cluster, root, "head", slow())
+    at_step(root, "head", 10)
+    lost = starts(root, "head")[0].nodes[0]
+    cluster.crash(lost)
+    try:
+        check_complete(cluster, root, "head", expected)
+    finally:
+        cluster.boot(lost)
+    first, second = starts(root, "head")
+    assert first.end is None, "nobody was left to write it down"
+    assert lost not in second.nodes
+    assert lost in excluded(root, "head")
+
+
+def test_a_node_that_is_cut_off_is_shut_out(cluster, root, expected):
+    """Its rank lives on without a network; the next start takes the directory over and goes on."""
+    submit(cluster, root, "cut", slow(), "cluster.timeout_seconds=20")
+    at_step(root, "cut", 10)
+    lost = starts(root, "cut")[0].nodes[0]
+    cluster.cut(lost)
+    try:
+        check_complete(cluster, root, "cut", expected)
+    finally:
+        cluster.mend(lost)
+    assert lost not in starts(root, "cut")[-1].nodes
+    wait_for(
+        lambda: not cluster.processes("distllm.launch.train", "name=cut"),
+        180,
+        lambda: "\n".join(cluster.processes("distllm.launch.train", "name=cut")),
+    )
+    assert tiny.exact(tiny.steps(root, "cut")) == expected, "nothing was written after it was shut out"
+
+
+def test_a_killed_slurmd(cluster, root, expected):
+    submit(cluster, root, "daemon", slow())
+    at_step(root, "daemon", 10)
+    lost = starts(root, "daemon")[0].nodes[0]
+    daemon = (cluster.state / "run" / f"slurmd.{lost}.pid").read_text().strip()
+    cluster.run(lost, "kill", "-KILL", daemon)
+    try:
+        check_complete(cluster, root, "daemon", expected)
+    finally:
+        cluster.run(lost, "slurmd", "-c", "-N", lost, "-f", str(cluster.configuration))
+    second = starts(root, "daemon")[-1]
+    assert lost not in second.nodes
+    assert lost in excluded(root, "daemon")
+
+
+def test_a_node_that_fails_its_health_check_is_named_and_left_out(cluster, root, expected):
+    """One node's temporary directory is a full file system."""
+    small = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/var/tmp"]
+    submit_to = "cluster.slurm.exclude=[n4]"
+    cluster.run("n3", *small)
+    try:
+        health = ["cluster.health.enabled=true", "cluster.health.min_free_bytes=1MiB"]
+        env = "cluster.env.TMPDIR=/var/tmp"
+        submit(cluster, root, "sick", *health, env, "cluster.health.collective=false", submit_to)
+        wait_for(lambda: excluded(root, "sick"), 200, lambda: logs(root, "sick"))
+    finally:
+        cluster.run("n3", "umount", "/var/tmp")
+    assert "free in the temporary directory" in excluded(root, "sick")["n3"]
+    first = wait_for(lambda: [s for s in starts(root, "sick") if s.end], 60, lambda: logs(root, "sick"))[0]
+    assert first.end == "elsewhere"
+    follower = (root / "runs/sick/slurm/job").read_text().strip()
+    assert follower != first.job
+    assert cluster.job(follower, "ExcNodeList") == "n[3-4]"
+    cluster.run("ctl", "scancel", follower)
+
+
+def test_the_limit_itself_and_the_job_goes_on(cluster, root, limited):
+    """By now SLURM has sent the warning; the second start is at work, or will be soon."""
+    wait_for(lambda: len(starts(root, "limited")) >= 2, 300, lambda: logs(root, "limited"))
+    first, second = starts(root, "limited")[:2]
+    assert (first.end, first.job, second.job) == ("again", limited, limited)
+    assert first.step == second.before > 0
+    stopped = [event for event in read_events(root / "runs/limited/ledger.jsonl") if event.kind == "stopped"]
+    assert "the time limit is near" in stopped[0].fields["why"]
+    assert stopped[0].fields["step"] == first.step
+    lines = (root / "runs/limited/metrics.jsonl").read_text().splitlines()
+    steps = [line["step"] for line in map(json.loads, lines) if line["kind"] == "step"]
+    assert steps == sorted(set(steps)), "no step is lost and none is taken twice"

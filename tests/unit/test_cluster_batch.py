@@ -1,0 +1,348 @@
+"""The decisions of a job script: small programs stand where SLURM's commands and the ranks would."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from programs import Programs
+
+import distllm
+from distllm.cluster.batch import job_of
+from distllm.cluster.control import Control
+from distllm.cluster.health import MARK
+from distllm.cluster.history import History
+from distllm.cluster.snapshot import keep_submission
+from distllm.config.compose import compose
+from distllm.config.yaml import to_yaml
+
+SCRIPT = """
+import os, sys
+from distllm.cluster.batch import run_job
+sys.exit(run_job(sys.argv[1:], os.environ))
+"""
+RANK = """
+import json, os, pathlib, sys
+sys.path.insert(0, {path!r})
+from distllm.observe.ledger import Ledger, read_events
+run = pathlib.Path({run!r})
+plans = json.loads((run / "plans.json").read_text())
+number = len(list(run.glob("ran-*")))
+told = {{name: value for name, value in os.environ.items() if name.startswith(("DISTLLM", "MASTER"))}}
+(run / f"ran-{{number}}").write_text(json.dumps(told))
+plan = plans[min(number, len(plans) - 1)]
+for step in plan.get("saves", []):
+    (run / "checkpoints" / f"step-{{step:09d}}").mkdir(parents=True, exist_ok=True)
+if plan.get("wait"):
+    import time
+    stop = run / "control" / "stop"
+    deadline = time.monotonic() + 60
+    while not stop.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    plan["event"] = ["stopped", {{"step": 4, "why": "asked to stop: " + json.loads(stop.read_text())["why"]}}]
+if "event" in plan:
+    kind, fields = plan["event"]
+    Ledger(run / "ledger.jsonl", number + 1).event(kind, **fields)
+for rank, code in plan.get("exits", {{}}).items():
+    (pathlib.Path(os.environ["DISTLLM_EXITS"]) / rank).write_text(str(code))
+sys.exit(plan.get("code", 0))
+"""
+
+
+class Job:
+    """A submission and a job that runs it, with programs for SLURM."""
+
+    def __init__(self, tmp_path, monkeypatch, *overrides):
+        self.run_dir = tmp_path / "run"
+        words = ["cluster.health.enabled=false", "cluster.head=localhost", "cluster.nodes=2", *overrides]
+        text = to_yaml(asdict(compose(words)))
+        self.submission = keep_submission(self.run_dir, words, text, None, code=tmp_path / "code")
+        self.submission.script.write_text("#!/bin/bash\n")
+        self.programs = Programs(tmp_path / "bin", monkeypatch)
+        rank = tmp_path / "rank.py"
+        rank.write_text(RANK.format(path=str(Path(distllm.__file__).parents[1]), run=str(self.run_dir)))
+        self.health = tmp_path / "health"
+        self.health.write_text("")
+        body = f'case "$*" in *distllm.cluster.health*) cat {shlex.quote(str(self.health))}; exit 0;; esac\n'
+        self.programs.put("srun", f"{body}exec {shlex.quote(sys.executable)} {shlex.quote(str(rank))}")
+        self.programs.put("scontrol")
+        self.programs.put("sbatch", "echo 77")
+        self.programs.put("sinfo", "echo 'n1|idle'; echo 'n2|idle'")
+        self.env = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[1-2]"}
+
+    def plan(self, *plans):
+        """What the ranks of each start do."""
+        (self.run_dir / "plans.json").write_text(json.dumps(plans))
+
+    def begin(self, **env):
+        """Start the script."""
+        words = [sys.executable, "-c", SCRIPT, str(self.submission.path)]
+        return subprocess.Popen(
+            words,
+            env={**os.environ, **self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, **env):
+        """Run the script until it ends, or waits to be ended after it has queued its job again."""
+        script = self.begin(**env)
+        told = []
+        try:
+            for line in script.stdout:
+                told.append(line)
+                if "queued again" in line:
+                    script.terminate()  # as SLURM does; the script must not go on
+                    with pytest.raises(subprocess.TimeoutExpired):
+                        script.wait(1.5)
+                    script.kill()
+            return script.wait(60), "".join(told)
+        finally:
+            script.kill()
+            script.wait()
+            script.stdout.close()
+
+    @property
+    def requeued(self):
+        """The jobs that were queued again."""
+        return [words[1] for words in self.programs.calls("scontrol") if words[0] == "requeue"]
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    return Job(tmp_path, monkeypatch)
+
+
+def test_a_run_that_is_done_ends_the_job_and_is_not_started_again(job):
+    job.plan({"event": ["done", {"step": 8}], "saves": [8]})
+    code, told = job.run()
+    assert (code, job.requeued) == (0, []), told
+    assert "done: step 8" in told
+    assert job_of(job.run_dir) == "12"
+    code, told = job.run()
+    assert code == 0
+    assert "the run is done" in told
+    assert len(job.programs.calls("srun")) == 1
+
+
+def test_what_ranks_are_told(job):
+    job.plan({"event": ["done", {"step": 8}]})
+    job.run(SLURM_RESTART_COUNT="3")
+    env = json.loads((job.run_dir / "ran-0").read_text())
+    assert env["MASTER_ADDR"] == "localhost", "only because cluster.head says so"
+    assert env["DISTLLM_FENCE"] == f"{job.submission.path}@1"
+    assert env["DISTLLM_SETTLED"] == str(job.submission.config_file)
+    (words,) = job.programs.calls("srun")
+    assert {"--nodes=2", "--ntasks=2", "--kill-on-bad-exit=1", "--export=ALL"} <= set(words)
+    assert words[-len(job.submission.words) :] == list(job.submission.words)
+
+
+def test_a_failure_with_progress_is_started_again_and_without_it_given_up(job):
+    job.plan({"saves": [4], "code": 1}, {"code": 137}, {"code": 137})
+    assert job.run()[1].count("queued again") == 1
+    assert job.run()[1].count("queued again") == 1
+    code, told = job.run()
+    assert code == 70
+    assert "2 starts in a row have failed without one more saved step" in told
+    assert job.requeued == ["12", "12"]
+    assert [start.end for start in History(job.run_dir).starts()] == ["failed"] * 3
+
+
+@pytest.mark.parametrize("exit_code", [64, 65])
+def test_what_would_fail_again_is_not_tried_again(job, exit_code):
+    job.plan({"code": 143, "exits": {"0": 70, "1": exit_code}, "saves": [4]})
+    code, told = job.run()
+    assert (code, job.requeued) == (exit_code, [])
+    assert f"hopeless: rank 1 ended with {exit_code}" in told
+
+
+def test_a_stop_by_a_person_ends_the_run(job):
+    job.plan({"event": ["stopped", {"step": 4, "why": "asked to stop: distllm stop"}], "code": 143})
+    code, told = job.run()
+    assert (code, job.requeued) == (75, [])
+    assert "stopped: asked to stop: distllm stop, at step 4" in told
+
+
+def test_the_warning_becomes_a_request_and_the_job_comes_back(job):
+    job.plan({"wait": True, "code": 75})
+    script = job.begin()
+    try:
+        while not list(job.run_dir.glob("ran-*")):
+            time.sleep(0.05)
+        script.send_signal(signal.SIGUSR2)
+        told = ""
+        for line in script.stdout:
+            told += line
+            if "queued again" in line:
+                script.kill()
+    finally:
+        script.kill()
+        script.wait()
+        script.stdout.close()
+    assert "again: asked to stop: the time limit is near" in told
+    assert job.requeued == ["12"]
+    request = Control(job.run_dir).asked("stop")
+    assert request.again
+    job.plan({"event": ["done", {"step": 8}]})
+    code, _ = job.run(SLURM_RESTART_COUNT="1")
+    assert code == 0
+    assert Control(job.run_dir).asked("stop") is None, "what was asked of an earlier start is forgotten"
+
+
+def test_term_is_never_answered_with_a_requeue(job):
+    """SLURM alone decides about a job that it ends: this one may have been cancelled."""
+    job.plan({"wait": True, "code": 75})
+    script = job.begin()
+    try:
+        while not list(job.run_dir.glob("ran-*")):
+            time.sleep(0.05)
+        script.terminate()
+        Control(job.run_dir).ask("stop", "the time limit is near", again=True)
+        told, _ = script.communicate(timeout=60)
+    finally:
+        script.kill()
+        script.wait()
+    assert script.returncode == 143
+    assert job.requeued == []
+    assert History(job.run_dir).starts()[0].end is None
+    assert "ended by SLURM" in told
+
+
+@pytest.mark.parametrize(("wish", "said"), [("cancel", "cancelled"), ("stop", "asked to stop: enough")])
+def test_a_run_that_nobody_wants_is_not_started(job, wish, said):
+    Control(job.run_dir).ask(wish, "enough")
+    code, told = job.run()
+    assert code == 0
+    assert said in told
+    assert job.programs.calls("srun") == []
+
+
+def test_a_refused_requeue_chains_a_new_job(job):
+    job.plan({"saves": [4], "code": 1})
+    job.programs.put("scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1")
+    code, told = job.run()
+    assert code == 75
+    assert "job 77 takes over" in told
+    (words,) = job.programs.calls("sbatch")
+    assert words == ["--parsable", "--dependency=afterany:12", str(job.submission.script)]
+    assert job_of(job.run_dir) == "77"
+
+
+def test_a_task_of_an_array_never_touches_the_others(job):
+    array = {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"}
+    job.plan({"saves": [4], "code": 1})
+    job.run(**array)
+    assert job.requeued == ["10_2"]
+    job.programs.put("scontrol", "exit 1")
+    job.plan({"saves": [8], "code": 1})
+    job.run(**array)
+    assert "--array=2" in job.programs.calls("sbatch")[0]
+    assert job_of(job.run_dir) == "77_2"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("cluster.slurm.requeue=false", "cluster.slurm.requeue=false: not started again"),
+        ("cluster.slurm.max_restarts=0", "cluster.slurm.max_restarts=0: not started again"),
+    ],
+)
+def test_bounds_on_restarts(tmp_path, monkeypatch, override, said):
+    job = Job(tmp_path, monkeypatch, override)
+    job.plan({"saves": [4], "code": 1})
+    code, told = job.run()
+    assert (code, job.requeued) == (70, [])
+    assert said in told
+
+
+def test_nodes_that_slurm_lost_are_excluded_and_a_job_that_gets_them_goes_elsewhere(job):
+    History(job.run_dir).begin("12", ["n1", "n2"], str(job.submission.path))
+    job.programs.put("sinfo", "echo 'n1|idle'; echo 'n2|down*'")
+    job.plan({"event": ["done", {"step": 8}]})
+    code, told = job.run()
+    assert code == 75
+    assert "n2 is down*: excluded" in told
+    assert job.programs.calls("srun") == []
+    assert "--exclude=n2" in job.programs.calls("sbatch")[0]
+    assert History(job.run_dir).excluded() == {"n2": "down* after start 1"}
+    code, _ = job.run(SLURM_JOB_NODELIST="n[1,3]")
+    assert code == 0
+
+
+def test_a_failed_look_at_lost_nodes_blames_nobody(job):
+    History(job.run_dir).begin("12", ["n1", "n2"], str(job.submission.path))
+    job.programs.put("sinfo", "exit 1")
+    job.plan({"event": ["done", {"step": 8}]})
+    code, told = job.run()
+    assert code == 0
+    assert "cannot ask which nodes were lost" in told
+
+
+def node_line(node, *problems):
+    return MARK + json.dumps({"node": node, "problems": problems, "together": [], "figures": {}}) + "\n"
+
+
+def test_a_sick_node_is_left_out_and_a_new_job_takes_over(tmp_path, monkeypatch):
+    job = Job(tmp_path, monkeypatch, "cluster.health.enabled=true", "cluster.slurm.exclude=[n9]")
+    job.health.write_text(node_line("n1") + node_line("n2", "is on fire"))
+    job.plan({"event": ["done", {"step": 8}]})
+    code, told = job.run()
+    assert code == 75
+    assert "health of n2: is on fire" in told
+    assert "--exclude=n2,n9" in job.programs.calls("sbatch")[0]
+    assert [start.end for start in History(job.run_dir).starts()] == ["elsewhere"]
+
+
+def test_when_every_node_is_sick_it_is_not_the_nodes(tmp_path, monkeypatch):
+    job = Job(tmp_path, monkeypatch, "cluster.health.enabled=true")
+    job.health.write_text("")
+    code, told = job.run()
+    assert code == 74
+    assert "look for one cause" in told
+    assert job.programs.calls("sbatch") == []
+
+
+def test_when_no_job_can_take_over_it_is_said(tmp_path, monkeypatch):
+    job = Job(tmp_path, monkeypatch, "cluster.health.enabled=true")
+    job.health.write_text(node_line("n1") + node_line("n2", "is on fire"))
+    job.programs.put("sbatch", "echo 'Requested node configuration is not available' >&2; exit 1")
+    code, told = job.run()
+    assert code == 74
+    assert "no job takes over: SLURM refused: Requested node configuration" in told
+
+
+def test_a_head_that_does_not_resolve_is_a_failure_with_a_name(tmp_path, monkeypatch):
+    job = Job(tmp_path, monkeypatch, "cluster.head=nowhere.invalid", "cluster.slurm.max_stalls=1")
+    job.plan({"event": ["done", {"step": 8}]})
+    code, told = job.run()
+    assert code == 70
+    assert "'nowhere.invalid' does not resolve" in told
+
+
+def test_checkpoints_are_submitted_for_evaluation_once_and_in_a_row(tmp_path, monkeypatch):
+    job = Job(tmp_path, monkeypatch, "cluster.slurm.evaluate_every_steps=4")
+    job.plan({"event": ["done", {"step": 8}], "saves": [2, 4, 8]})
+    assert job.run()[0] == 0
+    first, second = job.programs.calls("sbatch")
+    assert [words[0] for words in (first, second)] == ["--parsable"] * 2
+    assert second[1] == "--dependency=afterany:77"
+    assert first[-1].endswith("step-000000004.sbatch")
+    script = (job.run_dir / "slurm/evaluations/step-000000008.sbatch").read_text()
+    assert f"set -- run={job.run_dir} step=8" in script
+    assert "exec" in script
+
+
+def test_a_refused_evaluation_does_not_touch_the_training(tmp_path, monkeypatch):
+    job = Job(tmp_path, monkeypatch, "cluster.slurm.evaluate_every_steps=4")
+    job.programs.put("sbatch", "echo 'QOS limit' >&2; exit 1")
+    job.plan({"event": ["done", {"step": 8}], "saves": [4, 8]})
+    code, told = job.run()
+    assert code == 0
+    assert told.count("checkpoints are not evaluated") == 1

@@ -1,0 +1,386 @@
+"""`distllm submit`, `launch` and the verbs on a login node, with small programs for SLURM's commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import write_dataset
+from programs import Programs
+
+from distllm.checkpoint.format import STATE
+from distllm.cli import main
+from distllm.cluster.batch import note_job
+from distllm.cluster.control import Control
+from distllm.cluster.history import History
+from distllm.cluster.snapshot import Submission, submissions_of
+from distllm.config.compose import compose
+from distllm.observe.ledger import Ledger
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A login node: programs, a dataset, and an empty queue."""
+    monkeypatch.chdir(tmp_path)
+    programs = Programs(tmp_path / "bin", monkeypatch)
+    programs.put("sinfo", "echo 'normal*|up|1-00:00:00|4|64|500000|gpu:h100:8'")
+    programs.put("sbatch", "echo 41")
+    programs.put("squeue")
+    programs.put("scancel")
+    rows = [[token % 250 + 1 for token in range(start, start + 200)] for start in range(20)]
+    write_dataset(tmp_path / "data", train=rows, valid=rows[:4])
+    return programs
+
+
+def words(*more):
+    return [
+        "data.out=data",
+        "data.seq_len=32",
+        "train.tokens_per_step=512",
+        "train.max_steps=8",
+        "name=mine",
+        "cluster.nodes=2",
+        "cluster.slurm.time_limit=60",
+        *more,
+    ]
+
+
+def refused(capsys, *line):
+    assert main(list(line)) == 64
+    return capsys.readouterr().err
+
+
+def test_a_run_is_copied_checked_by_slurm_and_queued(slurm, capsys):
+    assert main(["submit", *words()]) == 0
+    told = capsys.readouterr().out
+    assert "job 41:" in told
+    assert "2 nodes x 1 ranks" in told
+    test_only, real = slurm.calls("sbatch")
+    (path,) = submissions_of(Path("runs/mine").absolute())
+    assert test_only == ["--test-only", str(path / "job.sbatch")]
+    assert real == ["--parsable", str(path / "job.sbatch")]
+    kept = Submission.load(path)
+    assert kept.config().cluster.nodes == 2
+    assert list(kept.words) == words()
+    assert kept.directory == Path.cwd()
+    origin = json.loads((kept.code / "origin.json").read_text())
+    assert len(origin["digest"]) == 32
+    assert (Path("runs/mine/slurm/job")).read_text() == "41\n"
+    script = kept.script.read_text()
+    assert f"set -- {path}" in script
+    assert "export PYTHONSAFEPATH=1" in script
+    assert f"export PYTHONPATH={kept.code}" in script
+
+
+def test_the_copy_is_what_python_finds_also_from_a_checkout(slurm, tmp_path):
+    """A directory called distllm where the job runs must not come before the copy."""
+    assert main(["submit", *words()]) == 0
+    kept = Submission.load(submissions_of(Path("runs/mine").absolute())[0])
+    (tmp_path / "distllm").mkdir()
+    (tmp_path / "distllm" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    script = kept.script.read_text()
+    last = next(line for line in script.splitlines() if line.startswith("exec "))
+    shown = script.replace(last, '"$DISTLLM_PYTHON" -c "import distllm; print(distllm.__file__)"')
+    env = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash"], input=shown, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(kept.code / "distllm" / "__init__.py"), done.stderr
+
+
+def test_a_dry_run_writes_nothing(slurm, capsys):
+    assert main(["submit", "dry_run=true", *words()]) == 0
+    told = capsys.readouterr().out
+    assert "#SBATCH --nodes=2" in told
+    assert not slurm.calls("sbatch")
+    assert not Path("runs/mine/slurm").exists()
+
+
+def test_the_configuration_can_be_shown(slurm, capsys):
+    assert main(["submit", "--cfg", "job", *words()]) == 0
+    assert "name: mine" in capsys.readouterr().out
+    assert not slurm.calls("sinfo")
+
+
+def test_a_chain_depends_on_the_end_and_after_on_success(slurm, capsys):
+    assert main(["submit", "chain=3", "after=7", *words()]) == 0
+    given = [call[1] for call in slurm.calls("sbatch")[1:]]
+    assert given == ["--dependency=afterok:7", "--dependency=afterany:41", "--dependency=afterany:41"]
+    assert capsys.readouterr().out.count("job 41:") == 3
+
+
+def test_a_sweep_is_one_array_with_one_copy_of_the_code(slurm, capsys):
+    assert main(["submit", "-m", *words("optim.lr=1e-3,2e-3,3e-3", "cluster.slurm.max_array_tasks=2")]) == 0
+    runs = sorted(Path("runs").iterdir())
+    kept = [Submission.load(submissions_of(run.absolute())[0]) for run in runs]
+    assert len({one.code for one in kept}) == 1
+    assert {one.config().optim.lr for one in kept} == {1e-3, 2e-3, 3e-3}
+    assert "#SBATCH --array=0-2%2" in kept[0].script.read_text()
+    assert [(run / "slurm/job").read_text() for run in runs] == ["41_0\n", "41_1\n", "41_2\n"]
+    assert "(array of 3)" in capsys.readouterr().out
+
+
+def test_a_preparation_is_an_array(slurm, capsys):
+    line = ["submit", "prepare", "after=3", *words("data=text", "data.paths=[corpus]", "data.out=new")]
+    Path("corpus").mkdir()
+    Path("corpus/a.txt").write_text("a text")
+    assert main(line) == 0
+    assert "array of 2" in capsys.readouterr().out
+    (call,) = slurm.calls("sbatch")
+    assert call[1] == "--dependency=afterok:3"
+    script = Path(call[2]).read_text()
+    assert "#SBATCH --array=0-1" in script
+    assert "-m distllm.cli prepare" in script
+    assert main([*line, "dry_run=true"]) == 0
+    assert "distllm.cli prepare" in capsys.readouterr().out
+    assert len(slurm.calls("sbatch")) == 1
+
+
+def test_every_problem_is_told_at_once(slurm, capsys):
+    told = refused(
+        capsys,
+        "submit",
+        *words(
+            "cluster.slurm.partition=gpu",
+            "train.tokens_per_step=500",
+            "optim.lrr=1",
+            "cluster.head=nowhere.invalid",
+            "cluster.slurm.time_limit=soon",
+            "cluster.container.kind=pyxis",
+        ),
+    )
+    for part in (
+        "there is no partition 'gpu'",
+        "tokens_per_step 500",
+        "unknown key 'optim.lrr'",
+        "'nowhere.invalid' does not resolve",
+        "'soon' is no time",
+        "kind=pyxis needs an image",
+    ):
+        assert part in told, told
+    assert not slurm.calls("sbatch")
+
+
+def test_a_dataset_whose_tokenizer_was_changed_is_refused(slurm, capsys):
+    tokenizer = Path("data/tokenizer.json")
+    tokenizer.write_text(tokenizer.read_text().replace('"a"', '"\\u0141"', 1))
+    told = refused(capsys, "submit", *words())
+    assert "tokenizer" in told
+
+
+def test_a_missing_dataset_is_refused(slurm, capsys):
+    assert "holds no prepared dataset" in refused(capsys, "submit", *words("data.out=elsewhere"))
+
+
+def test_a_run_that_is_queued_already_is_refused(slurm, capsys):
+    note_job(Path("runs/mine"), "12")
+    slurm.put("squeue", "echo '12|PENDING|Priority||1:00|x'")
+    assert "job 12 is pending in this run directory already" in refused(capsys, "submit", *words())
+    Control(Path("runs/mine")).ask("cancel", "now")
+    assert main(["submit", *words()]) == 0
+    assert Control(Path("runs/mine")).asked("cancel") is None, "a new submission is wanted again"
+
+
+def checkpoint(config, dataset):
+    path = Path("runs/mine/checkpoints/step-000000004")
+    path.mkdir(parents=True)
+    (path / STATE).write_text(json.dumps({"facts": {"config": config, "dataset": dataset}}))
+
+
+def configuration():
+    from dataclasses import asdict
+
+    from distllm.data.manifest import Manifest
+
+    return asdict(compose(words())), Manifest.load(Path("data")).digest
+
+
+def test_a_run_that_may_go_on_says_from_where(slurm, capsys):
+    checkpoint(*configuration())
+    assert main(["submit", *words()]) == 0
+    assert "goes on from runs/mine/checkpoints/step-000000004" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["seed=3"], "belongs to another experiment: seed"),
+        (["optim.lr=1"], "the course of the optimisation would change"),
+        (["checkpoint.resume=never"], "the run directory holds a checkpoint"),
+    ],
+)
+def test_a_run_that_may_not_go_on_is_refused(slurm, capsys, more, said):
+    checkpoint(*configuration())
+    assert said in refused(capsys, "submit", *words(*more))
+
+
+def test_another_dataset_or_a_strange_checkpoint_is_refused(slurm, capsys):
+    config, _ = configuration()
+    checkpoint(config, "another")
+    assert "the dataset changed" in refused(capsys, "submit", *words())
+    (Path("runs/mine/checkpoints/step-000000004") / STATE).write_text("{}")
+    assert "facts" in refused(capsys, "submit", *words())
+
+
+def test_resume_never_holds_for_the_first_start_only(slurm):
+    assert main(["submit", *words("checkpoint.resume=never")]) == 0
+    kept = Submission.load(submissions_of(Path("runs/mine").absolute())[0])
+    assert kept.config().checkpoint.resume == "auto"
+
+
+def measured(seconds):
+    Path("runs/mine").mkdir(parents=True)
+    lines = [{"kind": "step", "attempt": 1, "step": step, "time": seconds * step} for step in range(1, 9)]
+    torn = '{"kind": "st'
+    Path("runs/mine/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
+
+
+def test_the_time_that_is_needed_is_told(slurm, capsys):
+    measured(10)
+    assert main(["submit", *words("checkpoint.every_steps=4")]) == 0
+    assert "1m20s for 8 steps of 10 s, as measured here: about 1 starts" in capsys.readouterr().out
+
+
+def test_a_limit_that_ends_before_the_first_checkpoint_is_refused(slurm, capsys):
+    measured(1000)
+    told = refused(capsys, "submit", *words("checkpoint.every_steps=4"))
+    assert "one checkpoint interval takes 1h06m40s" in told
+
+
+def test_no_slurm_here_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert main(["submit", *words()]) == 70
+    assert "sinfo is not installed on this machine" in capsys.readouterr().err
+    assert main(["jobs"]) == 0
+    assert "no run in runs" in capsys.readouterr().out
+
+
+def test_the_verbs(slurm, capsys):
+    run = Path("runs/mine")
+    assert main(["submit", *words()]) == 0
+    slurm.put("squeue", "echo '41|RUNNING|None|n[1-2]|1:00|x'")
+    start = History(run).begin("41", ["n1", "n2"], "s")
+    (run / "slurm/starts/001").mkdir(parents=True)
+    log = run / "slurm/starts/001/rank-0.log"
+    log.write_text("step 1\nTraceback (most recent call last):\nMemoryError: all of it\n")
+    Ledger(run / "ledger.jsonl", 1).event("attempt", host="n1", pid=1, world_size=2)
+    capsys.readouterr()
+
+    assert main(["jobs"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        "mine", "41", "running", "0", "0", "1", "n[1-2]",
+    ]  # fmt: skip
+    assert main(["save", "run=mine"]) == 0
+    assert main(["stop", "run=mine"]) == 0
+    assert not slurm.calls("scancel"), "a running one saves first"
+    assert main(["status", "run=mine"]) == 0
+    told = capsys.readouterr().out
+    assert "on n1,n2 from step 0: runs" in told
+    assert "asked to stop: distllm stop, by" in told
+    assert "| MemoryError: all of it" in told
+
+    History(run).end(start, "failed", "srun ended with 1")
+    History(run).exclude({"n2": "hot"})
+    assert main(["why", "run=mine"]) == 0
+    told = capsys.readouterr().out
+    assert "first error, on rank 0: out of memory" in told
+    assert "start 1 on n1,n2: failed: srun ended with 1" in told
+    assert main(["cancel", "run=mine"]) == 0
+    assert slurm.calls("scancel") == [["41"]]
+    assert Control(run).asked("cancel") is not None
+
+
+def test_stop_takes_a_job_that_waits_out_of_the_queue(slurm, capsys):
+    assert main(["submit", *words()]) == 0
+    slurm.put("squeue", "echo '41|PENDING|Priority||1:00|x'")
+    assert main(["stop", "run=mine"]) == 0
+    assert "still waiting" in capsys.readouterr().out
+    assert slurm.calls("scancel") == [["41"]]
+
+
+def test_verbs_that_come_too_late_say_so(slurm, capsys):
+    assert main(["submit", *words()]) == 0
+    Ledger(Path("runs/mine/ledger.jsonl"), 1).event("done", step=8)
+    assert "does not run and does not wait: done" in refused(capsys, "save", "run=mine")
+    assert main(["cancel", "run=mine"]) == 0
+    assert "has no job in the queue" in capsys.readouterr().out
+    assert "run=... is missing" in refused(capsys, "stop")
+    assert "no run 'other'" in refused(capsys, "why", "run=other")
+
+
+def test_a_job_script_in_no_job_says_so(slurm, capsys, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert main(["submit", *words()]) == 0
+    path = submissions_of(Path("runs/mine").absolute())[0]
+    assert main(["job", str(path)]) == 70
+    assert "this is no SLURM job" in capsys.readouterr().err
+
+
+def hosts(text="localhost slots=2\n127.0.0.1 slots=2\n"):
+    Path("hosts").write_text(text)
+    return "hostfile=hosts"
+
+
+def test_launch_prints_the_deepspeed_command(slurm, capsys):
+    slurm.put("pdsh")
+    assert main(["launch", "dry_run=true", hosts(), *words()]) == 0
+    told = capsys.readouterr().out
+    assert "2 nodes x 2 ranks" in told
+    for part in ("--launcher=pdsh", "--master_addr=localhost", "--master_port=29400", "--no_ssh_check"):
+        assert part in told
+    assert not slurm.calls("sinfo"), "there is no SLURM in this"
+
+
+def test_launch_includes_and_excludes(slurm, capsys):
+    slurm.put("pdsh")
+    assert main(["launch", "dry_run=true", hosts(), "exclude=localhost", *words()]) == 0
+    assert "1 nodes x 2 ranks" in capsys.readouterr().out
+
+
+def test_launch_needs_its_launcher(slurm, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(slurm.directory))
+    assert main(["launch", "launcher=openmpi", hosts(), *words()]) == 70
+    assert "mpirun is not installed" in capsys.readouterr().err
+    assert not Path("runs/mine/slurm").exists()
+
+
+def test_launch_refuses_what_cannot_work(slurm, capsys):
+    told = refused(capsys, "launch", hosts("a.invalid slots=1\nlocalhost slots=2\nx\n"), *words("seed=x"))
+    for part in ("'a.invalid' does not resolve", "cannot read 'x'", "different numbers", "seed="):
+        assert part in told
+    assert "give hostfile=FILE, or rendezvous" in refused(capsys, "launch", *words())
+    told = refused(capsys, "launch", "rendezvous=nowhere.invalid:1", "elastic=3:2", *words())
+    for part in ("is no HOST:PORT", "'nowhere.invalid' does not resolve", "elastic=3:2 allows no number"):
+        assert part in told
+
+
+def test_launch_with_torchrun(slurm, capsys):
+    line = ["launch", "dry_run=true", "rendezvous=localhost:29400", "elastic=1:2", *words()]
+    assert main(line) == 0
+    told = capsys.readouterr().out
+    for part in ("--nnodes=1:2", "--rdzv-id=mine", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2"):
+        assert part in told
+    told = refused(capsys, *line[:3], "elastic=2:4", *words())
+    assert "is no whole number of sequences on 3 machines" in told
+    assert "elastic=x is no number of machines" in refused(capsys, *line[:3], "elastic=x", *words())
+
+
+def test_the_help_of_every_new_command(capsys):
+    for name in ("submit", "launch", "jobs", "status", "why", "stop", "save", "cancel"):
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0
+        assert f"distllm {name}" in capsys.readouterr().out
+
+
+def test_none_of_it_imports_torch(slurm):
+    code = "import sys; from distllm.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "submit", "dry_run=true", *words()],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
