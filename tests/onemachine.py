@@ -148,10 +148,12 @@ class Machines:
     def crash(self, name):
         """Cut the node's power: its processes and sockets are gone, and nobody is told."""
         holder = self._holders.pop(name)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(_child(holder.pid) or holder.pid), signal.SIGKILL)
-        holder.kill()
-        holder.wait()
+        if first := _child(holder.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(first), signal.SIGKILL)
+        else:
+            holder.kill()
+        holder.wait(60)  # process 1 of the node ends when all others of the node have
 
     def cut(self, name):
         """Unplug the node's cable."""

@@ -125,7 +125,13 @@ class Listener:
 
     def __init__(self, port: int) -> None:
         self._server = socket.create_server(("", port))
+        self._served = threading.Semaphore(0)
         threading.Thread(target=self._serve, daemon=True).start()
+
+    def wait(self, nodes: int, deadline: float) -> None:
+        """Stay until so many nodes were answered, but not beyond ``deadline``."""
+        for _ in range(nodes):
+            self._served.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Take no more connections."""
@@ -138,19 +144,20 @@ class Listener:
                 connection, _ = self._server.accept()
             except OSError:
                 return
-            threading.Thread(target=_answer, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
-
-def _answer(connection: socket.socket) -> None:
-    with connection:
-        connection.settimeout(60)
-        try:
-            _receive(connection, 1)
-            connection.sendall(struct.pack("!d", time.time()))
-            _receive(connection, _SENT_BYTES)
-            connection.sendall(b".")
-        except OSError:
-            return  # the other side says what it missed
+    def _answer(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(60)
+            try:
+                _receive(connection, 1)
+                connection.sendall(struct.pack("!d", time.time()))
+                _receive(connection, _SENT_BYTES)
+                connection.sendall(b".")
+                connection.recv(1)  # until the other side has read it and left
+            except OSError:
+                return  # the other side says what it missed
+        self._served.release()
 
 
 def talk(head: str, port: int, deadline: float) -> tuple[float, float]:
@@ -250,6 +257,7 @@ def main(arguments: list[str]) -> int:
     }
     print(MARK + json.dumps(report), flush=True)
     if listener is not None:
+        listener.wait(nodes if nodes > 1 else 0, deadline)
         listener.close()
     os._exit(0)  # a thread of a backend that still runs would abort the process
 
