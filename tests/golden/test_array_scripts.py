@@ -1,0 +1,80 @@
+"""The scripts of a preparation and of an evaluation, whole, as SLURM gets them."""
+
+from pathlib import Path
+
+from distllm.cluster.render import evaluate_options, prepare_options, render, settings_lines
+from distllm.config.compose import compose
+
+PLACE, HERE = Path("/runs/mine/slurm/submissions/001"), Path("/home/me")
+PREPARE = """\
+#!/usr/bin/env bash
+# Made from slurm/prepare.sbatch by: distllm submit
+#SBATCH --job-name=distllm-prepare-mine
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --output=/runs/mine/slurm/submissions/001/job-%A-%a.log
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --array=0-3%2
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+set -euo pipefail
+cd /home/me
+export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1
+export PYTHONUNBUFFERED=1
+export PYTHONFAULTHANDLER=1
+export NCCL_DEBUG=WARN
+export NCCL_IB_TIMEOUT=22
+export NCCL_IB_RETRY_CNT=7
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export TORCH_FR_BUFFER_SIZE=2000
+DISTLLM_PYTHON=/env/bin/python
+set -- data=text
+exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli prepare "$@" data.workers="${SLURM_CPUS_PER_TASK:-1}"
+"""
+EVALUATE = """\
+#!/usr/bin/env bash
+# Made from slurm/evaluate.sbatch by: distllm submit
+#SBATCH --job-name=distllm-evaluate-mine-100
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --output=/runs/mine/slurm/submissions/001/step.log
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-node=1
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+set -euo pipefail
+cd /home/me
+export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1
+export PYTHONUNBUFFERED=1
+export PYTHONFAULTHANDLER=1
+export NCCL_DEBUG=WARN
+export NCCL_IB_TIMEOUT=22
+export NCCL_IB_RETRY_CNT=7
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export TORCH_FR_BUFFER_SIZE=2000
+DISTLLM_PYTHON=/env/bin/python
+set -- run=/runs/mine step=100
+exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli evaluate "$@"
+"""
+
+
+def filled(name, config, options, arguments):
+    settings = settings_lines(config, code=PLACE / "code", python="/env/bin/python", directory=HERE)
+    return render(name, options, settings, arguments, "distllm submit")
+
+
+def test_preparation_and_evaluation():
+    words = ["cluster=slurm-gpu8", "name=mine", "cluster.slurm.max_array_tasks=2", "cluster.nodes=4"]
+    config = compose(words)
+    prepare = filled("prepare", config, prepare_options(config, PLACE / "job-%A-%a.log"), ["data=text"])
+    assert prepare == PREPARE
+    arguments = ["run=/runs/mine", "step=100"]
+    assert (
+        filled("evaluate", config, evaluate_options(config, PLACE / "step.log", 100), arguments) == EVALUATE
+    )
