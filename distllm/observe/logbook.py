@@ -202,6 +202,16 @@ def _sentence(event: Event, step: int) -> str:
             return f"done at step {at}"
         case "interval":
             return str(fields.get("formula"))
+        case "hang" if "cause" in fields:
+            return f"stands still: {fields['cause']}"
+        case "killed" if "signal" in fields:
+            return f"{_list('rank', [fields.get('rank')])} was killed by {fields['signal']}"
+        case "restart" if "of" in fields:
+            return f"the ranks are started again ({fields.get('restart')} of {fields['of']})"
+        case "straggler" if "typical" in fields:
+            slower = event.number("seconds") / max(event.number("typical"), 1e-9)
+            who = f"rank {fields.get('rank')} on {fields.get('host')}"
+            return f"{who} takes {slower:.1f} times as long as others"
         case _:
             return _plainly(event)
 

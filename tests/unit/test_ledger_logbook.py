@@ -54,7 +54,7 @@ def test_the_timeline_tells_every_event_in_order():
         (13, 1, "skipped step 11: non_finite, loss nan, gradient norm 2.5, samples 160 to 175, on rank 1"),
         (14, 1, "corrupted memory on rank 0 after step 12: the weights changed"),
         (15, 1, "back from step 12 to 10: a | streak; samples 160 to 191 are left out"),
-        (18, 1, "killed: rank 1, signal SIGKILL"),
+        (18, 1, "rank 1 was killed by SIGKILL"),
         (22, 2, "attempt 2 on n2 (pid 8), 1 rank"),
         (24, 2, "goes on from step 10; 3 steps to be taken again"),
         (34, 2, "saved step 20"),
@@ -98,9 +98,19 @@ def test_an_event_that_says_little_is_told_all_the_same(kind):
 
 
 def test_what_the_supervisor_says_is_told_with_its_particulars():
-    event = Event(T0, 1, "hang", {"seconds": 12.3456, "culprit": "rank 1 never entered all_reduce"})
-    (entry,) = book([event], {}).timeline
-    assert entry.text == "hang: seconds 12.35, culprit rank 1 never entered all_reduce"
+    slow = {"rank": 3, "host": "n7", "seconds": 0.3, "typical": 0.1}
+    events = [
+        Event(T0, 1, "hang", {"seconds": 12.3456, "cause": "rank 1 on n3 is stopped", "ranks": [1]}),
+        Event(T0 + 1, 1, "restart", {"restart": 1, "of": 3}),
+        Event(T0 + 2, 1, "straggler", slow),
+        Event(T0 + 3, 1, "save_failed", {"why": "no space left", "seconds": 12.3456}),
+    ]
+    assert [entry.text for entry in book(events, {}).timeline] == [
+        "stands still: rank 1 on n3 is stopped",
+        "the ranks are started again (1 of 3)",
+        "rank 3 on n7 takes 3.0 times as long as others",
+        "save failed: why no space left, seconds 12.35",
+    ]
 
 
 @pytest.fixture
