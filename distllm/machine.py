@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
+_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUP_CPU = _CGROUPS / "cpu.max"
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 
 def available_cores() -> int:
@@ -16,3 +19,42 @@ def available_cores() -> int:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def available_memory() -> int | None:
+    """Return the bytes of main memory this process may still take, None where Linux does not say.
+
+    The least of what the machine has and of what each control group around the process leaves (batch
+    systems and containers limit memory with these); what only caches files counts as free.
+    """
+    left = [_field(_MEMINFO, "MemAvailable:", unit=1024), *map(_left_in, _own_cgroups())]
+    return min((amount for amount in left if amount is not None), default=None)
+
+
+def _own_cgroups() -> list[Path]:
+    try:
+        lines = _OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
+    if own is None:
+        return []
+    path = _CGROUPS / own.strip("/")
+    return [path, *(parent for parent in path.parents if parent.is_relative_to(_CGROUPS))]
+
+
+def _left_in(cgroup: Path) -> int | None:
+    try:
+        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+        current = int((cgroup / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None  # not there, or "max"
+    return limit - current + (_field(cgroup / "memory.stat", "inactive_file") or 0)
+
+
+def _field(file: Path, name: str, unit: int = 1) -> int | None:
+    try:
+        words = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return None
+    return next((int(line[1]) * unit for line in words if line and line[0] == name), None)

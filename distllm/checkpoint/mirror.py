@@ -170,6 +170,11 @@ class Mirror:
         return self._summaries[step]
 
 
+def mirror_of(home: str | None, run: str) -> Mirror | None:
+    """Return where the checkpoints of ``run`` are copied to, if ``checkpoint.dir`` is a URL."""
+    return Mirror(f"{home.rstrip('/')}/{run}") if home is not None and remote.is_remote(home) else None
+
+
 @contextmanager
 def _missing_is_damage(where: str) -> Iterator[None]:
     """Tell a file that a committed checkpoint lacks from a server that does not answer."""

@@ -2,13 +2,14 @@
 
 Only rank 0 writes; the others take part in assembling each tensor. In the background, rank 0 copies
 everything to main memory (12 bytes a parameter) and writes while the training goes on; at most one
-such copy exists, and it shrinks file by file as it is written. Without it, rank 0 writes as the
-tensors come and holds one file's worth of them.
+such copy exists, and it shrinks file by file as it is written. Without it, or where there is no memory
+for the copy, rank 0 writes as the tensors come and holds one file's worth of them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
@@ -23,12 +24,15 @@ from distllm.checkpoint.mirror import Mirror
 from distllm.checkpoint.retention import Retention, prune
 from distllm.checkpoint.space import require_space
 from distllm.checkpoint.tensors import safetensors_chunks
-from distllm.dist.agree import agree
+from distllm.dist.agree import agree, agree_at_leisure
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
+from distllm.machine import available_memory
+from distllm.units import format_bytes
 
 FILE_BYTES = 512 * 2**20
-_POLL_SECONDS = 5.0
+_MEMORY_MARGIN = 1.1
+_log = logging.getLogger(__name__)
 
 _PACKAGES = ("distllm", "torch", "deepspeed", "safetensors")
 Group = tuple[str, dict[str, Tensor]]
@@ -103,7 +107,7 @@ class Saver:
         state = _state_json(step, engine, train_state, facts, self._topology, ephemeral=ephemeral)
         tensors = engine.state()
         if self._topology.is_main:
-            if self._background:
+            if self._background and self._has_memory():
                 groups = list(_groups(tensors))
                 self._worker.start(lambda: self._write(step, _taken(groups), state))
             else:
@@ -111,6 +115,17 @@ class Saver:
         # The other ranks, and rank 0 after a failure, must still meet for every remaining tensor.
         for _ in tensors:
             pass
+
+    def _has_memory(self) -> bool:
+        free = available_memory()
+        if free is None or free >= self._expected_bytes * _MEMORY_MARGIN:
+            return True
+        _log.warning(
+            "no main memory for a copy of the state (%s, and %s are free): the training waits for this save",
+            format_bytes(self._expected_bytes),
+            format_bytes(free),
+        )
+        return False
 
     def settle(self) -> int | None:
         """Wait until the pending checkpoint is written; return its step. Collective.
@@ -121,9 +136,7 @@ class Saver:
         step, self._pending = self._pending, None
         if step is None:
             return None
-        # However long the disk takes, no rank waits in one exchange for longer than a timeout allows.
-        while not agree(self._topology, self._poll):
-            pass
+        agree_at_leisure(self._topology, self._worker.wait, self._worker.result)
         return step
 
     def reject_after(self, step: int, why: str) -> None:
@@ -143,12 +156,6 @@ class Saver:
         if self._pending is None or not self._topology.is_main:
             return False
         self._pending = None
-        self._worker.result()
-        return True
-
-    def _poll(self) -> bool:
-        if not self._worker.wait(_POLL_SECONDS):
-            return False
         self._worker.result()
         return True
 

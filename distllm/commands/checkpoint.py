@@ -83,6 +83,7 @@ def usage() -> str:
 def _list(words: Sequence[str]) -> None:
     options = parse_options("checkpoint ls", ListOptions, words)
     from distllm.checkpoint.format import list_quarantined
+    from distllm.checkpoint.mirror import mirror_of
     from distllm.checkpoint.retention import Retention, kept, summarise
     from distllm.commands.runs import require, run_of
 
@@ -100,6 +101,9 @@ def _list(words: Sequence[str]) -> None:
         )
     for path in list_quarantined(directory):
         print(f"set aside: {path} ({format_bytes(_size(path))})")
+    mirror = mirror_of(stored.config.checkpoint.dir, stored.config.name)
+    if mirror is not None:
+        print(f"at {mirror.url}: {', '.join(map(str, mirror.steps())) or 'none'}")
 
 
 def _state(path: Path) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import distllm.errors
 from distllm.dist.collectives import broadcast_json
 from distllm.dist.topology import Topology
 from distllm.errors import DistllmError
+
+_POLL_SECONDS = 5.0
 
 
 def agree(topology: Topology, decide: Callable[[], Any]) -> Any:
@@ -36,3 +39,36 @@ def agree(topology: Topology, decide: Callable[[], Any]) -> Any:
     raised = failure(answer["cause"], where=answer["where"], remedy=answer["remedy"])
     raised.everywhere = True
     raise raised
+
+
+def agree_at_leisure(topology: Topology, wait: Callable[[float], bool], decide: Callable[[], Any]) -> Any:
+    """As `agree`, once rank 0 has waited for something that may take longer than a timeout. Collective.
+
+    No rank waits in one exchange for more than a few seconds, however long it takes.
+
+    Args:
+        topology: this rank's place.
+        wait: waits on rank 0, at most so many seconds, and returns whether it has ended.
+        decide: asked on rank 0 then.
+
+    Raises:
+        DistllmError: what ``decide`` raised, on every rank.
+    """
+    while not agree(topology, lambda: wait(_POLL_SECONDS)):
+        pass
+    return agree(topology, decide)
+
+
+def agree_after_work(topology: Topology, work: Callable[[], Any]) -> Any:
+    """As `agree` on what ``work`` returns, which may take longer than a timeout. Collective.
+
+    Raises:
+        DistllmError: what ``work`` raised, on every rank.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        job = thread.submit(work) if topology.is_main else None
+        return agree_at_leisure(
+            topology,
+            lambda seconds: job is None or bool(wait([job], timeout=seconds).done),
+            lambda: job.result() if job is not None else None,
+        )

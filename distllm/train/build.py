@@ -23,7 +23,7 @@ from distllm.data.mixture import describe_order, open_stream
 from distllm.data.open import open_split
 from distllm.data.stream import StepStream
 from distllm.data.tokenizer import Tokenizer
-from distllm.dist.agree import agree
+from distllm.dist.agree import agree, agree_after_work
 from distllm.dist.build import build_engine
 from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine
@@ -156,7 +156,7 @@ def _build(
         "dataset": train_split.manifest.digest,
         "tokenizer": train_split.manifest.tokenizer_fingerprint,
     }
-    placed = agree(topology, lambda: place_checkpoints(config, directory))
+    placed = agree_after_work(topology, lambda: place_checkpoints(config, directory))
     found = find_checkpoint(directory.checkpoints, topology)
     notes = agree(
         topology,

@@ -16,6 +16,7 @@ from distllm.config.memory_limit import MemoryLimit, write_memory_limit
 from distllm.config.resolve import Resolved
 from distllm.dist.topology import Topology
 from distllm.errors import ConfigError, OutOfMemory
+from distllm.machine import available_memory
 from distllm.observe.metrics import resident_bytes
 from distllm.train.state import TrainState
 from distllm.units import format_bytes
@@ -78,7 +79,9 @@ def _learn(
 
 def memory_report(device: torch.device) -> str:
     """Say how much memory this rank holds, and how much there is."""
-    host = f"{format_bytes(resident_bytes())} of main memory held, {format_bytes(_available_bytes())} free"
+    host = (
+        f"{format_bytes(resident_bytes())} of main memory held, {format_bytes(available_memory() or 0)} free"
+    )
     if device.type != "cuda":
         return host
     free, total = torch.cuda.mem_get_info(device)
@@ -88,12 +91,3 @@ def memory_report(device: torch.device) -> str:
         f"{format_bytes(held)} of device memory held, {format_bytes(peak)} at most, "
         f"{format_bytes(free)} of {format_bytes(total)} free; {host}"
     )
-
-
-def _available_bytes() -> int:
-    """Return what Linux says could still be allocated; 0 where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from distllm.checkpoint.mirror import Mirror
+from distllm.checkpoint.mirror import mirror_of
 from distllm.checkpoint.retention import Retention
 from distllm.checkpoint.save import Saver
 from distllm.checkpoint.space import check_space, checkpoint_bytes
 from distllm.config.resolve import Resolved
 from distllm.config.schema import Config
 from distllm.config.schema_checkpoint import CheckpointConfig
-from distllm.data.remote import is_remote
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
 from distllm.errors import StorageError
@@ -184,12 +183,6 @@ def check_room(resolved: Resolved, directory: Path) -> str | None:
     )
 
 
-def mirror_of(config: Config) -> Mirror | None:
-    """Return where the run's checkpoints are copied to, if ``checkpoint.dir`` is a URL."""
-    home = config.checkpoint.dir
-    return Mirror(f"{home.rstrip('/')}/{config.name}") if home is not None and is_remote(home) else None
-
-
 def place_checkpoints(config: Config, directory: RunDirectory) -> list[str]:
     """Make the run's checkpoint directory the one that ``checkpoint.dir`` names; say what was done.
 
@@ -201,7 +194,7 @@ def place_checkpoints(config: Config, directory: RunDirectory) -> list[str]:
         DataError: the URL cannot be reached.
         StorageError: the directory cannot be made, or the disk is full.
     """
-    mirror = mirror_of(config)
+    mirror = mirror_of(config.checkpoint.dir, config.name)
     if mirror is not None:
         return mirror.bring_newest(directory.checkpoints)
     if config.checkpoint.dir is not None:
@@ -226,7 +219,7 @@ def build_saves(
         Retention.of_config(config),
         background=config.background,
         expected_bytes=_checkpoint_bytes(resolved),
-        mirror=mirror_of(resolved.config),
+        mirror=mirror_of(config.dir, resolved.config.name),
     )
 
     def tell(text: str) -> None:

@@ -84,6 +84,20 @@ def test_a_save_in_the_background_holds_the_state_of_when_it_was_asked_for(tmp_p
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.state())
 
 
+def test_without_memory_for_a_copy_the_training_waits_for_the_save(tmp_path, monkeypatch, caplog):
+    engine, started, whole = make_engine(), [], Background.start
+    monkeypatch.setattr(Background, "start", lambda *job: started.append(job) or whole(*job))
+    for free, beside in ((1099, 0), (1100, 1), (None, 2)):
+        monkeypatch.setattr(save_module, "available_memory", lambda free=free: free)
+        saver = Saver(tmp_path, SINGLE, Retention(1), background=True, expected_bytes=1000)
+        saver.save(1, engine, {"step": 1}, {})
+        assert saver.settle() == 1
+        assert len(started) == beside
+    assert newest_verified(tmp_path)[0].step == 1
+    (told,) = caplog.messages
+    assert "the training waits for this save" in told
+
+
 def test_settling_when_nothing_is_written_is_nothing(tmp_path):
     saver = Saver(tmp_path, SINGLE, Retention(2), background=True)
     assert saver.settle() is None

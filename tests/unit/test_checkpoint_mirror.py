@@ -9,7 +9,7 @@ from object_store import serve_s3
 
 from distllm.checkpoint.commit import adopted, transaction
 from distllm.checkpoint.format import list_checkpoints, newest_verified, step_path, verify
-from distllm.checkpoint.mirror import Mirror
+from distllm.checkpoint.mirror import Mirror, mirror_of
 from distllm.checkpoint.retention import Retention
 from distllm.checkpoint.save import Saver
 from distllm.config.schema import Config
@@ -18,7 +18,7 @@ from distllm.data import remote
 from distllm.dist.topology import Topology
 from distllm.errors import CheckpointError, ConfigError, DataError, MissingDependency, StorageError
 from distllm.train.run_directory import RunDirectory
-from distllm.train.saving import mirror_of, place_checkpoints
+from distllm.train.saving import place_checkpoints
 
 FILES = ["COMMITTED", "manifest.json", "model-00000.safetensors", "state.json"]
 
@@ -246,9 +246,9 @@ def config(home):
 def test_a_url_is_a_mirror_and_a_path_is_the_place_itself(memory, tmp_path):
     run = RunDirectory(tmp_path / "runs" / "one")
     run.path.mkdir(parents=True)
-    assert mirror_of(config(None)) is None
+    assert mirror_of(None, "one") is None
     assert place_checkpoints(config(None), run) == []
-    mirror = mirror_of(config(f"{memory}/all/"))
+    mirror = mirror_of(f"{memory}/all/", "one")
     assert mirror.url == f"{memory}/all/one"
     mirror.send(save(tmp_path / "elsewhere", 5))
     (told,) = place_checkpoints(config(f"{memory}/all/"), run)
