@@ -14,7 +14,6 @@ from typing import Any
 from distllm.config.checks import check_machine, check_run
 from distllm.config.checks_model import check_model
 from distllm.config.engine import deepspeed_json
-from distllm.config.huggingface import with_imported
 from distllm.config.memory_limit import MemoryLimit
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
@@ -112,7 +111,10 @@ def resolve(
     """
     found = problems if problems is not None else Problems()
     world = world or World.of_config(config)
-    config = with_imported(config, found)
+    if config.model.init_from is not None:
+        from distllm.config.huggingface import with_imported  # a typo elsewhere need not wait for it
+
+        config = with_imported(config, found)
     check_model(config, found)
     check_run(config, found, world_size=world.size, dataset_tokens=dataset.train_tokens if dataset else None)
     if starts_here:

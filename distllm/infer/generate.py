@@ -1,23 +1,22 @@
-"""Continuing a prompt, one token at a time.
+"""Continuing prompts, one token at a time; of an encoder-decoder, writing what a source asks for.
 
-Shapes: B = 1 row, T positions of one forward pass, V ids of the tokenizer (the model's vocabulary
-is padded beyond them; padding is never sampled).
+Shapes: R rows, V ids of the tokenizer (the model's vocabulary is padded beyond them; padding is never
+sampled).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor, nn
+from torch import nn
 
 from distllm.data.tokenizer import Tokenizer
-from distllm.errors import ConfigError
-from distllm.models.cache import KVCache
-from distllm.ops.compiled import anything_compiled
+from distllm.infer.beam import beam_search
+from distllm.infer.decoding import Decoding, evaluating, room
+from distllm.infer.sampling import GREEDY, Sampling, draw
 from distllm.seeds import derive_seed
 
 
@@ -32,22 +31,45 @@ def sample_text(
     top_p: float | None = None,
     seed: int,
 ) -> str:
-    """Return a continuation of ``prompt``, read as the beginning of a document. See `generate`."""
-    ids = generate(
+    """Return a continuation of ``prompt``, read as the beginning of a document. See `write_texts`."""
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    return write_texts(model, tokenizer, [prompt], max_tokens=max_tokens, sampling=sampling, seed=seed)[0]
+
+
+def write_texts(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    sampling: Sampling = GREEDY,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """Return what a model writes after each prompt or, an encoder-decoder, for it as the source.
+
+    A decoder reads the end of text, then the prompt; an encoder-decoder's decoder begins with it.
+    """
+    encoded = tokenizer.encode_batch(list(prompts))
+    inner: Any = model
+    reads = inner.shape.family == "encoder_decoder"
+    begun = [[tokenizer.eot_id]] * len(encoded) if reads else [[tokenizer.eot_id, *ids] for ids in encoded]
+    found = generate_rows(
         model,
-        [tokenizer.eot_id, *tokenizer.encode(prompt)],
+        begun,
+        [ids or [tokenizer.eot_id] for ids in encoded] if reads else None,
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,
         max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        sampling=sampling,
+        beams=beams,
+        length_penalty=length_penalty,
         seed=seed,
     )
-    return tokenizer.decode(ids)
+    return [tokenizer.decode(ids) for ids in found]
 
 
-@torch.no_grad()
 def generate(
     model: nn.Module,
     prompt_ids: Sequence[int],
@@ -60,74 +82,100 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """Continue ``prompt_ids`` until the end of the text, ``max_tokens``, or the end of the context.
+    """Continue one prompt of a decoder. See `generate_rows`."""
+    return generate_rows(
+        model,
+        [prompt_ids],
+        vocab_size=vocab_size,
+        eot_id=eot_id,
+        max_tokens=max_tokens,
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+        seed=seed,
+    )[0]
+
+
+def generate_rows(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sources: Sequence[Sequence[int]] | None = None,
+    *,
+    vocab_size: int,
+    eot_id: int,
+    max_tokens: int,
+    sampling: Sampling = GREEDY,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Continue all prompts together until each text ends, ``max_tokens``, or the end of the context.
 
     On several ranks every rank calls this alike, and all run the same number of forward passes,
     whatever is sampled: under ZeRO-3 a forward pass is a collective.
 
     Args:
-        model: a decoder, or an engine around one.
-        prompt_ids: at least one id.
+        model: a decoder or an encoder-decoder, or an engine around one.
+        prompts: what each text of the decoder begins with, at least one id.
+        sources: what an encoder-decoder's encoder reads for each text.
         vocab_size: V; ids beyond it are never sampled.
         eot_id: the id that ends a text; it is not part of the result.
         max_tokens: longest continuation.
-        temperature: 0 takes the likeliest token.
-        top_k: sample among the k likeliest only.
-        top_p: sample among the likeliest that together reach this probability only.
-        seed: root of the random stream; token i depends on ``seed`` and i, not on earlier draws.
+        sampling: how a token is drawn; with several beams only its repetition penalty counts.
+        beams: texts kept for each prompt; 1 draws token by token.
+        length_penalty: see `beam_search`.
+        seed: root of the random stream; token i of text r depends on ``seed``, r and i, not on
+            earlier draws.
 
     Raises:
-        ConfigError: the prompt leaves no room in the context the model was trained on.
+        ConfigError: the model does not generate, or a text does not fit into its context.
     """
-    decoder: Any = model
-    context, first = decoder.shape.max_seq_len, next(model.parameters())
-    if not 0 < len(prompt_ids) < context:
-        raise ConfigError(
-            f"the prompt has {len(prompt_ids)} tokens, and the model's context {context}",
-            where="prompt",
-            remedy=f"give a prompt of 1 to {context - 1} tokens",
+    steps = room(model, prompts, sources, max_tokens)
+    with evaluating(model):
+        if beams == 1:
+            return _draw_rows(
+                Decoding(model, prompts, sources, steps), prompts, vocab_size, eot_id, steps, sampling, seed
+            )
+        copies = [prompt for prompt in prompts for _ in range(beams)]
+        sources = None if sources is None else [source for source in sources for _ in range(beams)]
+        return beam_search(
+            Decoding(model, copies, sources, steps),
+            prompts,
+            beams=beams,
+            vocab_size=vocab_size,
+            eot_id=eot_id,
+            max_tokens=steps,
+            length_penalty=length_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            lockstep=_in_lockstep(),
         )
-    steps = min(max_tokens, context - len(prompt_ids))
-    cache = KVCache(decoder.shape, 1, len(prompt_ids) + steps, first.device, first.dtype)
-    was_training = model.training
-    model.eval()
-    ids, inputs, ended = list(prompt_ids), list(prompt_ids), False
-    # Every length of the cache is another shape: compiled blocks are bypassed.
-    with torch.compiler.set_stance("force_eager") if anything_compiled() else nullcontext():
-        for step in range(steps):
-            logits_V = _next_logits(model, inputs, len(ids) - len(inputs), cache)[:vocab_size]
-            if not ended:
-                drawn = _draw(logits_V, temperature, top_k, top_p, derive_seed(seed, "sample", step))
-                ended = drawn == eot_id
-                inputs = [drawn]
-                ids += inputs
-            if ended and not _in_lockstep():
-                break
-    model.train(was_training)
-    new_ids = ids[len(prompt_ids) :]
-    return new_ids[:-1] if ended else new_ids
 
 
-def _next_logits(model: nn.Module, ids: list[int], start: int, cache: KVCache) -> Tensor:
-    """Feed ``ids``, which begin at position ``start``; return the fp64 logits after the last, on the CPU."""
-    device = next(model.parameters()).device
-    tokens_BT = torch.tensor([ids], device=device)
-    positions_BT = torch.arange(start, start + len(ids), device=device)[None]
-    logits_BTV: Tensor = model(tokens_BT, positions_BT, cache=cache)
-    return logits_BTV[0, -1].to("cpu", torch.float64)
-
-
-def _draw(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float | None, seed: int) -> int:
-    """Draw one id."""
-    if temperature == 0.0:
-        return int(logits_V.argmax())
-    sorted_V, ids_V = (logits_V / temperature).sort(descending=True, stable=True)
-    probs_V = sorted_V[:top_k].softmax(dim=0)
-    if top_p is not None:
-        # An id stays if those before it have not reached the mass: the likeliest always does.
-        probs_V[1:][probs_V.cumsum(dim=0)[:-1] >= top_p] = 0.0
-    generator = torch.Generator().manual_seed(seed)
-    return int(ids_V[torch.multinomial(probs_V, 1, generator=generator)])
+def _draw_rows(
+    decoding: Decoding,
+    prompts: Sequence[Sequence[int]],
+    vocab_size: int,
+    eot_id: int,
+    steps: int,
+    sampling: Sampling,
+    seed: int,
+) -> list[list[int]]:
+    """Draw token by token; rows that have ended go on unseen until all have."""
+    texts: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    for step in range(steps):
+        logits_RV = decoding.logits()[:, :vocab_size].double()
+        inputs = [eot_id if 0 <= eot_id < vocab_size else 0] * len(prompts)
+        for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            if ended[row]:
+                continue
+            drawn_seed = derive_seed(seed, "sample", row, step)
+            inputs[row] = draw(logits_RV[row], [*prompt, *text], sampling, drawn_seed)
+            ended[row] = inputs[row] == eot_id
+            if not ended[row]:
+                text.append(inputs[row])
+        if all(ended) and not _in_lockstep():
+            break
+        decoding.append(inputs)
+    return texts
 
 
 def _in_lockstep() -> bool:

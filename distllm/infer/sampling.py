@@ -1,0 +1,60 @@
+"""Choosing the next token of one text from its logits.
+
+Shapes: V ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn; filters apply in this order, as in transformers.
+
+    Attributes:
+        repetition_penalty: logits of ids in the text are made less likely by this factor (Keskar
+            et al. 2019); 1 leaves them.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: draw among the k likeliest only.
+        top_p: draw among the likeliest that together reach this probability only (Holtzman et al. 2020).
+        min_p: draw among those at least this share as likely as the likeliest only (Nguyen et al. 2024).
+    """
+
+    repetition_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+
+GREEDY = Sampling()
+
+
+def penalised(logits_V: Tensor, past: Sequence[int], penalty: float) -> Tensor:
+    """Return logits in which the ids of ``past`` are less likely."""
+    if penalty == 1.0:
+        return logits_V
+    seen = torch.tensor(sorted({token for token in past if token < len(logits_V)}), dtype=torch.int64)
+    values = logits_V[seen]
+    return logits_V.index_copy(0, seen, torch.where(values < 0, values * penalty, values / penalty))
+
+
+def draw(logits_V: Tensor, past: Sequence[int], sampling: Sampling, seed: int) -> int:
+    """Draw one id; the same arguments draw the same."""
+    logits_V = penalised(logits_V, past, sampling.repetition_penalty)
+    if sampling.temperature == 0.0:
+        return int(logits_V.argmax())
+    sorted_V, ids_V = (logits_V / sampling.temperature).sort(descending=True, stable=True)
+    probs_V = sorted_V[: sampling.top_k].softmax(dim=0)
+    if sampling.top_p is not None:
+        # An id stays if those before it have not reached the mass: the likeliest always does.
+        probs_V[1:][probs_V.cumsum(dim=0)[:-1] >= sampling.top_p] = 0.0
+    if sampling.min_p is not None:
+        probs_V[probs_V < sampling.min_p * probs_V[0]] = 0.0
+    generator = torch.Generator().manual_seed(seed)
+    return int(ids_V[torch.multinomial(probs_V, 1, generator=generator)])
