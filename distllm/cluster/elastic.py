@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from distllm.cluster.descendants import adopt_orphans, end_descendants
 from distllm.cluster.limits import resolves
 from distllm.cluster.local import FORWARDED
 from distllm.config.problems import Problems
@@ -80,18 +81,11 @@ def run_agent(command: Sequence[str], config: Config) -> int:
             agent.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    adopt_orphans()
     try:
         code = agent.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _end_group(agent.pid)
+        end_descendants()
     return code if code >= 0 else 128 - code
-
-
-def _end_group(group: int) -> None:
-    """End what the agent has left in its process group."""
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return

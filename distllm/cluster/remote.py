@@ -7,7 +7,6 @@ and ranks are held by a leash (`distllm.cluster.leash`).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from types import FrameType
 
 from distllm.cluster.batch import say, start_directory
 from distllm.cluster.control import Control
+from distllm.cluster.descendants import adopt_orphans, end_descendants
 from distllm.cluster.fence import VARIABLE as FENCE
 from distllm.cluster.fence import Fence
 from distllm.cluster.history import History, Start
@@ -72,6 +72,7 @@ class _Supervisor:
 
     def run(self) -> int:
         previous = {number: signal.signal(number, self._forward) for number in FORWARDED}
+        adopt_orphans()
         try:
             while True:
                 start = self._history.begin("launch", self._remote.hosts, str(self._submission.path))
@@ -114,9 +115,10 @@ class _Supervisor:
             code = self._wait(launcher, leash, watch, logs / "exits")
         finally:
             leash.let_go()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(launcher.pid, signal.SIGKILL)
-            launcher.wait()
+            if launcher.poll() is None:
+                launcher.kill()
+                launcher.wait()
+            end_descendants()  # shells to machines that do not answer outlive what started them
         return watch.outcome(code, logs / "exits")
 
     def _wait(self, launcher: subprocess.Popen[bytes], leash: Leash, watch: Watch, exits: Path) -> int:

@@ -259,6 +259,29 @@ def test_an_agent_gets_the_signal_and_leaves_no_rank(tmp_path):
         process.wait()
 
 
+ORPHANS = """
+import os, subprocess, sys
+from distllm.cluster.descendants import adopt_orphans, descendants, end_descendants
+adopt_orphans()
+grandchild = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(300)"
+child = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {grandchild!r}]); sys.exit()"
+subprocess.run([sys.executable, "-c", child], check=True)
+while not descendants(os.getpid()):
+    pass
+end_descendants()
+print(descendants(os.getpid()))
+"""
+
+
+def test_what_left_the_group_and_lost_its_parent_is_ended_too():
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHANS], capture_output=True, text=True, timeout=60, check=True
+    )
+    *pids, left = done.stdout.split()
+    assert left == "[]"
+    assert not [pid for pid in pids if alive(pid)]
+
+
 def test_the_command_of_an_agent():
     config = compose(["name=mine", "cluster.procs_per_node=4", "cluster.slurm.max_restarts=5"])
     words = torchrun_command(config, "n1:29400", 2, 4, ["seed=1"])
