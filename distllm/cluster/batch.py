@@ -26,13 +26,14 @@ from distllm.cluster.fence import Fence
 from distllm.cluster.health_report import bad_nodes, check_nodes
 from distllm.cluster.history import HOME, History, Start
 from distllm.cluster.outcome import EXITS_VARIABLE, Outcome, Watch, is_done
-from distllm.cluster.slurm import call, submit, unusable
+from distllm.cluster.slurm import requeue, submit, unusable
 from distllm.cluster.snapshot import SETTLED_VARIABLE, Submission
 from distllm.cluster.srun import ranks_command
 from distllm.errors import LaunchError
 
 JOB_FILE = "job"
 _POLL_SECONDS = 0.5
+_UNHEARD_SECONDS = 120.0
 ENDED_BY_SLURM = 143
 
 
@@ -148,16 +149,23 @@ class JobScript:
             return outcome.code
         if not self._may_return():
             return outcome.code
+        return self._requeue()
+
+    def _requeue(self) -> int:
+        """Queue the job again and wait to be ended: a script that went on would find the job it has left."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # also for the command, which SLURM ends with the job
         try:
-            call("scontrol", "requeue", self._allocation.job)
+            certain = requeue(self._allocation.job)
         except LaunchError as error:
+            signal.signal(signal.SIGTERM, self._noticed_end)
             say(f"requeue refused: {error.cause}")
             return self._chain()
-        say("queued again")
-        # SLURM now ends this script. A script that went on would find the job it has just left.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        while True:
+        say("queued again" if certain else "queued again, if SLURM heard it")
+        deadline = time.monotonic() + _UNHEARD_SECONDS
+        while certain or time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
+        say("SLURM has not heard it")
+        return self._chain()
 
     def _elsewhere(self, start: Start, why: str) -> int:
         """Let a new job take over that leaves the excluded nodes out."""

@@ -122,6 +122,28 @@ def submit(script: str, options: Sequence[str] = (), arguments: Sequence[str] = 
     return call("sbatch", "--parsable", *options, script, *arguments).strip().split(";")[0]
 
 
+def requeue(job: str) -> bool:
+    """Queue a running job again, from its own script; return whether SLURM has certainly agreed.
+
+    SLURM ends the processes of the script at once, this command among them: one that was killed
+    has probably been heard. The caller ignores SIGTERM, and with it the command.
+
+    Raises:
+        LaunchError: SLURM refused, or is not there.
+    """
+    words = ("scontrol", "requeue", job)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(str(error), where=" ".join(words), remedy="see scontrol ping") from error
+    if done.returncode > 0:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise LaunchError(
+            f"SLURM refused: {said}", where=" ".join(words), remedy="cluster.slurm.requeue=false"
+        )
+    return done.returncode == 0
+
+
 def unusable(nodes: Sequence[str]) -> dict[str, str]:
     """Return those among ``nodes`` that SLURM itself no longer uses, with their state.
 

@@ -63,7 +63,7 @@ class HealthConfig:
         2**30, "bytes free in the run directory and in the node's temporary directory", unit="bytes"
     )
     min_memory_bandwidth: int = option(
-        2**30, "bytes per second that one core copies in main memory; 0 does not measure", unit="bytes"
+        2**28, "bytes per second that one core copies in main memory; 0 does not measure", unit="bytes"
     )
     min_network_bandwidth: int = option(
         2**20, "bytes per second between a node and the first one; 0 does not measure", unit="bytes"

@@ -235,6 +235,23 @@ def test_a_refused_requeue_chains_a_new_job(job):
     assert job_of(job.run_dir) == "77"
 
 
+def test_a_requeue_that_was_ended_with_its_job_is_no_refusal(job):
+    """SLURM ends the processes of the script as soon as it has heard: a second job would be one too many."""
+    job.plan({"saves": [4], "code": 1})
+    job.programs.put("scontrol", "kill -KILL $$")
+    _, told = job.run()
+    assert "queued again, if SLURM heard it" in told
+    assert job.programs.calls("sbatch") == []
+
+
+def test_the_command_that_requeues_is_not_ended_by_term(job):
+    job.plan({"saves": [4], "code": 1})
+    job.programs.put("scontrol", "kill -TERM $$; exit 0")
+    _, told = job.run()
+    assert told.endswith("queued again\n")
+    assert job.programs.calls("sbatch") == []
+
+
 def test_a_task_of_an_array_never_touches_the_others(job):
     array = {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"}
     job.plan({"saves": [4], "code": 1})
