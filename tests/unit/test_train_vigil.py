@@ -16,6 +16,8 @@ from distllm.observe.ledger import read_events
 from distllm.train import signals
 from distllm.train.signals import StopRequest
 
+pytestmark = pytest.mark.slow
+
 PRELUDE = """
 import sys, threading, time
 from pathlib import Path
