@@ -117,6 +117,12 @@ def explain_hang(beats: Sequence[Beat], seconds: float, stopped: Sequence[int]) 
     return Hang(seconds, what, tuple(beat.rank for beat in culprits), tuple(beats))
 
 
+def never_began(beats: Sequence[Beat], seconds: float, silent: Sequence[int]) -> Hang:
+    """Say which ranks have not come as far as their first sign of life."""
+    who = " and ".join(f"rank {rank}" for rank in silent)
+    return Hang(seconds, f"{who} did not begin within {seconds:.0f} s", tuple(silent), tuple(beats))
+
+
 def keep_evidence(run_directory: Path, attempt: int, pids: Mapping[int, int]) -> Path:
     """Let ranks that hang write down their stacks and exchanges, and keep that with their beats.
 

@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distllm.checkpoint.format import list_checkpoints
-from distllm.cluster.hang import Hang, Patience, explain_hang, find_hang, keep_evidence, last_collectives
+from distllm.cluster.hang import (
+    Hang,
+    Patience,
+    explain_hang,
+    find_hang,
+    keep_evidence,
+    last_collectives,
+    never_began,
+)
 from distllm.cluster.lease import TOKEN_VARIABLE, Lease, take_lease
 from distllm.cluster.local import Ranks, RanksEnd, is_stopped, signal_of
 from distllm.errors import DataError
@@ -100,6 +108,7 @@ class _Watch:
     job: Job
     lease: Lease
     hang: Hang | None = None
+    _began: float = field(default_factory=time.monotonic)
     _looked: float = field(default_factory=time.monotonic)
     _suspected: float | None = None
 
@@ -110,15 +119,23 @@ class _Watch:
         self._looked = now
         found = [read_beat(self.job.directory, rank) for rank in range(len(ranks))]
         beats = [beat for beat in found if beat is not None]
-        seconds = find_hang(beats, self.job.patience, now) if len(beats) == len(ranks) else None
+        silent = [rank for rank, beat in enumerate(found) if beat is None]
+        if silent:
+            waited = now - self._began
+            seconds = waited if waited > self.job.patience.long else None
+        else:
+            seconds = find_hang(beats, self.job.patience, now)
         if seconds is None or slept > _SURE_SECONDS:  # we were not running either
             self._suspected = None
             return False
         self._suspected = now if self._suspected is None else self._suspected
         if now - self._suspected < _SURE_SECONDS:
             return False
-        stopped = [number for number, rank in enumerate(ranks) if is_stopped(rank.pid)]
-        self.hang = explain_hang(beats, seconds, stopped)
+        if silent:
+            self.hang = never_began(beats, seconds, silent)
+        else:
+            stopped = [number for number, rank in enumerate(ranks) if is_stopped(rank.pid)]
+            self.hang = explain_hang(beats, seconds, stopped)
         self._write_down(ranks)
         return True
 

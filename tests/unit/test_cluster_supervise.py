@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,15 @@ def test_ranks_that_stand_still_are_named_killed_and_started_again(capfd):
     assert facts["seconds"] >= 0.5
     assert (Path("run") / facts["stacks"] / "rank-00001.json").exists()
     assert "the run stands still: rank 1" in capfd.readouterr().err
+
+
+def test_ranks_that_never_begin_are_named():
+    script = "time.sleep(0 if starts > 1 or rank == 0 else 60)\ntime.sleep(0 if starts > 1 else 60)"
+    late = replace(job(script, num_ranks=2), patience=Patience(0.5, 2.0))
+    assert supervise.supervise(late) == 0
+    (hang, facts), _ = events()
+    assert (hang, facts["ranks"]) == ("hang", [0, 1])
+    assert facts["cause"].startswith("rank 0 and rank 1 did not begin within ")
 
 
 def test_a_phase_that_may_take_long_is_no_hang():
