@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": "raw text to a tokenizer and shards",
     "data": "verify, inspect, count, merge or mend datasets, and forget documents",
     "train": "train, or go on with, a run",
+    "plan": "memory, time, cost and failures of a run before it is queued",
     "launch": "train on several machines without a scheduler: hostfile, or torchrun",
     "submit": "check a run and queue it with SLURM",
     "jobs": "every run with its job, state, progress and time left",

@@ -9,6 +9,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _CGROUP_CPU = _CGROUPS / "cpu.max"
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_CGROUP_MEMORY = _CGROUPS / "memory.max"
 
 
 def available_cores() -> int:
@@ -58,3 +59,13 @@ def _field(file: Path, name: str, unit: int = 1) -> int | None:
     except OSError:
         return None
     return next((int(line[1]) * unit for line in words if line and line[0] == name), None)
+
+
+def total_memory() -> int:
+    """Return the bytes of memory this process may use: the machine's, cut by a cgroup limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = _CGROUP_MEMORY.read_text(encoding="ascii").strip()
+    except OSError:
+        return machine
+    return machine if limit == "max" else min(machine, int(limit))

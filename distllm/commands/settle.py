@@ -63,6 +63,11 @@ def _resolved(
         world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
     limit = read_memory_limit(Path(config.runs_dir) / config.name)
     resolved = resolve(config, world=world, dataset=dataset, memory_limit=limit, problems=problems)
+    if need_dataset:  # it is about to run
+        from distllm.plan.admission import check_memory  # a typo need not wait for the planner
+
+        check_memory(resolved, problems)
+        problems.raise_if_any()
     if dataset is not None:
         from distllm.data.mixture import check_mixture  # with numpy, for which a typo need not wait
 

@@ -25,6 +25,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_engine(config, problems)
     _check_optimizer(config, problems)
     check_task(config, problems)
+    _check_cluster(config, problems)
     _check_warmup(config, problems)
     _check_checkpoints(config, problems)
     _check_faults(config, problems, world_size)
@@ -116,6 +117,17 @@ def _check_batch(config: Config, problems: Problems, world_size: int, dataset_to
     )
 
 
+def _check_cluster(config: Config, problems: Problems) -> None:
+    cluster = config.cluster
+    devices = cluster.hardware.devices_per_node
+    problems.check(
+        cluster.device == "cpu" or cluster.procs_per_node <= devices,
+        f"{cluster.procs_per_node} ranks asked of {devices} devices in a node",
+        keys=["cluster.procs_per_node", "cluster.hardware.devices_per_node"],
+        remedy=f"cluster.procs_per_node={devices} and more cluster.nodes",
+    )
+
+
 def _check_warmup(config: Config, problems: Problems) -> None:
     mixture, seq_len = config.mixture, config.data.seq_len
     start = mixture.seq_len_start
@@ -201,6 +213,12 @@ def _check_engine(config: Config, problems: Problems) -> None:
         "engine.name=local computes in fp32 only",
         keys=["engine.name", "precision.compute"],
         remedy="use precision=fp32, or engine=zero1 for bf16 with fp32 master weights",
+    )
+    problems.check(
+        not (engine.compile and engine.activation_checkpointing == "selective"),
+        "a compiled block decides itself what it keeps: selective checkpointing cannot look into it",
+        keys=["engine.compile", "engine.activation_checkpointing"],
+        remedy="engine.activation_checkpointing=full, or engine.compile=false",
     )
 
 

@@ -139,6 +139,11 @@ class EngineConfig:
         64 * 2**20, "size of the buffers in which gradients are reduced", unit="bytes", minimum=4096
     )
     compile: bool = option(False, "torch.compile the blocks (needs a C++ compiler on CPU)")
+    activation_checkpointing: Literal["none", "selective", "full"] = option(
+        "none",
+        "activations kept for backward: none drops nothing; selective keeps products and attention; "
+        "full keeps only each block's input",
+    )
 
 
 @dataclass(frozen=True)

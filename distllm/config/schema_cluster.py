@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distllm.config.options import option
+from distllm.config.schema_hardware import HardwareConfig
 
 
 @dataclass(frozen=True)
@@ -108,3 +109,4 @@ class ClusterConfig:
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     container: ContainerConfig = field(default_factory=ContainerConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)

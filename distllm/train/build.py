@@ -33,6 +33,7 @@ from distllm.export.load import load_weights
 from distllm.heartbeat import BEATS_DIRECTORY, HEART
 from distllm.models.heads import head_of
 from distllm.models.init import build_model
+from distllm.models.recompute import recompute_blocks
 from distllm.models.stack import compile_blocks
 from distllm.observe.ledger import LEDGER_FILE, Event, Kind, Ledger
 from distllm.observe.metrics import StepRecord
@@ -269,6 +270,7 @@ def _build_engine(resolved: Resolved, topology: Topology, *, fresh: bool) -> tup
     notes = _begin_with(model, resolved) if fresh and config.model.init_from else []
     if config.engine.compile:
         compile_blocks(model)
+    recompute_blocks(model, config.engine.activation_checkpointing)
     engine = build_engine(
         config.engine.name,
         model,

@@ -1,0 +1,78 @@
+"""Refusing a run that is too large for its memory, with settings that are not."""
+
+from __future__ import annotations
+
+from distllm.config.problems import Problems
+from distllm.config.resolve import Resolved
+from distllm.plan.estimate import software_of
+from distllm.plan.experiment import base_bytes, device_memory, layout_of, space_of
+from distllm.plan.layout import Layout
+from distllm.plan.memory import Memory, peak_memory
+from distllm.plan.search import layouts
+from distllm.plan.work import Work, work_of
+from distllm.units import format_bytes
+
+# A run is refused only where it would not fit even if the prediction were this much too high.
+_DOUBT = 0.1
+_ORDER = ("none", "selective", "full")
+
+
+def check_memory(resolved: Resolved, problems: Problems) -> None:
+    """Note that the run cannot fit into the memory of its devices, and what would."""
+    limit = device_memory(resolved)
+    if limit is None:
+        return
+    work, layout = work_of(resolved.shape), layout_of(resolved)
+    need = _need(resolved, work, layout)
+    if need.device * (1 - _DOUBT) <= limit:
+        return
+    parts = sorted(need.parts().items(), key=lambda part: -part[1])
+    largest = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts[:3])
+    problems.add(
+        f"a rank needs about {format_bytes(need.device)} of memory ({largest}) and has {format_bytes(limit)}",
+        where="model, engine, train.tokens_per_step",
+        remedy=_nearest(resolved, work, layout, limit),
+    )
+
+
+def _need(resolved: Resolved, work: Work, layout: Layout) -> Memory:
+    config = resolved.config
+    return peak_memory(work, layout, software_of(config, layout, base_bytes=base_bytes(config)))
+
+
+def _nearest(resolved: Resolved, work: Work, asked: Layout, limit: float) -> str:
+    """Return the overrides of the feasible layout that changes least, or how much the smallest lacks."""
+    config = resolved.config
+    candidates = layouts(work, asked.ranks, asked.seq_len, config.train.tokens_per_step, space_of(config))
+    judged = [(layout, _need(resolved, work, layout).device) for layout in candidates]
+    feasible = [layout for layout, need in judged if need <= limit]
+    if feasible:
+        nearest = min(feasible, key=lambda layout: _changes(asked, layout))
+        return f"nearest settings that fit: {' '.join(overrides(asked, nearest))}"
+    layout, need = min(judged, key=lambda pair: pair[1])
+    return (
+        f"even {' '.join(overrides(asked, layout)) or 'the settings given'} would need "
+        f"{format_bytes(need)}: use a smaller model, shorter data.seq_len or more ranks"
+    )
+
+
+def _changes(asked: Layout, layout: Layout) -> tuple[int, int, int, int]:
+    """Return what orders layouts by how far they are from the one asked for."""
+    return (
+        len(overrides(asked, layout)),
+        _ORDER.index(layout.checkpointing),
+        abs(layout.zero_stage - asked.zero_stage),
+        -layout.micro_batch,
+    )
+
+
+def overrides(asked: Layout, layout: Layout) -> list[str]:
+    """Return the command-line overrides that turn one layout into another of the same step."""
+    changed = []
+    if layout.micro_batch != asked.micro_batch:
+        changed.append(f"engine.micro_batch_tokens={layout.micro_batch * layout.seq_len}")
+    if layout.zero_stage != asked.zero_stage:
+        changed.append(f"engine.zero_stage={layout.zero_stage}")
+    if layout.checkpointing != asked.checkpointing:
+        changed.append(f"engine.activation_checkpointing={layout.checkpointing}")
+    return changed

@@ -1,0 +1,161 @@
+"""A plan of one experiment: memory, time, money and failures of one layout on one machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distllm.config.schema import Config
+from distllm.plan.conventions import CONVENTIONS
+from distllm.plan.fitted import FITTED
+from distllm.plan.goodput import Goodput, expected_goodput
+from distllm.plan.layout import Layout, Software
+from distllm.plan.machine import Machine
+from distllm.plan.memory import Memory, peak_memory
+from distllm.plan.speed import Efficiency, StepTime, step_time
+from distllm.plan.work import Work
+
+CONVENTION = "causal"
+# DeepSpeed's buffers of exchanges, in buckets, by stage: measured with two sizes of bucket.
+_BUCKETS = {0: 1.0, 1: 2.5, 2: 2.5, 3: 4.0}
+# glibc's heap, which keeps what it once had, over what a CPU rank's activations need: measured.
+_CPU_FRAGMENTATION = 0.35
+_CHUNK_TOKENS = 512
+_MAX_LIVE_PARAMS = 10**9
+# A checkpoint holds weights and both moments in fp32.
+CHECKPOINT_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one layout would be like.
+
+    Attributes:
+        layout: how it is spread.
+        memory: of the fullest rank.
+        limit_bytes: what a device has for it.
+        time: of one step.
+        mfu: share of the peak, in the convention `CONVENTION`.
+        tokens_per_second: over all ranks.
+    """
+
+    layout: Layout
+    memory: Memory
+    limit_bytes: float
+    time: StepTime
+    mfu: float
+    tokens_per_second: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the fullest rank has the memory."""
+        return self.memory.device <= self.limit_bytes
+
+    @property
+    def limited_by(self) -> str:
+        """Why it is not faster, or why it cannot run."""
+        if not self.fits:
+            parts = self.memory.parts()
+            return f"memory, most of it {max(parts, key=lambda name: parts[name])}"
+        return self.time.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """A whole run.
+
+    Attributes:
+        steps: of the optimizer.
+        busy_seconds: without failures and checkpoints.
+        wall_seconds: with them.
+        gpu_hours: devices times wall time.
+        price: in the user's currency; None where a device's price is not known.
+        energy_kwh: None where a device's power is not known.
+        goodput: what failures and checkpoints leave.
+    """
+
+    steps: int
+    busy_seconds: float
+    wall_seconds: float
+    gpu_hours: float
+    price: float | None
+    energy_kwh: float | None
+    goodput: Goodput
+
+
+def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> Software:
+    """Return how distllm holds and exchanges what ``config`` trains."""
+    compute, stage = config.precision.compute, layout.zero_stage
+    element = 4 if compute == "fp32" else 2
+    own_masters = compute == "bf16" or stage > 0
+    wide = compute == "bf16" and stage >= 2
+    gated = config.model.gated
+    buckets = 0.0 if config.engine.name == "local" else _BUCKETS[stage]
+    return Software(
+        weight_bytes=element,
+        grad_bytes=element,
+        accumulated_bytes=4 if wide else 0,
+        flattened_bytes=4 if stage in (1, 2) else 0,
+        reduced_bytes=element,
+        optimizer_bytes=12 if own_masters else 8,
+        element_bytes=element,
+        mlp_saved=4 if gated else 2,
+        norm_saved=3 if config.cluster.device == "cpu" else 2,  # torch fuses norms only on a GPU
+        fragmentation=_CPU_FRAGMENTATION if config.cluster.device == "cpu" else 0.0,
+        logits_tokens=_CHUNK_TOKENS,
+        logits_bytes=element + 4 + (element if compute == "bf16" else 0),
+        compiled=config.engine.compile,
+        live_params=_MAX_LIVE_PARAMS,
+        bucket_bytes=int(buckets * config.engine.bucket_bytes) if layout.replicas > 1 or stage else 0,
+        base_bytes=base_bytes,
+    )
+
+
+def estimate(
+    work: Work,
+    layout: Layout,
+    config: Config,
+    machine: Machine,
+    *,
+    reserve: float = 0.0,
+    base_bytes: float = 0.0,
+    efficiency: Efficiency = FITTED,
+) -> Estimate:
+    """Return memory and speed of ``layout``."""
+    software = software_of(config, layout, base_bytes=base_bytes)
+    time = step_time(work, layout, software, machine, efficiency)
+    tokens_per_second = layout.tokens_per_step / time.total
+    flops = CONVENTIONS[CONVENTION](work, layout.seq_len)
+    return Estimate(
+        layout=layout,
+        memory=peak_memory(work, layout, software),
+        limit_bytes=machine.memory_bytes * (1 - reserve),
+        time=time,
+        mfu=tokens_per_second * flops / (layout.ranks * machine.peak_flops),
+        tokens_per_second=tokens_per_second,
+    )
+
+
+def bill(config: Config, work: Work, chosen: Estimate, total_tokens: int) -> Bill:
+    """Return what a run of ``total_tokens`` costs with ``chosen``."""
+    hardware, layout = config.cluster.hardware, chosen.layout
+    steps = -(-total_tokens // layout.tokens_per_step)
+    busy = steps * chosen.time.total
+    save = work.params * CHECKPOINT_BYTES / (hardware.store_gb_per_s * 1e9)
+    goodput = expected_goodput(
+        nodes=-(-layout.ranks // hardware.devices_per_node),
+        node_mttf_seconds=hardware.node_mttf_hours * 3600,
+        save_seconds=save,
+        restart_seconds=hardware.restart_seconds,
+        busy_seconds=busy,
+    )
+    wall = busy / goodput.fraction
+    hours = layout.ranks * wall / 3600
+    return Bill(
+        steps=steps,
+        busy_seconds=busy,
+        wall_seconds=wall,
+        gpu_hours=hours,
+        price=hours * hardware.price_per_hour if hardware.price_per_hour is not None else None,
+        energy_kwh=hours * hardware.power_watts / 1000 if hardware.power_watts is not None else None,
+        goodput=goodput,
+    )

@@ -1,0 +1,48 @@
+"""What a resolved experiment asks of the planner: its layout, its search space, its device's memory."""
+
+from __future__ import annotations
+
+from distllm.config.resolve import Resolved
+from distllm.config.schema import Config
+from distllm.machine import total_memory
+from distllm.plan.layout import Layout
+from distllm.plan.search import Space
+
+# What a CPU rank holds before it has a model: the interpreter, torch and DeepSpeed (measured).
+CPU_PROCESS_BYTES = 690e6
+_MAX_SEQUENCE = 8
+
+
+def layout_of(resolved: Resolved) -> Layout:
+    """Return the layout that a run would have."""
+    config = resolved.config
+    return Layout(
+        ranks=resolved.world.size,
+        seq_len=config.data.seq_len,
+        micro_batch=resolved.micro_batch_size,
+        accumulation=resolved.grad_accum_steps,
+        zero_stage=config.engine.zero_stage,
+        checkpointing=config.engine.activation_checkpointing,
+    )
+
+
+def space_of(config: Config) -> Space:
+    """Return what a search may change of an experiment."""
+    if config.engine.name == "local":
+        return Space(zero_stages=(0,), sequence=(1,), offload=("none",))
+    return Space(sequence=(1,), offload=("none",))
+
+
+def device_memory(resolved: Resolved) -> float | None:
+    """Return the bytes that one rank may use, or None where the profile does not say."""
+    cluster = resolved.config.cluster
+    if cluster.device == "cpu":
+        return total_memory() / resolved.world.local_size
+    if cluster.hardware.memory_gb is None:
+        return None
+    return cluster.hardware.memory_gb * 1e9
+
+
+def base_bytes(config: Config) -> float:
+    """Return what a rank holds before it has a model; on a GPU the reserve of the profile covers it."""
+    return CPU_PROCESS_BYTES if config.cluster.device == "cpu" else 0.0

@@ -1,0 +1,113 @@
+"""How a step is spread over ranks, and the habits of the software that runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Checkpointing = Literal["none", "selective", "full"]
+Offload = Literal["none", "optimizer", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way to run a step.
+
+    Attributes:
+        ranks: devices.
+        seq_len: tokens of a sample.
+        micro_batch: samples in one forward pass of one data-parallel rank.
+        accumulation: forward passes of a rank in a step.
+        zero_stage: 0 nothing is partitioned, 1 the optimizer, 2 gradients too, 3 weights too.
+        checkpointing: activations kept: all; products and attention; or block inputs only.
+        sequence: ranks that share a sample by its positions.
+        tensor: ranks that share every matrix.
+        pipeline: stages.
+        virtual_stages: chunks of blocks that each stage holds.
+        shard_size: ranks that hold one whole copy of the weights in stage 3; 0 means all.
+        offload: what lives in host memory.
+    """
+
+    ranks: int
+    seq_len: int
+    micro_batch: int
+    accumulation: int
+    zero_stage: int = 0
+    checkpointing: Checkpointing = "none"
+    sequence: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_stages: int = 1
+    shard_size: int = 0
+    offload: Offload = "none"
+
+    @property
+    def data(self) -> int:
+        """Ranks that read different samples."""
+        return self.ranks // (self.tensor * self.pipeline * self.sequence)
+
+    @property
+    def replicas(self) -> int:
+        """Ranks among which gradients are summed and state can be partitioned."""
+        return self.data * self.sequence
+
+    @property
+    def tokens_per_rank(self) -> int:
+        """Tokens whose activations one rank holds in one forward pass."""
+        return self.micro_batch * self.seq_len // self.sequence
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step over all ranks."""
+        return self.micro_batch * self.accumulation * self.data * self.seq_len
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """What differs between programs that run the same layout.
+
+    Attributes:
+        weight_bytes: a weight in forward and backward.
+        grad_bytes: a gradient while it is computed.
+        accumulated_bytes: a gradient kept in a wider format besides; 0 where there is none.
+        flattened_bytes: a partitioned gradient as the optimizer's flat buffer holds it once more.
+        reduced_bytes: a gradient on its way between ranks.
+        optimizer_bytes: moments, and the copy of the weight they update.
+        update_bytes: memory traffic of one weight's update.
+        element_bytes: an activation.
+        mlp_saved: arrays of the MLP's width that backward needs (4 unfused gated, 3 fused, 2 plain).
+        norm_saved: arrays of the stream's width that one norm and the products after it need.
+        attention_saved: multiples of the query (and of key and value) width that backward needs.
+        logits_tokens: tokens whose logits exist at once; 0 means all.
+        logits_bytes: bytes of one logit over all its copies.
+        compiled: element-wise operations are fused.
+        reduces_each_pass: stage 2 reduces after every forward pass, not once a step.
+        gathers: times that partitioned weights are gathered for each forward pass.
+        overlaps_tensor: exchanges of tensor parallelism hide behind products.
+        live_params: weights that stage 3 keeps gathered; 0 means two blocks.
+        bucket_bytes: buffers of the exchanges, in sum.
+        base_bytes: what a process holds before there is a model.
+        fragmentation: memory lost between allocations, as a share of activations.
+    """
+
+    weight_bytes: int = 2
+    grad_bytes: int = 2
+    accumulated_bytes: int = 0
+    flattened_bytes: int = 0
+    reduced_bytes: int = 2
+    optimizer_bytes: int = 12
+    update_bytes: int = 28
+    element_bytes: int = 2
+    mlp_saved: float = 4
+    norm_saved: float = 2
+    attention_saved: float = 3
+    logits_tokens: int = 0
+    logits_bytes: int = 10
+    compiled: bool = False
+    reduces_each_pass: bool = True
+    gathers: int = 2
+    overlaps_tensor: bool = False
+    live_params: int = 0
+    bucket_bytes: int = 0
+    base_bytes: float = 0.0
+    fragmentation: float = 0.0

@@ -1,0 +1,56 @@
+"""The machine a plan is made for: one accelerator, its links, and how many of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+# Latencies of the ring algorithm's simple protocol in NCCL's own cost model (src/graph/tuning.cc).
+NCCL_BASE_SECONDS, NCCL_NVLINK_SECONDS, NCCL_NETWORK_SECONDS = 8.4e-6, 3.4e-6, 14e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Hardware as its makers and others' measurements describe it.
+
+    Attributes:
+        name: what is shown.
+        gemm_flops: best FLOP/s of a matrix product in the format of the computation, measured.
+        peak_flops: what the maker prints; utilisations are shares of it.
+        memory_bytes: of one device.
+        memory_bandwidth: bytes/s of one device's memory.
+        local_bandwidth: bytes/s a rank sends to its neighbour inside a node.
+        network_bandwidth: bytes/s a rank sends to another node.
+        per_node: ranks of a node.
+        host_bandwidth: bytes/s between a device and its share of host memory.
+        host_memory_bandwidth: bytes/s of host memory for one rank's share of a node.
+        disk_bandwidth: bytes/s of local disks for one rank's share of a node.
+        base_seconds, local_seconds, network_seconds: latency of a collective, of a step inside a
+            node and of a step between nodes.
+        update_bandwidth: bytes/s of the optimizer; 0 means that of other element-wise operations.
+        hides_traffic: the speed of products was measured with their operands' traffic in it.
+        link_efficiency: bandwidth of a large collective over the rated one of the link, as nccl-tests see it.
+        attention_share: speed of fused attention, as a share of FlashAttention-2's on the same device.
+    """
+
+    name: str
+    gemm_flops: float
+    peak_flops: float
+    memory_bytes: float
+    memory_bandwidth: float
+    local_bandwidth: float
+    network_bandwidth: float
+    per_node: int = 8
+    host_bandwidth: float = 25e9
+    host_memory_bandwidth: float = 50e9
+    disk_bandwidth: float = 3e9
+    base_seconds: float = NCCL_BASE_SECONDS
+    local_seconds: float = NCCL_NVLINK_SECONDS
+    network_seconds: float = NCCL_NETWORK_SECONDS
+    update_bandwidth: float = 0.0
+    hides_traffic: bool = False
+    link_efficiency: float = 0.85
+    attention_share: float = 1.0
+
+    def throttled(self, share: float) -> Machine:
+        """Return the same machine with its arithmetic at ``share`` of its speed."""
+        return replace(self, gemm_flops=self.gemm_flops * share)

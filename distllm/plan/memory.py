@@ -1,0 +1,155 @@
+"""Peak memory of one rank, part by part.
+
+The peak is taken where backward begins: all kept activations are alive together with the logits and
+what backward of one block needs; gradients are counted in full, because backward fills them while
+activations go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distllm.plan.layout import Layout, Software
+from distllm.plan.work import Work
+
+# DeepSpeed keeps the weights of this many blocks gathered: the one at work and the one fetched ahead.
+_LIVE_BLOCKS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one rank's device by what they are for, and bytes it keeps elsewhere.
+
+    Attributes:
+        weights: this rank's part of the weights as forward uses them, and blocks gathered for it.
+        gradients: as they are computed and as they are accumulated.
+        optimizer: moments and the copies they update.
+        activations: what backward needs, and the block being recomputed.
+        logits: of all tokens or of one chunk, with their gradients.
+        buffers: buckets of the exchanges.
+        fragmentation: lost between allocations.
+        base: what a process holds before there is a model.
+        host: bytes of host memory that offloading takes.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    buffers: float
+    fragmentation: float
+    base: float
+    host: float = 0.0
+
+    @property
+    def device(self) -> float:
+        """All that must fit on the device."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """Return the parts on the device by name."""
+        names = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+        return {name: getattr(self, name) for name in (*names, "fragmentation", "base")}
+
+
+def peak_memory(work: Work, layout: Layout, software: Software) -> Memory:
+    """Return the peak of the rank that needs most."""
+    stages = range(layout.pipeline)
+    return max((_stage_memory(work, layout, software, stage) for stage in stages), key=lambda m: m.device)
+
+
+def saved_per_token(work: Work, software: Software, checkpointing: str) -> float:
+    """Return the elements that one block keeps for backward, for one token.
+
+    Without checkpointing: the inputs of both norms and of both groups of products, what attention
+    needs, and what the MLP needs. Selective keeps what products and attention put out, and the
+    block's input; full keeps only the block's input (Chen et al. 2016, Korthikanti et al. 2022).
+    """
+    query, key_value = work.heads * work.head_dim, 2 * work.kv_heads * work.head_dim
+    if checkpointing == "full":
+        return work.hidden
+    if checkpointing == "selective":
+        products = work.attentions * (2 * query + key_value + work.hidden) + work.hidden
+        return work.hidden + products + (work.mlp_matrices - 1) * work.active_experts * work.intermediate
+    # the output of attention is kept once more for the projection that reads it
+    attention = software.attention_saved / 3 * (3 * query + 1.5 * key_value)
+    stream = (work.attentions + 1) * software.norm_saved * work.hidden
+    return stream + work.attentions * attention + software.mlp_saved * work.active_experts * work.intermediate
+
+
+def _stage_memory(work: Work, layout: Layout, software: Software, stage: int) -> Memory:
+    params = _stage_params(work, layout, stage)
+    shards = layout.replicas
+    whole = params / shards
+    weights = params * software.weight_bytes
+    gradients = params * (software.grad_bytes + software.accumulated_bytes)
+    optimizer = params * software.optimizer_bytes
+    if layout.zero_stage >= 1:
+        optimizer = whole * software.optimizer_bytes
+        gradients += whole * software.flattened_bytes
+    if layout.zero_stage >= 2:
+        gradients = whole * ((software.accumulated_bytes or software.grad_bytes) + software.flattened_bytes)
+    if layout.zero_stage == 3:
+        held = params / (layout.shard_size or shards)
+        live = min(software.live_params or _LIVE_BLOCKS * work.block_params / layout.tensor, params)
+        weights = (held + live) * software.weight_bytes
+        gradients += work.block_params / layout.tensor * software.grad_bytes
+    host = 0.0
+    if layout.offload != "none":
+        host, optimizer = optimizer, 0.0
+        # gradients leave for the host bucket by bucket, and wait for the update there
+        host, gradients = host + gradients, work.block_params / layout.tensor * software.grad_bytes
+    if layout.offload == "all":
+        host += weights
+        weights = min(_LIVE_BLOCKS * work.block_params, params) * software.weight_bytes
+    activations = _activations(work, layout, software, stage)
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        logits=_logits(work, layout, software, stage),
+        buffers=software.bucket_bytes,
+        fragmentation=software.fragmentation * activations,
+        base=software.base_bytes,
+        host=host,
+    )
+
+
+def _stage_params(work: Work, layout: Layout, stage: int) -> float:
+    """Return the parameters of one stage's rank; the first and the last stage hold an embedding each."""
+    blocks = work.layers / layout.pipeline * work.block_params
+    ends = work.vocab * work.hidden
+    if layout.pipeline == 1:
+        embeddings: float = work.embedding_params + work.hidden + work.extra_params
+    else:
+        embeddings = (ends if stage == 0 else 0) + (ends if stage == layout.pipeline - 1 else 0)
+    return (blocks + embeddings) / layout.tensor
+
+
+def _activations(work: Work, layout: Layout, software: Software, stage: int) -> float:
+    layers = work.layers / layout.pipeline
+    tokens = layout.tokens_per_rank / layout.tensor
+    # 1F1B: a stage has begun as many micro-batches as there are stages from it to the end
+    alive: float = min(layout.pipeline - stage, layout.accumulation) if layout.pipeline > 1 else 1
+    if layout.virtual_stages > 1:
+        alive *= 1 + (layout.pipeline - 1) / (layout.pipeline * layout.virtual_stages)
+    kept = saved_per_token(work, software, layout.checkpointing) * layers * alive
+    if layout.checkpointing != "none":
+        kept += saved_per_token(work, software, "none")  # the block that is computed again
+    # gradients of activations: most are alive inside an MLP
+    kept += work.hidden + work.mlp_matrices * work.active_experts * work.intermediate
+    return kept * tokens * software.element_bytes
+
+
+def _logits(work: Work, layout: Layout, software: Software, stage: int) -> float:
+    if stage != layout.pipeline - 1:
+        return 0.0
+    tokens = layout.tokens_per_rank
+    chunk = min(tokens, software.logits_tokens or tokens)
+    logits = chunk * work.vocab / layout.tensor * software.logits_bytes
+    if not software.logits_tokens:
+        return logits
+    # gradients of the hidden states and of the projection are ready with the loss
+    return logits + tokens * work.hidden * software.element_bytes + work.vocab * work.hidden * 4

@@ -1,0 +1,43 @@
+"""From a cluster profile to the machine the planner reckons with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from distllm.config.compose import PACKAGE_CONF
+from distllm.config.schema_hardware import HardwareConfig
+from distllm.config.yaml import from_yaml
+from distllm.plan.machine import Machine
+
+_NEEDED = ("memory_gb", "peak_tflops", "gemm_tflops", "memory_gb_per_s", "link_gb_per_s", "network_gb_per_s")
+
+
+def missing_figures(hardware: HardwareConfig) -> list[str]:
+    """Return the keys without which nothing can be planned and that are not set."""
+    return [name for name in _NEEDED if getattr(hardware, name) is None]
+
+
+def machine_of_hardware(hardware: HardwareConfig) -> Machine:
+    """Return the machine of a profile that lacks nothing (`missing_figures`)."""
+    figures: Mapping[str, float] = {name: getattr(hardware, name) for name in _NEEDED}
+    return Machine(
+        name=hardware.accelerator or "unnamed",
+        gemm_flops=figures["gemm_tflops"] * 1e12,
+        peak_flops=figures["peak_tflops"] * 1e12,
+        memory_bytes=figures["memory_gb"] * 1e9,
+        memory_bandwidth=figures["memory_gb_per_s"] * 1e9,
+        local_bandwidth=figures["link_gb_per_s"] * 1e9,
+        network_bandwidth=figures["network_gb_per_s"] * 1e9,
+        per_node=hardware.devices_per_node,
+        host_bandwidth=hardware.host_gb_per_s * 1e9,
+        host_memory_bandwidth=hardware.host_memory_gb_per_s * 1e9,
+        disk_bandwidth=hardware.disk_gb_per_s * 1e9,
+    )
+
+
+def machine_of_profile(name: str) -> Machine:
+    """Return the machine of ``conf/cluster/NAME.yaml``, one of those that state all figures."""
+    stated = from_yaml(PACKAGE_CONF / "cluster" / f"{name}.yaml")["hardware"]
+    known = {item.name for item in fields(HardwareConfig)}
+    return machine_of_hardware(HardwareConfig(**{key: stated[key] for key in known & stated.keys()}))

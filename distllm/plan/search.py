@@ -1,0 +1,100 @@
+"""The fastest layout that fits: every micro-batch, stage, checkpointing and sequence degree is tried.
+
+There are a few hundred combinations and each costs microseconds, so nothing is pruned and nothing
+can be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from distllm.plan.estimate import Estimate
+from distllm.plan.layout import Checkpointing, Layout, Offload
+from distllm.plan.work import Work
+
+_CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a search may choose from."""
+
+    zero_stages: Sequence[int] = (0, 1, 2, 3)
+    checkpointing: Sequence[Checkpointing] = _CHECKPOINTING
+    sequence: Sequence[int] = (1, 2, 4, 8)
+    offload: Sequence[Offload] = ("none", "optimizer")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The result of a search.
+
+    Attributes:
+        best: feasible layouts, fastest first, one for each kind of layout.
+        nearest: the layout that needs least memory, whether it fits or not.
+        tried: how many were looked at.
+    """
+
+    best: list[Estimate]
+    nearest: Estimate
+    tried: int
+
+
+def layouts(work: Work, ranks: int, seq_len: int, tokens_per_step: int, space: Space) -> Iterator[Layout]:
+    """Yield every way to take a step of ``tokens_per_step`` on ``ranks``."""
+    samples = tokens_per_step // seq_len
+    for sequence in space.sequence:
+        # Ulysses hands whole heads to ranks
+        if ranks % sequence or seq_len % sequence or work.heads % sequence or work.kv_heads % sequence:
+            continue
+        data = ranks // sequence
+        if samples % data:
+            continue
+        own = samples // data
+        for micro in (size for size in range(1, own + 1) if own % size == 0):
+            for stage in space.zero_stages:
+                for offload in space.offload:
+                    if offload != "none" and stage < 2:
+                        continue
+                    for kept in space.checkpointing:
+                        yield Layout(
+                            ranks=ranks,
+                            seq_len=seq_len,
+                            micro_batch=micro,
+                            accumulation=own // micro,
+                            zero_stage=stage,
+                            checkpointing=kept,
+                            sequence=sequence,
+                            offload=offload,
+                        )
+
+
+def search(candidates: Iterator[Layout], judge: Callable[[Layout], Estimate]) -> Found:
+    """Return the fastest feasible candidates, the best micro-batch of each kind only.
+
+    Raises:
+        ValueError: there are no candidates.
+    """
+    best: dict[tuple[object, ...], Estimate] = {}
+    nearest: Estimate | None = None
+    tried = 0
+    for layout in candidates:
+        found = judge(layout)
+        tried += 1
+        if nearest is None or _distance(found) < _distance(nearest):
+            nearest = found
+        if not found.fits:
+            continue
+        kind = (layout.zero_stage, layout.checkpointing, layout.sequence, layout.offload)
+        if kind not in best or found.time.total < best[kind].time.total:
+            best[kind] = found
+    if nearest is None:
+        raise ValueError("no layout to try")
+    # equally fast ones: the one that leaves more memory first
+    order = sorted(best.values(), key=lambda found: (found.time.total, found.memory.device))
+    return Found(order, nearest, tried)
+
+
+def _distance(found: Estimate) -> float:
+    return found.memory.device

@@ -1,0 +1,245 @@
+"""Seconds of one optimizer step: products, attention, element-wise work, exchanges, update.
+
+Every time is a number of operations or bytes over a rated speed times an efficiency. The
+efficiencies (`Efficiency`) are fitted once, on one published table, and are the same for every
+model, layout and machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distllm.plan.comms import Group, exchange_seconds, gather_seconds, reduce_seconds
+from distllm.plan.layout import Layout, Software
+from distllm.plan.machine import Machine
+from distllm.plan.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """What training reaches of what hardware can do.
+
+    Attributes:
+        gemm: speed of matrix products over the best one measured on the device.
+        memory: bandwidth of element-wise operations over the rated one.
+        attention: speed of fused attention, forward and backward, over the peak.
+        overlap: share of the exchanges with other data-parallel ranks that hides behind work.
+    """
+
+    gemm: float
+    memory: float
+    attention: float
+    overlap: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of a step by where they go; ``exposed`` is the part of exchanges nothing hides."""
+
+    gemm: float
+    attention: float
+    elementwise: float
+    head: float
+    recompute: float
+    tensor_exchange: float
+    sequence_exchange: float
+    exposed: float
+    hidden: float
+    bubble: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        """All seconds of the step."""
+        parts = (self.gemm, self.attention, self.elementwise, self.head, self.recompute)
+        exchanges = (self.tensor_exchange, self.sequence_exchange, self.exposed)
+        return sum(parts) + sum(exchanges) + self.bubble + self.update
+
+    @property
+    def limit(self) -> str:
+        """What takes most of the step, in words."""
+        shares = {
+            "matrix products": self.gemm + self.head,
+            "attention": self.attention,
+            "memory traffic": self.elementwise,
+            "recomputation": self.recompute,
+            "exchanges between ranks": self.exposed + self.tensor_exchange + self.sequence_exchange,
+            "the pipeline's bubble": self.bubble,
+            "the optimizer": self.update,
+        }
+        return max(shares, key=lambda name: shares[name])
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Seconds of one forward or backward through one block for one micro-batch."""
+
+    gemm: float
+    attention: float
+    elementwise: float
+
+    @property
+    def total(self) -> float:
+        return self.gemm + self.attention + self.elementwise
+
+
+def step_time(
+    work: Work, layout: Layout, software: Software, machine: Machine, efficiency: Efficiency
+) -> StepTime:
+    """Return where the seconds of one step go."""
+    forward, backward = _block_passes(work, layout, software, machine, efficiency)
+    blocks = work.layers / layout.pipeline
+    head = _head_seconds(work, layout, software, machine, efficiency) / layout.pipeline
+    again = {
+        "none": 0.0,
+        "selective": forward.elementwise,
+        "full": forward.total,
+    }[layout.checkpointing]
+    tensor = blocks * _tensor_seconds(work, layout, software, machine)
+    sequence = blocks * _sequence_seconds(work, layout, software, machine)
+    micro = blocks * (forward.total + backward.total + again) + head + tensor + sequence
+    count = layout.accumulation
+    exchanges = _data_exchanges(work, layout, software, machine)
+    hidden = sum(min(efficiency.overlap * seconds, window * micro) for seconds, window in exchanges)
+    return StepTime(
+        gemm=count * blocks * (forward.gemm + backward.gemm),
+        attention=count * blocks * (forward.attention + backward.attention),
+        elementwise=count * blocks * (forward.elementwise + backward.elementwise),
+        head=count * head,
+        recompute=count * blocks * again,
+        tensor_exchange=count * tensor,
+        sequence_exchange=count * sequence,
+        exposed=sum(seconds for seconds, _ in exchanges) - hidden,
+        hidden=hidden,
+        bubble=micro * (layout.pipeline - 1) / layout.virtual_stages,
+        update=_update_seconds(work, layout, software, machine, efficiency),
+    )
+
+
+def _block_passes(
+    work: Work, layout: Layout, software: Software, machine: Machine, efficiency: Efficiency
+) -> tuple[_Pass, _Pass]:
+    tokens = layout.tokens_per_rank
+    gemm = sum(
+        times * _product_seconds(tokens, inner, outer, software, machine, efficiency)
+        for inner, outer, times in _products(work, layout.tensor)
+    )
+    # under a causal mask a query sees half of the keys; backward computes five products where forward has two
+    speed = efficiency.attention * machine.peak_flops * machine.attention_share
+    keys = layout.seq_len * (work.causal_attentions / 2 + work.full_attentions)
+    attention = 4 * tokens * keys * work.heads * work.head_dim / layout.tensor / speed
+    bandwidth = efficiency.memory * machine.memory_bandwidth
+    traffic = element_traffic(work, software) * tokens / layout.tensor / bandwidth
+    return _Pass(gemm, attention, traffic), _Pass(2 * gemm, 2.5 * attention, 1.5 * traffic)
+
+
+def _products(work: Work, tensor: int) -> list[tuple[int, int, float]]:
+    """Return (inner, outer, how often) of the products of one block, each over all tokens."""
+    width, key_value = work.heads * work.head_dim, 2 * work.kv_heads * work.head_dim
+    entering = (work.mlp_matrices - 1) * work.intermediate
+    return [
+        (work.hidden, (width + key_value) // tensor, work.attentions),
+        (width // tensor, work.hidden, work.attentions),
+        (work.hidden, entering // tensor, work.active_experts),
+        (work.intermediate // tensor, work.hidden, work.active_experts),
+    ]
+
+
+def _product_seconds(
+    rows: float, inner: int, outer: int, software: Software, machine: Machine, efficiency: Efficiency
+) -> float:
+    """Arithmetic, then the traffic of operands and result, which a kernel hides only in part."""
+    traffic = software.element_bytes * (rows * inner + inner * outer + rows * outer)
+    arithmetic = 2.0 * rows * inner * outer / (efficiency.gemm * machine.gemm_flops)
+    return arithmetic if machine.hides_traffic else arithmetic + traffic / machine.memory_bandwidth
+
+
+def element_traffic(work: Work, software: Software) -> float:
+    """Return the bytes that element-wise operations of one block move for one token, forward.
+
+    A norm reads and writes the stream, an addition reads two and writes one, rotation rewrites
+    queries and keys; an activation reads and writes the MLP's width, and a gate reads two and
+    writes one more. Fused, norms and additions share their passes, and so do activation and gate.
+    """
+    query, key = work.heads * work.head_dim, work.kv_heads * work.head_dim
+    gated = work.mlp_matrices == 3
+    if software.compiled:
+        stream, mlp = 6 * work.hidden, (3 if gated else 2) * work.intermediate
+    else:
+        stream, mlp = 10 * work.hidden, (5 if gated else 2) * work.intermediate
+    return software.element_bytes * (stream + 2 * (query + key) + mlp * work.active_experts)
+
+
+def _head_seconds(
+    work: Work, layout: Layout, software: Software, machine: Machine, efficiency: Efficiency
+) -> float:
+    """Output projection and cross-entropy of one micro-batch, forward and backward."""
+    tokens, vocab = layout.tokens_per_rank, work.vocab / layout.tensor
+    product = _product_seconds(tokens, work.hidden, int(vocab), software, machine, efficiency)
+    passes = 3 * tokens * vocab * software.logits_bytes
+    return 3 * product + passes / (efficiency.memory * machine.memory_bandwidth)
+
+
+def _tensor_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+    """Exchanges of one block for one micro-batch: two all-reduces forward, two backward."""
+    if layout.tensor == 1:
+        return 0.0
+    group = Group.strided(layout.tensor, 1, machine)
+    own = layout.tokens_per_rank * work.hidden * software.element_bytes
+    times = 6 if layout.checkpointing == "full" else 4
+    exposed = 0.5 if software.overlaps_tensor else 1.0
+    return exposed * times * reduce_seconds(own, group, machine)
+
+
+def _sequence_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+    """Ulysses: four all-to-alls of one block forward, four backward (Jacobs et al. 2023)."""
+    if layout.sequence == 1:
+        return 0.0
+    group = Group.strided(layout.sequence, layout.tensor, machine)
+    elements = layout.tokens_per_rank * work.head_dim * software.element_bytes
+    times = 3 if layout.checkpointing == "full" else 2
+    widths = (work.heads, work.kv_heads, work.kv_heads, work.heads)
+    return times * sum(exchange_seconds(elements * width, group, machine) for width in widths)
+
+
+def _data_exchanges(
+    work: Work, layout: Layout, software: Software, machine: Machine
+) -> list[tuple[float, float]]:
+    """Return (seconds, micro-batches of work they may hide behind) of exchanges of one step."""
+    params = work.params / (layout.pipeline * layout.tensor)
+    group = Group.strided(layout.replicas, layout.tensor, machine)
+    if group.size == 1:
+        return []
+    weights, gradients = params * software.weight_bytes, params * software.reduced_bytes
+    count = layout.accumulation
+    if layout.zero_stage == 3:
+        near = Group.strided(layout.shard_size or layout.replicas, layout.tensor, machine)
+        # one exchange for each block: latencies add up
+        calls = work.layers / layout.pipeline
+        gather = calls * gather_seconds(weights / calls, near, machine)
+        scatter = calls * gather_seconds(gradients / calls, group, machine)
+        return [(count * software.gathers * gather, count), (count * scatter, count * 2 / 3)]
+    if layout.zero_stage == 2:
+        reduces = count if software.reduces_each_pass else 1
+        seconds = reduces * gather_seconds(gradients, group, machine)
+        return [(seconds, reduces * 2 / 3), (gather_seconds(weights, group, machine), 0)]
+    if layout.zero_stage == 1:
+        return [
+            (gather_seconds(gradients, group, machine), 2 / 3),
+            (gather_seconds(weights, group, machine), 0),
+        ]
+    return [(reduce_seconds(gradients, group, machine), 2 / 3)]
+
+
+def _update_seconds(
+    work: Work, layout: Layout, software: Software, machine: Machine, efficiency: Efficiency
+) -> float:
+    params = work.params / (layout.pipeline * layout.tensor)
+    share = params / (layout.replicas if layout.zero_stage else 1)
+    traffic = share * software.update_bytes
+    if layout.offload == "none":
+        bandwidth = machine.update_bandwidth or efficiency.memory * machine.memory_bandwidth
+        return traffic / bandwidth
+    # gradients down, new weights up; the update itself runs out of host memory
+    moved = share * (4 + software.weight_bytes) / machine.host_bandwidth
+    return moved + traffic / machine.host_memory_bandwidth

@@ -1,0 +1,91 @@
+"""Every published figure beside the planner's own, as the Markdown of docs/planner.md.
+
+``python tests/bench/planner_residuals.py``; with ``fit`` also the fit, which takes a minute.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from planner_tables import (
+    BLIND,
+    FIT,
+    Residual,
+    fit,
+    median_error,
+    memory_residuals,
+    mfu_residuals,
+    points,
+    rank_correlation,
+    read_table,
+    speed_residuals,
+)
+
+from distllm.plan.fitted import FITTED
+from distllm.plan.profile import machine_of_profile
+
+_MEMORY_TARGETS = ("nanotron_h100", "deepspeed_h200")
+
+
+def residuals() -> str:
+    """Return the summary, then one table for each source."""
+    utilisation, memory, speed = {}, {}, []
+    for name in (FIT, *BLIND):
+        found = list(points(name, machine_of_profile))
+        utilisation[name] = mfu_residuals(found, FITTED)
+        memory[name] = memory_residuals(found)
+        if name in BLIND:
+            speed += speed_residuals(found, FITTED)
+    blind = [residual for name in BLIND for residual in utilisation[name]]
+    wanted = [residual for name in _MEMORY_TARGETS for residual in memory[name]]
+    fitted = utilisation[FIT]
+    lines = [
+        "| Figure | Rows | Predicted | Wanted |",
+        "|---|---|---|---|",
+        _summary("MFU, median error, blind", len(blind), median_error(blind), "at most 10 %"),
+        _summary("Memory, median error, nanotron and H200", len(wanted), median_error(wanted), "at most 8 %"),
+        f"| Rank correlation of MFU, blind | {len(blind)} | {rank_correlation(blind):.2f} | at least 0.9 |",
+        f"| Rank correlation of tokens/s, blind | {len(speed)} | {rank_correlation(speed):.2f} | |",
+        _summary("MFU, median error, the fitted table", len(fitted), median_error(fitted), ""),
+    ]
+    for name in (FIT, *BLIND):
+        lines += ["", *_source(name, utilisation[name], memory[name])]
+    return "\n".join(lines)
+
+
+def _summary(figure: str, rows: int, error: float, wanted: str) -> str:
+    return f"| {figure} | {rows} | {error:.1%} | {wanted} |"
+
+
+def _source(name: str, utilisation: Sequence[Residual], memory: Sequence[Residual]) -> list[str]:
+    table = read_table(name)
+    lines = [
+        f"### {table['title']}",
+        "",
+        f"Source: {table['source']}. Assumed: {table['assumed']}. Convention: {table['convention']}. "
+        f"Median error {median_error(list(utilisation)):.1%}.",
+        "",
+        "| Row | MFU % published | predicted | error |",
+        "|---|---|---|---|",
+        *(_row(residual) for residual in utilisation),
+    ]
+    if memory:
+        lines += ["", "| Row | GB published | predicted | error |", "|---|---|---|---|"]
+        lines += [_row(residual) for residual in memory]
+    return lines
+
+
+def _row(residual: Residual) -> str:
+    return (
+        f"| {residual.label} | {residual.published:.2f} | {residual.predicted:.2f} | {residual.error:+.1%} |"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["fit"]:
+        print(fit(list(points(FIT, machine_of_profile)), FITTED))
+    print(residuals())

@@ -1,0 +1,74 @@
+"""The planner's memory against real runs of every ZeRO stage, and what recomputation changes."""
+
+import pytest
+from tiny import distllm, overrides, prepare, steps
+
+from distllm.config.compose import compose
+from distllm.config.resolve import resolve
+from distllm.plan.estimate import software_of
+from distllm.plan.experiment import base_bytes, layout_of
+from distllm.plan.memory import peak_memory
+from distllm.plan.work import work_of
+
+CASES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "full"), (3, "selective")]
+
+
+def words(root, stage, kept):
+    return overrides(
+        root,
+        "model.hidden_size=384", "model.num_layers=10", "model.num_heads=6", "model.num_kv_heads=6",
+        "data.seq_len=512", "train.tokens_per_step=4096", "engine.micro_batch_tokens=1024", "train.max_steps=2",
+        "cluster.threads_per_rank=1", "engine.bucket_bytes=32MiB", "eval.every_steps=0",
+        "checkpoint.every_steps=100", f"engine.zero_stage={stage}", f"engine.activation_checkpointing={kept}",
+        f"name={stage}-{kept}",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The step records of a run of each case."""
+    root = tmp_path_factory.mktemp("planned")
+    prepare(root)
+    found = {}
+    for stage, kept in CASES:
+        done = distllm("train", *words(root, stage, kept), timeout=280)
+        assert done.returncode == 0, done.stderr
+        found[stage, kept] = steps(root, f"{stage}-{kept}")
+    return root, found
+
+
+def predicted(root, case):
+    run = resolve(compose(words(root, *case)), starts_here=False)
+    layout = layout_of(run)
+    software = software_of(run.config, layout, base_bytes=base_bytes(run.config))
+    return peak_memory(work_of(run.shape), layout, software).device
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(1800)
+def test_memory_is_within_a_tenth_of_the_prediction(measured):
+    """Rank 0 notes the resident memory after a step; freed memory is kept, so that is the peak."""
+    root, records = measured
+    errors = {
+        case: predicted(root, case) / max(record["memory_bytes"] for record in found.values()) - 1
+        for case, found in records.items()
+    }
+    assert all(abs(error) < 0.10 for error in errors.values()), errors
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(1800)
+def test_recomputation_changes_no_loss_and_saves_memory(measured):
+    _, records = measured
+
+    def of(case, key):
+        return [record[key] for _, record in sorted(records[case].items())]
+
+    assert of((2, "full"), "loss") == of((2, "none"), "loss")
+    assert of((2, "full"), "grad_norm") == of((2, "none"), "grad_norm")
+    assert of((3, "selective"), "loss") == of((3, "none"), "loss")
+    assert max(of((2, "full"), "memory_bytes")) < 0.8 * max(of((2, "none"), "memory_bytes"))
+    for stage in (1, 2, 3):
+        assert of((stage, "none"), "loss") == pytest.approx(of((0, "none"), "loss"), rel=1e-5)

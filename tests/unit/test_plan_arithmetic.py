@@ -1,0 +1,212 @@
+"""Memory, exchanges, time and goodput by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from distllm.config.schema_model import ModelConfig
+from distllm.config.shape import settle_shape
+from distllm.plan.comms import Group, exchange_seconds, gather_seconds, gathered_bytes, reduce_seconds
+from distllm.plan.conventions import CONVENTIONS
+from distllm.plan.fitted import FITTED
+from distllm.plan.flops import flops_per_token, matmul_params
+from distllm.plan.goodput import expected_goodput, young_daly
+from distllm.plan.layout import Layout, Software
+from distllm.plan.machine import Machine
+from distllm.plan.memory import peak_memory, saved_per_token
+from distllm.plan.speed import step_time
+from distllm.plan.work import Work, work_of
+
+WORK = Work(
+    hidden=1024, layers=8, heads=8, kv_heads=4, head_dim=128, intermediate=4096,
+    mlp_matrices=3, vocab=32000, tied=False,
+)  # fmt: skip
+MACHINE = Machine("x", 800e12, 1000e12, 80e9, 3e12, 400e9, 50e9)
+LAYOUT = Layout(ranks=8, seq_len=2048, micro_batch=2, accumulation=4)
+SOFTWARE = Software()
+
+
+FAMILIES = [
+    {},
+    {"tie_embeddings": False},
+    {"family": "encoder"},
+    {"family": "encoder", "gated": False, "norm": "layer", "positions": "learned", "mlp_bias": True},
+    {"family": "encoder_decoder", "num_encoder_layers": 5},
+    {"family": "encoder_decoder", "gated": False, "positions": "relative"},
+]
+
+
+@pytest.mark.parametrize("options", FAMILIES)
+def test_work_counts_the_parameters_and_flops_of_every_family(options):
+    shape = settle_shape(
+        ModelConfig(hidden_size=96, num_layers=3, num_heads=6, num_kv_heads=2, **options), 500, 64
+    )
+    work = work_of(shape)
+    assert work.params == shape.num_params
+    assert work.multiplied_params == matmul_params(shape)
+    assert CONVENTIONS["causal"](work, 64) == pytest.approx(flops_per_token(shape, 64))
+    assert abs(work.extra_params) < 0.4 * work.params
+
+
+def test_attention_that_sees_everything_costs_more():
+    both = [
+        step_time(replace(WORK, causal_attentions=a, full_attentions=b), LAYOUT, SOFTWARE, MACHINE, FITTED)
+        for a, b in ((1, 0), (0, 1), (1, 1))
+    ]
+    causal, full, cross = (time.attention for time in both)
+    assert full == pytest.approx(2 * causal)
+    assert cross == pytest.approx(3 * causal)
+    assert both[2].gemm > both[1].gemm == both[0].gemm
+
+
+def test_the_causal_convention_is_the_one_training_reports():
+    shape = settle_shape(ModelConfig(), 8192, 512)
+    assert CONVENTIONS["causal"](work_of(shape), 512) == pytest.approx(flops_per_token(shape, 512))
+
+
+def test_conventions_differ_by_embedding_and_by_half_of_attention():
+    square, causal = CONVENTIONS["full_square"](WORK, 2048), CONVENTIONS["causal"](WORK, 2048)
+    attention = 12 * 8 * 1024 * 2048
+    assert square - causal == pytest.approx(attention / 2, rel=1e-3)
+    assert CONVENTIONS["all_params"](WORK, 2048) - square == pytest.approx(
+        6 * (WORK.params - WORK.multiplied_params)
+    )
+
+
+def test_partitioning_divides_what_its_stage_partitions():
+    def parts(stage):
+        return peak_memory(WORK, replace(LAYOUT, zero_stage=stage), SOFTWARE)
+
+    whole = parts(0)
+    assert whole.weights == WORK.params * 2
+    assert whole.gradients == WORK.params * 2
+    assert whole.optimizer == WORK.params * 12
+    assert parts(1).optimizer == pytest.approx(whole.optimizer / 8)
+    assert parts(1).gradients == whole.gradients
+    assert parts(2).gradients == pytest.approx(whole.gradients / 8)
+    assert parts(2).weights == whole.weights
+    assert parts(3).weights == pytest.approx(whole.weights / 8 + 2 * WORK.block_params * 2)
+
+
+def test_offloading_moves_bytes_to_the_host():
+    here = peak_memory(WORK, replace(LAYOUT, zero_stage=2), SOFTWARE)
+    moved = peak_memory(WORK, replace(LAYOUT, zero_stage=2, offload="optimizer"), SOFTWARE)
+    assert moved.optimizer == 0
+    assert moved.host == pytest.approx(here.optimizer + here.gradients)
+    assert moved.device < here.device
+
+
+def test_checkpointing_keeps_less():
+    none, selective, full = (saved_per_token(WORK, SOFTWARE, kind) for kind in ("none", "selective", "full"))
+    assert full == WORK.hidden
+    assert full < selective < none
+    layouts = [replace(LAYOUT, checkpointing=kind) for kind in ("none", "full")]
+    activations = [peak_memory(WORK, layout, SOFTWARE).activations for layout in layouts]
+    # a block is recomputed: its own activations are there once
+    transient = WORK.hidden + 3 * WORK.intermediate
+    tokens = 2 * 2048 * 2
+    assert activations[0] == (8 * none + transient) * tokens
+    assert activations[1] == (8 * full + none + transient) * tokens
+
+
+def test_chunks_bound_the_logits():
+    whole = peak_memory(WORK, LAYOUT, SOFTWARE).logits
+    chunked = peak_memory(WORK, LAYOUT, replace(SOFTWARE, logits_tokens=512)).logits
+    assert whole == 4096 * 32000 * 10
+    assert chunked == 512 * 32000 * 10 + 4096 * 1024 * 2 + 32000 * 1024 * 4
+
+
+def test_a_pipelines_first_stage_holds_as_many_activations_as_one_rank_would():
+    narrow, layout = replace(WORK, vocab=64), replace(LAYOUT, pipeline=4, accumulation=8)
+    whole = peak_memory(narrow, LAYOUT, SOFTWARE).activations
+    assert peak_memory(narrow, layout, SOFTWARE).activations == pytest.approx(whole)
+
+
+def test_rings_move_all_but_the_own_part_over_the_slower_link():
+    near = Group.strided(8, 1, MACHINE)
+    far = Group.strided(64, 1, MACHINE)
+    assert (near.nodes, far.nodes) == (1, 8)
+    assert gathered_bytes(8e9, near) == 7e9
+    seconds = gather_seconds(8e9, near, MACHINE)
+    assert seconds == pytest.approx(7e9 / 400e9 / 0.85 + 8.4e-6 + 7 * 3.4e-6)
+    slow = gather_seconds(8e9, far, MACHINE)
+    assert slow == pytest.approx(8e9 * 63 / 64 / 400e9 / 0.85 + 8.4e-6 + 56 * 3.4e-6 + 7 * 14e-6)
+    assert reduce_seconds(8e9, near, MACHINE) == 2 * seconds
+    assert gather_seconds(8e9, Group(1, 1), MACHINE) == exchange_seconds(8e9, Group(1, 1), MACHINE) == 0
+    assert exchange_seconds(1e9, far, MACHINE) > exchange_seconds(1e9, near, MACHINE)
+
+
+def seconds(**changes):
+    return step_time(WORK, replace(LAYOUT, **changes), SOFTWARE, MACHINE, FITTED)
+
+
+def test_no_step_is_faster_than_its_arithmetic():
+    flops = CONVENTIONS["causal"](WORK, 2048) * LAYOUT.tokens_per_step
+    assert seconds().total > flops / (8 * 1000e12)
+
+
+def test_recomputation_costs_a_forward_pass_or_less():
+    plain, selective, full = (seconds(checkpointing=kind) for kind in ("none", "selective", "full"))
+    assert plain.recompute == 0 < selective.recompute < full.recompute
+    assert full.recompute < (plain.gemm + plain.attention + plain.elementwise) / 2
+    assert full.limit
+
+
+def test_exchanges_grow_with_the_stage_and_with_more_nodes():
+    reduced = [seconds(zero_stage=stage) for stage in (0, 1, 2, 3)]
+    moved = [time.exposed + time.hidden for time in reduced]
+    assert moved[0] == pytest.approx(moved[1], rel=0.01)  # an all-reduce is both halves
+    assert moved[1] < moved[2] < moved[3]
+    near, far = seconds(zero_stage=3), seconds(zero_stage=3, ranks=512)
+    assert far.exposed > near.exposed
+    assert far.gemm == near.gemm
+
+
+def test_a_whole_copy_in_each_node_gathers_inside_it():
+    everywhere, near = seconds(zero_stage=3, ranks=512), seconds(zero_stage=3, ranks=512, shard_size=8)
+    assert near.exposed < everywhere.exposed
+    wide = peak_memory(WORK, replace(LAYOUT, zero_stage=3, ranks=512), SOFTWARE)
+    hierarchical = peak_memory(WORK, replace(LAYOUT, zero_stage=3, ranks=512, shard_size=8), SOFTWARE)
+    assert hierarchical.weights > wide.weights
+
+
+def test_one_rank_exchanges_nothing():
+    assert seconds(ranks=1).exposed == 0
+
+
+def test_sequence_parallelism_divides_activations_and_costs_exchanges():
+    alone, shared = (
+        replace(LAYOUT, accumulation=1),
+        replace(LAYOUT, sequence=4, micro_batch=8, accumulation=1),
+    )
+    assert shared.tokens_per_step == alone.tokens_per_step
+    assert step_time(WORK, shared, SOFTWARE, MACHINE, FITTED).sequence_exchange > 0
+    one = peak_memory(WORK, replace(LAYOUT, sequence=4), SOFTWARE)
+    assert one.activations == pytest.approx(peak_memory(WORK, LAYOUT, SOFTWARE).activations / 4)
+
+
+def test_the_bubble_shrinks_with_micro_batches():
+    few, many = (seconds(pipeline=4, accumulation=count) for count in (4, 32))
+    assert few.bubble / few.total > 3 * many.bubble / many.total
+
+
+@pytest.mark.parametrize(
+    ("save", "mttf_hours", "minutes"), [(40, 168, 116), (60, 7.9, 31), (60, 3.1, 19), (30, 14 / 60, 3.7)]
+)
+def test_young_and_dalys_interval(save, mttf_hours, minutes):
+    assert young_daly(save, mttf_hours * 3600) / 60 == pytest.approx(minutes, rel=0.03)
+
+
+def test_goodput_is_the_published_estimate():
+    """Kokolis et al. 2024: 1 024 GPUs, 60 s to save, 5 min to restart."""
+    found = expected_goodput(
+        nodes=128, node_mttf_seconds=128 * 7.9 * 3600, save_seconds=60, restart_seconds=300, busy_seconds=1e7
+    )
+    assert found.mttf_seconds == pytest.approx(7.9 * 3600)
+    assert found.fraction == pytest.approx(0.924, abs=0.005)
+    hopeless = expected_goodput(
+        nodes=10**6, node_mttf_seconds=3600e3, save_seconds=60, restart_seconds=300, busy_seconds=1e7
+    )
+    assert 0 < hopeless.fraction < 1e-10
+    assert math.isfinite(hopeless.failures)
