@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from distllm.cluster.batch import job_of
 from distllm.cluster.history import History, Start
+from distllm.cluster.lease import LEASE_SECONDS, OWNER_FILE
 from distllm.cluster.slurm import QueuedJob
 from distllm.errors import DataError
 from distllm.observe.ledger import LEDGER_FILE, read_events
@@ -71,7 +73,7 @@ def state_of(run_dir: Path, queue: Sequence[QueuedJob]) -> RunState:
 
 
 def _ended_how(run_dir: Path) -> str:
-    """Return how the last attempt ended; ``lost`` if it did not say, ``new`` if there was none."""
+    """Return how the last attempt ended, or that it runs; ``lost`` if it did not say, ``new`` without one."""
     try:
         events = read_events(run_dir / LEDGER_FILE)
     except DataError:
@@ -79,7 +81,13 @@ def _ended_how(run_dir: Path) -> str:
     last = next((event for event in reversed(events) if event.kind in (*_ENDS, "attempt")), None)
     if last is None:
         return "new"
-    return "lost" if last.kind == "attempt" else last.kind
+    if last.kind != "attempt":
+        return last.kind
+    try:
+        age = time.time() - (run_dir / OWNER_FILE).stat().st_mtime
+    except OSError:
+        return "lost"
+    return "running" if age < LEASE_SECONDS else "lost"
 
 
 def _last_step(run_dir: Path) -> tuple[int, float | None]:

@@ -1,6 +1,7 @@
 """What became of starts: history, outcome, health, the first error, the hostfile and the leash."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -116,6 +117,13 @@ def test_state_of_a_run_from_both_sides(tmp_path):
     waiting = state_of(tmp_path, [QueuedJob("12", "PENDING", "Resources", "", "1:00", "x")])
     assert (waiting.state, waiting.reason, waiting.step, waiting.max_steps) == ("pending", "Resources", 5, 8)
     assert waiting.eta_seconds == 60.0
+    told(tmp_path, 1, "attempt", host="n1", pid=1, world_size=1)
+    assert state_of(tmp_path, []).state == "lost"
+    owner = tmp_path / "owner.json"
+    owner.write_text("{}")
+    assert state_of(tmp_path, []).state == "running", "its lease is fresh"
+    os.utime(owner, (0, 0))
+    assert state_of(tmp_path, []).state == "lost"
     told(tmp_path, 1, "failed", error="E", cause="c")
     assert state_of(tmp_path, []).state == "failed"
 
