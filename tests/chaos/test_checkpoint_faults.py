@@ -54,6 +54,7 @@ def outcome(root):
          "checkpoint.keep_last=1", f"checkpoint.dir={root}/fast"),
         ("name=full", "chaos.faults=[disk_full@4:0, disk_full@5:0]", "checkpoint.background=false"),
         ("name=fulltoolate", f"chaos.faults=[disk_full@{STEPS}:0]"),
+        ("name=noroom", "checkpoint.keep_last=1000000000"),
         (*remote, "train.stop_at_step=5"),
     )  # fmt: skip
     shutil.rmtree(root / "runs" / "remote" / "checkpoints")
@@ -101,9 +102,17 @@ def test_the_last_save_must_succeed(root, outcome):
     assert newest_verified(root / "runs" / "fulltoolate" / "checkpoints")[0].step == STEPS - 2
 
 
+def test_a_disk_without_room_for_what_is_kept_is_refused_before_the_first_step(root, outcome):
+    codes, told = outcome
+    assert codes[4] == 74
+    assert "no space for the checkpoints of this run: 1000000001 of about" in told
+    assert "checkpoint.keep_last" in told
+    assert not (root / "runs" / "noroom" / "checkpoints").exists()
+
+
 def test_a_machine_that_has_nothing_goes_on_from_the_url(root, outcome):
     codes, told = outcome
-    assert codes[4:] == [0, 0]
+    assert codes[5:] == [0, 0]
     url = f"file://{root}/elsewhere/remote"
     assert f"fetched the checkpoint of step 5 from {url}" in told
     assert "resuming from step 5" in told

@@ -14,19 +14,21 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
 
 
 @functools.cache
-def curve(engine, stage, compute, device):
+def curve(engine, stage, compute, device, offload="none"):
     """Losses and gradient norms of two steps, taken in a process of their own."""
-    command = [sys.executable, __file__, engine, str(stage), compute, device]
+    command = [sys.executable, __file__, engine, str(stage), compute, device, offload]
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_steps_match_the_plain_engine_on_the_cpu(stage, compute):
+@pytest.mark.parametrize(
+    ("stage", "offload"), [*((stage, "none") for stage in range(4)), *((stage, "cpu") for stage in (1, 2, 3))]
+)
+def test_steps_match_the_plain_engine_on_the_cpu(stage, offload, compute):
     expected = curve("local", 0, "fp32", "cpu")
-    found = curve("deepspeed", stage, compute, "cuda")
+    found = curve("deepspeed", stage, compute, "cuda", offload)
     assert len(found["losses"]) == STEPS
     assert expected["losses"][1] < expected["losses"][0]
     assert found["losses"] == pytest.approx(expected["losses"], rel=TOLERANCE[compute])
@@ -34,7 +36,7 @@ def test_steps_match_the_plain_engine_on_the_cpu(stage, compute):
     assert found["skipped"] == [False] * STEPS
 
 
-def train(engine_name, stage, compute, device):
+def train(engine_name, stage, compute, device, offload):
     import torch
 
     from distllm.config.engine import deepspeed_json
@@ -57,6 +59,7 @@ def train(engine_name, stage, compute, device):
         compute=compute,
         bucket_bytes=1 << 20,
         device=device,
+        offload=offload,
     )
     engine = build_engine(
         engine_name,
@@ -89,5 +92,5 @@ def train(engine_name, stage, compute, device):
 
 
 if __name__ == "__main__":
-    name, stage, compute, device = sys.argv[1:]
-    print(json.dumps(train(name, int(stage), compute, device)))
+    name, stage, compute, device, offload = sys.argv[1:]
+    print(json.dumps(train(name, int(stage), compute, device, offload)))
