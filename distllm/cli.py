@@ -31,6 +31,7 @@ COMMANDS = {
     "job": "what a job script runs: nodes checked, ranks started, the job queued again",
     "evaluate": "validation perplexity of a checkpoint",
     "generate": "continue a prompt with a trained model",
+    "serve": "a trained model behind HTTP, and a page to talk to it",
     "export": "write a Hugging Face folder",
     "explain": "where a configuration value came from",
     "inspect": "the exact text of any batch of any step",

@@ -1,0 +1,98 @@
+"""`distllm serve`: a trained model behind HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distllm.commands.arguments import parse_options
+from distllm.config.options import option
+from distllm.errors import ConfigError, MissingDependency
+
+TOKEN_VARIABLE = "DISTLLM_TOKEN"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `distllm serve` takes."""
+
+    run: str | None = option(None, "name or directory of the run whose model is served")
+    model: str | None = option(None, "a Hugging Face folder instead")
+    step: int | None = option(None, "checkpoint of the run to use; null takes the newest", minimum=0)
+    index: str | None = option(None, "a search index (distllm search build) for the search tab")
+    host: str = option("127.0.0.1", "address to listen on; off loopback a token is required")
+    port: int = option(8000, "port to listen on; 0 takes a free one", minimum=0, maximum=65535)
+    slots: int = option(16, "requests that are advanced together", minimum=1, maximum=1024)
+    waiting: int = option(256, "requests that may wait for a slot; more are refused", minimum=1)
+    max_bytes: int = option(1 << 20, "largest body of a request", unit="bytes", minimum=1024)
+    per_minute: int = option(600, "requests of one address in a minute", minimum=1)
+    seconds: float = option(120.0, "longest time of one request", minimum=1.0)
+    runs_dir: str = option("runs", "directory that holds run directories")
+
+
+def run(words: Sequence[str]) -> int:
+    """Serve until asked to stop; requests under way are finished."""
+    options = parse_options("serve", Options, words)
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    _check(options, token)
+    try:
+        from distllm.serve.server import listen, server_of
+    except ImportError as error:
+        raise MissingDependency(
+            f"the server needs {error.name}, which is not installed",
+            where="distllm serve",
+            remedy="pip install 'distllm[serve]'",
+        ) from error
+    backend = _backend(options)
+    with listen(options.host, options.port) as socket:
+        address = f"http://{options.host}:{socket.getsockname()[1]}"
+        print(f"{backend.name}: {', '.join(backend.abilities)}")
+        print(f"page:   {address}/\nOpenAI: {address}/v1   (Ctrl-C stops; requests under way are finished)")
+        server_of(backend, is_loopback(options.host), options, token).run(sockets=[socket])
+    return 0
+
+
+def _check(options: Options, token: str | None) -> None:
+    """Refuse what would be open to everybody.
+
+    Raises:
+        ConfigError: neither or both of a run and a model, or no token off loopback.
+    """
+    if (options.run is None) == (options.model is None):
+        raise ConfigError(
+            "give run=... or model=...", where="distllm serve", remedy="see distllm serve --help"
+        )
+    if token is None and not is_loopback(options.host):
+        raise ConfigError(
+            f"{options.host} can be reached by others, and there is no token",
+            where="host",
+            remedy=f"export {TOKEN_VARIABLE}={secrets.token_urlsafe(24)} (clients send it as their API key), "
+            "or listen on 127.0.0.1",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _backend(options: Options) -> Any:
+    import gc
+
+    gc.enable()
+    from distllm.commands.runs import run_of
+    from distllm.infer.load import load_trained
+    from distllm.serve.backend import Backend
+
+    stored = run_of(str(options.run), options.runs_dir)
+    trained = load_trained(stored.directory.checkpoints, stored.resolved(), options.step)
+    return Backend(stored.config.name, trained.model, trained.tokenizer)

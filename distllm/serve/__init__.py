@@ -1,0 +1,1 @@
+"""A trained model behind HTTP: the OpenAI schema, and translation, answers and search."""

@@ -1,0 +1,262 @@
+"""The HTTP application: OpenAI's endpoints, those of ours, and one page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import struct
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+from distllm.errors import DistllmError
+from distllm.serve.answers import Pending, on_model_thread, refuse_failed, sampling_of
+from distllm.serve.backend import Backend
+from distllm.serve.guard import Refused
+from distllm.serve.sampling import Sampling
+from distllm.serve.scheduler import Scheduler
+from distllm.serve.schema import (
+    AnswerBody,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    SearchBody,
+    TranslateBody,
+    usage,
+)
+
+_REASONS = {"stop": "stop", "length": "length"}
+
+
+def build_app(backend: Backend, scheduler: Scheduler, *, seconds: float) -> FastAPI:
+    """Return the application.
+
+    Args:
+        backend: the model.
+        scheduler: the thread that owns it; closed with the application.
+        seconds: longest time of one request.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        scheduler.close()
+
+    app = FastAPI(
+        title="distllm", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json"
+    )
+    _errors(app)
+    _facts(app, backend, scheduler)
+    _completions(app, backend, scheduler, seconds)
+    _chat(app, backend, scheduler, seconds)
+    _embeddings(app, backend, scheduler, seconds)
+    _others(app, backend, scheduler, seconds)
+    return app
+
+
+def page() -> tuple[str, str]:
+    """Return the page and the policy that lets its own script and nothing else run."""
+    text = (files("distllm.serve") / "static" / "page.html").read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return text, (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _errors(app: FastAPI) -> None:
+    """Give every error the form that OpenAI's clients read."""
+
+    @app.exception_handler(DistllmError)
+    async def ours(_request: Request, error: DistllmError) -> Response:
+        return _error(
+            400 if error.exit_code == 64 else 500, f"{error.cause}; {error.remedy or ''}".rstrip("; ")
+        )
+
+    @app.exception_handler(Refused)
+    async def refused(_request: Request, error: Refused) -> Response:
+        return _error(error.status, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_request: Request, error: RequestValidationError) -> Response:
+        told = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+        return _error(400, told)
+
+
+def _error(status: int, message: str) -> Response:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    retry = {"retry-after": "1"} if status in (429, 503) else {}
+    return JSONResponse({"error": {"message": message, "type": kind}}, status, headers=retry)
+
+
+def _facts(app: FastAPI, backend: Backend, scheduler: Scheduler) -> None:
+    started = int(time.time())
+
+    @app.get("/", response_class=HTMLResponse)
+    async def index() -> str:
+        return page()[0]
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", **scheduler.load}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        one = {"id": backend.name, "object": "model", "created": started, "owned_by": "distllm"}
+        return {"object": "list", "data": [{**one, "abilities": backend.abilities}]}
+
+
+def _completions(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
+    @app.post("/v1/completions", response_model=None)
+    async def completions(body: CompletionBody) -> Response | dict[str, Any]:
+        backend.require("completions")
+        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        started = []
+        for prompt in prompts:
+            ids = backend.prompt_ids(prompt)
+            sampling = sampling_of(body, scheduler.context - len(ids))
+            started.append((prompt, len(ids), Pending(scheduler, ids, sampling, seconds)))
+        frame = _frame("cmpl", "text_completion", backend)
+        if body.stream:
+            prompt, _, pending = started[0]
+
+            def choice(text: str, reason: str | None, first: bool) -> dict[str, Any]:
+                shown = prompt + text if body.echo and first else text
+                return {"index": 0, "text": shown, "logprobs": None, "finish_reason": reason}
+
+            return _stream(pending, frame, choice)
+        choices, new = [], 0
+        for index, (prompt, _, pending) in enumerate(started):
+            answer = await pending.whole()
+            text = prompt + answer.text if body.echo else answer.text
+            new += answer.new_tokens
+            choices.append(
+                {"index": index, "text": text, "logprobs": None, "finish_reason": _REASONS[answer.ending]}
+            )
+        return {**frame, "choices": choices, "usage": usage(sum(n for _, n, _ in started), new)}
+
+
+def _chat(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(body: ChatBody) -> Response | dict[str, Any]:
+        backend.require("chat")
+        ids = backend.chat_ids([message.plain() for message in body.messages])
+        pending = Pending(scheduler, ids, sampling_of(body, scheduler.context - len(ids)), seconds)
+        if body.stream:
+
+            def choice(text: str, reason: str | None, first: bool) -> dict[str, Any]:
+                role = {"role": "assistant"} if first else {}
+                content = {"content": text} if text or first else {}
+                return {"index": 0, "delta": {**role, **content}, "finish_reason": reason}
+
+            return _stream(pending, _frame("chatcmpl", "chat.completion.chunk", backend), choice)
+        answer = await pending.whole()
+        message = {"role": "assistant", "content": answer.text}
+        choice_of = {"index": 0, "message": message, "finish_reason": _REASONS[answer.ending]}
+        frame = _frame("chatcmpl", "chat.completion", backend)
+        return {**frame, "choices": [choice_of], "usage": usage(len(ids), answer.new_tokens)}
+
+
+def _embeddings(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingBody) -> dict[str, Any]:
+        backend.require("embeddings")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        vectors = await on_model_thread(scheduler, lambda: backend.embed(texts), seconds)
+        encode = _base64 if body.encoding_format == "base64" else _plain
+        data = [
+            {"object": "embedding", "index": index, "embedding": encode(vector)}
+            for index, vector in enumerate(vectors)
+        ]
+        tokens = sum(len(backend.prompt_ids(text)) for text in texts)
+        counted = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "data": data, "model": backend.name, "usage": counted}
+
+
+def _others(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
+    @app.post("/v1/translate")
+    async def translate(body: TranslateBody) -> dict[str, Any]:
+        backend.require("translate")
+        texts = [body.text] if isinstance(body.text, str) else body.text
+
+        def work() -> list[str]:
+            return backend.translate(texts, body.max_tokens)
+
+        return {"model": backend.name, "translations": await on_model_thread(scheduler, work, seconds)}
+
+    @app.post("/v1/answer")
+    async def answer(body: AnswerBody) -> dict[str, Any]:
+        backend.require("answer")
+        sources = []
+        context = body.context
+        if not context and backend.index is not None:
+            sources = await on_model_thread(scheduler, lambda: backend.search(body.question, 3), seconds)
+            context = "\n".join(source["snippet"] for source in sources)
+        ids = backend.prompt_ids(f"{context}\n\nQuestion: {body.question}\nAnswer:")
+        longest = min(body.max_tokens, scheduler.context // 2)
+        # What is cut is the beginning of the context: the question stands at the end.
+        kept = [ids[0], *ids[1:][-(scheduler.context - longest - 1) :]]
+        sampling = Sampling(longest, temperature=0.0, stop=["\n"])
+        pending = Pending(scheduler, kept, sampling, seconds)
+        found = await pending.whole()
+        return {"model": backend.name, "answer": found.text.strip(), "sources": sources}
+
+    @app.post("/v1/search")
+    async def search(body: SearchBody) -> dict[str, Any]:
+        backend.require("search")
+        hits = await on_model_thread(scheduler, lambda: backend.search(body.query, body.top), seconds)
+        return {"model": backend.name, "hits": hits}
+
+
+def _frame(prefix: str, kind: str, backend: Backend) -> dict[str, Any]:
+    """Return what every answer of a kind begins with."""
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": backend.name,
+    }
+
+
+def _stream(
+    pending: Pending, frame: dict[str, Any], choice: Callable[[str, str | None, bool], dict[str, Any]]
+) -> Response:
+    """Return the answer as server-sent events, a piece of text each."""
+
+    async def events() -> AsyncIterator[str]:
+        first = True
+        async for piece in pending.pieces():
+            yield _event({**frame, "choices": [choice(piece, None, first)]})
+            first = False
+        assert pending.ending is not None
+        try:
+            refuse_failed(pending.ending)
+        except Refused as refused:
+            yield _event({"error": {"message": str(refused), "type": "server_error"}})
+            return
+        yield _event({**frame, "choices": [choice("", _REASONS[pending.ending], first)]})
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
+
+
+def _plain(vector: list[float]) -> Any:
+    return vector
+
+
+def _base64(vector: list[float]) -> Any:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,136 @@
+"""What a served model can do, by its family: continue, chat, translate, answer, embed, search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distllm.data.tokenizer import Tokenizer
+from distllm.errors import ConfigError
+from distllm.serve.translate import translate
+
+_FALLBACK_ROLES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+
+
+class Backend:
+    """A model and its tokenizer.
+
+    Args:
+        name: what clients call the model.
+        model: in evaluation mode.
+        tokenizer: of the model.
+        index: a search index (`distllm.serve.search`), or None.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Tokenizer, index: Any = None) -> None:
+        self.name, self.model, self.tokenizer, self.index = name, model, tokenizer, index
+        self.family: str = model.shape.family
+
+    @property
+    def abilities(self) -> list[str]:
+        """The endpoints that this model can answer."""
+        by_family = {
+            "decoder": ["completions", "chat", "answer", "embeddings"],
+            "encoder_decoder": ["translate"],
+            "encoder": ["embeddings"],
+        }
+        return [*by_family[self.family], *(["search"] if self.index is not None else [])]
+
+    def require(self, ability: str) -> None:
+        """Refuse what this model cannot do.
+
+        Raises:
+            ConfigError: naming what it can.
+        """
+        if ability not in self.abilities:
+            raise ConfigError(
+                f"{self.name} is {_a(self.family)} and cannot do {ability!r}",
+                remedy=f"it can do: {', '.join(self.abilities)}; serve another model for the rest",
+            )
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return a text as the beginning of a document."""
+        return [self.tokenizer.eot_id, *self.tokenizer.encode(text)]
+
+    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return a conversation up to where the assistant speaks, in the model's own template.
+
+        Raises:
+            ConfigError: the template refuses these messages.
+        """
+        return self.prompt_ids(render_chat(self.tokenizer.chat_template, messages))
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return a unit vector of each text: an encoder's own, else the mean of the last hidden states."""
+        end = [self.tokenizer.eot_id] if self.family == "encoder" else []
+        return [self._vector([*self.prompt_ids(text), *end]).tolist() for text in texts]
+
+    def translate(self, texts: Sequence[str], max_tokens: int) -> list[str]:
+        """Return the translation of each text by an encoder-decoder."""
+        return translate(self.model, self.tokenizer, texts, max_tokens)
+
+    def search(self, query: str, top: int) -> list[dict[str, Any]]:
+        """Return the passages of the index that fit a query best."""
+        found: list[dict[str, Any]] = self.index.search(query, top)
+        return found
+
+    def _vector(self, ids: Sequence[int]) -> Tensor:
+        device = next(self.model.parameters()).device
+        kept = list(ids)[: self.model.shape.max_seq_len]
+        tokens_1T = torch.tensor([kept], device=device)
+        positions_1T = torch.arange(len(kept), device=device)[None]
+        if self.family == "encoder":
+            out: Tensor = self.model(tokens_1T, positions_1T)
+            if out.ndim == 2:
+                return torch.nn.functional.normalize(out[0].float(), dim=0)
+        x_1TC = _last_hidden(self.model, tokens_1T, positions_1T)
+        return torch.nn.functional.normalize(x_1TC[0].mean(dim=0).float(), dim=0)
+
+
+def render_chat(template: str | None, messages: Sequence[Mapping[str, str]]) -> str:
+    """Return a conversation as the text the assistant goes on from.
+
+    The template of a tokenizer is foreign text: it runs in Jinja's sandbox, which neither reaches
+    Python nor changes what it is given.
+
+    Raises:
+        ConfigError: the template refuses these messages.
+    """
+    if template is None:
+        turns = [f"{_FALLBACK_ROLES[m['role']]}{m['content']}\n" for m in messages]
+        return "".join(turns) + _FALLBACK_ROLES["assistant"].rstrip()
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+
+    def refuse(reason: str) -> None:
+        raise TemplateError(reason)
+
+    try:
+        rendered: str = environment.from_string(template).render(
+            messages=list(messages), add_generation_prompt=True, raise_exception=refuse
+        )
+    except TemplateError as error:
+        raise ConfigError(f"the chat template refuses these messages: {error}") from error
+    return rendered
+
+
+def _last_hidden(model: Any, tokens_1T: Tensor, positions_1T: Tensor) -> Tensor:
+    """Return what the output projection is given."""
+    seen: list[Tensor] = []
+    head = model.lm_head if hasattr(model, "lm_head") else model.head
+    handle = head.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    try:
+        model(tokens_1T, positions_1T)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def _a(family: str) -> str:
+    return {"decoder": "a decoder", "encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}[family]

@@ -1,0 +1,265 @@
+"""The thread that owns the model: it advances all running requests together, one token at a time.
+
+Requests join between two tokens and leave when they are done, cancelled or late, so a short one never
+waits for a long one. Other work with the model (embeddings, translation) runs between two tokens.
+
+Shapes: B running requests, V ids of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+
+from distllm.data.tokenizer import Tokenizer
+from distllm.errors import ConfigError, TrainingError
+from distllm.serve.pool import Pool, Recorder
+from distllm.serve.sampling import Sampling, draw
+
+Ending = Literal["stop", "length", "cancelled", "timeout", "error"]
+_LONGEST_IDLE_SECONDS = 1.0
+_JOIN_AT_ONCE = 4  # prompts read between two tokens: those who are being answered wait for them
+
+_log = logging.getLogger(__name__)
+
+
+class Overloaded(Exception):
+    """So many requests wait that another one would not be answered in time."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One text to continue.
+
+    Attributes:
+        ids: the prompt.
+        sampling: how.
+        deadline: monotonic seconds at which it is given up.
+        tell: gets each new piece of text, and at last an `Ending`; called on the scheduler's thread.
+        new_ids: what was drawn so far.
+        cancelled: set by whoever lost interest.
+    """
+
+    ids: Sequence[int]
+    sampling: Sampling
+    deadline: float
+    tell: Callable[[str, Ending | None], None]
+    new_ids: list[int] = field(default_factory=list)
+    sent: int = 0
+    cancelled: bool = False
+
+
+class Scheduler:
+    """Serve requests with a decoder, or other work with any model.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the model.
+        slots: requests advanced together.
+        waiting: requests that may wait; more are refused.
+        generates: whether the model is a decoder.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, *, slots: int, waiting: int, generates: bool = True
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self.context: int = model.shape.max_seq_len
+        weights = next(model.parameters())
+        self._device = weights.device
+        self._pool = (
+            Pool(model.shape, slots, self.context, weights.device, weights.dtype) if generates else None
+        )
+        self._waiting: queue.Queue[Request] = queue.Queue(waiting)
+        self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue(waiting)
+        self._running: list[Request] = []
+        self._stopping = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def load(self) -> dict[str, int]:
+        """Requests that run and that wait."""
+        return {"running": len(self._running), "waiting": self._waiting.qsize() + self._jobs.qsize()}
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            ConfigError: the model does not generate, or the prompt leaves no room in its context.
+            Overloaded: too many requests wait.
+        """
+        if self._pool is None:
+            raise ConfigError("this model does not continue texts", remedy="serve a decoder for that")
+        if not 0 < len(request.ids) < self.context:
+            raise ConfigError(
+                f"the prompt has {len(request.ids)} tokens, and the model's context {self.context}",
+                remedy=f"give a prompt of 1 to {self.context - 1} tokens",
+            )
+        try:
+            self._waiting.put_nowait(request)
+        except queue.Full as error:
+            raise Overloaded from error
+        self._wake.set()
+
+    def run(self, work: Callable[[], Any]) -> Future[Any]:
+        """Run ``work`` on the model's thread.
+
+        Raises:
+            Overloaded: too much is waiting.
+        """
+        future: Future[Any] = Future()
+        try:
+            self._jobs.put_nowait((work, future))
+        except queue.Full as error:
+            raise Overloaded from error
+        self._wake.set()
+        return future
+
+    def close(self) -> None:
+        """Stop the thread; what still runs or waits is cancelled."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    @torch.no_grad()
+    def _work(self) -> None:
+        while not self._stopping:
+            self._do_jobs()
+            self._join()
+            if self._running:
+                self._advance()
+            elif self._waiting.empty() and self._jobs.empty():
+                self._wake.wait(_LONGEST_IDLE_SECONDS)
+                self._wake.clear()
+        while not self._waiting.empty():
+            self._running.append(self._waiting.get_nowait())
+        for request in self._running:
+            self._end(request, "cancelled")
+
+    def _do_jobs(self) -> None:
+        try:
+            work, future = self._jobs.get_nowait()
+        except queue.Empty:
+            return
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _join(self) -> None:
+        """Read the prompts of requests that wait, as far as there are slots."""
+        pool = self._pool
+        for _ in range(_JOIN_AT_ONCE):
+            if pool is None or pool.rows == pool.slots:
+                return
+            try:
+                request = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            if request.cancelled or time.monotonic() > request.deadline:
+                self._end(request, "cancelled" if request.cancelled else "timeout")
+                continue
+            self._guarded([request], partial(self._read, request))
+
+    def _read(self, request: Request) -> None:
+        """Read a prompt, draw the first token, and put what must be remembered into the pool."""
+        assert self._pool is not None
+        recorder = Recorder(self._model.shape, len(request.ids))
+        tokens_1T = torch.tensor([list(request.ids)], device=self._device)
+        positions_1T = torch.arange(len(request.ids), device=self._device)[None]
+        logits_1TV = self._model(tokens_1T, positions_1T, cache=recorder)
+        if not self._take(request, logits_1TV[0, -1]):
+            self._pool.admit(recorder.past)
+            self._running.append(request)
+
+    def _advance(self) -> None:
+        """Draw one more token of every running request."""
+        pool = self._pool
+        assert pool is not None
+        pool.make_room()
+        tokens_B1 = torch.tensor([[r.new_ids[-1]] for r in self._running], device=self._device)
+        places = [[len(r.ids) + len(r.new_ids) - 1] for r in self._running]
+        positions_B1 = torch.tensor(places, device=self._device)
+        batch = list(self._running)
+
+        def step() -> None:
+            logits_B1V = self._model(tokens_B1, positions_B1, cache=pool)
+            pool.advance()
+            for row in reversed(range(len(batch))):
+                if self._take(batch[row], logits_B1V[row, -1]):
+                    self._release(row)
+
+        self._guarded(batch, step)
+
+    def _take(self, request: Request, logits_V: torch.Tensor) -> bool:
+        """Draw a token of a request, tell its text, and return whether it has ended."""
+        if request.cancelled or time.monotonic() > request.deadline:
+            self._end(request, "cancelled" if request.cancelled else "timeout")
+            return True
+        drawn = draw(logits_V[: self._tokenizer.vocab_size], request.sampling, len(request.new_ids))
+        if drawn == self._tokenizer.eot_id:
+            self._finish(request, "stop")
+            return True
+        request.new_ids.append(drawn)
+        text = self._tokenizer.decode(request.new_ids)
+        if any(mark in text for mark in request.sampling.stop):
+            self._finish(request, "stop")
+            return True
+        total = len(request.ids) + len(request.new_ids)
+        if len(request.new_ids) >= request.sampling.max_tokens or total >= self.context:
+            self._finish(request, "length")
+            return True
+        self._send(request, _settled(text, request.sampling.stop))
+        return False
+
+    def _finish(self, request: Request, ending: Ending) -> None:
+        """Send what is left before a stop text, and the ending."""
+        text = self._tokenizer.decode(request.new_ids)
+        cut = min((text.find(mark) for mark in request.sampling.stop if mark in text), default=len(text))
+        self._send(request, text[:cut])
+        self._end(request, ending)
+
+    def _send(self, request: Request, text: str) -> None:
+        if len(text) > request.sent:
+            request.tell(text[request.sent :], None)
+            request.sent = len(text)
+
+    def _end(self, request: Request, ending: Ending) -> None:
+        request.tell("", ending)
+
+    def _release(self, row: int) -> None:
+        assert self._pool is not None
+        self._pool.release(row)
+        last = self._running.pop()
+        if row < len(self._running):
+            self._running[row] = last
+
+    def _guarded(self, requests: Sequence[Request], action: Callable[[], None]) -> None:
+        """Run ``action``; what it raises ends its requests and not the thread."""
+        try:
+            action()
+        except Exception as error:
+            _log.exception("the model failed: %s", TrainingError(str(error)))
+            for request in requests:
+                if request in self._running:
+                    self._release(self._running.index(request))
+                self._end(request, "error")
+
+
+def _settled(text: str, stop: Sequence[str]) -> str:
+    """Return the part of ``text`` that later tokens cannot change: no half character, no half stop."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    held = max((n for mark in stop for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
+    return text[: len(text) - held]

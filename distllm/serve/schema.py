@@ -1,0 +1,103 @@
+"""Requests and answers of the server. What OpenAI's clients send and expect, as far as it applies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_INPUTS = 64
+MAX_CHARACTERS = 100_000
+
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+Stop = str | Annotated[list[str], Field(max_length=4)] | None
+
+
+class _Body(BaseModel):
+    """Fields of the schema that have no meaning here are ignored, as OpenAI's own servers do."""
+
+    model_config = ConfigDict(extra="ignore")
+    model: str | None = None
+
+
+class Sampled(_Body):
+    """How an answer is drawn."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(1.0, ge=0.0, le=10.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    seed: int | None = None
+    stop: Stop = None
+    stream: bool = False
+    n: Literal[1] = 1
+
+
+class CompletionBody(Sampled):
+    """``POST /v1/completions``."""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)] = ""
+    echo: bool = False
+
+
+class Part(BaseModel):
+    """A piece of a message; only text is understood."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[Part]
+
+    def plain(self) -> dict[str, str]:
+        """Return role and text, as chat templates take them."""
+        text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatBody(Sampled):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=200)]
+
+
+class EmbeddingBody(_Body):
+    """``POST /v1/embeddings``."""
+
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class TranslateBody(_Body):
+    """``POST /v1/translate``."""
+
+    text: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+    max_tokens: int = Field(256, ge=1)
+
+
+class AnswerBody(_Body):
+    """``POST /v1/answer``."""
+
+    question: Text
+    context: Text = ""
+    max_tokens: int = Field(64, ge=1)
+
+
+class SearchBody(_Body):
+    """``POST /v1/search``."""
+
+    query: Text
+    top: int = Field(10, ge=1, le=100)
+
+
+def usage(prompt_tokens: int, new_tokens: int = 0) -> dict[str, Any]:
+    """Return the token counts that go with an answer."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new_tokens,
+        "total_tokens": prompt_tokens + new_tokens,
+    }

@@ -1,0 +1,237 @@
+"""The server as clients see it: a real socket, the official client, many at once, and a stop."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import serving
+import torch
+
+from distllm.commands.serve import is_loopback
+from distllm.commands.serve import run as serve_command
+from distllm.config.schema import ModelConfig
+from distllm.config.shape import settle_shape
+from distllm.errors import ConfigError
+from distllm.models.init import build_model
+from distllm.serve.backend import Backend, render_chat
+
+pytestmark = pytest.mark.slow
+CLIENTS = 64
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return serving.backend()
+
+
+@pytest.fixture(scope="module")
+def address(backend):
+    with serving.running(backend) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def post(address, path, **body):
+    return httpx.post(f"{address}/v1/{path}", json=body, timeout=60)
+
+
+def test_openai_client_completes(client):
+    first = client.completions.create(model="small", prompt="the model", max_tokens=8, temperature=0.0)
+    again = client.completions.create(model="small", prompt="the model", max_tokens=8, temperature=0.0)
+    assert first.choices[0].text == again.choices[0].text
+    assert 0 < first.usage.completion_tokens <= 8
+    assert first.choices[0].finish_reason == ("stop" if first.usage.completion_tokens < 8 else "length")
+    many = client.completions.create(model="small", prompt=["the", "model"], max_tokens=4, echo=True)
+    assert [choice.text[:5] for choice in many.choices][1] == "model"
+
+
+def test_openai_client_streams_a_chat_as_it_answers_one(client):
+    settings = {"model": "small", "messages": [{"role": "user", "content": "the model"}], "max_tokens": 12}
+    whole = client.chat.completions.create(**settings, seed=3)
+    with client.chat.completions.create(**settings, seed=3, stream=True) as stream:
+        pieces = list(stream)
+    text = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+    assert text == whole.choices[0].message.content
+    assert len(pieces) > 3
+    assert pieces[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_openai_client_embeds(client):
+    found = client.embeddings.create(model="small", input=["the model reads", "a token", "the model reads"])
+    vectors = [torch.tensor(item.embedding) for item in found.data]
+    assert all(vector.norm() == pytest.approx(1.0, abs=1e-5) for vector in vectors)
+    assert torch.equal(vectors[0], vectors[2])
+    assert not torch.allclose(vectors[0], vectors[1])
+
+
+def test_openai_client_lists_the_model(client):
+    (model,) = client.models.list().data
+    assert model.id == "small"
+
+
+def test_a_question_is_answered_from_its_context(address):
+    answer = post(address, "answer", question="what?", context="the model " * 40, max_tokens=4).json()
+    assert isinstance(answer["answer"], str)
+    assert answer["sources"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("completions", {"max_tokens": 0}, "max_tokens"),
+        ("chat/completions", {"messages": []}, "messages"),
+        ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, "role"),
+        ("completions", {"prompt": "the " * 200}, "tokens, and the model's context 64"),
+        ("translate", {"text": "x"}, "is a decoder and cannot do 'translate'"),
+        ("search", {"query": "x"}, "cannot do 'search'"),
+    ],
+)
+def test_errors_say_what_is_wrong(address, path, body, told):
+    answer = post(address, path, **body)
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]["message"]
+
+
+def test_64_clients_at_once_are_all_answered(address, capsys):
+    def one(number):
+        began = time.perf_counter()
+        answer = post(address, "completions", prompt=f"the {number}", max_tokens=16, seed=number)
+        return answer.status_code, time.perf_counter() - began, answer.json()["choices"][0]["finish_reason"]
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        answers = list(pool.map(one, range(CLIENTS)))
+    assert [code for code, _, _ in answers] == [200] * CLIENTS
+    assert {reason for _, _, reason in answers} <= {"length", "stop"}
+    seconds = sorted(seconds for _, seconds, _ in answers)
+    with capsys.disabled():
+        p50, p90, p99 = (seconds[int(share * (CLIENTS - 1))] for share in (0.5, 0.9, 0.99))
+        print(f"\n{CLIENTS} clients at once: p50 {p50:.2f} s, p90 {p90:.2f} s, p99 {p99:.2f} s")
+
+
+def test_a_client_that_leaves_is_forgotten(address):
+    body = {"prompt": "the", "max_tokens": 60, "stream": True, "temperature": 0.0}
+    with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as stream:
+        next(stream.iter_lines())
+    for _ in range(500):
+        if httpx.get(f"{address}/health", timeout=60).json()["running"] == 0:
+            return
+        time.sleep(0.02)
+    pytest.fail("the request still runs")
+
+
+def test_the_token_is_the_api_key(backend):
+    from openai import AuthenticationError, OpenAI
+
+    with serving.running(backend, token="secret") as (address, _):
+        wrong, right = (
+            OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0) for key in ("wrong", "secret")
+        )
+        with pytest.raises(AuthenticationError):
+            wrong.models.list()
+        assert right.models.list().data[0].id == "small"
+
+
+def test_limits_answer_413_429_and_504(backend):
+    limits = serving.Limits(max_bytes=2000, per_minute=2)
+    with serving.running(backend, limits) as (address, _):
+        assert post(address, "completions", prompt="x" * 3000).status_code == 413
+        codes = [post(address, "completions", prompt="x", max_tokens=1).status_code for _ in range(6)]
+        assert codes[0] == 200
+        assert codes[-1] == 429
+    with serving.running(backend, serving.Limits(seconds=0.0)) as (address, _):
+        assert post(address, "completions", prompt="x", max_tokens=40).status_code == 504
+
+
+def test_no_other_origin_is_let_in(address):
+    answer = httpx.options(
+        f"{address}/v1/completions",
+        headers={"origin": "https://evil.example", "access-control-request-method": "POST"},
+    )
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_a_stop_lets_answers_under_way_finish(backend):
+    text = {}
+    with serving.running(backend) as (address, server):
+
+        def ask():
+            body = {"prompt": "the", "max_tokens": 50, "stream": True, "temperature": 0.0}
+            with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as stream:
+                lines = [line for line in stream.iter_lines() if line]
+            text["last"] = lines[-1]
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while httpx.get(f"{address}/health", timeout=60).json()["running"] == 0 and asking.is_alive():
+            time.sleep(0.001)
+        server.should_exit = True
+        asking.join(60)
+    assert text["last"] == "data: [DONE]"
+
+
+def test_an_encoder_decoder_translates(backend):
+    config = ModelConfig(family="encoder_decoder", hidden_size=32, num_layers=2, num_heads=4, init_std=0.2)
+    vocab = backend.tokenizer.vocab_size
+    model = build_model(settle_shape(config, vocab, serving.CONTEXT), seed=1).eval()
+    served = Backend("pairs", model, backend.tokenizer)
+    with serving.running(served) as (address, _):
+        alone = [
+            post(address, "translate", text=t, max_tokens=6).json()["translations"][0]
+            for t in ("a", "the model")
+        ]
+        both = post(address, "translate", text=["a", "the model"], max_tokens=6).json()["translations"]
+        assert both == alone
+        assert post(address, "completions", prompt="x").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("10.1.2.3", False),
+        ("node7", False),
+    ],
+)
+def test_only_loopback_is_private(host, loopback):
+    assert is_loopback(host) is loopback
+
+
+def test_others_are_not_let_in_without_a_token(monkeypatch):
+    monkeypatch.delenv("DISTLLM_TOKEN", raising=False)
+    with pytest.raises(ConfigError) as error:
+        serve_command(["run=x", "host=0.0.0.0"])
+    assert "export DISTLLM_TOKEN=" in str(error.value)
+    with pytest.raises(ConfigError, match=r"run=\.\.\."):
+        serve_command([])
+
+
+def test_a_taken_port_is_said(address):
+    from distllm.serve.server import listen
+
+    taken = int(address.rpartition(":")[2])
+    with pytest.raises(ConfigError, match="cannot listen"):
+        listen("127.0.0.1", taken)
+
+
+def test_a_foreign_chat_template_cannot_reach_python():
+    evil = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(ConfigError, match="refuses"):
+        render_chat(evil, [{"role": "user", "content": "x"}])
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    assert render_chat(template, [{"role": "user", "content": "x"}]) == "<user>x<a>"
+    assert render_chat(None, [{"role": "user", "content": "x"}]) == "User: x\nAssistant:"
