@@ -1,5 +1,9 @@
 """The server as clients see it: a real socket, the official client, many at once, and a stop."""
 
+import contextlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 import serving
+import tiny
 import torch
 
 from distllm.commands.serve import is_loopback
 from distllm.commands.serve import run as serve_command
 from distllm.config.schema import ModelConfig
 from distllm.config.shape import settle_shape
-from distllm.errors import ConfigError
+from distllm.errors import ConfigError, MissingDependency
 from distllm.models.init import build_model
 from distllm.serve.backend import Backend, render_chat
 
@@ -235,3 +240,42 @@ def test_a_foreign_chat_template_cannot_reach_python():
     )
     assert render_chat(template, [{"role": "user", "content": "x"}]) == "<user>x<a>"
     assert render_chat(None, [{"role": "user", "content": "x"}]) == "User: x\nAssistant:"
+
+
+def test_the_command_serves_a_run_and_stops_on_a_signal(tmp_path):
+    """What a user starts: a run, a free port, a token, and SIGTERM."""
+    root = tiny.prepare(tmp_path)
+    trained = tiny.distllm("train", *tiny.overrides(root, "engine=local", "eval=none", "train.max_steps=2"))
+    assert trained.returncode == 0, trained.stderr
+    command = tiny.command("serve", "run=tiny", f"runs_dir={root / 'runs'}", "port=0")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=tiny.environment(DISTLLM_TOKEN="secret")
+    ) as process:
+        try:
+            assert process.stdout.readline().startswith("tiny: completions, chat")
+            address = process.stdout.readline().split()[1].rstrip("/")
+            for _ in range(300):
+                with contextlib.suppress(httpx.ConnectError):
+                    assert httpx.get(f"{address}/health", timeout=60).status_code == 200
+                    break
+                time.sleep(0.1)
+            assert httpx.get(f"{address}/v1/models", timeout=60).status_code == 401
+            headers = {"authorization": "Bearer secret"}
+            body = {"prompt": "the", "max_tokens": 3}
+            answer = httpx.post(f"{address}/v1/completions", json=body, headers=headers, timeout=60)
+            assert answer.status_code == 200
+            assert answer.json()["model"] == "tiny"
+            page = httpx.get(address, timeout=60)
+            assert page.headers["content-type"].startswith("text/html")
+            assert "script-src 'sha256-" in page.headers["content-security-policy"]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()
+
+
+def test_without_its_packages_the_command_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distllm.serve.server", None)
+    with pytest.raises(MissingDependency) as error:
+        serve_command(["run=x"])
+    assert "distllm[serve]" in str(error.value)

@@ -1,0 +1,112 @@
+"""Commands in docs/: each runs here, or says why it does not; and each is one that distllm accepts."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from distllm.cli import COMMANDS
+from distllm.commands.arguments import parse_config_arguments, parse_options
+from distllm.config.compose import compose
+from distllm.config.overrides import split_override
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PAGES = sorted((CHECKOUT / "docs").rglob("*.md"))
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+COMMAND = re.compile(
+    r"^(?:\$ )?((?:distllm [a-z]+|python|pip|make|wandb|torchrun|deepspeed|srun|sbatch|vllm)(?= |$)[^#\n]*)",
+    re.MULTILINE,
+)
+COMPOSED = ("train", "prepare")
+
+
+def blocks(page):
+    """Yield (place, kind, reason why it is not run, commands) of each block that holds commands."""
+    text = page.read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        commands = [command.strip() for command in COMMAND.findall(found["text"].replace("\\\n", " "))]
+        if commands:
+            line = text[: found.start()].count("\n") + 1
+            yield f"{page.name}:{line}", found["kind"], found["reason"], commands
+
+
+ALL = [block for page in PAGES for block in blocks(page)]
+OURS = [
+    (place, command)
+    for place, _, _, commands in ALL
+    for command in commands
+    if command.startswith("distllm ")
+]
+
+
+def test_commands_are_found():
+    assert len(PAGES) >= 10
+    assert len(OURS) >= 20
+
+
+def test_every_block_of_commands_runs_or_says_why_not():
+    silent = [
+        place for place, kind, reason, _ in ALL if kind != "console" and not (reason and len(reason) > 15)
+    ]
+    assert silent == [], "make it a console block, or put <!-- not run: REASON --> above it"
+    both = [place for place, kind, reason, _ in ALL if kind == "console" and reason]
+    assert both == [], "a console block is run"
+
+
+@pytest.mark.parametrize(("place", "command"), OURS, ids=[f"{p} {c[:40]}" for p, c in OURS])
+def test_every_command_is_one_that_distllm_accepts(place, command, monkeypatch):
+    """Sub-command, keys, choices and values are right: composed or parsed, not run."""
+    monkeypatch.chdir(CHECKOUT)
+    _, name, *words = shlex.split(command)
+    assert name in COMMANDS, place
+    module = importlib.import_module(f"distllm.commands.{name}")
+    words = [word for word in words if word not in ("...", "…")]
+    if name in COMPOSED:
+        arguments = parse_config_arguments(name, "", words, {"--dry-run": "", "--allow": ""})
+        overrides = [word for word in arguments.overrides if not swept(word)]
+        if arguments.config_dir is None or arguments.config_dir.is_dir():
+            compose(overrides, config_dir=arguments.config_dir)
+    elif name not in ("data", "checkpoint", "sweep", "explain", "chaos", "doctor", "demo"):
+        parse_options(name, module.Options, words)
+
+
+def swept(word):
+    """Whether a word varies a key, which only the command itself may."""
+    value = split_override(word)[2] or ""
+    return "," in value and value[0] not in "[{'\""
+
+
+CONSOLE = [(place, commands) for place, kind, _, commands in ALL if kind == "console"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A directory with two small runs, demo and demo-2."""
+    root = tiny.prepare(tmp_path_factory.mktemp("docs"))
+    for name in ("demo", "demo-2"):
+        done = tiny.distllm(
+            "train", *tiny.overrides(root, f"name={name}", "engine=local", "train.max_steps=3")
+        )
+        assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "commands"), CONSOLE, ids=[place for place, _ in CONSOLE])
+def test_console_blocks_run(place, commands, directory):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in commands:
+        done = subprocess.run(
+            command, shell=True, cwd=directory, capture_output=True, text=True, timeout=200, check=False,
+            env=tiny.environment(PATH=path),
+        )  # fmt: skip
+        assert done.returncode == 0, f"{place}: $ {command}\n{done.stdout}\n{done.stderr}"
