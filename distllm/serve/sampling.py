@@ -14,13 +14,16 @@ from torch import Tensor
 from distllm.seeds import derive_seed
 
 
+_COLDEST = 1e-4  # below it logits divided by the temperature leave the range of numbers
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How a request wants its tokens drawn.
 
     Attributes:
         max_tokens: longest answer.
-        temperature: 0 takes the likeliest token.
+        temperature: 0, or nearly so, takes the likeliest token.
         top_p: sample among the likeliest tokens that together reach this probability only.
         seed: root of its random stream; equal requests get equal answers, whoever else is served.
         stop: texts before which the answer ends.
@@ -35,7 +38,7 @@ class Sampling:
 
 def draw(logits_V: Tensor, sampling: Sampling, position: int) -> int:
     """Draw the id at ``position`` of an answer, counted from 0."""
-    if sampling.temperature == 0.0:
+    if sampling.temperature < _COLDEST:
         return int(logits_V.argmax())
     sorted_V, ids_V = (logits_V.double() / sampling.temperature).sort(descending=True, stable=True)
     probs_V = sorted_V.softmax(dim=0)

@@ -214,3 +214,30 @@ def test_draws_follow_temperature_mass_and_seed():
     wide = [draw(logits_V, Sampling(1, temperature=2.0, seed=s), 0) for s in range(200)]
     assert set(wide) >= {0, 1, 2}
     assert draw(logits_V, Sampling(1, seed=3), 7) == draw(logits_V, Sampling(1, seed=3), 7)
+
+
+def test_a_temperature_next_to_nothing_takes_the_likeliest():
+    logits_V = torch.tensor([0.0, 2.0, 1.0])
+    for temperature in (0.0, 1e-308, 1e-9, 1e-5):
+        for top_p in (0.1, 1.0):
+            for seed in range(5):
+                sampling = Sampling(1, temperature=temperature, top_p=top_p, seed=seed)
+                assert draw(logits_V, sampling, 0) == 1
+
+
+def test_prompts_of_one_slot_follow_each_other(model, words):
+    scheduler = Scheduler(model, words, slots=1, waiting=16)
+    asked = [Asked(scheduler, ids) for ids in prompts(5)]
+    answers = [one.result() for one in asked]
+    scheduler.close()
+    wide = Scheduler(model, words, slots=5, waiting=16)
+    together = [Asked(wide, ids) for ids in prompts(5)]
+    assert [one.result() for one in together] == answers
+    wide.close()
+
+
+def test_text_comes_in_pieces_that_make_up_the_answer(scheduler, words):
+    asked = Asked(scheduler, prompts(1)[0], Sampling(max_tokens=25, temperature=0.8, seed=5))
+    new = asked.result()
+    assert asked.text == words.decode(new)
+    assert asked.pieces >= 2 or len(new) < 3
