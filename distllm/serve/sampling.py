@@ -13,7 +13,6 @@ from torch import Tensor
 
 from distllm.seeds import derive_seed
 
-
 _COLDEST = 1e-4  # below it logits divided by the temperature leave the range of numbers
 
 
