@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # A build of a C++ extension that is killed leaves a lock that hangs the next one: keep it to this checkout.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: help setup demo check test test-slurm readme real gpu-check bench clean
+.PHONY: help setup demo check test test-slurm test-kernels gate readme real gpu-check bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##/  make \1\t/p' $(MAKEFILE_LIST)
@@ -34,11 +34,25 @@ check: $(STAMP)  ## lint, format, types, layers and the fast tests: under two mi
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 -m "not slow" \
 	  tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
 
-test: $(STAMP)  ## every test but the README's commands, those of test-slurm and those on a corpus of Debian packages
-	$(BIN)/pytest --ignore=tests/arch/test_readme.py --ignore=tests/real -m "not slurm"
+test: $(STAMP)  ## every test but the README's commands, those of test-slurm and test-kernels, and those on a corpus of Debian packages
+	$(BIN)/pytest --ignore=tests/arch/test_readme.py --ignore=tests/real --ignore=tests/kernels -m "not slurm"
 
 test-slurm: $(STAMP)  ## a real SLURM, and several machines, on this one: needs root and Debian's packages
 	$(BIN)/pytest -m slurm tests/slurm
+
+# Kernels are interpreted, which is slow: what has passed is not run again until a source changes. The
+# digest covers the kernels, their tests and the pins; it names a file in .cache/kernels.
+test-kernels: $(STAMP)  ## the kernels on a CPU: interpreter, sanitizer, mutants, compile gate
+	digest=$$(find kernels tests/kernels tests/interp tests/gate $(LOCK) -type f -not -name '*.pyc' -print0 | sort -z \
+	  | xargs -0 sha256sum | sha256sum | cut -c1-16); \
+	if [[ -e .cache/kernels/$$digest ]]; then \
+	  echo "unchanged since they passed: .cache/kernels/$$digest"; \
+	else \
+	  OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/kernels && mkdir -p .cache/kernels && touch .cache/kernels/$$digest; \
+	fi
+
+gate: $(STAMP)  ## compile the kernels for every architecture and write tests/gate/table.json
+	PYTHONPATH=tests $(BIN)/python -m gate table --write
 
 readme: $(STAMP)  ## run the README's commands
 	$(BIN)/pytest tests/arch/test_readme.py
@@ -47,7 +61,7 @@ real: $(STAMP)  ## real text of four languages, fetched as Debian packages, to a
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/real
 
 gpu-check: $(STAMP)  ## the tests that need a CUDA device
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m gpu --ignore=tests/kernels
 
 bench: $(STAMP)  ## speed beside the Hugging Face Trainer and a plain loop, in one run
 	$(BIN)/python tests/bench/train_bench.py

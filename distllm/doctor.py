@@ -61,6 +61,7 @@ def diagnose(directory: Path, *, deep: bool = False) -> list[Finding]:
         *_python(),
         *_dependencies(),
         *_devices(),
+        *_kernels(),
         *_cores_and_memory(),
         *_compiler(),
         *_launchers(),
@@ -187,6 +188,24 @@ def _devices() -> Iterator[Finding]:
         yield Finding("warn", "gpu", f"{len(gpus)} found ({gpus[0]}), but torch is a {build} build", remedy)
     else:
         yield Finding("ok", "gpu", f"{len(gpus)} found: " + "; ".join(sorted(set(gpus))))
+
+
+def _kernels() -> Iterator[Finding]:
+    """Say which kernels ``engine.kernels`` can choose."""
+    installed, gpu = _version("triton"), shutil.which("nvidia-smi") is not None
+    if installed is None:
+        remedy = "pip install 'distllm[kernels]'" if gpu else ""
+        yield Finding(
+            "ok", "kernels", "torch's; triton is not installed, so engine.kernels=triton is refused", remedy
+        )
+    elif gpu:
+        yield Finding(
+            "ok", "kernels", f"torch's, or with engine.kernels=triton distllm's own by triton {installed}"
+        )
+    else:
+        yield Finding(
+            "ok", "kernels", f"torch's; triton {installed} is here, engine.kernels=triton needs a GPU"
+        )
 
 
 def _torch_build() -> str | None:

@@ -17,12 +17,15 @@ from distllm.errors import ConfigError
 from distllm.machine import available_cores
 from distllm.registry import did_you_mean
 
+TRITON_HEAD_DIMS = (64, 96, 128, 192, 256)
+
 
 def check_run(config: Config, problems: Problems, *, world_size: int, dataset_tokens: int | None) -> None:
     """Check the run's length, its global batch and the engine."""
     _check_length(config, problems)
     _check_batch(config, problems, world_size, dataset_tokens)
     _check_engine(config, problems)
+    _check_kernels(config, problems)
     _check_optimizer(config, problems)
     check_task(config, problems)
     _check_cluster(config, problems)
@@ -69,6 +72,32 @@ def check_machine(config: Config, problems: Problems, *, local_world_size: int) 
         "engine.compile on a CPU needs a C++ compiler, none is on PATH",
         keys=["engine.compile"],
         remedy="apt-get install g++, or engine.compile=false",
+    )
+
+
+def _check_kernels(config: Config, problems: Problems) -> None:
+    """Refuse what distllm's Triton kernels do not compute; nothing is dropped or computed otherwise."""
+    if config.engine.kernels != "triton":
+        return
+    model = config.model
+    problems.check(
+        config.cluster.device == "cuda",
+        "engine.kernels=triton compiles for a CUDA device, and cluster.device is cpu",
+        keys=["engine.kernels", "cluster.device"],
+        remedy="engine.kernels=torch",
+    )
+    problems.check(
+        model.positions not in ("alibi", "relative"),
+        f"the Triton attention adds no bias by distance, and model.positions is {model.positions}",
+        keys=["engine.kernels", "model.positions"],
+        remedy="engine.kernels=torch",
+    )
+    head_dim = model.head_dim or model.hidden_size // model.num_heads
+    problems.check(
+        head_dim in TRITON_HEAD_DIMS,
+        f"the Triton attention has the head sizes {', '.join(map(str, TRITON_HEAD_DIMS))}, not {head_dim}",
+        keys=["engine.kernels", "model.head_dim"],
+        remedy="engine.kernels=torch",
     )
 
 

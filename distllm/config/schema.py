@@ -144,6 +144,10 @@ class EngineConfig:
         "activations kept for backward: none drops nothing; selective keeps products and attention; "
         "full keeps only each block's input",
     )
+    kernels: Literal["torch", "triton"] = option(
+        "torch",
+        "torch's fused operations, or triton: distllm's kernels (CUDA, compute capability 8.0 or more)",
+    )
 
 
 @dataclass(frozen=True)

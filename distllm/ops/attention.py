@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distllm.errors import ConfigError
+from distllm.ops.backend import triton_chosen
 from distllm.ops.compiled import anything_compiled
 from distllm.ops.document_attention import biased_documents, fused_documents
 from distllm.ops.pieces import cross_pieces, self_pieces
 from distllm.ops.relative import along_diagonals
 
-Backend = Literal["whole", "documents", "masked"]
+Backend = Literal["whole", "documents", "masked", "triton"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +61,22 @@ class AttentionPlan:
     Attributes:
         backend: how attention is computed.
         pieces_P4: for ``documents``: what attends to what (see `distllm.ops.pieces`).
+        borders_E: for ``triton``: the first flattened position of each document, then their number.
         visible_B1TS: for ``masked``: True where a query and a key share a document.
     """
 
     backend: Backend
     pieces_P4: Tensor | None = None
+    borders_E: Tensor | None = None
     visible_B1TS: Tensor | None = None
 
 
 def choose_attention(device: torch.device, *, segmented: bool) -> Choice:
     """Choose how to compute attention on ``device`` for batches with or without segments."""
+    if triton_chosen():
+        return Choice(
+            "triton", "engine.kernels=triton: one kernel for documents, windows and soft caps alike"
+        )
     if not segmented:
         return Choice("whole", "no document borders are given: torch's fused attention of whole rows")
     if device.type == "cpu":
@@ -91,8 +99,14 @@ def plan_attention(
             query sees those of its own number. None: queries attend to their own sequence.
     """
     backend = choose_attention(device, segmented=segments_BT is not None).name
+    if backend == "triton" and source_segments_BS is not None:
+        backend = "masked"  # a packed source need not be covered by what its targets attend to
     if segments_BT is None:
         return AttentionPlan(backend)
+    if backend == "triton":
+        starts_P = self_pieces(segments_BT)[:, 0]
+        total = starts_P.new_tensor([segments_BT.numel()])
+        return AttentionPlan(backend, borders_E=torch.cat([starts_P, total]).to(torch.int32))
     if backend == "documents":
         if source_segments_BS is None:
             pieces_P4 = self_pieces(segments_BT)
@@ -125,6 +139,8 @@ def attend(
         pattern: what the layer computes.
         bias_HR: added to the scores by distance; the queries' own sequence only.
     """
+    if plan.backend == "triton":
+        return _triton(q_BTHD, k_BSKD, v_BSKD, plan.borders_E, pattern, bias_HR)
     if plan.pieces_P4 is None:
         return _masked(q_BTHD, k_BSKD, v_BSKD, plan.visible_B1TS, pattern, bias_HR)
     constants = (pattern.causal, pattern.window, pattern.scale or q_BTHD.shape[-1] ** -0.5)
@@ -137,6 +153,35 @@ def attend(
             q_BTHD, k_BSKD, v_BSKD, bias_HR, plan.pieces_P4, *constants, pattern.softcap
         )[0]
     return out_BTHD
+
+
+def _triton(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    borders_E: Tensor | None,
+    pattern: Pattern,
+    bias_HR: Tensor | None,
+) -> Tensor:
+    from distllm.kernels.attention.op import Packed, attention
+
+    if bias_HR is not None or (pattern.window and q_BTHD.shape[1] != k_BSKD.shape[1]):
+        raise ConfigError(
+            "the Triton attention computes neither a bias by distance (model.positions=relative or alibi) "
+            "nor a window over another sequence",
+            where="engine.kernels",
+            remedy="engine.kernels=torch",
+        )
+    length, packed = q_BTHD.shape[1], None
+    inputs = [q_BTHD, k_BSKD, v_BSKD]
+    if borders_E is not None:
+        packed = Packed(borders_E, borders_E, length, length)  # no document is longer than a row
+        inputs = [x.flatten(0, 1)[None] for x in inputs]
+    out_BTHD, _ = attention(
+        *inputs, causal=pattern.causal, window=pattern.window, softcap=pattern.softcap, scale=pattern.scale,
+        packed=packed,
+    )  # fmt: skip
+    return out_BTHD.view(q_BTHD.shape)
 
 
 def attend_cached(

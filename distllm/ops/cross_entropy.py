@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distllm.data.batch import IGNORE_INDEX
+from distllm.ops.backend import triton_serves
 
 CHUNK_TOKENS = 512
 
@@ -56,6 +57,13 @@ def linear_cross_entropy(
 
     The result is an fp32 scalar (fp64 for fp64 inputs); targets of ``IGNORE_INDEX`` count nothing.
     """
+    if triton_serves(hidden_NC) and bias_V is None and hidden_NC.dtype == weight_VC.dtype:
+        from distllm.kernels.pointwise import op
+
+        return op.linear_cross_entropy(
+            hidden_NC, weight_VC, targets_N, ignore_index=IGNORE_INDEX, label_smoothing=terms.label_smoothing,
+            z_loss=terms.z_loss, softcap=softcap,
+        ).sum()  # fmt: skip
     learned = (hidden_NC, weight_VC) if bias_V is None else (hidden_NC, weight_VC, bias_V)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned)
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it

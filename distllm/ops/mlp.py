@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distllm.config.schema_model import Activation
+from distllm.ops.backend import triton_serves
 
 
 def activate(x_BTI: Tensor, name: Activation) -> Tensor:
@@ -22,4 +23,8 @@ def activate(x_BTI: Tensor, name: Activation) -> Tensor:
 
 def gated(gate_BTI: Tensor, up_BTI: Tensor, name: Activation) -> Tensor:
     """Return ``activation(gate) * up`` (Shazeer 2020): SwiGLU with silu, GEGLU with gelu."""
+    if triton_serves(gate_BTI) and name != "relu":
+        from distllm.kernels.pointwise import op
+
+        return op.gated_activation(gate_BTI, up_BTI, name)
     return activate(gate_BTI, name) * up_BTI

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distllm.config.schema_model import RopeConfig
+from distllm.ops.backend import triton_serves
 
 Rotation = tuple[Tensor, Tensor]
 PLAIN = RopeConfig()
@@ -39,6 +40,11 @@ def rotation(
 def rotate(x_BTHD: Tensor, by: Rotation) -> Tensor:
     """Turn each pair of channels of ``x_BTHD``."""
     cos_BT1d, sin_BT1d = by
+    if triton_serves(x_BTHD):
+        from distllm.kernels.pointwise import op
+
+        rows = x_BTHD.shape[0]  # positions that all rows share come as one row
+        return op.rope(x_BTHD, cos_BT1d.expand(rows, -1, -1, -1), sin_BT1d.expand(rows, -1, -1, -1))
     a_BTHd, b_BTHd = x_BTHD.chunk(2, dim=-1)
     turned = (a_BTHd * cos_BT1d - b_BTHd * sin_BT1d, b_BTHd * cos_BT1d + a_BTHd * sin_BT1d)
     return torch.cat(turned, dim=-1)

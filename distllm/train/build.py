@@ -40,6 +40,7 @@ from distllm.observe.metrics import StepRecord
 from distllm.observe.open import build_sinks
 from distllm.observe.sinks import Sink, last_attempt, read_metrics
 from distllm.observe.tracked import RUN_ID_FACT, TrackedRun, settle_run_id
+from distllm.ops.backend import use_kernels
 from distllm.ops.cross_entropy import LossTerms
 from distllm.ops.peak import measure_matmul_flops
 from distllm.optim.optimizers import build_optimizer
@@ -173,6 +174,8 @@ def _build(
         facts[RUN_ID_FACT] = settle_run_id(directory.path, found.facts if found else {})
         sinks = build_sinks(_tracked(resolved, directory, attempt, made_with, facts), resolved.max_steps)
         chronicle.begin(_ledger(directory, attempt, sinks), topology.world_size)
+    kernels = use_kernels(config.engine.kernels, topology.device)
+    notes = [f"kernels: {kernels.name} ({kernels.reason})", *notes]
     engine, begun_with = _build_engine(resolved, topology, fresh=found is None)
     notes += begun_with
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()

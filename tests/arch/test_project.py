@@ -62,7 +62,7 @@ def test_ci_script_is_executable_and_valid_bash():
     assert "set -euo pipefail" in script.read_text(encoding="utf-8")
 
 
-TARGETS = ("setup", "demo", "check", "test", "test-slurm", "readme", "gpu-check", "clean")
+TARGETS = ("setup", "demo", "check", "test", "test-slurm", "test-kernels", "readme", "gpu-check", "clean")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,0 +1,1 @@
+"""Norms, rotary positions, gated activations and cross-entropy in Triton: bound by memory, not arithmetic."""

@@ -1,0 +1,1 @@
+"""The compile gate: every shipped configuration is compiled for every architecture, without a device."""

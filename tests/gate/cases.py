@@ -1,0 +1,157 @@
+"""What is compiled: every kernel, by the launchers that ship, for sizes and features that stand for all.
+
+A case is complete in what the compiler sees: head width, dtype, features, alignment. Lengths are
+run-time values and change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distllm.kernels.attention.launch import Features, launch_backward, launch_forward
+from distllm.kernels.attention.tiles import HEAD_DIMS, padded
+from distllm.kernels.device import ARCHITECTURES
+from distllm.kernels.pointwise import cross_entropy, gated, norm, rotary
+
+_LENGTH = 4096
+_FEATURES: dict[str, dict[str, Any]] = {
+    "causal, packed": {},
+    "every feature": {"window": 1000, "softcap": 30.0, "sinks": True, "slopes": True},
+    "full": {"causal": False, "packed": False},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of launches.
+
+    Attributes:
+        room: attention or pointwise.
+        name: what is compiled, unique in the table.
+        arch: the architecture.
+        matrix: the kernels multiply matrices of 16-bit numbers.
+        launch: starts the kernels on meta tensors.
+    """
+
+    room: str
+    name: str
+    arch: int
+    matrix: bool
+    launch: Callable[[], Any]
+
+
+def shipped() -> Iterator[Case]:
+    """Yield every configuration that ships: head widths, dtypes, features and architectures."""
+    for arch in ARCHITECTURES:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for head_dim in head_dims(arch):
+                yield from (attention_case(arch, head_dim, dtype, features) for features in _FEATURES)
+            yield from pointwise_cases(arch, dtype)
+
+
+def tabled() -> Iterator[Case]:
+    """Yield what the committed table holds: packed causal attention in bf16, by the tiles of each width."""
+    for arch in ARCHITECTURES:
+        for head_dim in (64, 128, 256) if arch < 100 else (128,):
+            yield attention_case(arch, head_dim, torch.bfloat16, "causal, packed")
+
+
+def head_dims(arch: int) -> list[int]:
+    """Return the head widths that ship on an architecture."""
+    return [head_dim for head_dim in HEAD_DIMS if arch < 100 or padded(head_dim) < 256]
+
+
+def sampled() -> Iterator[Case]:
+    """Yield what continuous integration compiles again."""
+    yield attention_case(90, 128, torch.bfloat16, "causal, packed")
+
+
+def attention_case(arch: int, head_dim: int, dtype: torch.dtype, features: str) -> Case:
+    """Return the forward and backward launches of one configuration."""
+    chosen: dict[str, Any] = {
+        "causal": True,
+        "window": 0,
+        "softcap": 0.0,
+        "packed": True,
+        "sinks": False,
+        "slopes": False,
+    }
+    chosen |= _FEATURES[features]
+    packed, sinks, slopes = (chosen.pop(name) for name in ("packed", "sinks", "slopes"))
+
+    def launch() -> None:
+        q_BTHD, k_BSKD, v_BSKD, grad_BTHD = (
+            _meta(1, _LENGTH, heads, head_dim, dtype=dtype) for heads in (16, 4, 4, 16)
+        )
+        borders = (_meta(9, dtype=torch.int32), _meta(9, dtype=torch.int32)) if packed else (None, None)
+        sinks_H, slopes_H = (_meta(16, dtype=torch.float32) if wanted else None for wanted in (sinks, slopes))
+        resolved = Features(_LENGTH, _LENGTH, scale=head_dim**-0.5, **chosen)
+        out_BTHD, lse_BHT = launch_forward(q_BTHD, k_BSKD, v_BSKD, borders, sinks_H, slopes_H, resolved)
+        grads, outputs = (grad_BTHD, torch.empty_like(lse_BHT)), (out_BTHD, lse_BHT)
+        launch_backward(grads, q_BTHD, k_BSKD, v_BSKD, outputs, borders, slopes_H, resolved)
+
+    name = f"attention {head_dim} {_short(dtype)}, {features}"
+    return Case("attention", name, arch, dtype.itemsize == 2, launch)
+
+
+def pointwise_cases(arch: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Yield the pointwise kernels at a width that fills their largest block, and at a usual one."""
+    for channels in (4096, norm.MAX_CHANNELS):
+        yield _pointwise(f"norms {channels} {_short(dtype)}", arch, _norms, channels, dtype)
+    yield _pointwise(f"rope 128 {_short(dtype)}", arch, _rotary, 128, dtype)
+    yield _pointwise(f"gated 11008 {_short(dtype)}", arch, _gated, 11008, dtype)
+    yield _pointwise(f"cross-entropy 32768 {_short(dtype)}", arch, _cross_entropy, 32768, dtype)
+
+
+def _pointwise(
+    name: str, arch: int, function: Callable[[int, torch.dtype], None], size: int, dtype: torch.dtype
+) -> Case:
+    return Case("pointwise", name, arch, False, lambda: function(size, dtype))
+
+
+def _norms(channels: int, dtype: torch.dtype) -> None:
+    x_NC, residual_NC = (_meta(_LENGTH, channels, dtype=dtype) for _ in range(2))
+    weight_C, bias_C = (_meta(channels, dtype=dtype) for _ in range(2))
+    _, sum_NC, mean_N, rstd_N = norm.launch_norm(x_NC, residual_NC, weight_C, None, 1e-5, centered=False)
+    norm.launch_norm_backward((x_NC, residual_NC), sum_NC, weight_C, (mean_N, rstd_N), has_bias=False)
+    _, _, mean_N, rstd_N = norm.launch_norm(x_NC, None, weight_C, bias_C, 1e-5, centered=True)
+    norm.launch_norm_backward((x_NC, None), x_NC, weight_C, (mean_N, rstd_N), has_bias=True)
+
+
+def _rotary(head_dim: int, dtype: torch.dtype) -> None:
+    x_NHD, table_Nd = _meta(_LENGTH, 32, head_dim, dtype=dtype), _meta(_LENGTH, head_dim // 2, dtype=dtype)
+    weight_D = _meta(head_dim, dtype=dtype)
+    rotary.launch_rotary(x_NHD, table_Nd, table_Nd, None, 1e-6, inverse=True)
+    _, rstd_NH = rotary.launch_rotary(x_NHD, table_Nd, table_Nd, weight_D, 1e-6, inverse=False)
+    rotary.launch_norm_rotary_backward(x_NHD, x_NHD, table_Nd, table_Nd, weight_D, rstd_NH)
+
+
+def _gated(channels: int, dtype: torch.dtype) -> None:
+    gate_NI, up_NI = (_meta(_LENGTH, channels, dtype=dtype) for _ in range(2))
+    for activation in gated.ACTIVATIONS:
+        gated.launch_gated(gate_NI, up_NI, activation)
+        gated.launch_gated_backward(gate_NI, gate_NI, up_NI, activation)
+
+
+def _cross_entropy(vocabulary: int, dtype: torch.dtype) -> None:
+    hidden_NC, weight_VC = _meta(64, 128, dtype=dtype), _meta(vocabulary, 128, dtype=dtype)
+    terms = cross_entropy.LossTerms(-100, 0.1, 1e-4, 30.0)
+    targets_N, grad_N = _meta(64, dtype=torch.int64), _meta(64, dtype=torch.float32)
+    _, *statistics = cross_entropy.launch_cross_entropy(hidden_NC, weight_VC, targets_N, terms)
+    peak_N, log_total_N = statistics
+    cross_entropy.launch_cross_entropy_backward(
+        grad_N, hidden_NC, weight_VC, targets_N, (peak_N, log_total_N), terms
+    )
+
+
+def _meta(*size: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
