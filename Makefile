@@ -38,7 +38,7 @@ test: $(STAMP)  ## every test but the README's commands, those of test-slurm and
 	$(BIN)/pytest --ignore=tests/arch/test_readme.py --ignore=tests/real --ignore=tests/kernels -m "not slurm"
 
 test-slurm: $(STAMP)  ## a real SLURM, and several machines, on this one: needs root and Debian's packages
-	$(BIN)/pytest -m slurm tests/slurm
+	$(BIN)/pytest -m slurm tests/slurm -n 3 --dist loadfile  # they wait for SLURM more than they compute
 
 # Kernels are interpreted, which is slow: what has passed is not run again until a source changes. The
 # digest covers the kernels, their tests and the pins; it names a file in .cache/kernels.

@@ -35,7 +35,7 @@ from distllm.fsio import atomic_write_json, read_json
 MEMBER_MODULE = "distllm.launch.member"
 HOSTFILE, RENDEZVOUS = "hostfile", "rendezvous.json"
 _POLL_SECONDS = 0.2
-_STRAGGLE_SECONDS = 90.0
+_STRAGGLE_SECONDS = 30.0
 _NEEDED = {"pdsh": "pdsh", "openmpi": "mpirun"}
 
 

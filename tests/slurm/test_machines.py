@@ -167,7 +167,8 @@ def test_a_launcher_that_is_killed_leaves_no_rank(machines, root):
         machines, root, hostfile(machines, root), *words(root, "orphans", slow(400), "train.max_steps=400")
     )
     at_step(root, "orphans", 2, process)
-    for line in machines.processes("deepspeed", "hostfile") + machines.processes("distllm.cli launch"):
+    own = machines.processes("hostfile", str(root), "orphans")  # distllm launch, deepspeed and pdsh
+    for line in own:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(line.split(":")[0]), signal.SIGKILL)
     process.wait(30)
