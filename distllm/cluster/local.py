@@ -25,6 +25,8 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
+_INTERRUPTED = 130
+"""A second Ctrl-C, of which the rank itself has said so."""
 _TELLING = (64, 65, 74)
 """Exit codes that say more than that a rank failed, such as because it lost another."""
 
@@ -126,7 +128,7 @@ def explain_exit(code: int) -> None:
     Raises:
         LaunchError: the rank was killed by a signal and could not say so itself.
     """
-    if name := signal_of(code):
+    if code != _INTERRUPTED and (name := signal_of(code)):
         raise LaunchError(
             f"a rank was killed by {name}",
             where="distllm train",

@@ -153,7 +153,7 @@ def test_a_killed_rank_gives_the_shells_code_and_is_explained():
     assert "engine.micro_batch_tokens" in caught.value.remedy
 
 
-@pytest.mark.parametrize("code", [0, 1, 64, 65, 75, 128, 255])
+@pytest.mark.parametrize("code", [0, 1, 64, 65, 75, 128, 130, 255])
 def test_an_exit_that_is_no_signal_was_explained_by_the_rank_itself(code):
     assert explain_exit(code) is None
 
