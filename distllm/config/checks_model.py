@@ -32,6 +32,24 @@ def check_model(config: Config, problems: Problems) -> None:
         remedy="model.family=encoder_decoder, or model.num_encoder_layers=null (model.num_layers counts)",
     )
     problems.check(
+        model.num_experts == 0 or (model.gated and not model.mlp_bias),
+        "experts are gated MLPs without biases",
+        keys=["model.num_experts", "model.gated", "model.mlp_bias"],
+        remedy="model.gated=true model.mlp_bias=false, or model.num_experts=0",
+    )
+    problems.check(
+        model.num_experts == 0 or model.experts_per_token <= model.num_experts,
+        f"a token is sent to {model.experts_per_token} of {model.num_experts} experts",
+        keys=["model.num_experts", "model.experts_per_token"],
+        remedy=f"model.experts_per_token={model.num_experts} or less",
+    )
+    problems.check(
+        model.num_experts == 0 or not config.engine.compile,
+        "blocks with experts are not compiled: which tokens an expert sees is known in the step only",
+        keys=["model.num_experts", "engine.compile"],
+        remedy="engine.compile=false",
+    )
+    problems.check(
         model.token_types == 0 or model.family == "encoder",
         f"token types are given to encoders only, and the family is {model.family}",
         keys=["model.token_types", "model.family"],

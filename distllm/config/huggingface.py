@@ -82,6 +82,8 @@ def _differences(shape: ModelShape, other: ModelShape) -> list[str]:
         idle |= {"relative_buckets", "relative_distance"}
     if not any(shape.windows):
         idle.add("rope_theta_local")
+    if not shape.num_experts:
+        idle |= {"experts_per_token", "balance_loss"}
     if shape.family != "encoder_decoder":
         idle.add("num_encoder_layers")
     names = (field.name for field in dataclasses.fields(ModelShape) if field.name not in idle)
@@ -104,6 +106,8 @@ def _fitting(shape: ModelShape) -> str | None:
         return "gpt2" if shape.positions == "learned" else None
     if shape.qk_norm != "none":
         return "olmo2" if shape.norm_place == "output" else "qwen3"
+    if shape.num_experts:
+        return "mixtral"
     if shape.attention_bias and not shape.attention_out_bias:
         return "qwen2"
     return "mistral" if any(shape.windows) else "llama"

@@ -146,6 +146,25 @@ def _write_mistral(shape: ModelShape) -> dict[str, Any]:
     return {**_write_llama(shape), "sliding_window": max(shape.windows) or None}
 
 
+def _read_mixtral(content: Json) -> dict[str, Any]:
+    _refuse(content, {"router_jitter_noise": 0.0})
+    return {
+        **_read_mistral(content),
+        "num_experts": content["num_local_experts"],
+        "experts_per_token": content["num_experts_per_tok"],
+        "balance_loss": content.get("router_aux_loss_coef", 0.001),
+    }
+
+
+def _write_mixtral(shape: ModelShape) -> dict[str, Any]:
+    return {
+        **_write_mistral(shape),
+        "num_local_experts": shape.num_experts,
+        "num_experts_per_tok": shape.experts_per_token,
+        "router_aux_loss_coef": shape.balance_loss,
+    }
+
+
 def _read_qwen(content: Json) -> dict[str, Any]:
     """Qwen2 has biases of queries, keys and values only; windows from ``max_window_layers`` on."""
     keys = _read_llama(content)
@@ -359,6 +378,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture({"lm": "GPT2LMHeadModel"}, _read_gpt2, _write_gpt2),
     "llama": _causal("Llama", _read_llama, _write_llama),
     "mistral": _causal("Mistral", _read_mistral, _write_mistral),
+    "mixtral": _causal("Mixtral", _read_mixtral, _write_mixtral),
     "qwen2": _causal("Qwen2", _read_qwen, _write_qwen),
     "qwen3": _causal("Qwen3", _read_qwen, _write_qwen),
     "olmo2": _causal("Olmo2", _read_olmo2, _write_llama),

@@ -148,6 +148,13 @@ class ModelConfig:
     pooling: Literal["mean", "cls"] = option(
         "mean", "an encoder's vector of a text: the mean of its tokens, or its first", on_resume="identity"
     )
+    num_experts: int = option(
+        0, "experts in place of each MLP; 0 means one MLP for all tokens", on_resume="identity", minimum=0
+    )
+    experts_per_token: int = option(2, "experts that a token is sent to", on_resume="identity", minimum=1)
+    balance_loss: float = option(
+        0.01, "factor of the loss that spreads tokens over experts", on_resume="schedule", minimum=0.0
+    )
     dropout: float = option(
         0.0,
         "share of embeddings and sublayer outputs dropped in training",

@@ -64,6 +64,9 @@ class ModelShape:
     embed_norm: bool
     token_types: int
     pooling: str
+    num_experts: int
+    experts_per_token: int
+    balance_loss: float
     dropout: float
     layer_drop: float
     init_std: float
@@ -94,11 +97,11 @@ class ModelShape:
 
     @property
     def mlp_params(self) -> int:
-        """Parameters of one MLP."""
+        """Parameters of one MLP, or of all experts and their router."""
         first = (1 + self.gated) * self.intermediate_size
-        return (first + self.intermediate_size) * self.hidden_size + self.mlp_bias * (
-            first + self.hidden_size
-        )
+        biases = self.mlp_bias * (first + self.hidden_size)
+        one = (first + self.intermediate_size) * self.hidden_size + biases
+        return self.num_experts * (one + self.hidden_size) if self.num_experts else one
 
     def stack_params(self, num_layers: int, *, cross: bool = False) -> int:
         """Parameters of ``num_layers`` blocks, with the last norm and relative positions."""
@@ -175,6 +178,9 @@ def settle_shape(model: ModelConfig, vocab_size: int, seq_len: int) -> ModelShap
         embed_norm=model.embed_norm,
         token_types=model.token_types,
         pooling=model.pooling,
+        num_experts=model.num_experts,
+        experts_per_token=model.experts_per_token,
+        balance_loss=model.balance_loss,
         dropout=model.dropout,
         layer_drop=model.layer_drop,
         init_std=model.init_std,

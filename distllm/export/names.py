@@ -24,21 +24,27 @@ class Rule:
         theirs: the names of its parts, in order.
         rows: rows of each part; empty where there is one.
         transposed: whether theirs has inputs before outputs.
+        experts: how many of theirs are stacked in ours; 0 where there are no experts.
     """
 
     ours: str
     theirs: tuple[str, ...]
     rows: tuple[int, ...] = ()
     transposed: bool = False
+    experts: int = 0
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Return our weight from theirs."""
         whole = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        if self.experts:
+            return whole.view(self.experts, -1, whole.shape[1])
         return whole.T if self.transposed else whole
 
     def split(self, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield their weights, by name, from ours."""
         whole = weight.T if self.transposed else weight
+        if self.experts:
+            whole = weight.flatten(0, 1)
         parts = torch.split(whole, list(self.rows)) if self.rows else (whole,)
         yield from zip(self.theirs, parts, strict=True)
 
@@ -178,6 +184,8 @@ def _rule(model_type: str, shape: ModelShape, name: str) -> Rule:
         return Rule(name, (ends[name],))
     if stem in ends:
         return Rule(name, (f"{ends[stem]}.{kind}",))
+    if shape.num_experts and ".mlp." in name:
+        return _expert_rule(name, shape)
     stack, _, layer, part = stem.split(".", 3)
     place, table = _LAYERS[model_type][stack]
     theirs = table[part]
@@ -189,6 +197,18 @@ def _rule(model_type: str, shape: ModelShape, name: str) -> Rule:
         _rows(part, shape) if len(parts) > 1 else (),
         transposed=linear,
     )
+
+
+def _expert_rule(name: str, shape: ModelShape) -> Rule:
+    """Return the rule of Mixtral's router or of one kind of its experts' matrices."""
+    _, _, layer, part = name.split(".", 3)
+    place, count = f"model.layers.{layer}.block_sparse_moe", shape.num_experts
+    if part == "mlp.router.weight":
+        return Rule(name, (f"{place}.gate.weight",))
+    kinds = ("w1", "w3") if part == "mlp.gate_up_proj" else ("w2",)
+    rows = shape.intermediate_size if len(kinds) == 2 else shape.hidden_size
+    theirs = tuple(f"{place}.experts.{expert}.{kind}.weight" for expert in range(count) for kind in kinds)
+    return Rule(name, theirs, (rows,) * len(theirs), experts=count)
 
 
 def _rows(part: str, shape: ModelShape) -> tuple[int, ...]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from distllm.config.shape import ModelShape
+from distllm.data.batch import IGNORE_INDEX
 from distllm.models.cache import KVCache
 from distllm.models.heads import Head
+from distllm.models.moe import balanced
 from distllm.models.stack import Stack, TokenEmbedding
 from distllm.ops.cross_entropy import NO_TERMS, LossTerms
 
@@ -62,4 +64,6 @@ class DecoderLM(nn.Module):
             raise ValueError("a cache holds one document per row: give no segments")
         x_BTC = self.embed_tokens(tokens_BT, positions_BT)
         result: Tensor = self.lm_head(self.decoder(x_BTC, positions_BT, segments_BT, cache), targets_BT)
-        return result
+        if targets_BT is None:
+            return result
+        return balanced(result, self, self.shape, targets_BT, IGNORE_INDEX)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from distllm.config.shape import ModelShape
+from distllm.data.batch import IGNORE_INDEX
 from distllm.models.cache import KVCache
 from distllm.models.heads import Head
 from distllm.models.layers import Source
+from distllm.models.moe import balanced
 from distllm.models.stack import Stack, TokenEmbedding
 from distllm.ops.attention import plan_attention
 from distllm.ops.cross_entropy import NO_TERMS, LossTerms
@@ -86,7 +88,9 @@ class EncoderDecoder(nn.Module):
         source = Source(hidden_BSC, plan_attention(own_BT, x_BTC.device, source_segments_BS))
         hidden_BTC = self.decoder(x_BTC, positions_BT, segments_BT, cache, source)
         result: Tensor = self.lm_head(hidden_BTC, targets_BT)
-        return result
+        if targets_BT is None:
+            return result
+        return balanced(result, self, self.shape, targets_BT, IGNORE_INDEX)
 
     def _read(self, source_BS: Tensor, positions_BS: Tensor, segments_BS: Tensor | None) -> Tensor:
         """Encode the source."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from distllm.config.shape import ModelShape
+from distllm.data.batch import IGNORE_INDEX
 from distllm.models.heads import EmbeddingHead, HeadName, MaskedLMHead, SpanHead
+from distllm.models.moe import balanced
 from distllm.models.stack import Stack, TokenEmbedding
 from distllm.ops.cross_entropy import NO_TERMS, LossTerms
 
@@ -64,4 +66,6 @@ class Encoder(nn.Module):
         """
         x_BTC = self.embed_tokens(tokens_BT, positions_BT, types_BT)
         result: Tensor = self.head(self.encoder(x_BTC, positions_BT, segments_BT), segments_BT, targets_BT)
-        return result
+        if targets_BT is None:
+            return result
+        return balanced(result, self, self.shape, targets_BT, IGNORE_INDEX)

@@ -14,7 +14,7 @@ from distllm.ops.cross_entropy import NO_TERMS, LossTerms
 from distllm.seeds import derive_seed
 
 Model = DecoderLM | Encoder | EncoderDecoder
-_INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+_INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "mlp.down_proj")
 
 
 def build_model(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distllm.config.shape import ModelShape
 from distllm.models.cache import LayerCache
+from distllm.models.moe import MixtureOfExperts
 from distllm.ops.attention import AttentionPlan, Pattern, attend, attend_cached
 from distllm.ops.mlp import activate, gated
 from distllm.ops.norm import layer_norm, rms_norm
@@ -204,7 +205,11 @@ class Block(nn.Module):
         self.cross_attention_layernorm = Norm(shape) if cross else None
         self.cross_attn = CrossAttention(shape) if cross else None
         self.post_attention_layernorm = Norm(shape)
-        self.mlp = MLP(shape) if shape.gated else PlainMLP(shape)
+        self.mlp: nn.Module
+        if shape.num_experts:
+            self.mlp = MixtureOfExperts(shape)
+        else:
+            self.mlp = MLP(shape) if shape.gated else PlainMLP(shape)
 
     def forward(
         self,

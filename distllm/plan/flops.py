@@ -17,6 +17,8 @@ def matmul_params(shape: ModelShape) -> int:
     width, kv_width = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     attention = shape.hidden_size * (2 * width + 2 * kv_width)
     mlp = (2 + shape.gated) * shape.hidden_size * shape.intermediate_size
+    if shape.num_experts:
+        mlp = shape.experts_per_token * mlp + shape.num_experts * shape.hidden_size
     head = shape.vocab_size * shape.hidden_size
     if shape.family == "encoder":
         head += shape.hidden_size**2

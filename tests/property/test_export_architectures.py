@@ -72,6 +72,15 @@ def descendant(draw, config, **options):
 
 
 @st.composite
+def mixtral(draw):
+    """Theirs multiplies by groups, which wants rows of a multiple of 16 bytes."""
+    found = draw(descendant(transformers.MixtralConfig, num_experts_per_tok=st.integers(1, 2)))
+    found.intermediate_size = 4 * draw(st.integers(1, 6))
+    found.num_local_experts = draw(st.integers(2, 4))
+    return found
+
+
+@st.composite
 def qwen(draw, config):
     found = draw(descendant(config, head_dim=st.sampled_from([6, 10])))
     layers = found.num_hidden_layers
@@ -162,6 +171,7 @@ DRAWN = {
         ),
         "MistralForCausalLM",
     ),
+    "mixtral": (mixtral(), "MixtralForCausalLM"),
     "qwen2": (qwen(transformers.Qwen2Config), "Qwen2ForCausalLM"),
     "qwen3": (qwen(transformers.Qwen3Config), "Qwen3ForCausalLM"),
     "olmo2": (descendant(transformers.Olmo2Config), "Olmo2ForCausalLM"),

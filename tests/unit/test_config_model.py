@@ -22,6 +22,7 @@ PUBLISHED = {
     "llama2-7b": (32000, 4096, 6738.4),
     "llama3-8b": (128256, 8192, 8030.3),
     "mistral-7b": (32000, 8192, 7241.7),
+    "mixtral-8x7b": (32000, 32768, 46702.8),
     "modernbert-base": (50368, 8192, 149.7),
     "olmo2-7b": (100352, 4096, 7298.6),
     "qwen3-0.6b": (151936, 4096, 596.0),
@@ -134,6 +135,16 @@ REFUSED = {
         {"num_encoder_layers": 2},
         "the family is decoder",
         "model.family=encoder_decoder",
+    ),
+    "experts without a gate": (
+        {"num_experts": 4, "gated": False},
+        "experts are gated MLPs",
+        "model.num_experts=0",
+    ),
+    "more experts than there are": (
+        {"num_experts": 2, "experts_per_token": 3},
+        "a token is sent to 3 of 2 experts",
+        "model.experts_per_token=2",
     ),
     "token types of a decoder": (
         {"token_types": 2},
