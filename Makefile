@@ -66,6 +66,9 @@ gpu-check: $(STAMP)  ## the tests that need a CUDA device
 bench: $(STAMP)  ## speed beside the Hugging Face Trainer and a plain loop, in one run
 	$(BIN)/python tests/bench/train_bench.py
 
+docs: $(STAMP)  ## the documentation site in build/site
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove caches and build products; keeps .venv, data and runs
 	rm -rf build dist *.egg-info .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

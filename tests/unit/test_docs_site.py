@@ -1,0 +1,75 @@
+"""The documentation site builds without a warning, and its reference holds every key, command and error."""
+
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distllm import errors
+from distllm.cli import COMMANDS
+from distllm.config.keys import leaves
+from distllm.config.schema import Config
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def pages():
+    spec = importlib.util.spec_from_file_location("docs_reference", CHECKOUT / "docs" / "reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.pages()
+
+
+def test_every_key_has_a_row_with_type_default_and_meaning(pages):
+    text = pages["reference/configuration.md"]
+    for leaf in leaves(Config):
+        (found,) = re.findall(rf"^\| `{re.escape(leaf.path)}` \| (.*) \|$", text, re.MULTILINE)
+        cells = re.split(r"(?<!\\)\|", found)
+        assert len(cells) == 4, found
+        assert all(cell.strip() for cell in cells)
+
+
+def test_every_command_and_its_options_are_listed(pages):
+    text = pages["reference/commands.md"]
+    for name in COMMANDS:
+        assert f"## distllm {name}\n" in text
+    assert "| `png=` | `False` |" in text
+
+
+def test_every_error_has_a_page_with_its_messages(pages):
+    for name, one in vars(errors).items():
+        if inspect.isclass(one) and issubclass(one, errors.DistllmError):
+            page = pages[f"reference/errors/{name}.md"]
+            assert f"Exit code {one.exit_code}." in page
+            assert f"({name}.md)" in pages["reference/errors/index.md"]
+    assert "no room" not in pages["reference/errors/ConfigError.md"]
+    assert "no run {run!r}".replace("!r", "") in pages["reference/errors/ConfigError.md"]
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in (
+        "index.html",
+        "reference/configuration/index.html",
+        "reference/errors/ConfigError/index.html",
+    ):
+        text = (tmp_path / "site" / page).read_text()
+        assert "fonts.googleapis" not in text
+    assert (tmp_path / "site" / "dashboards" / "index.html").exists()
