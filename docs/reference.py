@@ -107,16 +107,11 @@ def messages(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def text_of(node: ast.expr) -> str:
     """Return a string or f-string as it is written, without its quotes."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(
-            text_of(part) if isinstance(part, ast.Constant) else f"{{{ast.unparse(part.value)}}}"
-            for part in node.values
-            if isinstance(part, ast.Constant | ast.FormattedValue)
-        )
-    return "".join(parts)
-    return ""
+        return "".join(map(text_of, node.values))
+    if isinstance(node, ast.FormattedValue):
+        return f"{{{ast.unparse(node.value)}}}"
+    return str(node.value) if isinstance(node, ast.Constant) else ""
 
 
 def row(*cells: str) -> str:
