@@ -243,6 +243,13 @@ def _check_engine(config: Config, problems: Problems) -> None:
         keys=["engine.name", "precision.compute"],
         remedy="use precision=fp32, or engine=zero1 for bf16 with fp32 master weights",
     )
+    neighbours = config.cluster.procs_per_node
+    problems.check(
+        engine.hpz_ranks == 1 or (engine.zero_stage == 3 and neighbours % engine.hpz_ranks == 0),
+        f"hpz_ranks {engine.hpz_ranks} needs zero_stage 3 and must divide the {neighbours} ranks of a node",
+        keys=["engine.hpz_ranks", "engine.zero_stage", "cluster.procs_per_node"],
+        remedy=f"engine.zero_stage=3 engine.hpz_ranks={neighbours}, or engine.hpz_ranks=1",
+    )
     problems.check(
         not (engine.compile and engine.activation_checkpointing == "selective"),
         "a compiled block decides itself what it keeps: selective checkpointing cannot look into it",

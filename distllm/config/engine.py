@@ -27,6 +27,7 @@ def deepspeed_json(
     device: Literal["cpu", "cuda"],
     compiled: bool = False,
     offload: Literal["none", "cpu"] = "none",
+    hpz_ranks: int = 1,
 ) -> dict[str, Any]:
     """Return the document that configures DeepSpeed.
 
@@ -41,6 +42,7 @@ def deepspeed_json(
         device: kind of device each rank owns; only a GPU overlaps exchange and computation.
         compiled: each block is one compiled graph. Stage 3 then gathers the weights of a whole block
             before the graph runs, because hooks inside it cannot be compiled.
+        hpz_ranks: neighbouring ranks that hold one more whole copy of stage 3's weights; 1: none.
         offload: where fp32 weights and moments live and are updated: on the device, or in main memory.
     """
     # DeepSpeed counts elements, and wants an even number of them.
@@ -71,6 +73,7 @@ def deepspeed_json(
         "zero_optimization": _zero_json(
             zero_stage, bucket_numel, overlap=device == "cuda", leaves=[_BLOCK] if compiled else []
         )
+        | {"zero_hpz_partition_size": hpz_ranks}
         | (
             {"offload_optimizer": {"device": "cpu", "pin_memory": device == "cuda"}}
             if offload == "cpu"
@@ -100,7 +103,6 @@ def _zero_json(zero_stage: int, bucket_numel: int, *, overlap: bool, leaves: lis
         "ignore_unused_parameters": True,
         "elastic_checkpoint": False,
         "sub_group_size": 10**9,
-        "zero_hpz_partition_size": 1,
         "zero_quantized_weights": False,
         "zero_quantized_gradients": False,
         "stage3_prefetch_bucket_size": bucket_numel,

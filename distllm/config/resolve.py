@@ -162,6 +162,7 @@ def _settle(
         device=config.cluster.device,
         compiled=config.engine.compile,
         offload=config.engine.offload,
+        hpz_ranks=config.engine.hpz_ranks,
     )
     return Resolved(
         config=config,

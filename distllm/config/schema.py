@@ -139,6 +139,12 @@ class EngineConfig:
         64 * 2**20, "size of the buffers in which gradients are reduced", unit="bytes", minimum=4096
     )
     compile: bool = option(False, "torch.compile the blocks (needs a C++ compiler on CPU)")
+    hpz_ranks: int = option(
+        1,
+        "stage 3: neighbouring ranks that hold one more whole copy of the weights, from which backward "
+        "gathers (ZeRO++ hpZ); 1: none",
+        minimum=1,
+    )
     activation_checkpointing: Literal["none", "selective", "full"] = option(
         "none",
         "activations kept for backward: none drops nothing; selective keeps products and attention; "

@@ -75,4 +75,8 @@ def overrides(asked: Layout, layout: Layout) -> list[str]:
         changed.append(f"engine.zero_stage={layout.zero_stage}")
     if layout.checkpointing != asked.checkpointing:
         changed.append(f"engine.activation_checkpointing={layout.checkpointing}")
+    if layout.hpz != asked.hpz:
+        changed.append(f"engine.hpz_ranks={layout.hpz}")
+    if layout.offload != asked.offload:
+        changed.append(f"engine.offload={'none' if layout.offload == 'none' else 'cpu'}")
     return changed

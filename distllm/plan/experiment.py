@@ -9,7 +9,7 @@ from distllm.plan.layout import Layout
 from distllm.plan.search import Space
 
 # What a CPU rank holds before it has a model: the interpreter, torch and DeepSpeed (measured).
-CPU_PROCESS_BYTES = 690e6
+CPU_PROCESS_BYTES = 640e6
 _MAX_SEQUENCE = 8
 
 
@@ -23,14 +23,22 @@ def layout_of(resolved: Resolved) -> Layout:
         accumulation=resolved.grad_accum_steps,
         zero_stage=config.engine.zero_stage,
         checkpointing=config.engine.activation_checkpointing,
+        hpz=config.engine.hpz_ranks,
+        offload="optimizer" if _leaves_the_device(config) else "none",
     )
+
+
+def _leaves_the_device(config: Config) -> bool:
+    """Whether offloading moves anything: the memory of a CPU rank is main memory already."""
+    return config.engine.offload == "cpu" and config.cluster.device == "cuda"
 
 
 def space_of(config: Config) -> Space:
     """Return what a search may change of an experiment."""
     if config.engine.name == "local":
         return Space(zero_stages=(0,), sequence=(1,), offload=("none",))
-    return Space(sequence=(1,), offload=("none",))
+    away = config.cluster.device == "cuda"
+    return Space(sequence=(1,), offload=("none", "optimizer") if away else ("none",))
 
 
 def device_memory(resolved: Resolved) -> float | None:

@@ -24,7 +24,7 @@ class Layout:
         tensor: ranks that share every matrix.
         pipeline: stages.
         virtual_stages: chunks of blocks that each stage holds.
-        shard_size: ranks that hold one whole copy of the weights in stage 3; 0 means all.
+        hpz: ranks that hold one more whole copy of stage 3's weights, for backward; 1 means none.
         offload: what lives in host memory.
     """
 
@@ -38,7 +38,7 @@ class Layout:
     tensor: int = 1
     pipeline: int = 1
     virtual_stages: int = 1
-    shard_size: int = 0
+    hpz: int = 1
     offload: Offload = "none"
 
     @property

@@ -91,7 +91,7 @@ def _stage_memory(work: Work, layout: Layout, software: Software, stage: int) ->
     if layout.zero_stage >= 2:
         gradients = whole * ((software.accumulated_bytes or software.grad_bytes) + software.flattened_bytes)
     if layout.zero_stage == 3:
-        held = params / (layout.shard_size or shards)
+        held = params / shards + (params / layout.hpz if layout.hpz > 1 else 0)
         live = min(software.live_params or _LIVE_BLOCKS * work.block_params / layout.tensor, params)
         weights = (held + live) * software.weight_bytes
         gradients += work.block_params / layout.tensor * software.grad_bytes

@@ -213,12 +213,13 @@ def _data_exchanges(
     weights, gradients = params * software.weight_bytes, params * software.reduced_bytes
     count = layout.accumulation
     if layout.zero_stage == 3:
-        near = Group.strided(layout.shard_size or layout.replicas, layout.tensor, machine)
+        near = Group.strided(layout.hpz, layout.tensor, machine) if layout.hpz > 1 else group
         # one exchange for each block: latencies add up
         calls = work.layers / layout.pipeline
-        gather = calls * gather_seconds(weights / calls, near, machine)
+        first = calls * gather_seconds(weights / calls, group, machine)
+        again = (software.gathers - 1) * calls * gather_seconds(weights / calls, near, machine)
         scatter = calls * gather_seconds(gradients / calls, group, machine)
-        return [(count * software.gathers * gather, count), (count * scatter, count * 2 / 3)]
+        return [(count * (first + again), count), (count * scatter, count * 2 / 3)]
     if layout.zero_stage == 2:
         reduces = count if software.reduces_each_pass else 1
         seconds = reduces * gather_seconds(gradients, group, machine)
