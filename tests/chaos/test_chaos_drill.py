@@ -10,7 +10,7 @@ from distllm.observe.goodput import account
 from distllm.observe.ledger import read_events
 from distllm.observe.sinks import last_steps
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(900)]
 
 FAST = ("engine=local", "eval=none", "cluster.hang_seconds=3", "chaos.spacing=4", "train.max_steps=60")
 
