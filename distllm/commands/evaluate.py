@@ -70,12 +70,13 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
     from distllm.evaluate.perplexity import evaluate_perplexity
     from distllm.infer.load import load_trained
     from distllm.tasks.registry import build_task
+    from distllm.train.reference import reference_model
 
     trained = load_trained(stored.directory.checkpoints, resolved, step)
     config, split = resolved.config, open_split(resolved.config, "valid")
     measured = evaluate_perplexity(
         trained.model,
-        build_task(config, resolved.shape),
+        build_task(config, resolved.shape, reference_model(resolved)),
         split,
         trained.tokenizer,
         Topology.single(),

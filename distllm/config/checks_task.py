@@ -42,6 +42,12 @@ def check_task(config: Config, problems: Problems) -> None:
         remedy="mixture.seq_len_start=null",
     )
     problems.check(
+        task.name != "dpo" or config.model.init_from is not None,
+        "preference optimisation begins with a model that was trained, and compares with it",
+        keys=["task.name", "model.init_from"],
+        remedy="distllm export run=NAME, then model=hf model.init_from=runs/NAME/hf",
+    )
+    problems.check(
         task.name != "extractive_qa" or task.stride < config.data.seq_len,
         f"windows of {config.data.seq_len} tokens, {task.stride} apart, leave out parts of the context",
         keys=["task.stride", "data.seq_len"],

@@ -18,6 +18,7 @@ from distllm.config.compose import Composition
 from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
 from distllm.data.batch import Split
+from distllm.data.examples import ExampleSplit
 from distllm.data.mirror import dataset_directory
 from distllm.data.mixture import describe_order, open_stream
 from distllm.data.open import open_split
@@ -43,6 +44,7 @@ from distllm.observe.tracked import RUN_ID_FACT, TrackedRun, settle_run_id
 from distllm.ops.backend import use_kernels
 from distllm.ops.cross_entropy import LossTerms
 from distllm.ops.peak import measure_matmul_flops
+from distllm.optim.groups import describe_groups, parameter_groups
 from distllm.optim.optimizers import build_optimizer
 from distllm.optim.schedule import LearningRate
 from distllm.plan.flops import flops_per_token
@@ -57,6 +59,7 @@ from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
 from distllm.train.loop import Run
 from distllm.train.pace import OwnTime, Pace
+from distllm.train.reference import reference_model
 from distllm.train.replicas import ReplicaCheck
 from distllm.train.resume import check_resume
 from distllm.train.run_directory import RunDirectory
@@ -258,7 +261,7 @@ def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
 
 def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state: TrainState) -> Task:
     """Return the objective, and make it go wrong where ``chaos.faults`` asks for it."""
-    task = build_task(resolved.config, resolved.shape)
+    task = build_task(resolved.config, resolved.shape, reference_model(resolved))
     faults = [
         fault for fault in map(parse_fault, resolved.config.chaos.faults) if fault.rank == topology.rank
     ]
@@ -271,6 +274,8 @@ def _build_engine(resolved: Resolved, topology: Topology, *, fresh: bool) -> tup
     terms = LossTerms(config.task.label_smoothing, config.task.z_loss)
     model = build_model(resolved.shape, config.seed, head=head_of(config.task.name), terms=terms)
     notes = _begin_with(model, resolved) if fresh and config.model.init_from else []
+    if fresh:
+        notes += describe_groups(parameter_groups(model, config.optim.weight_decay)).splitlines()
     if config.engine.compile:
         compile_blocks(model)
     recompute_blocks(model, config.engine.activation_checkpointing)
@@ -310,7 +315,11 @@ def _describe_data(resolved: Resolved, split: Split, stream: StepStream) -> list
     """Say what the run's samples are where that is not plain windows of one source."""
     lines = describe_order(stream.order, resolved.max_steps * resolved.sequences_per_step)
     packing = resolved.config.data.packing
-    if packing != "window":
+    if isinstance(split, ExampleSplit):
+        dropped = f", {split.dropped} were too long" if split.dropped else ""
+        examples = f"{split.num_examples} examples in {split.num_samples} rows"
+        lines.append(f"{examples}, {split.padding:.2%} of them padding{dropped}")
+    elif packing != "window":
         lines.append(f"packing {packing}: {split.num_samples} rows, {split.padding:.2%} of them padding")
     return lines
 

@@ -28,7 +28,7 @@ def causes(**groups):
 @pytest.mark.parametrize("task", FITTING)
 @pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
 def test_only_families_that_can_learn_a_task_are_accepted(task, family):
-    found = causes(task=TaskConfig(name=task), model=ModelConfig(family=family))
+    found = causes(task=TaskConfig(name=task), model=ModelConfig(family=family, init_from="somewhere"))
     assert bool(found) == (family not in FITTING[task])
     assert all(f"task.name={task} is learnt by" in cause and f"this is {family}" in cause for cause in found)
 
@@ -59,3 +59,8 @@ def test_the_model_reaches_as_far_as_the_longer_of_source_and_target(source_len,
         train=TrainConfig(tokens_per_step=1024, max_steps=1),
     )
     assert resolve(config, starts_here=False).shape.max_seq_len == longest
+
+
+def test_preferences_need_a_model_to_begin_with():
+    assert "begins with a model that was trained" in causes(task=TaskConfig(name="dpo"))[0]
+    assert not causes(task=TaskConfig(name="dpo"), model=ModelConfig(init_from="runs/mine/hf"))

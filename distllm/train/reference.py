@@ -1,0 +1,29 @@
+"""The model that training began with, for objectives that compare with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from distllm.config.resolve import Resolved
+from distllm.export.load import load_weights
+from distllm.models.heads import head_of
+from distllm.models.init import build_model
+
+
+def reference_model(resolved: Resolved) -> nn.Module | None:
+    """Build the frozen copy that preference optimisation needs; None for other tasks.
+
+    It is read from ``model.init_from``, also when a run goes on from a checkpoint: the reference
+    never moves. Every rank holds a whole one.
+
+    Raises:
+        ConfigError, CheckpointError: the folder's weights are no weights of this model.
+    """
+    config = resolved.config
+    if config.task.name != "dpo" or config.model.init_from is None:
+        return None
+    model = build_model(resolved.shape, config.seed, head=head_of(config.task.name))
+    load_weights(model, resolved.shape, Path(config.model.init_from))
+    return model

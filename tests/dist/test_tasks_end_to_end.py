@@ -1,0 +1,59 @@
+"""From files to a measured model with the commands a user types, for tasks beyond the next token."""
+
+import json
+
+import pytest
+import tiny
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+ANIMALS = ("cat", "dog", "cow", "hen", "fox", "bat", "ant", "bee", "owl", "rat")
+
+
+def write_pairs(path):
+    lines = [
+        {"source": f"the {a} sees the {b} {n}", "target": f"le {b} voit le {a} {n}"}
+        for a in ANIMALS for b in ANIMALS for n in range(3)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_questions(path):
+    lines = []
+    for number, animal in enumerate(ANIMALS * 12):
+        context = f"In house {number} there lives a {animal} and nobody else at all."
+        answer = {"text": animal, "answer_start": context.index(animal)}
+        lines.append({"context": context, "question": f"Who lives in house {number}?", "answers": [answer]})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+CASES = {
+    "seq2seq": (write_pairs, "pairs", "encoder_decoder", ["cluster.procs_per_node=2", "engine=zero3"], "bleu "),
+    "contrastive": (write_pairs, "pairs", "encoder", ["cluster.procs_per_node=2", "engine=zero2"], "ndcg@10 "),
+    "extractive_qa": (write_questions, "qa", "encoder", ["optim=lion", "engine=zero1"], "exact_match "),
+}
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_prepare_train_resume_inspect_evaluate(tmp_path, task):
+    write, data, family, more, measure = CASES[task]
+    write(tmp_path / "raw.jsonl")
+    words = tiny.overrides(
+        tmp_path, f"data={data}", f"data.paths=[{tmp_path}/raw.jsonl]", f"data.out={tmp_path}/set",
+        "clean.min_chars=1", f"task={task}", "task.stride=16", f"model.family={family}", "data.seq_len=64",
+        "cluster.procs_per_node=1", *more,
+    )  # fmt: skip
+    done = tiny.distllm("prepare", *words)
+    assert done.returncode == 0, done.stderr
+    for stop in ("train.stop_at_step=4", "train.stop_at_step=8"):
+        done = tiny.distllm("train", *words, stop)
+        assert done.returncode == 0, done.stderr
+    steps = tiny.steps(tmp_path)
+    assert sorted(steps) == list(range(1, 9))
+    assert steps[8]["loss"] < steps[1]["loss"]
+    shown = tiny.distllm("inspect", "run=tiny", "step=2", "rank=0", f"runs_dir={tmp_path}/runs")
+    assert shown.returncode == 0, shown.stderr
+    assert ("the " in shown.stdout) if data == "pairs" else ("Who lives in house" in shown.stdout)
+    measured = tiny.distllm("evaluate", "run=tiny", f"runs_dir={tmp_path}/runs", "examples=10")
+    assert measured.returncode == 0, measured.stderr
+    assert "step 8: validation loss" in measured.stdout
+    assert measure in measured.stdout

@@ -1,0 +1,48 @@
+"""Every recipe composes and resolves, and the task it names can be learnt by the model it chooses."""
+
+import pytest
+
+from distllm.config.compose import PACKAGE_CONF, compose
+from distllm.config.resolve import resolve
+
+RECIPES = {
+    "causal_lm": ("causal_lm", "decoder"),
+    "masked_lm": ("masked_lm", "encoder"),
+    "span_corruption": ("span_corruption", "encoder_decoder"),
+    "translate": ("seq2seq", "encoder_decoder"),
+    "translate_decoder": ("seq2seq", "decoder"),
+    "summarise": ("seq2seq", "decoder"),
+    "qa_extractive": ("extractive_qa", "encoder"),
+    "qa_generative": ("instruct", "decoder"),
+    "embed": ("contrastive", "encoder"),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_resolves(recipe):
+    config = compose([f"experiment={recipe}"])
+    settled = resolve(config, starts_here=False)
+    assert (config.task.name, config.model.family) == RECIPES[recipe]
+    assert config.name == recipe
+    assert settled.shape.num_params < 10_000_000
+    assert settled.max_steps <= 1000
+
+
+def test_preferences_ask_for_the_model_to_begin_with():
+    config = compose(["experiment=dpo"])
+    assert config.task.name == "dpo"
+    with pytest.raises(Exception, match="begins with a model that was trained"):
+        resolve(config, starts_here=False)
+
+
+def test_hiding_needs_its_special_tokens():
+    assert compose(["experiment=masked_lm"]).tokenizer.special_tokens == ("<|mask|>",)
+    spans = compose(["experiment=span_corruption"]).tokenizer.special_tokens
+    assert spans[:2] == ("<extra_id_0>", "<extra_id_1>")
+
+
+def test_every_recipe_says_what_it_is_for():
+    for recipe in (*RECIPES, "dpo"):
+        lines = (PACKAGE_CONF / "experiment" / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
+        assert lines[1].startswith("# ")
+        assert lines[1].endswith(".")
