@@ -13,7 +13,8 @@ def main(run: str, out: str, last: str = "1000000000") -> None:
     figure, axes = plt.subplots(figsize=(6, 3.5))
     for kind, style in (("step", "-"), ("eval", "o-")):
         points = {x["step"]: x["loss"] for x in lines if x["kind"] == kind and x["step"] <= int(last)}
-        axes.plot(list(points), list(points.values()), style, label={"step": "training"}.get(kind, "validation"))
+        label = "training" if kind == "step" else "validation"
+        axes.plot(list(points), list(points.values()), style, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per target token")
     axes.legend()
