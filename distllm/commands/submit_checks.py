@@ -100,6 +100,10 @@ def settle_run(
     resolved = _resolved(config, problems)
     notes: list[str] = []
     if resolved is not None:
+        if config.cluster.device == "cuda":  # the memory of a compute node's CPUs is not known here
+            from distllm.plan.admission import check_memory
+
+            check_memory(resolved, problems)
         _check_dataset(resolved, problems)
         _check_fewer(config, fewest or config.cluster.nodes, problems)
         notes += _check_time(resolved, run_dir, problems) if under_slurm else []
@@ -197,17 +201,33 @@ def _check_dataset(resolved: Resolved, problems: Problems) -> None:
 
 def _check_time(resolved: Resolved, run_dir: Path, problems: Problems) -> list[str]:
     """Compare the time of a checkpoint interval, and of the whole run, with the limit of one start."""
-    measured = _seconds_per_step(run_dir)
+    seconds, origin = _seconds_per_step(run_dir), "measured in this run directory"
+    if seconds is None:
+        seconds, origin = _predicted_seconds(resolved), "predicted by the planner"
     limit = time_limit(resolved.config, Problems())
-    if measured is None:
-        return ["the time of a step is unknown: nothing was measured in this run directory yet"]
-    check_interval(resolved.config, measured, "measured in this run directory", problems)
-    needed = measured * resolved.max_steps
-    note = f"{format_duration(needed)} for {resolved.max_steps} steps of {measured:.3g} s, as measured here"
+    if seconds is None:
+        return ["the time of a step is unknown: nothing was measured here, the profile states no hardware"]
+    check_interval(resolved.config, seconds, origin, problems)
+    needed = seconds * resolved.max_steps
+    note = f"{format_duration(needed)} for {resolved.max_steps} steps of {seconds:.3g} s, {origin}"
     if limit is None:
         return [note]
     usable = max(1, limit - resolved.config.cluster.slurm.warning_seconds - CLOCK_SECONDS)
     return [f"{note}: about {max(1, -(-int(needed) // usable))} starts under this time limit"]
+
+
+def _predicted_seconds(resolved: Resolved) -> float | None:
+    """Return the planner's time of a step, where the cluster's profile states its hardware."""
+    from distllm.plan.estimate import estimate
+    from distllm.plan.experiment import layout_of
+    from distllm.plan.profile import machine_of_hardware, missing_figures
+    from distllm.plan.work import work_of
+
+    config = resolved.config
+    if config.cluster.device != "cuda" or missing_figures(config.cluster.hardware):
+        return None
+    machine = machine_of_hardware(config.cluster.hardware)
+    return estimate(work_of(resolved.shape), layout_of(resolved), config, machine).time.total
 
 
 def _seconds_per_step(run_dir: Path) -> float | None:

@@ -238,13 +238,28 @@ def measured(seconds):
 def test_the_time_that_is_needed_is_told(slurm, capsys):
     measured(10)
     assert main(["submit", *words("checkpoint.every_steps=4")]) == 0
-    assert "1m20s for 8 steps of 10 s, as measured here: about 1 starts" in capsys.readouterr().out
+    assert (
+        "1m20s for 8 steps of 10 s, measured in this run directory: about 1 starts" in capsys.readouterr().out
+    )
 
 
 def test_a_limit_that_ends_before_the_first_checkpoint_is_refused(slurm, capsys):
     measured(1000)
     told = refused(capsys, "submit", *words("checkpoint.every_steps=4"))
     assert "one checkpoint interval takes 1h06m40s" in told
+
+
+def test_the_planner_tells_what_was_not_measured(slurm, capsys):
+    line = words("cluster=slurm-gpu8", "cluster.slurm.cpus_per_rank=8", "cluster.slurm.memory=64G")
+    assert main(["submit", *line, "dry_run=true"]) == 0
+    assert "predicted by the planner: about 1 starts" in capsys.readouterr().out
+
+
+def test_a_run_that_does_not_fit_the_memory_is_refused_with_settings_that_do(slurm, capsys):
+    line = words("cluster=slurm-gpu8", "cluster.slurm.cpus_per_rank=8", "cluster.hardware.memory_gb=0.5")
+    told = refused(capsys, "submit", *line, "model=llama-1b", "engine=zero0")
+    assert "a rank needs about" in told
+    assert not slurm.calls("sbatch")
 
 
 def test_no_slurm_here_is_said(tmp_path, monkeypatch, capsys):
