@@ -129,7 +129,8 @@ def test_a_node_that_is_cut_off_is_shut_out(cluster, root, expected):
 
 
 def test_a_killed_slurmd(cluster, root, expected):
-    submit(cluster, root, "daemon", ELSEWHERE, slow())
+    # Ranks outlive their slurmd: one that waits keeps the run from its end until SLURM has noticed.
+    submit(cluster, root, "daemon", ELSEWHERE, "chaos.faults=[slow@1x11,hang@12:1]")
     at_step(root, "daemon", 10)
     lost = starts(root, "daemon")[0].nodes[0]
     daemon = (cluster.state / "run" / f"slurmd.{lost}.pid").read_text().strip()
