@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from distllm.commands.arguments import parse_options
@@ -93,6 +94,12 @@ def _backend(options: Options) -> Any:
     from distllm.infer.load import load_trained
     from distllm.serve.backend import Backend
 
+    if options.model is not None:
+        from distllm.data.tokenizer import Tokenizer
+        from distllm.export.load import load_model
+
+        folder = Path(options.model)
+        return Backend(folder.resolve().name, load_model(folder), Tokenizer.load(folder))
     stored = run_of(str(options.run), options.runs_dir)
     trained = load_trained(stored.directory.checkpoints, stored.resolved(), options.step)
     return Backend(stored.config.name, trained.model, trained.tokenizer)

@@ -135,3 +135,33 @@ def test_the_page_loads_nothing_from_elsewhere():
     assert "default-src 'none'" in policy
     assert "unsafe-inline'; connect" in policy
     assert "script-src 'sha256-" in policy
+
+
+@pytest.mark.slow
+def test_a_hugging_face_folder_is_served_as_it_is(tmp_path, words):
+    """A folder of transformers' own, with a tokenizer beside it, through what the command uses."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from distllm.commands.serve import Options, _backend
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=words.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    theirs = LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path / "llama")
+    words.save(tmp_path / "llama")
+    served = _backend(Options(model=str(tmp_path / "llama")))
+    assert served.name == "llama"
+    assert "chat" in served.abilities
+    ids_1T = torch.tensor([served.prompt_ids("the model reads")])
+    with torch.no_grad():
+        ours_1TV = served.model(ids_1T, torch.arange(ids_1T.shape[1])[None])
+        torch.testing.assert_close(
+            ours_1TV[..., : words.vocab_size], theirs(ids_1T).logits, rtol=0, atol=1e-4
+        )
