@@ -105,6 +105,8 @@ def settle_run(
 
             check_memory(resolved, problems)
         _check_dataset(resolved, problems)
+        if config.cluster.device == "cuda":  # of main memory only this machine's is known here
+            check_memory(resolved, problems)
         _check_fewer(config, fewest or config.cluster.nodes, problems)
         notes += _check_time(resolved, run_dir, problems) if under_slurm else []
         notes += _check_resume(resolved, run_dir, problems)
