@@ -110,6 +110,8 @@ def work_of(shape: ModelShape) -> Work:
         mlp_matrices=3 if shape.gated else 2,
         vocab=shape.vocab_size,
         tied=shape.tie_embeddings,
+        experts=shape.num_experts or 1,
+        active_experts=shape.experts_per_token if shape.num_experts else 1,
         causal_attentions=causal / layers,
         full_attentions=(bidirectional + (causal if cross else 0)) / layers,
     )

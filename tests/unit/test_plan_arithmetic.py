@@ -34,6 +34,7 @@ FAMILIES = [
     {"family": "encoder", "gated": False, "norm": "layer", "positions": "learned", "mlp_bias": True},
     {"family": "encoder_decoder", "num_encoder_layers": 5},
     {"family": "encoder_decoder", "gated": False, "positions": "relative"},
+    {"num_experts": 8, "experts_per_token": 2},
 ]
 
 
@@ -43,6 +44,7 @@ def test_work_counts_the_parameters_and_flops_of_every_family(options):
         ModelConfig(hidden_size=96, num_layers=3, num_heads=6, num_kv_heads=2, **options), 500, 64
     )
     work = work_of(shape)
+    assert (work.experts, work.active_experts) == ((8, 2) if "num_experts" in options else (1, 1))
     assert work.params == shape.num_params
     assert work.multiplied_params == matmul_params(shape)
     assert CONVENTIONS["causal"](work, 64) == pytest.approx(flops_per_token(shape, 64))
