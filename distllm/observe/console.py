@@ -31,9 +31,12 @@ class ConsoleSink:
     Args:
         total_steps: length of the run, shown beside each step.
         stream: where to print; standard output if ``None``.
+        run: how commands name the run; with it, the end says what to do next.
     """
 
-    def __init__(self, total_steps: int, stream: TextIO | None = None) -> None:
+    def __init__(self, total_steps: int, stream: TextIO | None = None, run: str | None = None) -> None:
+        self._run = run
+        self._losses: list[float] = []
         self._total = total_steps
         self._printer = _printer(sys.stdout if stream is None else stream)
         self._until_header = 0
@@ -59,6 +62,7 @@ class ConsoleSink:
 
     def log_eval(self, record: EvalRecord) -> None:
         """Print one line that stands out between steps."""
+        self._losses = [*self._losses[:1], record.loss]
         figures = [f"loss {_number(record.loss)}"]
         if record.perplexity is not None:
             figures.append(f"perplexity {record.perplexity:.4g}")
@@ -81,7 +85,18 @@ class ConsoleSink:
         self._printer.line(f"== {redact_text(text)}", "yellow")
 
     def log_event(self, event: Event) -> None:
-        """Do nothing: what people must know comes as a note."""
+        """At the end of an attempt say what became of the run and what to do next."""
+        if self._run is None or event.kind not in ("done", "stopped"):
+            return
+        ending = "done" if event.kind == "done" else "stopped, and saved,"
+        losses = " -> ".join(map(_number, self._losses))
+        figures = f", validation loss {losses}" if losses else ""
+        self._printer.line(f"== {ending} at step {int(event.number('step'))}{figures}", "bold green")
+        steps = [f"distllm report run={self._run}", f"distllm ledger run={self._run}"]
+        if event.kind == "stopped":
+            steps.insert(0, "run the same command again: it goes on from here")
+        for step in steps:
+            self._printer.line(f"   next: {step}", "")
 
     def close(self) -> None:
         """Do nothing: every line has been flushed."""

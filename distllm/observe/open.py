@@ -30,7 +30,7 @@ def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
     if logger.console:
         from distllm.observe.console import ConsoleSink
 
-        sinks.append(ConsoleSink(total_steps))
+        sinks.append(ConsoleSink(total_steps, run=str(run.directory)))
     chosen = {
         "Weights & Biases": (logger.wandb != "disabled", _wandb),
         "TensorBoard": (logger.tensorboard, _tensorboard),

@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 
 from distllm.observe.console import HEADER_EVERY, ConsoleSink
+from distllm.observe.ledger import Event
 from distllm.observe.metrics import EvalRecord, StepRecord
 
 STEP = StepRecord(
@@ -133,3 +134,22 @@ def test_each_line_is_flushed_at_once():
     pipe = Pipe()
     ConsoleSink(10, pipe).log_step(STEP)
     assert pipe.flushed == len(pipe.getvalue()) > 0
+
+
+def test_the_end_says_what_became_of_the_run_and_what_to_do_next():
+    def ended(kind):
+        stream = io.StringIO()
+        sink = ConsoleSink(120, stream, run="runs/demo")
+        sink.log_eval(replace(EVAL, step=0, loss=8.5))
+        sink.log_eval(EVAL)
+        sink.log_event(Event(1.0, 1, "saved", {"step": 120}))
+        sink.log_event(Event(1.0, 1, kind, {"step": 120}))
+        return stream.getvalue().splitlines()[2:]
+
+    assert ended("done") == [
+        "== done at step 120, validation loss 8.5000 -> 5.5000",
+        "   next: distllm report run=runs/demo",
+        "   next: distllm ledger run=runs/demo",
+    ]
+    assert ended("stopped")[1] == "   next: run the same command again: it goes on from here"
+    assert ended("failed") == []
