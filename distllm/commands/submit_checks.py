@@ -100,12 +100,10 @@ def settle_run(
     resolved = _resolved(config, problems)
     notes: list[str] = []
     if resolved is not None:
-        if config.cluster.device == "cuda":  # the memory of a compute node's CPUs is not known here
-            from distllm.plan.admission import check_memory
-
-            check_memory(resolved, problems)
         _check_dataset(resolved, problems)
         if config.cluster.device == "cuda":  # of main memory only this machine's is known here
+            from distllm.plan.admission import check_memory
+
             check_memory(resolved, problems)
         _check_fewer(config, fewest or config.cluster.nodes, problems)
         notes += _check_time(resolved, run_dir, problems) if under_slurm else []
