@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 LINKED = ("kernels", "conf", "launch", "slurm")
 SOURCES = ("distllm", *LINKED, "pyproject.toml", "README.md", "LICENSE")
+SHIPPED = (".py", ".yaml", ".typed", ".sbatch", ".css", ".js", ".html")
 VERSION = metadata.version("distllm")
 
 
@@ -87,7 +88,7 @@ def expected_files():
     for top, real in (("distllm", ROOT / "distllm"), *((f"distllm/{name}", ROOT / name) for name in LINKED)):
         for path in real.rglob("*"):
             linked = any(parent.is_symlink() for parent in (path, *path.parents) if parent != ROOT)
-            if path.is_file() and not linked and path.suffix in (".py", ".yaml", ".typed"):
+            if path.is_file() and not linked and path.suffix in SHIPPED:
                 wanted[f"{top}/{path.relative_to(real)}"] = path.read_bytes()
     assert len(wanted) > 100
     return wanted
