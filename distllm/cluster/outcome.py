@@ -50,8 +50,8 @@ class Watch:
         self._attempt = max((event.attempt for event in before), default=0)
 
     def has_ended(self) -> bool:
-        """Whether rank 0 has written down how this start ended."""
-        return any(event.kind in _ENDS for event in self._new())
+        """Whether rank 0 has written down how this start ended, or that it stands still and will end."""
+        return any(event.kind in (*_ENDS, "hang") for event in self._new())
 
     def outcome(self, code: int, exits: Path) -> Outcome:
         """Tell how the start ended.

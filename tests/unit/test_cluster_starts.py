@@ -99,6 +99,13 @@ def test_a_rank_that_can_never_succeed_is_believed(tmp_path, monkeypatch):
     assert "rank 3 ended with 65" in outcome.why
 
 
+def test_a_start_that_stands_still_has_ended_and_failed(tmp_path):
+    watch = Watch(tmp_path)
+    told(tmp_path, 1, "hang", seconds=11.0, cause="all ranks wait")
+    assert watch.has_ended()
+    assert watch.outcome(70, tmp_path / "exits").kind == "failed"
+
+
 def test_done_is_the_last_word_only(tmp_path):
     assert not is_done(tmp_path)
     told(tmp_path, 1, "done", step=8)
