@@ -24,7 +24,6 @@ class Options:
     run: str | None = option(None, "name or directory of the run whose model is served")
     model: str | None = option(None, "a Hugging Face folder instead")
     step: int | None = option(None, "checkpoint of the run to use; null takes the newest", minimum=0)
-    index: str | None = option(None, "a search index (distllm search build) for the search tab")
     host: str = option("127.0.0.1", "address to listen on; off loopback a token is required")
     port: int = option(8000, "port to listen on; 0 takes a free one", minimum=0, maximum=65535)
     slots: int = option(16, "requests that are advanced together", minimum=1, maximum=1024)
