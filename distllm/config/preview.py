@@ -4,8 +4,8 @@ Importing Hydra and composing with it takes a third of a second, too long for th
 This reads the same files and merges them in the same order, only to find problems: what a run uses,
 Hydra composes. A plain value is read here, any other by Hydra's own parser, which is cheap beside the
 composition; interpolations are resolved by the same function. Where only Hydra can tell (a deletion,
-a sweep, a group outside the defaults, a package, defaults nested in files), it declines. Tests hold
-both to the same result.
+a sweep, a group outside the defaults, a package, other groups in the defaults of a file), it
+declines. Tests hold both to the same result.
 """
 
 from __future__ import annotations
@@ -174,10 +174,14 @@ def _overridden(entry: Any, choices: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _group(group: str, choice: Any, directories: Sequence[Path]) -> dict[str, Any]:
+    """Return what a choice holds, above the choices of its own group that its defaults begin with."""
     content, package = _read(group, choice, directories)
-    if "defaults" in content or package not in (None, "_global_"):
+    *bases, last = content.pop("defaults", ["_self_"])
+    if package not in (None, "_global_") or last != "_self_":
         raise _NotPlain
-    return content if package == "_global_" else {group: content}
+    own = content if package == "_global_" else {group: content}
+    empty: dict[str, Any] = {}
+    return reduce(_laid, [*(_group(group, base, directories) for base in bases), own], empty)
 
 
 def _read(group: str, choice: Any, directories: Sequence[Path]) -> tuple[dict[str, Any], str | None]:

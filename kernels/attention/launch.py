@@ -147,3 +147,9 @@ def strides(x_BTHD: Tensor) -> tuple[int, int, int]:
 def documents(batch: int, borders: tuple[Tensor | None, Tensor | None]) -> int:
     """Return how many documents are attended to."""
     return batch if borders[0] is None else len(borders[0]) - 1
+
+
+def sink_gradient(sinks_H: Tensor, lse_BHT: Tensor, delta_BHT: Tensor) -> Tensor:
+    """Return dsinks_H: each sink's probability times what its (zero) value and log-sum-exp receive."""
+    weights_BHT = torch.exp(sinks_H[:, None].to(lse_BHT.dtype) - lse_BHT)
+    return -(weights_BHT * delta_BHT).sum(dim=(0, 2)).to(sinks_H.dtype)

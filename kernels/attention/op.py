@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from distllm.kernels import refuse
-from distllm.kernels.attention.launch import Features, accumulate, launch_backward, launch_forward
+from distllm.kernels.attention.launch import (
+    Features,
+    accumulate,
+    launch_backward,
+    launch_forward,
+    sink_gradient,
+)
 from distllm.kernels.attention.tiles import HEAD_DIMS
 
 _NAME = "attention"
@@ -157,11 +163,7 @@ def _differentiate(ctx: Any, grad_BTHD: Tensor, grad_lse_BHT: Tensor) -> tuple[T
         grad_BTHD, grad_lse_BHT, q_BTHD, k_BSKD, v_BSKD, out_BTHD, lse_BHT, slopes_H, query_borders_E,
         key_borders_E, *ctx.features,
     )  # fmt: skip
-    dsinks_H = None
-    if sinks_H is not None:
-        # the sink's probability times what its (zero) value and its log-sum-exp receive
-        weights_BHT = torch.exp(sinks_H[:, None].to(lse_BHT.dtype) - lse_BHT)
-        dsinks_H = -(weights_BHT * delta_BHT).sum(dim=(0, 2)).to(sinks_H.dtype)
+    dsinks_H = None if sinks_H is None else sink_gradient(sinks_H, lse_BHT, delta_BHT)
     return (dq_BTHD, dk_BSKD, dv_BSKD, dsinks_H, *[None] * 9)
 
 

@@ -50,7 +50,7 @@ ATTENTION = [
     ("attention.backward", "dq = tl.dot(grad_scores.to(k.dtype), k, dq,", "dq = tl.dot(grad_scores.to(k.dtype), k, dq.to(tl.float16).to(tl.float32),", 0),
     ("attention.launch", "strides(out_BTHD), heads, heads", "strides(q_BTHD), heads, heads", 3),
     ("attention.launch", "grid = (triton.cdiv(features.max_keys, cut.keys), count * k_BSKD.shape[2])", "grid = (features.max_keys // cut.keys, count * k_BSKD.shape[2])", 0),
-    ("attention.op", "dsinks_H = -(weights_BHT * delta_BHT)", "dsinks_H = (weights_BHT * delta_BHT)", 8),
+    ("attention.launch", "return -(weights_BHT * delta_BHT)", "return (weights_BHT * delta_BHT)", 8),
 ]  # fmt: skip
 
 POINTWISE = [

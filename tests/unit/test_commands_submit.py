@@ -393,9 +393,6 @@ def test_none_of_it_imports_torch(slurm):
     code = "import sys; from distllm.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code, "submit", "dry_run=true", *words()],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

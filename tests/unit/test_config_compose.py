@@ -67,7 +67,7 @@ def test_all_problems_are_reported_at_once():
         ("precision.compute=fp8", "not one of fp32, bf16"),
         ("data.paths=here", "expected a list"),
         ("model.hidden_size=null", "expected a number"),
-        ("optim.name=adamv", "did you mean 'adamw'"),
+        ("optim.name=adamww", "did you mean 'adamw'"),
     ],
 )
 def test_wrong_values_are_refused(override, cause):

@@ -27,7 +27,7 @@ def swept(*words, method="bayes", metric="", goal="minimize"):
             "train.tokens_per_step=4k..64k",
             {"distribution": "q_log_uniform_values", "min": 4000, "max": 64000},
         ),
-        ("schedule.name=*", {"values": ["constant", "linear", "cosine"]}),
+        ("schedule.name=*", {"values": ["constant", "linear", "cosine", "wsd", "inverse_sqrt"]}),
         ("engine.compile=*", {"values": [True, False]}),
         ("model=llama-tiny,llama-10m", {"values": ["llama-tiny", "llama-10m"]}),
         ("engine.zero_stage=0,2", {"values": [0, 2]}),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import write_sources
 
-from distllm.commands.inspect import _origins
+from distllm.commands.batches import _origins
 from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, resolve
 from distllm.config.schema import Config

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 from datasets import byte_tokenizer, write_sources
 
+from distllm.config.huggingface import write_config
 from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, resolve
 from distllm.config.schema import Config, DataConfig, EngineConfig, ModelConfig, TaskConfig, TrainConfig
+from distllm.config.shape import settle_shape
 from distllm.data.examples import FRAMED_TASKS, ExampleSplit
 from distllm.data.manifest import Manifest
 from distllm.data.mixture import check_mixture, describe_order, open_stream, order_of, train_sources
 from distllm.data.open import open_split
 from distllm.data.stream import PackedSplit
+from distllm.fsio import atomic_write_json
 from distllm.observe.metrics import EvalRecord
 from distllm.observe.names import eval_values
 
@@ -43,13 +46,17 @@ def datasets(tmp_path_factory):
     for kind, (fields, document) in DOCUMENTS.items():
         sources = {name: {"train": [document] * 30, "valid": [document] * 2} for name in ("one", "two")}
         write_sources(root / kind, sources, shard_bytes=256, fields=dict.fromkeys(sources, fields))
+    vocab_size = Manifest.load(root / kind).vocab_size
+    (root / "trained").mkdir()
+    name, content = write_config(settle_shape(ModelConfig(), vocab_size, SEQ))
+    atomic_write_json(root / "trained" / "config.json", {"model_type": name, **content})
     return root
 
 
 def config_of(datasets, task):
     family = "encoder" if task in ("extractive_qa", "contrastive") else "decoder"
     return Config(
-        model=ModelConfig(family=family),
+        model=ModelConfig(family=family, init_from=str(datasets / "trained") if task == "dpo" else None),
         data=DataConfig(out=str(datasets / KINDS[task]), seq_len=SEQ),
         task=TaskConfig(name=task, stride=8),
         train=TrainConfig(tokens_per_step=ROWS * SEQ, max_steps=3),
