@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,15 @@ def environment(**more: str) -> dict[str, str]:
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     clean = {key: value for key, value in os.environ.items() if key not in launcher}
     return {**clean, **more}
+
+
+def only_rank() -> dict[str, str]:
+    """The variables by which a launcher says that this process is the only rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return {**rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
 def distllm(*words: str, timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:

@@ -37,7 +37,7 @@ def run_dir(tmp_path_factory):
     root = tiny.prepare(tmp_path_factory.mktemp("contract"))
     more = (
         "engine=local", "logger=wandb", "logger.tensorboard=true", "train.max_steps=10",
-        "checkpoint.every_steps=3", "chaos.faults=[nan@2:0, kill@6:1]",
+        "checkpoint.every_steps=3", "chaos.faults=[nan@2:0, kill@6:1]", "cluster.max_restarts=0",
         f"logger.project=probe hf_{'a' * 20}{SECRET}", "logger.group=arms",
     )  # fmt: skip
     codes = [

@@ -167,7 +167,8 @@ def test_done_is_refused_while_a_sample_is_missing(root):
     words = tiny.overrides(root, "name=lossy", *LOCAL, "cluster.procs_per_node=1")
     done = subprocess.run(
         [sys.executable, "-c", LOSSY, "train", *words],
-        capture_output=True, text=True, timeout=240, check=False, env=tiny.environment(),
+        capture_output=True, text=True, timeout=240, check=False,
+        env=tiny.environment(**tiny.only_rank()),  # in this process, not in one that it starts
     )  # fmt: skip
     assert done.returncode == 70, done.stderr
     assert "1 of 128 promised samples are unaccounted for" in done.stderr
