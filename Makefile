@@ -35,7 +35,9 @@ check: $(STAMP)  ## lint, format, types, layers and the fast tests: under two mi
 	  tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
 
 test: $(STAMP)  ## every test but the README's commands, those of test-slurm and test-kernels, and those on a corpus of Debian packages
-	$(BIN)/pytest --ignore=tests/arch/test_readme.py --ignore=tests/real --ignore=tests/kernels -m "not slurm"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 \
+	  tests/unit tests/property tests/arch tests/golden tests/packaging --ignore=tests/arch/test_readme.py
+	$(BIN)/pytest -n 2 --dist loadfile tests/browser tests/chaos tests/dist tests/gpu  # ranks: they wait for each other
 
 test-slurm: $(STAMP)  ## a real SLURM, and several machines, on this one: needs root and Debian's packages
 	$(BIN)/pytest -m slurm tests/slurm -n 3 --dist loadfile  # they wait for SLURM more than they compute

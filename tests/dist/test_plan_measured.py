@@ -10,7 +10,7 @@ from distllm.plan.experiment import base_bytes, layout_of
 from distllm.plan.memory import peak_memory
 from distllm.plan.work import work_of
 
-CASES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "full"), (3, "selective")]
+CASES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "full")]
 
 
 def words(root, stage, kept):
@@ -68,7 +68,6 @@ def test_recomputation_changes_no_loss_and_saves_memory(measured):
 
     assert of((2, "full"), "loss") == of((2, "none"), "loss")
     assert of((2, "full"), "grad_norm") == of((2, "none"), "grad_norm")
-    assert of((3, "selective"), "loss") == of((3, "none"), "loss")
     assert max(of((2, "full"), "memory_bytes")) < 0.8 * max(of((2, "none"), "memory_bytes"))
     for stage in (1, 2, 3):
         assert of((stage, "none"), "loss") == pytest.approx(of((0, "none"), "loss"), rel=1e-5)
