@@ -41,6 +41,8 @@ ropes = st.sampled_from(
     ]
 )
 
+pytestmark = pytest.mark.slow
+
 
 @st.composite
 def common(draw):

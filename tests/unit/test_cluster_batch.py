@@ -31,6 +31,8 @@ RANK = """
 import json, os, pathlib, sys
 sys.path.insert(0, {path!r})
 from distllm.observe.ledger import Ledger, read_events
+
+pytestmark = pytest.mark.slow
 run = pathlib.Path({run!r})
 plans = json.loads((run / "plans.json").read_text())
 number = len(list(run.glob("ran-*")))

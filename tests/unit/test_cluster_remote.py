@@ -36,6 +36,8 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 from distllm.observe.ledger import Ledger
 
+pytestmark = pytest.mark.slow
+
 run = Path({run!r})
 plans = json.loads((run / "plans.json").read_text())
 number = len(list(run.glob("ran-*")))

@@ -30,6 +30,8 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 """
 BEAT = """
 from distllm.heartbeat import HEART
+
+pytestmark = pytest.mark.slow
 HEART.open(run, rank)
 HEART.took_step(0.01)
 HEART.phase("compute", 4)

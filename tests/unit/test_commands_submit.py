@@ -19,6 +19,8 @@ from distllm.cluster.snapshot import Submission, submissions_of
 from distllm.config.compose import compose
 from distllm.observe.ledger import Ledger
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):

@@ -10,7 +10,10 @@ from distllm.errors import ConfigProblems
 
 GROUPS = Groups.scan([PACKAGE_CONF]).choices
 SOURCE = ["data.sources={a:{}}"]
-EVERY_CHOICE = [f"{group}={choice}" for group, choices in GROUPS.items() for choice in choices]
+EVERY_CHOICE = [
+    pytest.param(f"{group}={choice}", marks=[] if number % 8 == 0 else pytest.mark.slow)
+    for number, (group, choice) in enumerate((g, c) for g, choices in GROUPS.items() for c in choices)
+]
 
 
 def previewed(*overrides, config_dir=None):

@@ -39,6 +39,8 @@ RUN = resolved(
     "engine.micro_batch_tokens=8192",
 )  # fmt: skip
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_layout_takes_the_same_step():
     found = list(layouts(WORK, 8, 2048, 131072, EVERYTHING))
