@@ -22,6 +22,8 @@ from distllm.cluster.snapshot import keep_submission
 from distllm.config.compose import compose
 from distllm.config.yaml import to_yaml
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import os, sys
 from distllm.cluster.batch import run_job
@@ -31,8 +33,6 @@ RANK = """
 import json, os, pathlib, sys
 sys.path.insert(0, {path!r})
 from distllm.observe.ledger import Ledger, read_events
-
-pytestmark = pytest.mark.slow
 run = pathlib.Path({run!r})
 plans = json.loads((run / "plans.json").read_text())
 number = len(list(run.glob("ran-*")))

@@ -19,6 +19,8 @@ from distllm.cluster.supervise import Job
 from distllm.errors import RunDirectoryBusy
 from distllm.observe.ledger import read_events
 
+pytestmark = pytest.mark.slow
+
 # A rank counts its starts in the run directory, and may leave what looks like a checkpoint there.
 PRELUDE = """
 import os, pathlib, signal, sys, time
@@ -30,8 +32,6 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 """
 BEAT = """
 from distllm.heartbeat import HEART
-
-pytestmark = pytest.mark.slow
 HEART.open(run, rank)
 HEART.took_step(0.01)
 HEART.phase("compute", 4)
