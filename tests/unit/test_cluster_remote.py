@@ -20,6 +20,8 @@ from distllm.config.problems import Problems
 from distllm.config.yaml import to_yaml
 from distllm.errors import LaunchError
 
+pytestmark = pytest.mark.slow
+
 SUPERVISOR = """
 import sys
 from pathlib import Path
@@ -35,8 +37,6 @@ LAUNCHER = """
 import json, os, subprocess, sys, time
 from pathlib import Path
 from distllm.observe.ledger import Ledger
-
-pytestmark = pytest.mark.slow
 
 run = Path({run!r})
 plans = json.loads((run / "plans.json").read_text())
