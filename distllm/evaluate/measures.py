@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.examples import ExampleSplit
 from distllm.data.examples.dialogue import ANSWERS, CONTEXT, AnsweredQuestions, json_of
-from distllm.data.examples.framing import Framing, Record
+from distllm.data.examples.framing import Example, Framing, Record
 from distllm.data.examples.pairs import SOURCE, TARGET, EncoderDecoderPairs
 from distllm.data.examples.split import laid_out
 from distllm.data.examples.windows import AnswerSpans
 from distllm.data.tokenizer import Tokenizer
 from distllm.evaluate.answers import score_answers
-from distllm.evaluate.decode import continue_greedily, translate_greedily
 from distllm.evaluate.retrieval import BM25, score_rankings, search_exact
 from distllm.evaluate.text import score_summaries, score_translations
+from distllm.infer.generate import generate_rows
 
 Measures: TypeAlias = Mapping[str, float | str]
 _TOGETHER, _PLACES, _LONGEST_ANSWER = 32, 10, 30
@@ -76,26 +76,30 @@ def _translated(
 def _say(
     model: nn.Module, batch: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, longest: int
 ) -> list[list[int]]:
+    """Return the likeliest ids after each prompt or, of an encoder-decoder, for each source."""
     framed = [(framing, framing.frame(record, 0)) for framing, record in batch]
+    sources: list[list[int]] | None = None
     if all(isinstance(framing, EncoderDecoderPairs) for framing, _ in framed):
-        sources = [example.sources[0] for _, example in framed]
-        return translate_greedily(
-            model, sources, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id, max_tokens=longest
-        )
-    said = []
-    for _, example in framed:
-        (segment,) = example.segments
-        first = int(np.flatnonzero(segment.targets_P != IGNORE_INDEX)[0])
-        said.append(
-            continue_greedily(
-                model,
-                segment.tokens_P[: first + 1],
-                vocab_size=tokenizer.vocab_size,
-                end_ids=[tokenizer.eot_id],
-                max_tokens=longest,
-            )
-        )
-    return said
+        sources = [example.sources[0].tolist() for _, example in framed]
+        prompts = [[tokenizer.eot_id]] * len(framed)
+    else:
+        prompts = [_prompt(example) for _, example in framed]
+    return generate_rows(
+        model,
+        prompts,
+        sources,
+        vocab_size=tokenizer.vocab_size,
+        eot_id=tokenizer.eot_id,
+        max_tokens=longest,
+    )
+
+
+def _prompt(example: Example) -> list[int]:
+    """Return what stands before the first target."""
+    (segment,) = example.segments
+    first = int(np.flatnonzero(segment.targets_P != IGNORE_INDEX)[0])
+    ids: list[int] = segment.tokens_P[: first + 1].tolist()
+    return ids
 
 
 def _answered(

@@ -12,8 +12,8 @@ from distllm.config.schema import Config, DataConfig, ModelConfig, TaskConfig
 from distllm.config.shape import settle_shape
 from distllm.data.examples.windows import AnswerSpans
 from distllm.data.open import open_split
-from distllm.evaluate.decode import continue_greedily, translate_greedily
 from distllm.evaluate.measures import best_span, measure_task
+from distllm.infer.generate import generate_rows
 from distllm.models.init import build_model
 
 TOKENIZER = byte_tokenizer()
@@ -42,7 +42,14 @@ def model_of(family, head="masked_lm", seed=0):
 def test_many_sources_are_decoded_as_each_would_be_alone_without_a_cache():
     model = model_of("encoder_decoder")
     sources = [np.array([*ENCODE(text), EOT]) for text in ("hello there", "b", "some longer source text")]
-    together = translate_greedily(model, sources, vocab_size=VOCAB, eot_id=EOT, max_tokens=12)
+    together = generate_rows(
+        model,
+        [[EOT]] * 3,
+        [source.tolist() for source in sources],
+        vocab_size=VOCAB,
+        eot_id=EOT,
+        max_tokens=12,
+    )
     for source, said in zip(sources, together, strict=True):
         alone, places = [EOT], torch.arange(source.size)[None]
         for _ in range(12):
@@ -60,18 +67,18 @@ def test_many_sources_are_decoded_as_each_would_be_alone_without_a_cache():
 def test_a_decoder_goes_on_as_it_would_without_a_cache_and_stops_at_an_end():
     model = model_of("decoder")
     prompt = np.array([EOT, *ENCODE("hello")])
-    said = continue_greedily(model, prompt, vocab_size=VOCAB, end_ids=[], max_tokens=10)
+
+    def continued(ids, end):
+        return generate_rows(model, [ids.tolist()], vocab_size=VOCAB, eot_id=end, max_tokens=10)[0]
+
+    said = continued(prompt, -1)
     ids = prompt.tolist()
     for _ in range(10):
         tokens = torch.tensor([ids])
         ids.append(int(model(tokens, torch.arange(len(ids))[None])[0, -1, :VOCAB].argmax()))
     assert said == ids[prompt.size :]
-    assert (
-        continue_greedily(model, prompt, vocab_size=VOCAB, end_ids=[said[3]], max_tokens=10)
-        == said[: said.index(said[3])]
-    )
-    long = np.full(60, 5)
-    assert len(continue_greedily(model, long, vocab_size=VOCAB, end_ids=[], max_tokens=10)) == 4
+    assert continued(prompt, said[3]) == said[: said.index(said[3])]
+    assert len(continued(np.full(60, 5), -1)) == 4
 
 
 class Copying(nn.Module):
@@ -83,7 +90,7 @@ class Copying(nn.Module):
         self.shape = model_of("encoder_decoder").shape
         self.capitals = capitals
 
-    def forward(self, source, places, segments, token, place, unused, none, cache):
+    def forward(self, source, places, segments, token, place, cache):
         rows = []
         for ids, own in zip(source, segments, strict=True):
             text = TOKENIZER.decode(ids[own == 0].tolist()[:-1])
@@ -113,7 +120,7 @@ def test_a_decoder_is_asked_with_the_prompt_it_was_trained_on(tmp_path):
     split = split_of(tmp_path / "d", ("source", "target"), PAIRS, "seq2seq", "decoder")
     model, seen = model_of("decoder"), []
     forward = model.forward
-    model.forward = lambda tokens, *a, **k: seen.append(tokens[0].tolist()) or forward(tokens, *a, **k)
+    model.forward = lambda tokens, *a, **k: seen.extend(tokens.tolist()) or forward(tokens, *a, **k)
     scores = measure_task("seq2seq", model, split, TOKENIZER, limit=2)
     prompts = [TOKENIZER.decode(ids[1:]) for ids in seen if len(ids) > 1]
     assert prompts == [f"{source}\n=> " for source, _ in PAIRS[:2]]
