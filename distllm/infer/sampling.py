@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_COLDEST = 1e-4  # below it logits divided by the temperature leave the range of numbers
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -19,7 +21,7 @@ class Sampling:
     Attributes:
         repetition_penalty: logits of ids in the text are made less likely by this factor (Keskar
             et al. 2019); 1 leaves them.
-        temperature: divides the logits; 0 takes the likeliest token.
+        temperature: divides the logits; 0, or nearly so, takes the likeliest token.
         top_k: draw among the k likeliest only.
         top_p: draw among the likeliest that together reach this probability only (Holtzman et al. 2020).
         min_p: draw among those at least this share as likely as the likeliest only (Nguyen et al. 2024).
@@ -47,7 +49,7 @@ def penalised(logits_V: Tensor, past: Sequence[int], penalty: float) -> Tensor:
 def draw(logits_V: Tensor, past: Sequence[int], sampling: Sampling, seed: int) -> int:
     """Draw one id; the same arguments draw the same."""
     logits_V = penalised(logits_V, past, sampling.repetition_penalty)
-    if sampling.temperature == 0.0:
+    if sampling.temperature < _COLDEST:
         return int(logits_V.argmax())
     sorted_V, ids_V = (logits_V / sampling.temperature).sort(descending=True, stable=True)
     probs_V = sorted_V[: sampling.top_k].softmax(dim=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
-from distllm.serve.translate import translate
+from distllm.infer.generate import generate_rows
 
 _FALLBACK_ROLES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 
@@ -22,7 +22,7 @@ class Backend:
         name: what clients call the model.
         model: in evaluation mode.
         tokenizer: of the model.
-        index: a search index (`distllm.serve.search`), or None.
+        index: answers ``search(query, top)`` with passages, each a mapping with a ``snippet``; or None.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Tokenizer, index: Any = None) -> None:
@@ -70,8 +70,20 @@ class Backend:
         return [self._vector([*self.prompt_ids(text), *end]).tolist() for text in texts]
 
     def translate(self, texts: Sequence[str], max_tokens: int) -> list[str]:
-        """Return the translation of each text by an encoder-decoder."""
-        return translate(self.model, self.tokenizer, texts, max_tokens)
+        """Return the likeliest translation of each text by an encoder-decoder, token by token.
+
+        Sources are framed as in training, and cut where they are longer than the model's context.
+        """
+        eot, context = self.tokenizer.eot_id, self.model.shape.max_seq_len
+        rows = generate_rows(
+            self.model,
+            [[eot]] * len(texts),
+            [[*self.tokenizer.encode(text)[: context - 1], eot] for text in texts],
+            vocab_size=self.tokenizer.vocab_size,
+            eot_id=eot,
+            max_tokens=max_tokens,
+        )
+        return [self.tokenizer.decode(ids) for ids in rows]
 
     def search(self, query: str, top: int) -> list[dict[str, Any]]:
         """Return the passages of the index that fit a query best."""

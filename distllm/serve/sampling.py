@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from distllm.infer import sampling as infer
 from distllm.seeds import derive_seed
-
-_COLDEST = 1e-4  # below it logits divided by the temperature leave the range of numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +35,7 @@ class Sampling:
 
 def draw(logits_V: Tensor, sampling: Sampling, position: int) -> int:
     """Draw the id at ``position`` of an answer, counted from 0."""
-    if sampling.temperature < _COLDEST:
-        return int(logits_V.argmax())
-    sorted_V, ids_V = (logits_V.double() / sampling.temperature).sort(descending=True, stable=True)
-    probs_V = sorted_V.softmax(dim=0)
-    if sampling.top_p < 1.0:
-        # An id stays if those before it have not reached the mass: the likeliest always does.
-        probs_V[1:][probs_V.cumsum(dim=0)[:-1] >= sampling.top_p] = 0.0
-    generator = torch.Generator().manual_seed(derive_seed(sampling.seed, "sample", position))
-    return int(ids_V[torch.multinomial(probs_V.cpu(), 1, generator=generator)])
+    how = infer.Sampling(
+        temperature=sampling.temperature, top_p=sampling.top_p if sampling.top_p < 1.0 else None
+    )
+    return infer.draw(logits_V.cpu().double(), (), how, derive_seed(sampling.seed, "sample", position))

@@ -41,6 +41,12 @@ def test_temperature_sharpens():
     assert cold[1] > drawn()[1] > warm[1]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-300, 1e-5])
+def test_next_to_no_temperature_takes_the_likeliest(temperature):
+    far = torch.tensor([1e30, 3e30, -1e30], dtype=torch.float64)
+    assert {draw(far, (), Sampling(temperature=temperature), seed) for seed in range(9)} == {1}
+
+
 def test_a_seed_settles_a_draw():
     sampling = Sampling(temperature=1.0)
     first = [draw(LOGITS, (), sampling, seed) for seed in range(30)]
