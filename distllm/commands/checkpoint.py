@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from distllm.commands.actions import Actions, run_action
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
-from distllm.errors import CheckpointError, ConfigError
-from distllm.registry import did_you_mean
+from distllm.errors import CheckpointError
 from distllm.units import format_bytes, format_duration
 
 
@@ -60,24 +59,8 @@ class PruneOptions:
 
 
 def run(words: Sequence[str]) -> int:
-    """Dispatch to the action that the first word names."""
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    name, *rest = words
-    if name not in _ACTIONS:
-        raise ConfigError(
-            f"unknown action {name!r}", where="distllm checkpoint", remedy=did_you_mean(name, _ACTIONS)
-        )
-    gc.enable()
-    _ACTIONS[name][0](rest)
-    return 0
-
-
-def usage() -> str:
-    """Return the text of ``distllm checkpoint --help``."""
-    lines = [f"  {name:<9}{what}" for name, (_, what) in _ACTIONS.items()]
-    return "\n".join(["usage: distllm checkpoint ACTION run=NAME ...", "", *lines])
+    """Run the action that the first word names."""
+    return run_action("checkpoint", "run=NAME ...", _ACTIONS, words)
 
 
 def _list(words: Sequence[str]) -> None:
@@ -217,7 +200,7 @@ def _prune(words: Sequence[str]) -> None:
     print(f"{len(gone)} checkpoints {'would go' if options.dry_run else 'went'}")
 
 
-_ACTIONS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+_ACTIONS: Actions = {
     "ls": (_list, "the checkpoints of a run: size, age, validation loss, whether whole, why kept"),
     "verify": (_verify, "read every byte, compare the digests, and name files that do not belong there"),
     "convert": (_convert, "the weights alone in one safetensors file, in fp32, bf16 or fp16"),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distllm.commands.actions import Actions, run_action
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
 from distllm.errors import ConfigError, DataError
-from distllm.registry import did_you_mean
 from distllm.units import format_bytes, format_count
 
 _ID = "id="
@@ -52,24 +51,8 @@ class ForgetOptions:
 
 
 def run(words: Sequence[str]) -> int:
-    """Dispatch to the action that the first word names."""
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    name, *rest = words
-    if name not in _ACTIONS:
-        raise ConfigError(
-            f"unknown action {name!r}", where="distllm data", remedy=did_you_mean(name, _ACTIONS)
-        )
-    gc.enable()
-    _ACTIONS[name][0](rest)
-    return 0
-
-
-def usage() -> str:
-    """Return the text of ``distllm data --help``."""
-    lines = [f"  {name:<9}{what}" for name, (_, what) in _ACTIONS.items()]
-    return "\n".join(["usage: distllm data ACTION ...", "", *lines])
+    """Run the action that the first word names."""
+    return run_action("data", "...", _ACTIONS, words)
 
 
 def _dataset(out: str | None, action: str) -> Path:
@@ -249,7 +232,7 @@ def _forget(words: Sequence[str]) -> None:
         print(str(witness))
 
 
-_ACTIONS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+_ACTIONS: Actions = {
     "verify": (_verify, "out=DIR: recompute every digest, name every problem"),
     "inspect": (_inspect, "out=DIR [source= split= document=N | id=ID]: the exact text of a document"),
     "stats": (_stats, "out=DIR [seq_len=N]: documents, tokens, text, lengths and disk of every split"),
