@@ -1,6 +1,6 @@
 """Published figures of other frameworks, what the planner says to them, and the fit on one table.
 
-The tables are JSON files in ``distllm/plan/anchors``, each with its source and with what it does not print
+The tables are JSON files in ``tests/anchors``, each with its source and with what it does not print
 and had to be assumed. The efficiencies of `distllm.plan.fitted` come from the table `FIT`; the
 others are predicted with them and never looked at by the fit.
 """
@@ -25,7 +25,7 @@ from distllm.plan.work import Work
 
 FIT = "llm_foundry_h100"
 BLIND = ("nanotron_h100", "megatron_h100", "torchtitan_h100", "deepspeed_h200")
-_DIRECTORY = Path(__file__).parents[1] / "distllm" / "plan" / "anchors"
+_DIRECTORY = Path(__file__).parent / "anchors"
 # FlashAttention-3 over FlashAttention-2 on H100, forward and backward together, head width 128, causal,
 # 8k: (1/306 + 2.5/166) / (1/660 + 2.5/575) of Dao-AILab/flash-attention, issue 1893.
 _FLASH_3 = 3.13

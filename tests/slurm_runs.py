@@ -1,9 +1,14 @@
 """What the tests of runs under SLURM share: a small run, submitting it, waiting for what becomes of it."""
 
 import contextlib
+import shutil
+import tempfile
+from pathlib import Path
 
+import onemachine
+import pytest
 import tiny
-from onemachine import wait_for
+from onemachine import Cluster, wait_for
 
 from distllm.cluster.history import History
 
@@ -12,6 +17,17 @@ SMALL = (
     "cluster.timeout_seconds=60", "cluster.threads_per_rank=1",
 )  # fmt: skip
 STEPS = 24
+
+
+def running_cluster(nodes):
+    """Yield a SLURM of so many nodes; after it none of its processes is left."""
+    if reason := onemachine.missing():
+        pytest.skip(reason)  # which programs or rights a cluster on one machine lacks here
+    state = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    with Cluster(state, nodes) as running:
+        yield running
+    assert running.processes(str(state)) == []
+    shutil.rmtree(state)
 
 
 def reference(root):

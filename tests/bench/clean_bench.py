@@ -15,6 +15,11 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.texts import texts_in_turn
 
 MB = 10**6
 WARM_UP_DOCUMENTS = 20
@@ -24,16 +29,12 @@ WANTED_RATIO = 20.0
 
 def documents(paths, size):
     """Return texts of the files in turn, up to ``size`` bytes together."""
-    files = [open(path, encoding="utf-8") for path in paths]  # noqa: PTH123, SIM115
     found, total = [], 0
-    while files and total < size:
-        for stream in list(files):
-            line = stream.readline()
-            if not line:
-                files.remove(stream)
-                continue
-            found.append(json.loads(line)["text"])
-            total += len(found[-1].encode())
+    for text in texts_in_turn(paths):
+        if total >= size:
+            break
+        found.append(text)
+        total += len(text.encode())
     return found
 
 

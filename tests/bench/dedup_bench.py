@@ -22,7 +22,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.texts import texts_in_turn
 
 MB = 10**6
 WANTED_RATIO = 20.0
@@ -36,23 +38,18 @@ def corpus(paths, size):
     """Return ``(id, text)`` up to ``size`` bytes, the planted copies after the documents they are of."""
     draw = random.Random(0)
     found, total = [], 0
-    files = [open(path, encoding="utf-8") for path in paths]  # noqa: PTH123, SIM115
-    while files and total < size:
-        for stream in list(files):
-            line = stream.readline()
-            if not line:
-                files.remove(stream)
-                continue
-            text = json.loads(line)["text"]
-            words = text.split(" ")
-            if len(words) < MIN_WORDS:
-                continue
-            total += len(text.encode())
-            found.append((f"d{len(found)}", text))
-            if len(found) % EVERY == 1:
-                copy = " ".join(word for word in words if draw.random() >= SHARE)
-                total += len(copy.encode())
-                found.append((f"copy-of-{found[-1][0]}", copy))
+    for text in texts_in_turn(paths):
+        if total >= size:
+            break
+        words = text.split(" ")
+        if len(words) < MIN_WORDS:
+            continue
+        total += len(text.encode())
+        found.append((f"d{len(found)}", text))
+        if len(found) % EVERY == 1:
+            copy = " ".join(word for word in words if draw.random() >= SHARE)
+            total += len(copy.encode())
+            found.append((f"copy-of-{found[-1][0]}", copy))
     return found
 
 

@@ -31,7 +31,7 @@ def missing():
 @pytest.fixture(scope="module")
 def machines():
     if reason := missing():
-        pytest.skip(reason)
+        pytest.skip(reason)  # which programs or rights machines on one machine lack here
     state = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))
     with Machines(state, ["n1", "n2"]) as running:
         _keys(state)

@@ -1,15 +1,21 @@
 """Nodes that fail under a run, on a real SLURM of four: power, cable, daemon, health, and the clock."""
 
 import json
-import shutil
-import tempfile
-from pathlib import Path
 
-import onemachine
 import pytest
 import tiny
-from onemachine import Cluster, wait_for
-from slurm_runs import at_step, check_complete, logs, nothing_runs, reference, slow, starts, submit
+from onemachine import wait_for
+from slurm_runs import (
+    at_step,
+    check_complete,
+    logs,
+    nothing_runs,
+    reference,
+    running_cluster,
+    slow,
+    starts,
+    submit,
+)
 
 from distllm.cluster.history import History
 from distllm.observe.ledger import read_events
@@ -22,13 +28,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def cluster():
-    if reason := onemachine.missing():
-        pytest.skip(reason)
-    state = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    with Cluster(state, 4) as running:
-        yield running
-    assert running.processes(str(state)) == []
-    shutil.rmtree(state)
+    yield from running_cluster(4)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 import json
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-import onemachine
 import pytest
 import tiny
-from onemachine import Cluster, wait_for
+from onemachine import wait_for
 from slurm_runs import (
     SMALL,
     at_step,
@@ -20,6 +18,7 @@ from slurm_runs import (
     logs,
     nothing_runs,
     reference,
+    running_cluster,
     slow,
     starts,
     submit,
@@ -33,13 +32,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def cluster():
-    if reason := onemachine.missing():
-        pytest.skip(reason)
-    state = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    with Cluster(state, 3) as running:
-        yield running
-    assert running.processes(str(state)) == []
-    shutil.rmtree(state)
+    yield from running_cluster(3)
 
 
 @pytest.fixture(scope="module")
