@@ -29,7 +29,7 @@ COMMANDS = {
     "save": "let a run save now and go on",
     "cancel": "end a run now, so that nothing starts it again",
     "job": "what a job script runs: nodes checked, ranks started, the job queued again",
-    "evaluate": "validation perplexity of a checkpoint",
+    "evaluate": "held-out loss and scores of a checkpoint, or of every one of a live run",
     "generate": "continue a prompt with a trained model",
     "serve": "a trained model behind HTTP, and a page to talk to it",
     "export": "write a Hugging Face folder",
