@@ -191,11 +191,15 @@ def _ranks(values: list[float]) -> list[float]:
     return ranks
 
 
+_LEAST = 0.01
+"""The least efficiency that is tried."""
+
+
 def fit(found: list[Point], start: Efficiency) -> Efficiency:
     """Return the efficiencies with the least sum of squared relative errors over ``found``.
 
     A pattern search: each number is moved up and down by a factor that shrinks when nothing helps.
-    Shares stay at most 1.
+    Shares stay at most 1, and above zero, from where no factor leads back.
     """
     best, step = start, 0.2
     loss = _loss(found, best)
@@ -203,7 +207,7 @@ def fit(found: list[Point], start: Efficiency) -> Efficiency:
         improved = False
         for item in dataclasses.fields(Efficiency):
             for factor in (1 + step, 1 / (1 + step)):
-                value = min(getattr(best, item.name) * factor, 1.0)
+                value = min(max(getattr(best, item.name) * factor, _LEAST), 1.0)
                 candidate = dataclasses.replace(best, **{item.name: value})
                 found_loss = _loss(found, candidate)
                 if found_loss < loss:
