@@ -168,7 +168,7 @@ def test_the_index_of_another_dataset_is_refused_with_the_way_out(dataset, tmp_p
     assert f"distllm data reindex out={dataset}" in error.value.remedy
     with pytest.raises(DataError, match="name different shards"):
         index_of(dataset, Manifest.read(dataset))
-    with pytest.raises(DataError, match=r"digest of meta\.json is another; one of them is older"):
+    with pytest.raises(DataError, match=r"digest of meta\.json is another: damaged, or one is older"):
         map_shard(dataset, first(dataset), U2)
     reindex(dataset)
     assert (dataset / "index.json").read_bytes() == mine

@@ -113,7 +113,7 @@ def _check_header(directory: Path, shard: IndexedShard, content: NDArray[np.uint
         suffix == META
         and digest_bytes(content[at + HEADER_BYTES :][: member.bytes].tobytes()) != member.digest
     ):
-        raise contradiction(directory, shard, f"the digest of {META} is another; one of them is older")
+        raise contradiction(directory, shard, f"the digest of {META} is another: damaged, or one is older")
 
 
 def read_meta(directory: Path, shard: IndexedShard) -> dict[str, Any]:
