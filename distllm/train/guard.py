@@ -1,12 +1,13 @@
 """Which steps are believed: not those that are not finite, nor those far above what came before.
 
 A step is judged before its update by two numbers that all ranks share: the loss of the global batch
-and the norm of its gradient. Each is compared with the median of the few values before it. The noise
-is estimated from the differences of neighbours in a longer window, which the fall of the curve does
-not widen (von Neumann et al. 1941, doi:10.1214/aoms/1177731746), and by their median, which a few
-outliers do not move (Leys et al. 2013, doi:10.1016/j.jesp.2013.03.013). Norms are compared by their
-logarithms, because they vary by factors. A value that is not finite never enters the window: one NaN
-would blind the rule for as many steps as the window is long.
+and the norm of its gradient. Each is compared with the median of the few values before it, and with
+that of the very latest, so that a growth over many steps is not taken for a jump, however smooth the
+curve was before. The noise is estimated from the differences of neighbours in a longer window, which
+the fall of the curve does not widen (von Neumann et al. 1941, doi:10.1214/aoms/1177731746), and by
+their median, which a few outliers do not move (Leys et al. 2013, doi:10.1016/j.jesp.2013.03.013).
+Norms are compared by their logarithms, because they vary by factors. A value that is not finite never
+enters the window: one NaN would blind the rule for as many steps as the window is long.
 
 What is not believed is skipped: weights, moments and update count stay as they were. When that
 happens too often in a row the run must go back to a checkpoint (`distllm.train.rewind`).
@@ -28,8 +29,9 @@ Reason = Literal["non_finite", "loss_spike", "grad_norm_spike"]
 WARMUP = 16  # values without which nothing is a spike; the latest of them tell the level
 # Standard deviations of normal noise in the median absolute difference of two of its values.
 _NORMAL = 1.4826 / math.sqrt(2)
-# A smooth curve has next to no noise: below these deviations a rise is never a spike by itself.
-_LEAST_LOSS_NOISE = 0.02  # share of the median
+# A smooth curve has next to no noise, and any rise would be many deviations of it. Below these a rise
+# is never a spike: at the default threshold a loss 16 % above the level, and a norm 3.3 times the level.
+_LEAST_LOSS_NOISE = 0.02  # share of the level
 _LEAST_NORM_NOISE = 0.15  # of the logarithm
 
 
@@ -54,10 +56,12 @@ class Guard:
         if threshold == 0:
             return None
         losses, norms = self._state.recent_losses, self._state.recent_grad_norms
-        if deviations(loss, losses, least_share=_LEAST_LOSS_NOISE) > threshold:
+        # Spikes stay in the windows: as many in a row as are waited for must not become the level.
+        latest = 2 * self._config.spike_patience - 1
+        if deviations(loss, losses, latest, least_share=_LEAST_LOSS_NOISE) > threshold:
             return "loss_spike"
         logarithms = [_log(norm) for norm in norms]
-        if deviations(_log(grad_norm), logarithms, least=_LEAST_NORM_NOISE) > threshold:
+        if deviations(_log(grad_norm), logarithms, latest, least=_LEAST_NORM_NOISE) > threshold:
             return "grad_norm_spike"
         return None
 
@@ -80,7 +84,12 @@ class Guard:
 
 
 def deviations(
-    value: float, window: Sequence[float], *, least_share: float = 0.0, least: float = 0.0
+    value: float,
+    window: Sequence[float],
+    latest: int = WARMUP,
+    *,
+    least_share: float = 0.0,
+    least: float = 0.0,
 ) -> float:
     """Return how many standard deviations of the noise ``value`` lies above the latest of ``window``.
 
@@ -88,12 +97,13 @@ def deviations(
         value: the new value.
         window: earlier values, oldest first, all finite; fewer than `WARMUP` of them prove nothing
             and give 0.
+        latest: values that know a growth; `WARMUP` of them tell the level where there is none.
         least_share: smallest deviation, as a share of the level.
         least: smallest deviation.
     """
     if len(window) < WARMUP:
         return 0.0
-    level = median(window[-WARMUP:])
+    level = max(median(window[-WARMUP:]), median(window[-min(latest, WARMUP) :]))
     noise = _NORMAL * median([abs(after - before) for before, after in pairwise(window)])
     noise = max(noise, least_share * abs(level), least)
     return (value - level) / noise if noise > 0 else 0.0
