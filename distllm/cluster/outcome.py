@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,9 @@ from distllm.observe.ledger import LEDGER_FILE, Event, read_events
 EXITS_VARIABLE = "DISTLLM_EXITS"
 NEVER_AGAIN = (64, 65)
 """Exit codes of what would fail again: configuration and damaged data (see `distllm.errors`)."""
+
+USELESS = 64
+"""Exit code of a run that fails at the same step for the same cause: something must be changed first."""
 
 Kind = Literal["done", "stopped", "again", "hopeless", "failed"]
 
@@ -69,6 +73,8 @@ class Watch:
                 return Outcome("again", why, 75)
             return Outcome("stopped", f"{why}, at step {last.fields.get('step')}", 75)
         codes = rank_codes(exits)
+        if (same := failed_again(self._events(), self._seen)) is not None:
+            return Outcome("hopeless", same, USELESS)
         never = next(((rank, own) for rank, own in sorted(codes.items()) if own in NEVER_AGAIN), None)
         what = f": {last.fields.get('error')}: {last.fields.get('cause')}" if last is not None else ""
         if never is not None:
@@ -86,6 +92,33 @@ class Watch:
 
 
 _ENDS = ("done", "stopped", "failed", "oom")
+_MAY_PASS = ("LaunchError", "StorageError", "Interrupted")
+"""Errors that another attempt may be spared, though the one before was not: they come from outside."""
+
+
+def failed_again(events: Sequence[Event], seen: int) -> str | None:
+    """Say so if the last two attempts ended with the same error at the same step: a third would, too.
+
+    Args:
+        events: the ledger.
+        seen: how many of them were there when the last attempt was started; one that did not get as
+            far as to say that it begins is not judged.
+    """
+    begun = [place for place, event in enumerate(events) if event.kind == "attempt"]
+    if len(begun) < 2 or begun[-1] < seen:
+        return None
+    ends = [
+        next((event for event in reversed(of_one) if event.kind in (*_ENDS, "killed", "hang")), None)
+        for of_one in (events[begun[-2] : begun[-1]], events[begun[-1] :])
+    ]
+    before, last = (None if end is None or end.kind != "failed" else end.fields for end in ends)
+    if last is None or before is None or last.get("error") in _MAY_PASS or "step" not in last:
+        return None
+    if any(before.get(name) != last[name] for name in ("error", "cause", "step")):
+        return None
+    return (
+        f"the same failure at step {last['step']} as in the attempt before: {last['error']}: {last['cause']}"
+    )
 
 
 def leave_word(code: int) -> None:

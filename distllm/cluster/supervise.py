@@ -2,7 +2,8 @@
 
 What a failure means is told by the exit code (see `distllm.errors`): 64 and 65 would fail again and
 are never retried, 74 needs another disk or machine, 75 was asked for. Everything else is retried as
-long as it leads somewhere: an attempt that moved the newest checkpoint on refills the budget.
+long as it leads somewhere: an attempt that moved the newest checkpoint on refills the budget, and one
+that fails at the step and for the cause of the one before ends it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from distllm.cluster.hang import (
 )
 from distllm.cluster.lease import TOKEN_VARIABLE, Lease, take_lease
 from distllm.cluster.local import Ranks, RanksEnd, is_stopped, signal_of
+from distllm.cluster.outcome import USELESS, failed_again
 from distllm.errors import DataError
 from distllm.heartbeat import BEATS_DIRECTORY, read_beat
 from distllm.observe.ledger import LEDGER_FILE, Event, Ledger, read_events
@@ -70,10 +72,13 @@ def supervise(job: Job) -> int:
     try:
         with ranks.forwarding():
             while True:
-                before = _newest_step(job.directory)
+                before, seen = _newest_step(job.directory), len(_events(job.directory))
                 end = _run_once(job, ranks, lease)
                 if end.code in FINAL or ranks.asked is not None:
                     return end.code
+                if (same := failed_again(_events(job.directory), seen)) is not None:
+                    _tell(f"not started again: {same}")
+                    return USELESS
                 used = 1 if _newest_step(job.directory) > before else used + 1
                 if used > job.max_restarts:
                     _tell(f"not started again: {used - 1} restarts brought no new checkpoint")
@@ -168,14 +173,17 @@ def _ledger(directory: Path) -> Ledger:
 
 def _attempt(directory: Path) -> int:
     """Return the number of the attempt that runs or ran last, 1 before any."""
-    events: list[Event] = []
+    return max((event.attempt for event in _events(directory)), default=1)
+
+
+def _events(directory: Path) -> list[Event]:
     path = directory / LEDGER_FILE
     if path.exists():
         try:
-            events = read_events(path)
+            return read_events(path)
         except DataError as error:
             _tell(error.cause)
-    return max((event.attempt for event in events), default=1)
+    return []
 
 
 def _tell(text: str) -> None:

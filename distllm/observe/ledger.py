@@ -35,12 +35,12 @@ Kind = Literal[
     "skipped",  # an update was dropped: reason, loss, grad_norm, samples [first, stop), ranks
     "corruption",  # weights are not what they must be: ranks, what
     "rewind",  # back to a checkpoint: step before, to, excluded samples [first, stop) or None
-    "oom",  # the attempt ended because memory ran out: error, cause
+    "oom",  # the attempt ended because memory ran out: error, cause, step
     "straggler",  # a rank is slower than the others
     "hang",  # no rank moves: seconds since one did, and what is known of the culprit
     "killed",  # a rank died: rank, signal (its name)
     "restart",  # the supervisor starts the ranks again, however long that takes
-    "failed",  # the attempt ended with an error: error, cause
+    "failed",  # the attempt ended with an error: error, cause, step
     "stopped",  # it ended before the run did, on request: step, why
     "done",  # the run is complete: step, samples
 ]

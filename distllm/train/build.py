@@ -29,14 +29,14 @@ from distllm.dist.build import build_engine
 from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
-from distllm.errors import OutOfMemory, StorageError
+from distllm.errors import StorageError
 from distllm.export.load import load_weights
 from distllm.heartbeat import BEATS_DIRECTORY, HEART
 from distllm.models.heads import head_of
 from distllm.models.init import build_model
 from distllm.models.recompute import recompute_blocks
 from distllm.models.stack import compile_blocks
-from distllm.observe.ledger import LEDGER_FILE, Event, Kind, Ledger
+from distllm.observe.ledger import LEDGER_FILE, Event, Ledger
 from distllm.observe.metrics import StepRecord
 from distllm.observe.open import build_sinks
 from distllm.observe.sinks import Sink, last_attempt, read_metrics
@@ -125,8 +125,7 @@ def opened_run(
             for sink in run.sinks:
                 sink.close()
     except BaseException as error:
-        kind: Kind = "oom" if isinstance(error, OutOfMemory) else "failed"
-        chronicle.end(kind, error=type(error).__name__, cause=str(error).partition("\n")[0])
+        chronicle.failed(error)
         raise
     finally:
         HEART.close()

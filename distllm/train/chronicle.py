@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from distllm.errors import OutOfMemory
 from distllm.observe.goodput import CATEGORIES, Category
 from distllm.observe.ledger import Kind, Ledger
 from distllm.train.clock import Phases
@@ -87,6 +88,12 @@ class Chronicle:
         if not self._ended:
             self._ended = True
             self.event(kind, **fields)
+
+    def failed(self, error: BaseException) -> None:
+        """Report the error with which the attempt ends, and the step that it stood at."""
+        kind: Kind = "oom" if isinstance(error, OutOfMemory) else "failed"
+        cause = str(error).partition("\n")[0]
+        self.end(kind, step=self._step, error=type(error).__name__, cause=cause)
 
     def _charge(self, category: Category, seconds: float) -> None:
         self._spent[category] += seconds

@@ -122,13 +122,20 @@ def test_a_rank_without_memory_takes_half_as_much_at_a_time(root, untouched):
     assert "memory.json" in explained.stdout
 
 
-def test_a_run_that_can_go_nowhere_stops_and_says_why(root):
-    done = train(
-        root, "hopeless", "cluster.max_restarts=0", "guard.skip_budget=2", "chaos.faults=[nan@1:1x2]"
+def test_a_run_that_can_go_nowhere_stops_at_the_second_time_and_says_why(root):
+    diverging = (
+        "optim.lr=1e30",
+        "schedule.warmup_fraction=0",
+        "guard.skip_budget=2",
+        "cluster.max_restarts=9",
     )
-    assert done.returncode == 70
-    assert "2 steps in a row were skipped, up to step 2" in done.stderr
-    assert "no checkpoint of step 0 or before" in done.stderr
+    done = train(root, "hopeless", *diverging, "checkpoint.every_steps=9")
+    assert done.returncode == 64, done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if "not started again" in line]
+    step = int(told.partition("at step ")[2].split()[0])
+    assert f"2 steps in a row were skipped, up to step {step}" in told
+    assert "there is no checkpoint" in told
+    assert done.stderr.count("starting the ranks again") == 1
 
 
 def test_the_rewinds_are_bounded(root):

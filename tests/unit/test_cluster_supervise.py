@@ -17,7 +17,7 @@ from distllm.cluster import local, supervise
 from distllm.cluster.hang import Patience
 from distllm.cluster.supervise import Job
 from distllm.errors import RunDirectoryBusy
-from distllm.observe.ledger import read_events
+from distllm.observe.ledger import Ledger, read_events
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +72,53 @@ def test_a_failure_is_tried_again_as_often_as_allowed(code, capfd):
     assert starts() == 3
     assert [kind for kind, _ in events()] == ["restart"] * 2
     assert "2 restarts brought no new checkpoint" in capfd.readouterr().err
+
+
+FAIL = """
+from distllm.observe.ledger import Ledger
+ledger = Ledger(run / "ledger.jsonl", starts)
+ledger.event("attempt")
+def fail(step, error="TrainingError", cause="no way on"):
+    ledger.event("failed", step=step, error=error, cause=cause)
+    sys.exit(70)
+"""
+
+
+def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time(capfd):
+    # The second attempt saved something and got to the same end: that was no progress.
+    script = FAIL + "if starts == 2: checkpoint(4)\nfail(7)"
+    assert supervise.supervise(job(script, max_restarts=9)) == 64
+    assert starts() == 2
+    said = capfd.readouterr().err
+    assert "not started again: the same failure at step 7 as in the attempt before: TrainingError" in said
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "fail(starts)",
+        "fail(7, cause=f'seed {starts}')",
+        "fail(7, error='KeyError' if starts % 2 else 'ValueError')",
+        "fail(7, error='LaunchError')",
+        "die() if starts == 2 else fail(7)",
+        "sys.exit(70)",
+    ],
+)
+def test_a_failure_that_differs_or_may_pass_is_tried_as_often_as_allowed(script):
+    assert supervise.supervise(job(FAIL + script)) in (70, 137)
+    assert starts() == 3
+
+
+def test_an_attempt_that_did_not_begin_is_not_judged_by_those_before_it():
+    Path("run").mkdir()
+    ledger = Ledger(Path("run/ledger.jsonl"), 1)
+    for _ in range(2):
+        ledger.event("attempt")
+        ledger.event("failed", step=7, error="TrainingError", cause="no way on")
+    assert supervise.supervise(job("sys.exit(70)")) == 70
+    assert starts() == 3
+    assert supervise.supervise(job(FAIL + "fail(7)")) == 64
+    assert starts() == 4, "nothing has changed since"
 
 
 def test_progress_refills_the_budget():
