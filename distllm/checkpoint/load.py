@@ -129,13 +129,14 @@ def load_checkpoint(found: Found, engine: Engine) -> dict[str, Any]:
 
 
 def read_weights(found: Found, model: nn.Module) -> None:
-    """Load the weights, and nothing else, into a whole model in one process.
+    """Load the weights that learn, and nothing else, into a whole model in one process.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model.
     """
     with CheckpointReader.open(found.path) as reader, torch.no_grad():
-        for name, parameter in model.named_parameters():
+        learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        for name, parameter in learning.items():
             parameter.copy_(read_checked(reader.read, f"model/{name}", parameter.shape))
         unread = [name for name in reader.unread() if name.startswith("model/")]
     _refuse_unread(unread, found.path)

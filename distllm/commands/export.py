@@ -1,4 +1,7 @@
-"""`distllm export`: a Hugging Face folder of a run's checkpoint, checked against transformers."""
+"""`distllm export`: a Hugging Face folder of a run's checkpoint, checked against transformers.
+
+Adapters are merged in that folder, and lie in one of their own as well.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ class Options:
 
     run: str | None = option(None, "name or directory of the run")
     out: str | None = option(None, "folder to write; null means hf/ in the run directory")
+    adapter: str | None = option(
+        None, "folder for the adapters of a run with model.lora; null means adapter/ in the run directory"
+    )
     step: int | None = option(None, "checkpoint to export; null takes the newest", minimum=0)
     verify: bool = option(True, "load it with transformers and compare logits")
     runs_dir: str = option("runs", "directory that holds run directories")
@@ -41,6 +47,15 @@ def run(words: Sequence[str]) -> int:
     weights = trained.model.state_dict()
     export_hf(weights, resolved.shape, trained.tokenizer, out, trained.facts, head=head)
     print(f"wrote {out}")
+    if trained.adapters:
+        from distllm.export.adapter import export_adapter
+
+        model, folder = resolved.config.model, Path(options.adapter or stored.directory.path / "adapter")
+        export_adapter(
+            trained.adapters, trained.learned, resolved.shape, model.lora, str(model.init_from), folder,
+            trained.facts, head=head,
+        )  # fmt: skip
+        print(f"wrote {folder}: the adapters alone, for peft, on top of {model.init_from}")
     if options.verify:
         difference = verify_export(out, trained.model)
         print(f"transformers agrees: largest difference of logits {difference:.1e}")

@@ -227,7 +227,9 @@ def _predicted_seconds(resolved: Resolved) -> float | None:
     if config.cluster.device != "cuda" or missing_figures(config.cluster.hardware):
         return None
     machine = machine_of_hardware(config.cluster.hardware)
-    return estimate(work_of(resolved.shape), layout_of(resolved), config, machine).time.total
+    return estimate(
+        work_of(resolved.shape, resolved.trainable_params), layout_of(resolved), config, machine
+    ).time.total
 
 
 def _seconds_per_step(run_dir: Path) -> float | None:

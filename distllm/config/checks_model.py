@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
+from distllm.config.schema_lora import JOINED
 from distllm.config.schema_model import ModelConfig
 
 
@@ -13,6 +14,7 @@ def check_model(config: Config, problems: Problems) -> None:
     _check_heads(model, problems)
     _check_positions(config, problems)
     _check_rope(model, problems)
+    _check_lora(model, problems)
     problems.check(
         bool(model.window_pattern) and set(model.window_pattern) <= set("LG"),
         f"window_pattern {model.window_pattern!r} is no row of L and G",
@@ -130,6 +132,31 @@ def _check_rope(model: ModelConfig, problems: Problems) -> None:
         f"high_freq_factor {rope.high_freq_factor} is not above low_freq_factor {rope.low_freq_factor}",
         keys=["model.rope.high_freq_factor", "model.rope.low_freq_factor"],
         remedy="use Llama 3's model.rope.low_freq_factor=1 and model.rope.high_freq_factor=4",
+    )
+
+
+def _check_lora(model: ModelConfig, problems: Problems) -> None:
+    lora = model.lora
+    if lora.rank == 0:
+        return
+    problems.check(
+        model.init_from is not None,
+        "adapters change a model that was trained, and model.init_from names none",
+        keys=["model.lora.rank", "model.init_from"],
+        remedy="name a Hugging Face folder; one of your own: distllm export run=NAME, then "
+        "model=hf model.init_from=runs/NAME/hf",
+    )
+    mlp = {*JOINED["gate_up_proj"], "down_proj"}
+    absent = set() if model.gated else {"gate_proj"}
+    absent |= mlp if model.num_experts else set()
+    lacking = sorted(absent & set(lora.targets))
+    problems.check(
+        not lacking and bool(lora.targets),
+        f"the model has no projection {', '.join(lacking)} that an adapter could belong to"
+        if lacking
+        else "model.lora.targets is empty, so nothing would learn",
+        keys=["model.lora.targets"],
+        remedy="model.lora.targets=[q_proj,v_proj], or others that the model has (experts have none)",
     )
 
 

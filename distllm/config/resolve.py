@@ -82,6 +82,11 @@ class Resolved:
     memory_limit: MemoryLimit | None = None
 
     @property
+    def trainable_params(self) -> int:
+        """Parameters that learn: all, or those of the adapters."""
+        return int(self.derivations["trainable_params"].value)
+
+    @property
     def stop_step(self) -> int:
         """The step after which this attempt ends; the schedule may go on beyond it."""
         return min(self.config.train.stop_at_step or self.max_steps, self.max_steps)
@@ -274,4 +279,17 @@ def _shape(config: Config, dataset: DatasetFacts | None, ledger: _Ledger) -> Mod
         "model.intermediate_size" if model.intermediate_size else wide,
     )
     ledger.settle("num_params", shape.num_params, "counted from the model's shape")
+    _settle_trainable(config, shape, ledger)
     return shape
+
+
+def _settle_trainable(config: Config, shape: ModelShape, ledger: _Ledger) -> None:
+    lora = config.model.lora
+    if lora.rank == 0:
+        ledger.settle("trainable_params", shape.num_params, "all of them: model.lora.rank = 0")
+        return
+    count = shape.adapter_params(lora)
+    formula = f"adapters of rank {lora.rank} for {', '.join(lora.targets)}"
+    if config.task.name == "extractive_qa":
+        count, formula = count + 2 * (shape.hidden_size + 1), f"{formula}, and the head of the answers"
+    ledger.settle("trainable_params", count, formula)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distllm.config.options import option
+from distllm.config.schema_lora import LoraConfig
 
 Family = Literal["decoder", "encoder", "encoder_decoder"]
 Positions = Literal["rope", "learned", "sinusoidal", "alibi", "relative", "none"]
@@ -178,6 +179,7 @@ class ModelConfig:
     init_from: str | None = option(
         None, "folder of a Hugging Face model to begin with, whose config.json settles the shape"
     )
+    lora: LoraConfig = option(None, "adapters that learn in place of the weights", factory=LoraConfig)
     init_std: float = option(
         0.02, "standard deviation of the initial weights", on_resume="identity", minimum=0.0
     )

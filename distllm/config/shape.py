@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distllm.config.schema_lora import LoraConfig
 from distllm.config.schema_model import (
     Activation,
     Family,
@@ -123,6 +124,22 @@ class ModelShape:
         if self.family == "encoder_decoder":
             total += self.stack_params(self.num_encoder_layers)
         return total + self.stack_params(self.num_layers, cross=self.family == "encoder_decoder")
+
+    def adapter_params(self, lora: LoraConfig) -> int:
+        """Parameters of low-rank adapters: inputs plus outputs, times the rank, of each projection."""
+        hidden, query, kv = (
+            self.hidden_size,
+            self.num_heads * self.head_dim,
+            self.num_kv_heads * self.head_dim,
+        )
+        of_attention = {"q_proj": query, "k_proj": kv, "v_proj": kv, "o_proj": query}
+        attention = sum(hidden + width for name, width in of_attention.items() if name in lora.targets)
+        mlps = len({"gate_proj", "up_proj", "down_proj"} & set(lora.targets))
+        mlp = mlps * (hidden + self.intermediate_size)
+        if self.family != "encoder_decoder":
+            return lora.rank * self.num_layers * (attention + mlp)
+        decoder = self.num_layers * (2 * attention + mlp)
+        return lora.rank * (self.num_encoder_layers * (attention + mlp) + decoder)
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -130,7 +130,7 @@ class ZeroEngine:
     def replicas(self) -> Iterator[Tensor]:
         """Yield all weights, unless they are partitioned."""
         if self._stage < 3:
-            yield from self._parameters.values()
+            yield from self._engine.module.parameters()
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, assembled from all ranks one at a time."""

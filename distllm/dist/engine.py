@@ -83,17 +83,21 @@ class Engine(Protocol):
 
 
 def logical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the model's parameters by name, each shared parameter once.
+    """Return the model's parameters that learn by name, each shared parameter once.
+
+    Frozen ones are no state of the training: whoever builds the model sets them, on a resume too.
 
     Raises:
-        ValueError: the model has persistent buffers or frozen parameters, which no engine saves.
+        ValueError: the model has persistent buffers, which no engine saves, or nothing that learns.
     """
     saved = model.state_dict(keep_vars=True)
     buffers = [name for name, _ in model.named_buffers() if name in saved]
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    if buffers or frozen:
-        raise ValueError(f"persistent buffers {buffers} and frozen parameters {frozen} are not supported")
-    return dict(model.named_parameters())
+    if buffers:
+        raise ValueError(f"persistent buffers {buffers} are not supported")
+    learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not learning:
+        raise ValueError("all parameters are frozen")
+    return learning
 
 
 def slots_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> Mapping[str, torch.Size]:

@@ -98,7 +98,7 @@ class LocalEngine:
 
     def replicas(self) -> Iterator[Tensor]:
         """Yield all weights."""
-        yield from self._parameters.values()
+        yield from self._model.parameters()
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, by logical name."""

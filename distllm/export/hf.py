@@ -75,7 +75,7 @@ def export_hf(
             where="task.name",
             remedy="export a BERT, or keep the model in distllm",
         )
-    with _new_folder(Path(out)) as folder:
+    with new_folder(Path(out)) as folder:
         _write_weights(_renamed(pairs, shape, model_type, head), folder, shard_bytes)
         tokenizer.save(folder, max_length=shape.max_seq_len)
         eot_id, num_ids = tokenizer.eot_id, tokenizer.vocab_size
@@ -93,7 +93,7 @@ def export_hf(
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``out`` if the block succeeds, and vanishes if not."""
     if out.exists() and not (out / FACTS).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(

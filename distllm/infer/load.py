@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from distllm.checkpoint.load import find_checkpoint, read_weights
 from distllm.config.resolve import Resolved
 from distllm.data.mirror import dataset_directory
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError
+from distllm.export.base import adapt
 from distllm.models.heads import head_of
 from distllm.models.init import Model, bare_model
+from distllm.models.lora import AdaptedLinear, adapters_of, learned_beside, merge_adapters
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A model in evaluation mode, its tokenizer, and the facts of its training."""
+    """A model in evaluation mode, its tokenizer, and the facts of its training.
+
+    Adapters are merged into the model, and kept by the names of their matrices; ``learned`` holds what
+    else learnt beside them.
+    """
 
     model: Model
     tokenizer: Tokenizer
     step: int
     facts: dict[str, Any]
+    adapters: Mapping[str, AdaptedLinear] = field(default_factory=dict)
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load_trained(checkpoints: Path, resolved: Resolved, step: int | None = None) -> Trained:
     """Load the newest verified checkpoint, or that of ``step``, on the CPU in fp32.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or the weights that its adapters change are gone.
     """
     found = find_checkpoint(checkpoints, quarantine=False, step=step)
     if found is None:
@@ -39,7 +50,13 @@ def load_trained(checkpoints: Path, resolved: Resolved, step: int | None = None)
             remedy="train it first, or choose one of: "
             + ", ".join(sorted(path.name for path in checkpoints.glob("step-*"))),
         )
-    model = bare_model(resolved.shape, head=head_of(resolved.config.task.name))
+    config = resolved.config
+    model = bare_model(resolved.shape, head=head_of(config.task.name))
+    if config.model.lora.rank:
+        adapt(model, config.model, config.seed, found.facts["base"])
     read_weights(found, model)
+    adapters, learned = adapters_of(model), learned_beside(model)
+    merge_adapters(model)
     facts = {**found.facts, **found.train_state, "step": found.step}
-    return Trained(model.eval(), Tokenizer.load(dataset_directory(resolved.config.data)), found.step, facts)
+    tokenizer = Tokenizer.load(dataset_directory(config.data))
+    return Trained(model.eval(), tokenizer, found.step, facts, adapters, learned)

@@ -23,8 +23,8 @@ class ParameterGroup:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
-    """Split the parameters of ``model``, each once, into matrices and vectors; no group is empty."""
-    named = dict(model.named_parameters())
+    """Split the parameters that learn, each once, into matrices and vectors; no group is empty."""
+    named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     matrices = {name: parameter for name, parameter in named.items() if parameter.ndim >= 2}
     vectors = {name: parameter for name, parameter in named.items() if parameter.ndim < 2}
     groups = ParameterGroup("decay", weight_decay, matrices), ParameterGroup("no_decay", 0.0, vectors)

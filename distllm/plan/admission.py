@@ -22,7 +22,7 @@ def check_memory(resolved: Resolved, problems: Problems) -> None:
     limit = device_memory(resolved)
     if limit is None:
         return
-    work, layout = work_of(resolved.shape), layout_of(resolved)
+    work, layout = work_of(resolved.shape, resolved.trainable_params), layout_of(resolved)
     need = _need(resolved, work, layout)
     if need.device * (1 - _DOUBT) <= limit:
         return

@@ -27,14 +27,15 @@ def matmul_params(shape: ModelShape) -> int:
     return shape.num_layers * (attention + mlp) + head
 
 
-def flops_per_token(shape: ModelShape, seq_len: int) -> float:
+def flops_per_token(shape: ModelShape, seq_len: int, trainable_share: float = 1.0) -> float:
     """Return the FLOPs of forward and backward for one token of a sequence of ``seq_len``.
 
     Convention `CONVENTION` (Kaplan et al. 2020, app. B; Chowdhery et al. 2022, app. B, halved for
     causality): two FLOPs per weight forward and four backward, and for attention two products
     with the (seq_len + 1) / 2 keys a token sees on average (all seq_len where attention is not
     causal; windows are not deducted). Work repeated by recomputation is not
-    counted, and work saved at document borders is not deducted.
+    counted, and work saved at document borders is not deducted. Of weights that are frozen, all but
+    ``trainable_share``, backward computes no gradient: two FLOPs less.
     """
     whole = 4 * shape.num_heads * shape.head_dim * seq_len
     causal = 4 * shape.num_heads * shape.head_dim * (seq_len + 1) / 2
@@ -42,4 +43,4 @@ def flops_per_token(shape: ModelShape, seq_len: int) -> float:
         attention_forward = shape.num_encoder_layers * whole + shape.num_layers * (causal + whole)
     else:
         attention_forward = shape.num_layers * (whole if shape.family == "encoder" else causal)
-    return 6.0 * matmul_params(shape) + 3.0 * attention_forward
+    return (4.0 + 2.0 * trainable_share) * matmul_params(shape) + 3.0 * attention_forward

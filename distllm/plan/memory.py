@@ -81,10 +81,11 @@ def saved_per_token(work: Work, software: Software, checkpointing: str) -> float
 def _stage_memory(work: Work, layout: Layout, software: Software, stage: int) -> Memory:
     params = _stage_params(work, layout, stage)
     shards = layout.replicas
-    whole = params / shards
+    learning = params * work.trainable_share
+    whole = learning / shards
     weights = params * software.weight_bytes
-    gradients = params * (software.grad_bytes + software.accumulated_bytes)
-    optimizer = params * software.optimizer_bytes
+    gradients = learning * (software.grad_bytes + software.accumulated_bytes)
+    optimizer = learning * software.optimizer_bytes
     if layout.zero_stage >= 1:
         optimizer = whole * software.optimizer_bytes
         gradients += whole * software.flattened_bytes

@@ -45,7 +45,7 @@ class Plan:
 
 def make_plan(resolved: Resolved, machine: Machine, efficiency: Efficiency) -> Plan:
     """Plan ``resolved`` on ``machine`` and look for better layouts of the same step."""
-    config, work = resolved.config, work_of(resolved.shape)
+    config, work = resolved.config, work_of(resolved.shape, resolved.trainable_params)
     reserve = config.cluster.hardware.reserve if config.cluster.device == "cuda" else 0.0
 
     def judge(layout: Layout) -> Estimate:

@@ -63,10 +63,11 @@ def scale_out(config: Config, work: Work, resolved: Resolved, machine: Machine) 
 
 def scaling_table(resolved: Resolved, machine: Machine) -> str:
     """Return `scale_out` as text."""
+    work = work_of(resolved.shape, resolved.trainable_params)
     lines = ["devices   step s  exposed    MFU   MTTF h  interval min  goodput"]
     lines += [
         f"{one.ranks:>7} {one.step_seconds:>8.3f} {one.exposed:>8.1%} {one.mfu:>6.1%} "
         f"{one.mttf_hours:>8.2f} {one.interval_minutes:>13.1f} {one.goodput:>8.1%}"
-        for one in scale_out(resolved.config, work_of(resolved.shape), resolved, machine)
+        for one in scale_out(resolved.config, work, resolved, machine)
     ]
     return "\n".join(lines)

@@ -32,6 +32,8 @@ class Work:
         full_attentions: attentions of a block in which positions see everything, on average.
         extra_params: parameters beyond those of blocks and embeddings.
         extra_multiplied: weights beyond those that multiply a token.
+        trainable_share: parameters that learn, as a share of all; the others have neither gradients nor
+            moments.
     """
 
     hidden: int
@@ -49,6 +51,7 @@ class Work:
     full_attentions: float = 0.0
     extra_params: int = 0
     extra_multiplied: int = 0
+    trainable_share: float = 1.0
 
     @property
     def attentions(self) -> float:
@@ -90,10 +93,14 @@ class Work:
         return round(self.layers * block) + self.vocab * self.hidden + self.extra_multiplied
 
 
-def work_of(shape: ModelShape) -> Work:
+def work_of(shape: ModelShape, trainable_params: int | None = None) -> Work:
     """Return the work of a settled model; what a block does not explain becomes ``extra``.
 
     An encoder-decoder is taken for one stack, with source and target equally long.
+
+    Args:
+        shape: the model.
+        trainable_params: parameters that learn, if not all do.
     """
     cross = shape.family == "encoder_decoder"
     encoders = {"decoder": 0, "encoder": shape.num_layers, "encoder_decoder": shape.num_encoder_layers}
@@ -119,4 +126,5 @@ def work_of(shape: ModelShape) -> Work:
         work,
         extra_params=shape.num_params - work.params,
         extra_multiplied=matmul_params(shape) - work.multiplied_params,
+        trainable_share=min(1.0, (trainable_params or shape.num_params) / shape.num_params),
     )

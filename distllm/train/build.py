@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint
 from distllm.cluster.hang import Patience
@@ -25,27 +24,17 @@ from distllm.data.open import open_split
 from distllm.data.stream import StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree, agree_after_work
-from distllm.dist.build import build_engine
 from distllm.dist.collectives import sum_over_ranks
-from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
 from distllm.errors import StorageError
-from distllm.export.load import load_weights
 from distllm.heartbeat import BEATS_DIRECTORY, HEART
-from distllm.models.heads import head_of
-from distllm.models.init import build_model
-from distllm.models.recompute import recompute_blocks
-from distllm.models.stack import compile_blocks
 from distllm.observe.ledger import LEDGER_FILE, Event, Ledger
 from distllm.observe.metrics import StepRecord
 from distllm.observe.open import build_sinks
 from distllm.observe.sinks import Sink, last_attempt, read_metrics
 from distllm.observe.tracked import RUN_ID_FACT, TrackedRun, settle_run_id
 from distllm.ops.backend import use_kernels
-from distllm.ops.cross_entropy import LossTerms
 from distllm.ops.peak import measure_matmul_flops
-from distllm.optim.groups import describe_groups, parameter_groups
-from distllm.optim.optimizers import build_optimizer
 from distllm.optim.schedule import LearningRate
 from distllm.plan.flops import flops_per_token
 from distllm.plan.hardware import find_accelerator
@@ -67,6 +56,7 @@ from distllm.train.saving import build_saves, check_room, place_checkpoints
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
 from distllm.train.vigil import begin_vigil, watch_oneself
+from distllm.train.weights import engine_of
 
 _PEAK_SECONDS = 0.2
 
@@ -178,8 +168,9 @@ def _build(
         chronicle.begin(_ledger(directory, attempt, sinks), topology.world_size)
     kernels = use_kernels(config.engine.kernels, topology.device)
     notes = [f"kernels: {kernels.name} ({kernels.reason})", *notes]
-    engine, begun_with = _build_engine(resolved, topology, fresh=found is None)
+    engine, begun_with, base = engine_of(resolved, topology, found.facts if found else None)
     notes += begun_with
+    facts |= base
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
     if topology.is_main:
         directory.write_configuration(composition, resolved)
@@ -209,7 +200,9 @@ def _build(
         sinks=sinks,
         stop=stop,
         attempt=attempt,
-        flops_per_token=flops_per_token(resolved.shape, config.data.seq_len),
+        flops_per_token=flops_per_token(
+            resolved.shape, config.data.seq_len, resolved.trainable_params / resolved.shape.num_params
+        ),
         peak_flops=_peak_flops(resolved, topology),
         checkpoint_facts=facts,
     )
@@ -265,36 +258,6 @@ def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state
         fault for fault in map(parse_fault, resolved.config.chaos.faults) if fault.rank == topology.rank
     ]
     return FaultyTask(task, faults, state, directory.path) if faults else task
-
-
-def _build_engine(resolved: Resolved, topology: Topology, *, fresh: bool) -> tuple[Engine, list[str]]:
-    """Build the engine; a fresh run may begin with given weights, which the notes speak of."""
-    config = resolved.config
-    terms = LossTerms(config.task.label_smoothing, config.task.z_loss)
-    model = build_model(resolved.shape, config.seed, head=head_of(config.task.name), terms=terms)
-    notes = _begin_with(model, resolved) if fresh and config.model.init_from else []
-    if fresh:
-        notes += describe_groups(parameter_groups(model, config.optim.weight_decay)).splitlines()
-    if config.engine.compile:
-        compile_blocks(model)
-    recompute_blocks(model, config.engine.activation_checkpointing)
-    engine = build_engine(
-        config.engine.name,
-        model,
-        lambda module: build_optimizer(module, config.optim),
-        settings=resolved.deepspeed,
-        topology=topology,
-        timeout_seconds=config.cluster.timeout_seconds,
-    )
-    return engine, notes
-
-
-def _begin_with(model: nn.Module, resolved: Resolved) -> list[str]:
-    """Load the weights of ``model.init_from``; say where they come from, and what they lack."""
-    folder = resolved.config.model.init_from
-    missing = load_weights(model, resolved.shape, Path(str(folder)))
-    lacking = f"; it has no {', '.join(missing)}: drawn at random" if missing else ""
-    return [f"begins with the weights of {folder}{lacking}"]
 
 
 def _learning_rate(resolved: Resolved) -> LearningRate:

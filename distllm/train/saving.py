@@ -230,4 +230,4 @@ def build_saves(
 
 
 def _checkpoint_bytes(resolved: Resolved) -> int:
-    return checkpoint_bytes(int(resolved.derivations["num_params"].value))
+    return checkpoint_bytes(resolved.trainable_params)

@@ -1,4 +1,4 @@
-"""Encoders and encoder-decoders learn under every ZeRO stage what they learn in plain torch."""
+"""Encoders, encoder-decoders and adapters learn under every ZeRO stage what they learn in plain torch."""
 
 import pytest
 from ranks import run_ranks
@@ -29,14 +29,16 @@ T5 = {
 }
 
 
-def train(topology, engine_name, stage, options):
+def engine_of(topology, engine_name, stage, options, rank=0):
     import torch
 
     from distllm.config.engine import deepspeed_json
     from distllm.config.schema import ModelConfig, OptimConfig
+    from distllm.config.schema_lora import LoraConfig
     from distllm.config.shape import settle_shape
     from distllm.dist.build import build_engine
     from distllm.models.init import build_model
+    from distllm.models.lora import add_adapters
     from distllm.optim.optimizers import build_optimizer
 
     config = ModelConfig(hidden_size=32, num_layers=2, num_heads=4, init_std=0.1, **options)
@@ -50,14 +52,22 @@ def train(topology, engine_name, stage, options):
         compute="fp32",
         device="cpu",
     )
-    engine = build_engine(
+    model = build_model(shape := settle_shape(config, VOCAB, LENGTH), seed=0)
+    if rank:
+        add_adapters(model, shape, LoraConfig(rank=rank, targets=("k_proj", "v_proj", "down_proj")), seed=0)
+    return build_engine(
         engine_name,
-        build_model(settle_shape(config, VOCAB, LENGTH), seed=0),
+        model,
         lambda model: build_optimizer(model, OptimConfig(eps=1e-4)),
         settings=settings,
         topology=topology,
         timeout_seconds=60,
     )
+
+
+def train(topology, engine, options, steps=STEPS):
+    import torch
+
     mine = slice(topology.rank, None, topology.world_size)
     place = torch.arange(LENGTH)
     segments = (place >= 5).long().expand(ROWS, -1)
@@ -66,7 +76,7 @@ def train(topology, engine_name, stage, options):
     tokens = torch.randint(VOCAB, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     target = tokens[:, :-1], positions, segments
     inputs = (tokens[:, 1:], *target[1:], *target) if "encoder_decoder" in options.values() else target
-    for _ in range(STEPS):
+    for _ in range(steps):
         loss = engine.model(*(x[mine] for x in (*inputs, tokens[:, 1:]))) / (ROWS * LENGTH)
         engine.backward(loss)
         engine.step(lr=1e-2)
@@ -77,15 +87,63 @@ def train(topology, engine_name, stage, options):
 
 
 def train_all(topology, cases):
-    return [train(topology, *case) for case in cases]
+    return [train(topology, engine_of(topology, *case), case[2]) for case in cases]
 
 
-def test_every_stage_is_plain_torch():
+def adapt_all(topology):
+    """Train adapters with every engine, each going on from the state of the one before too."""
+    results, state, rank = [], None, 3
+    for name, stage in (("local", 0), *(("deepspeed", stage) for stage in range(4))):
+        engine = engine_of(topology, name, stage, {}, rank)
+        base = [weight.detach().clone() for weight in engine.replicas() if not weight.requires_grad]
+        losses = train(topology, engine, {})
+        after = dict(engine.state())
+        untouched = all(map(torch_equal, base, (w for w in engine.replicas() if not w.requires_grad)))
+        again = engine_of(topology, name, stage, {}, rank)
+        again.load_state((state or after).__getitem__, engine.optimizer_steps)
+        state = after
+        results.append(
+            {
+                "losses": losses, "names": list(after), "frozen": len(base), "untouched": untouched,
+                "after": train(topology, again, {}, 1),
+            }
+        )  # fmt: skip
+    return results
+
+
+def torch_equal(one, other):
+    return bool((one == other).all())
+
+
+def all_jobs(topology, cases):
+    return train_all(topology, cases), adapt_all(topology)
+
+
+@pytest.fixture(scope="module")
+def results():
     engines = [("local", 0), ("deepspeed", 2), ("deepspeed", 3)]
     cases = [(*engine, options) for options in (BERT, T5) for engine in engines]
-    first, second = run_ranks(train_all, 2, cases)
+    first, second = run_ranks(all_jobs, 2, cases)
     assert first == second
+    return first
+
+
+def test_every_stage_is_plain_torch(results):
+    first = results[0]
     for expected, *found in (first[:3], first[3:]):
         assert expected[-1] < expected[0]
         for losses in found:
             assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_adapters_learn_alike_under_every_stage_and_are_all_that_is_kept(results):
+    twin, *others = results[1]
+    assert twin["losses"][-1] < twin["losses"][0]
+    assert len(twin["names"]) == 3 * 2 * 2 * 3  # weight and moments, a and b, layers, projections
+    assert all("lora" in name for name in twin["names"])
+    for found in others:
+        assert found["losses"] == pytest.approx(twin["losses"], rel=1e-5)
+        assert found["after"] == pytest.approx(twin["after"], rel=1e-5)
+        assert found["names"] == twin["names"]
+    assert [found["frozen"] for found in results[1]] == [twin["frozen"]] * 4 + [0]
+    assert all(found["untouched"] for found in results[1])

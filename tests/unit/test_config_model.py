@@ -8,6 +8,7 @@ import yaml
 from distllm.config.checks_model import check_model
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
+from distllm.config.schema_lora import LoraConfig
 from distllm.config.schema_model import ModelConfig, RopeConfig
 from distllm.config.shape import settle_shape
 from distllm.config.validate import build
@@ -75,6 +76,26 @@ REFUSED = {
         {"num_heads": 8, "num_kv_heads": 3},
         "num_heads 8 is not divisible by num_kv_heads 3",
         "1, 2, 4, 8",
+    ),
+    "adapters of nothing": (
+        {"lora": LoraConfig(rank=4)},
+        "adapters change a model that was trained",
+        "distllm export run=NAME",
+    ),
+    "an adapter without a projection": (
+        {"lora": LoraConfig(rank=4, targets=("gate_proj",)), "gated": False, "init_from": "x"},
+        "no projection gate_proj",
+        "model.lora.targets=[q_proj,v_proj]",
+    ),
+    "adapters of experts": (
+        {"lora": LoraConfig(rank=4, targets=("up_proj", "q_proj")), "num_experts": 4, "init_from": "x"},
+        "no projection up_proj",
+        "experts have none",
+    ),
+    "adapters nowhere": (
+        {"lora": LoraConfig(rank=4, targets=()), "init_from": "x"},
+        "nothing would learn",
+        "model.lora.targets=[q_proj,v_proj]",
     ),
     "an odd head": (
         {"hidden_size": 24, "num_heads": 8},

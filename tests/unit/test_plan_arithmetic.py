@@ -91,6 +91,18 @@ def test_partitioning_divides_what_its_stage_partitions():
     assert parts(3).weights == pytest.approx(whole.weights / 8 + 2 * WORK.block_params * 2)
 
 
+def test_what_is_frozen_has_neither_gradients_nor_moments():
+    frozen = replace(WORK, trainable_share=0.01)
+    whole, small = peak_memory(WORK, LAYOUT, SOFTWARE), peak_memory(frozen, LAYOUT, SOFTWARE)
+    assert small.weights == whole.weights
+    assert small.gradients == pytest.approx(whole.gradients / 100)
+    assert small.optimizer == pytest.approx(whole.optimizer / 100)
+    shape = settle_shape(ModelConfig(), 512, 64)
+    assert work_of(shape, shape.num_params // 2).trainable_share == pytest.approx(0.5)
+    saved = flops_per_token(shape, 64) - flops_per_token(shape, 64, 0.0)
+    assert saved == pytest.approx(2 * matmul_params(shape))
+
+
 def test_offloading_moves_bytes_to_the_host():
     here = peak_memory(WORK, replace(LAYOUT, zero_stage=2), SOFTWARE)
     moved = peak_memory(WORK, replace(LAYOUT, zero_stage=2, offload="optimizer"), SOFTWARE)

@@ -1,0 +1,125 @@
+"""Adapters as a folder that `peft` loads on top of the model they were trained on.
+
+Where their architecture keeps in one matrix what ours adapts part by part (GPT-2's ``c_attn``), the
+parts become one adapter: their ``a`` stacked, their ``b`` on the diagonal, and rank and scale as many
+times larger, which is the same product.
+
+Shapes: C inputs, I outputs of one of their matrices, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from distllm.config.huggingface import write_config
+from distllm.config.schema_lora import LoraConfig
+from distllm.config.shape import ModelShape
+from distllm.export.hf import FACTS, new_folder
+from distllm.export.names import Rule, rules
+from distllm.fsio import atomic_write_bytes, atomic_write_json
+from distllm.models.heads import HeadName
+from distllm.models.lora import AdaptedLinear
+
+_PREFIX = "base_model.model."
+_TASKS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """One adapter of theirs: the matrix it belongs to, and how many of ours it holds."""
+
+    module: str
+    a_RC: Tensor
+    b_IR: Tensor
+    parts: int
+
+
+def export_adapter(
+    adapters: Mapping[str, AdaptedLinear],
+    learned: Mapping[str, Tensor],
+    shape: ModelShape,
+    config: LoraConfig,
+    base: str,
+    out: Path,
+    facts: Mapping[str, Any],
+    head: HeadName = "masked_lm",
+) -> None:
+    """Write the folder ``out``: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Args:
+        adapters: the adapted matrices by name.
+        learned: weights that learnt as they are, by name: those of a head.
+        shape: the model's.
+        config: rank and scale.
+        base: the folder of the model that is adapted.
+        out: the folder; an earlier export there is replaced.
+        facts: plain values of the run, for ``distllm.json``.
+        head: what stands on an encoder.
+
+    Raises:
+        ConfigError: ``out`` holds something that is no export, or transformers has no such model.
+        StorageError: the folder cannot be written.
+    """
+    model_type, _ = write_config(shape)
+    found = [
+        adapter
+        for rule in rules(model_type, shape, [f"{name}.weight" for name in adapters])
+        for adapter in _adapters(rule, adapters[rule.ours.removesuffix(".weight")])
+    ]
+    tensors = {}
+    for adapter in found:
+        tensors[f"{_PREFIX}{adapter.module}.lora_A.weight"] = adapter.a_RC
+        tensors[f"{_PREFIX}{adapter.module}.lora_B.weight"] = adapter.b_IR
+    whole = {
+        name: part
+        for rule in rules(model_type, shape, learned)
+        for name, part in rule.split(learned[rule.ours])
+    }
+    tensors |= {_PREFIX + name: weight for name, weight in whole.items()}
+    joined = [adapter for adapter in found if adapter.parts > 1]
+    content = {
+        "peft_type": "LORA",
+        "task_type": "QUESTION_ANS" if head == "span" else _TASKS.get(shape.family),
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": [adapter.module for adapter in found],
+        "rank_pattern": {adapter.module: adapter.parts * config.rank for adapter in joined},
+        "alpha_pattern": {adapter.module: adapter.parts * config.alpha for adapter in joined},
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
+        "fan_in_fan_out": model_type == "gpt2",
+        "bias": "none",
+        "inference_mode": True,
+    }
+    with new_folder(Path(out)) as folder:
+        kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        blob = safetensors.torch.save(kept, metadata={"format": "pt"})
+        atomic_write_bytes(folder / "adapter_model.safetensors", blob)
+        atomic_write_json(folder / "adapter_config.json", content)
+        atomic_write_json(folder / FACTS, {"kind": "distllm export", "facts": dict(facts)})
+
+
+def _adapters(rule: Rule, module: AdaptedLinear) -> Iterator[_Adapter]:
+    """Yield the adapters of their matrices that one of ours is made of."""
+    if len(rule.theirs) == len(module.rows):
+        for theirs, name in zip(rule.theirs, module.rows, strict=True):
+            if name in module.adapted:
+                yield _Adapter(theirs.removesuffix(".weight"), *module.adapter(name), parts=1)
+        return
+    (theirs,) = rule.theirs
+    pairs = {name: module.adapter(name) for name in module.adapted}
+    rank = next(iter(pairs.values()))[0].shape[0]
+    b_IR = torch.zeros(sum(module.rows.values()), rank * len(pairs))
+    rows = dict(zip(module.rows, torch.split(b_IR, list(module.rows.values())), strict=True))
+    for number, (name, (_, own_IR)) in enumerate(pairs.items()):
+        rows[name][:, number * rank : (number + 1) * rank] = own_IR.detach()
+    a_RC = torch.cat([own_RC for own_RC, _ in pairs.values()])
+    yield _Adapter(theirs.removesuffix(".weight"), a_RC, b_IR, len(pairs))

@@ -1,0 +1,53 @@
+"""The frozen weights below adapters: read from their folder by every attempt, never part of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distllm.config.schema_model import ModelConfig
+from distllm.dist.fingerprint import fingerprint
+from distllm.errors import CheckpointError
+from distllm.export.load import load_weights
+from distllm.models.init import Model
+from distllm.models.lora import add_adapters
+
+
+def adapt(model: Model, config: ModelConfig, seed: int, known: str | None = None) -> str:
+    """Give a model the weights of ``config.init_from``, frozen, and fresh adapters.
+
+    Args:
+        model: of the folder's shape.
+        config: its keys; ``lora.rank`` is at least 1.
+        seed: root of the adapters' random streams.
+        known: fingerprint of the weights that the adapters of a checkpoint belong to.
+
+    Returns:
+        The fingerprint of the frozen weights, as 16 hexadecimal digits.
+
+    Raises:
+        CheckpointError: the folder is gone, lacks a frozen weight, or holds other weights than ``known``.
+    """
+    folder = Path(str(config.init_from))
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"the weights below the adapters are gone: {folder} holds no config.json",
+            where=f"model.init_from={folder}",
+            remedy="put the folder back: a checkpoint of adapters does not hold what they adapt",
+        )
+    missing = load_weights(model, model.shape, folder)
+    add_adapters(model, model.shape, config.lora, seed)
+    frozen = {name: weight for name, weight in model.named_parameters() if not weight.requires_grad}
+    if lacking := [name for name in missing if name in frozen]:
+        raise CheckpointError(
+            f"{folder} has no {', '.join(lacking)}: drawn at random and frozen, it would never learn",
+            where=f"model.init_from={folder}",
+            remedy="train it first with model.lora.rank=0, or begin with a folder that has it",
+        )
+    found = f"{fingerprint(frozen.values()):016x}"
+    if known not in (None, found):
+        raise CheckpointError(
+            f"the adapters belong to other weights than those of {folder}",
+            where=f"model.init_from={folder}",
+            remedy="put back the folder that the run began with; what is in it must not change",
+        )
+    return found

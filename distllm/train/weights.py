@@ -1,0 +1,82 @@
+"""The weights of a run: drawn, read from a folder or, below adapters, frozen; and the engine around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from distllm.config.resolve import Resolved
+from distllm.dist.agree import agree
+from distllm.dist.build import build_engine
+from distllm.dist.engine import Engine
+from distllm.dist.topology import Topology
+from distllm.export.base import adapt
+from distllm.export.load import load_weights
+from distllm.models.heads import head_of
+from distllm.models.init import build_model
+from distllm.models.recompute import recompute_blocks
+from distllm.models.stack import compile_blocks
+from distllm.ops.cross_entropy import LossTerms
+from distllm.optim.groups import describe_groups, parameter_groups
+from distllm.optim.optimizers import build_optimizer
+from distllm.units import format_count
+
+BASE_FACT = "base"
+
+
+def engine_of(
+    resolved: Resolved, topology: Topology, known: Mapping[str, Any] | None
+) -> tuple[Engine, list[str], dict[str, object]]:
+    """Build the engine around the weights that the run begins with. Collective.
+
+    Args:
+        resolved: the run.
+        topology: this rank's place.
+        known: the facts of the checkpoint that it goes on from; None for a fresh run.
+
+    Returns:
+        The engine, what to tell about its weights, and facts for the checkpoints.
+
+    Raises:
+        CheckpointError: weights to begin with cannot be had.
+    """
+    config = resolved.config
+    terms = LossTerms(config.task.label_smoothing, config.task.z_loss)
+    model = build_model(resolved.shape, config.seed, head=head_of(config.task.name), terms=terms)
+    notes, facts = list[str](), dict[str, object]()
+    if config.model.lora.rank:
+        before = known[BASE_FACT] if known else None
+        # Rank 0 reads first: a folder that cannot be used ends every rank with the same words.
+        base = agree(topology, lambda: adapt(model, config.model, config.seed, before))
+        if not topology.is_main:
+            adapt(model, config.model, config.seed, base)
+        facts[BASE_FACT] = base
+        frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
+        notes.append(f"adapts the weights of {config.model.init_from}: {format_count(frozen)} are frozen")
+    elif known is None and config.model.init_from:
+        notes += _begin_with(model, resolved)
+    if known is None:
+        notes += describe_groups(parameter_groups(model, config.optim.weight_decay)).splitlines()
+    if config.engine.compile:
+        compile_blocks(model)
+    recompute_blocks(model, config.engine.activation_checkpointing)
+    engine = build_engine(
+        config.engine.name,
+        model,
+        lambda module: build_optimizer(module, config.optim),
+        settings=resolved.deepspeed,
+        topology=topology,
+        timeout_seconds=config.cluster.timeout_seconds,
+    )
+    return engine, notes, facts
+
+
+def _begin_with(model: nn.Module, resolved: Resolved) -> list[str]:
+    """Load the weights of ``model.init_from``; say where they come from, and what they lack."""
+    folder = resolved.config.model.init_from
+    missing = load_weights(model, resolved.shape, Path(str(folder)))
+    lacking = f"; it has no {', '.join(missing)}: drawn at random" if missing else ""
+    return [f"begins with the weights of {folder}{lacking}"]
