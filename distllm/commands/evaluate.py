@@ -50,14 +50,16 @@ def run(words: Sequence[str]) -> int:
 def _follow(stored: StoredRun, resolved: Resolved, options: Options) -> None:
     """Measure checkpoints in the order in which they appear, each once; what is gone is missed."""
     from distllm.checkpoint.format import list_checkpoints
+    from distllm.cluster.outcome import is_done
 
-    done = -1
-    while done < resolved.max_steps:
+    done, ended = -1, False
+    while done < resolved.max_steps and not ended:
+        ended = is_done(stored.directory.path)  # before looking: what it saved last is there then
         paths = list_checkpoints(stored.directory.checkpoints)
         coming = sorted(step for path in paths if (step := int(path.name.removeprefix("step-"))) > done)
         for step in coming:
             done = _measure(stored, resolved, options, step)
-        if not coming:
+        if not coming and not ended:
             time.sleep(_POLL_SECONDS)
 
 

@@ -13,6 +13,7 @@ from distllm.config.faults import AROUND, KINDS, parse_fault
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.schema_optim import WHOLE_MATRICES
+from distllm.config.schema_stopping import METRICS, OF_SOURCE
 from distllm.errors import ConfigError
 from distllm.machine import available_cores
 from distllm.registry import did_you_mean
@@ -31,6 +32,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_cluster(config, problems)
     _check_warmup(config, problems)
     _check_checkpoints(config, problems)
+    _check_early_stopping(config, problems)
     _check_faults(config, problems, world_size)
     problems.check(
         bool(config.name) and "/" not in config.name and not config.name.startswith("."),
@@ -197,6 +199,22 @@ def _check_checkpoints(config: Config, problems: Problems) -> None:
         f"{checkpoint.every_steps}: ephemeral checkpoints come between the others",
         keys=["checkpoint.ephemeral_every_steps", "checkpoint.every_steps"],
         remedy="lower checkpoint.ephemeral_every_steps, or leave it null",
+    )
+
+
+def _check_early_stopping(config: Config, problems: Problems) -> None:
+    stopping = config.train.early_stopping
+    problems.check(
+        stopping.patience is None or config.eval.every_steps > 0,
+        "train.early_stopping goes by evaluations, and nothing is evaluated",
+        keys=["train.early_stopping.patience", "eval.every_steps"],
+        remedy="set eval.every_steps, or train.early_stopping.patience=null",
+    )
+    problems.check(
+        stopping.metric in METRICS or stopping.metric.startswith(OF_SOURCE),
+        f"unknown metric {stopping.metric!r}",
+        keys=["train.early_stopping.metric"],
+        remedy=f"use {', '.join(METRICS)}, or {OF_SOURCE}NAME; {did_you_mean(stopping.metric, METRICS)}",
     )
 
 

@@ -26,6 +26,7 @@ from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_optim import OptimConfig, ScheduleConfig
 from distllm.config.schema_privacy import PrivacyConfig
 from distllm.config.schema_read import ReadConfig, SourceConfig
+from distllm.config.schema_stopping import EarlyStoppingConfig
 from distllm.config.schema_task import TaskConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
 
@@ -112,6 +113,9 @@ class TrainConfig:
     )
     stop_at_step: int | None = option(
         None, "stop here with a checkpoint; the schedule still ends at the full length", minimum=1
+    )
+    early_stopping: EarlyStoppingConfig = option(
+        None, "when the run ends because it no longer gets better", factory=EarlyStoppingConfig
     )
 
 

@@ -18,6 +18,7 @@ from distllm.data.batch import IGNORE_INDEX, Batch, Split
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.topology import Topology
+from distllm.observe.metrics import EvalRecord
 from distllm.tasks.base import Task
 
 
@@ -55,6 +56,18 @@ class Perplexity:
     def bits_per_byte(self) -> float | None:
         """Bits per UTF-8 byte of text: comparable between tokenizers; None where there is no text."""
         return self.nll_sum / math.log(2) / self.text_bytes if self.text_bytes else None
+
+    def record(self, step: int, tokens: int, seconds: float) -> EvalRecord:
+        """Return the figures as what sinks are told after ``step``."""
+        return EvalRecord(
+            step=step,
+            tokens=tokens,
+            loss=self.loss,
+            perplexity=self.perplexity,
+            bits_per_byte=self.bits_per_byte,
+            sources=self.sources,
+            seconds=seconds,
+        )
 
     def __str__(self) -> str:
         """The figures in one line."""

@@ -44,6 +44,7 @@ from distllm.tasks.base import Task
 from distllm.tasks.registry import build_task
 from distllm.train.chain import Chain
 from distllm.train.chronicle import Chronicle
+from distllm.train.early_stopping import EarlyStopping
 from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
 from distllm.train.loop import Run
@@ -179,6 +180,7 @@ def _build(
     notes += filter(None, [chain.checkpoint_deviation()])
     chronicle.resumed(state.step)
     _announce(resolved, sinks, state, [*_describe_data(resolved, train_split, stream), *notes])
+    valid = open_split(config, "valid") if config.eval.every_steps else None
     return Run(
         resolved=resolved,
         directory=directory,
@@ -186,11 +188,12 @@ def _build(
         task=_task(resolved, directory, topology, state),
         engine=engine,
         stream=stream,
-        valid=open_split(config, "valid") if config.eval.every_steps else None,
+        valid=valid,
         tokenizer=Tokenizer.load(dataset),
         learning_rate=_learning_rate(resolved),
         state=state,
         guard=Guard(config.guard, state),
+        stopping=EarlyStopping(config.train.early_stopping, state, topology, valid),
         replicas=ReplicaCheck(engine, topology),
         chain=chain,
         saves=build_saves(resolved, directory.checkpoints, topology, state, engine, chronicle, sinks),

@@ -25,13 +25,14 @@ from distllm.errors import Interrupted
 from distllm.evaluate.perplexity import evaluate_perplexity
 from distllm.heartbeat import HEART, read_beat
 from distllm.infer.generate import sample_text
-from distllm.observe.metrics import EvalRecord, StepRecord, resident_bytes
+from distllm.observe.metrics import StepRecord, resident_bytes
 from distllm.observe.sinks import Sink
 from distllm.optim.schedule import LearningRate
 from distllm.tasks.base import Task
 from distllm.train.chain import Chain
 from distllm.train.chronicle import Chronicle
 from distllm.train.clock import Phases, StepClock
+from distllm.train.early_stopping import EarlyStopping
 from distllm.train.guard import Guard
 from distllm.train.microbatches import forward_and_backward
 from distllm.train.pace import OwnTime, Pace
@@ -59,6 +60,7 @@ class Run:
     learning_rate: LearningRate
     state: TrainState
     guard: Guard
+    stopping: EarlyStopping
     replicas: ReplicaCheck
     chain: Chain
     saves: Saves
@@ -87,9 +89,8 @@ def train(run: Run) -> None:
             evaluate(run)
         clock.restart()
     if state.step >= run.resolved.stop_step:
-        for sink in run.sinks:
-            sink.log_note(state.step, f"the run is at step {state.step}: nothing is left to train")
-    while state.step < run.resolved.stop_step:
+        _note(run, f"the run is at step {state.step}: nothing is left to train")
+    while state.step < run.resolved.stop_step and not run.stopping.over():
         before = state.step
         train_step(run, clock)
         if state.step <= before:
@@ -103,8 +104,11 @@ def train(run: Run) -> None:
             with run.chronicle.charging("eval"):
                 evaluate(run)
             clock.restart()
-        if save_due:
-            save(run, must=last)
+        if run.stopping.over() and not save_due and not weights_agree(run):
+            clock.restart()
+            continue
+        if save_due or run.stopping.over():
+            save(run, must=last or run.stopping.over())
             clock.restart()
     _finish(run)
 
@@ -204,15 +208,8 @@ def evaluate(run: Run) -> None:
     )
     if state.step == 0:
         state.first_valid_loss = measured.loss
-    record = EvalRecord(
-        step=state.step,
-        tokens=state.tokens,
-        loss=measured.loss,
-        perplexity=measured.perplexity,
-        bits_per_byte=measured.bits_per_byte,
-        sources=measured.sources,
-        seconds=time.perf_counter() - started,
-    )
+    run.stopping.judge(measured)
+    record = measured.record(state.step, state.tokens, time.perf_counter() - started)
     run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}
     for sink in run.sinks:
         sink.log_eval(record)
@@ -335,14 +332,17 @@ def _samples(run: Run) -> dict[str, int]:
 
 
 def _finish(run: Run) -> None:
-    """End the attempt; a run that has taken all its steps is done if its samples are accounted for."""
+    """End the attempt; a run that is done, by its steps or early, must account for its samples."""
     state = run.state
     HEART.phase("end", state.step)
-    if state.step < run.resolved.max_steps:
+    early = {"why": run.stopping.why} if run.stopping.over() else {}
+    if early:
+        _note(run, f"{run.stopping.why}: ended at step {state.step}")
+    elif state.step < run.resolved.max_steps:
         run.chronicle.end("stopped", step=state.step, why="train.stop_at_step", samples=_samples(run))
         return
     require_complete(count_samples(state, run.resolved.sequences_per_step), state)
-    run.chronicle.end("done", step=state.step, samples=_samples(run))
+    run.chronicle.end("done", step=state.step, samples=_samples(run), **early)
 
 
 def _stop_here(run: Run) -> None:

@@ -31,6 +31,8 @@ class TrainState:
         weights_fingerprint: what the weights were at this step, if they were compared; else empty.
         seconds: time spent in steps, over all attempts.
         first_valid_loss: validation loss before the first step, in nats per token; nan until known.
+        best_metric: lowest value so far of the metric of early stopping; None until there is one.
+        evaluations_since_best: evaluations since then.
     """
 
     step: int = 0
@@ -51,6 +53,8 @@ class TrainState:
     weights_fingerprint: str = ""
     seconds: float = 0.0
     first_valid_loss: float = float("nan")
+    best_metric: float | None = None
+    evaluations_since_best: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """Return the state as plain values, for a checkpoint."""
