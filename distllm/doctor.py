@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from distllm.config.attention import BACKENDS, PACKAGES, Machine
 from distllm.fsio import free_bytes
 from distllm.machine import available_cores
 from distllm.units import format_bytes, format_duration
@@ -191,21 +192,20 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    """Say which kernels ``engine.kernels`` can choose."""
-    installed, gpu = _version("triton"), shutil.which("nvidia-smi") is not None
-    if installed is None:
-        remedy = "pip install 'distllm[kernels]'" if gpu else ""
-        yield Finding(
-            "ok", "kernels", "torch's; triton is not installed, so engine.kernels=triton is refused", remedy
-        )
-    elif gpu:
-        yield Finding(
-            "ok", "kernels", f"torch's, or with engine.kernels=triton distllm's own by triton {installed}"
-        )
-    else:
-        yield Finding(
-            "ok", "kernels", f"torch's; triton {installed} is here, engine.kernels=triton needs a GPU"
-        )
+    """Say which attention this machine has, and what each other one lacks."""
+    machine, device = _attention_machine(), "cuda" if shutil.which("nvidia-smi") else "cpu"
+    absent = {name: backend.absent(machine, device) for name, backend in BACKENDS.items()}
+    here = ", ".join(name for name, why in absent.items() if why is None)
+    lacking = "; ".join(f"{name} {why}" for name, why in absent.items() if why is not None)
+    remedy = "pip install 'distllm[kernels]'" if device == "cuda" and "triton" not in machine.packages else ""
+    yield Finding("ok", "kernels", f"attention here: {here}; {lacking}", remedy)
+
+
+def _attention_machine() -> Machine:
+    installed = frozenset(name for name in PACKAGES if _version(name) is not None)
+    code, output = _output(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], seconds=20)
+    found = re.search(r"^(\d+)\.(\d+)", output, re.MULTILINE) if code == 0 else None
+    return Machine((int(found[1]), int(found[2])) if found else None, installed)
 
 
 def _torch_build() -> str | None:

@@ -6,8 +6,10 @@ Every function adds to a `Problems`; none raises, so that one run of the command
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from distllm.config.attention import ORDERS, asked_by, candidates, refusal
 from distllm.config.checks_task import check_task
 from distllm.config.faults import AROUND, KINDS, parse_fault
 from distllm.config.problems import Problems
@@ -17,8 +19,6 @@ from distllm.config.schema_stopping import METRICS, OF_SOURCE
 from distllm.errors import ConfigError
 from distllm.machine import available_cores
 from distllm.registry import did_you_mean
-
-TRITON_HEAD_DIMS = (64, 96, 128, 192, 256)
 
 
 def check_run(config: Config, problems: Problems, *, world_size: int, dataset_tokens: int | None) -> None:
@@ -78,29 +78,23 @@ def check_machine(config: Config, problems: Problems, *, local_world_size: int) 
 
 
 def _check_kernels(config: Config, problems: Problems) -> None:
-    """Refuse what distllm's Triton kernels do not compute; nothing is dropped or computed otherwise."""
-    if config.engine.kernels != "triton":
-        return
-    model = config.model
+    """Refuse what no backend of the chosen order computes; nothing is dropped or computed otherwise."""
+    kernels = config.engine.kernels
     problems.check(
-        config.cluster.device == "cuda",
+        kernels != "triton" or config.cluster.device == "cuda",
         "engine.kernels=triton compiles for a CUDA device, and cluster.device is cpu",
         keys=["engine.kernels", "cluster.device"],
         remedy="engine.kernels=torch",
     )
-    problems.check(
-        model.positions not in ("alibi", "relative"),
-        f"the Triton attention adds no bias by distance, and model.positions is {model.positions}",
-        keys=["engine.kernels", "model.positions"],
-        remedy="engine.kernels=torch",
-    )
-    head_dim = model.head_dim or model.hidden_size // model.num_heads
-    problems.check(
-        head_dim in TRITON_HEAD_DIMS,
-        f"the Triton attention has the head sizes {', '.join(map(str, TRITON_HEAD_DIMS))}, not {head_dim}",
-        keys=["engine.kernels", "model.head_dim"],
-        remedy="engine.kernels=torch",
-    )
+    for kind, asked in asked_by(config).items():
+        on_gpu = replace(asked, device="cuda") if kernels == "triton" else asked
+        if not candidates(on_gpu, ORDERS[kernels]):
+            problems.check(
+                False,
+                f"attention of {kind} layers: {refusal(on_gpu, ORDERS[kernels])}",
+                keys=["engine.kernels", "model"],
+                remedy="engine.kernels=torch",
+            )
 
 
 def _check_length(config: Config, problems: Problems) -> None:

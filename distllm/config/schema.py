@@ -154,9 +154,10 @@ class EngineConfig:
         "activations kept for backward: none drops nothing; selective keeps products and attention; "
         "full keeps only each block's input",
     )
-    kernels: Literal["torch", "triton"] = option(
+    kernels: Literal["torch", "triton", "auto"] = option(
         "torch",
-        "torch's fused operations, or triton: distllm's kernels (CUDA, compute capability 8.0 or more)",
+        "torch's fused operations, or triton: distllm's kernels (CUDA, compute capability 8.0 or more), or "
+        "auto: the first attention of torch's, distllm's and flex_attention that computes what is asked",
     )
 
 

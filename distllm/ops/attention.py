@@ -9,21 +9,24 @@ flattened batch, R = 2 T - 1 distances.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distllm.errors import ConfigError
-from distllm.ops.backend import triton_chosen
+from distllm.config.attention import Name
+from distllm.ops.backend import serve, serving
 from distllm.ops.compiled import anything_compiled
 from distllm.ops.document_attention import biased_documents, fused_documents
+from distllm.ops.gpu_attention import flex_attend, packed_rows
 from distllm.ops.pieces import cross_pieces, self_pieces
 from distllm.ops.relative import along_diagonals
 
-Backend = Literal["whole", "documents", "masked", "triton"]
+_BY_BORDERS = frozenset[Name]({"triton", "fa4", "fa3", "flash"})
+_BY_MASK = frozenset[Name]({"sdpa", "source", "flex"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,45 +49,27 @@ class Pattern:
 CAUSAL = Pattern()
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A backend's name, and why it was taken."""
-
-    name: Backend
-    reason: str
-
-
 @dataclass(frozen=True)
 class AttentionPlan:
     """Which keys each query of a batch may see, whatever a layer's pattern hides.
 
+    A plan holds what the backends of this process need; without documents that is nothing.
+
     Attributes:
-        backend: how attention is computed.
-        pieces_P4: for ``documents``: what attends to what (see `distllm.ops.pieces`).
-        borders_E: for ``triton``: the first flattened position of each document, then their number.
-        visible_B1TS: for ``masked``: True where a query and a key share a document.
+        device: the kind of device it was made for.
+        documents: whether a row may hold more than one.
+        cross: whether the keys are another sequence's.
+        pieces_P4: what attends to what (see `distllm.ops.pieces`).
+        borders_E: the first flattened position of each document, then their number.
+        visible_B1TS: True where a query and a key share a document.
     """
 
-    backend: Backend
+    device: str
+    documents: bool = False
+    cross: bool = False
     pieces_P4: Tensor | None = None
     borders_E: Tensor | None = None
     visible_B1TS: Tensor | None = None
-
-
-def choose_attention(device: torch.device, *, segmented: bool) -> Choice:
-    """Choose how to compute attention on ``device`` for batches with or without segments."""
-    if triton_chosen():
-        return Choice(
-            "triton", "engine.kernels=triton: one kernel for documents, windows and soft caps alike"
-        )
-    if not segmented:
-        return Choice("whole", "no document borders are given: torch's fused attention of whole rows")
-    if device.type == "cpu":
-        return Choice(
-            "documents",
-            "on a CPU each document is attended to on its own, which skips the work a mask would hide",
-        )
-    return Choice("masked", f"fused attention with a mask: no border need be read back from {device.type}")
 
 
 def plan_attention(
@@ -98,16 +83,12 @@ def plan_attention(
         source_segments_BS: for attention to another sequence: its segments, never decreasing; a
             query sees those of its own number. None: queries attend to their own sequence.
     """
-    backend = choose_attention(device, segmented=segments_BT is not None).name
-    if backend == "triton" and source_segments_BS is not None:
-        backend = "masked"  # a packed source need not be covered by what its targets attend to
     if segments_BT is None:
-        return AttentionPlan(backend)
-    if backend == "triton":
-        starts_P = self_pieces(segments_BT)[:, 0]
-        total = starts_P.new_tensor([segments_BT.numel()])
-        return AttentionPlan(backend, borders_E=torch.cat([starts_P, total]).to(torch.int32))
-    if backend == "documents":
+        return AttentionPlan(device.type)
+    cross = source_segments_BS is not None
+    names = serving()
+    pieces_P4 = borders_E = visible_B1TS = None
+    if "documents" in names and device.type == "cpu":
         if source_segments_BS is None:
             pieces_P4 = self_pieces(segments_BT)
         else:
@@ -115,10 +96,15 @@ def plan_attention(
         if anything_compiled():
             # Otherwise every new number of documents would compile the model again.
             torch._dynamo.mark_dynamic(pieces_P4, 0)
-        return AttentionPlan(backend, pieces_P4=pieces_P4)
-    keys_BS = segments_BT if source_segments_BS is None else source_segments_BS
-    visible_BTS = segments_BT[:, :, None] == keys_BS[:, None, :]
-    return AttentionPlan(backend, visible_B1TS=visible_BTS[:, None])
+        return AttentionPlan(device.type, True, cross, pieces_P4=pieces_P4)
+    if names & _BY_BORDERS and not cross:
+        starts_P = self_pieces(segments_BT)[:, 0]
+        total = starts_P.new_tensor([segments_BT.numel()])
+        borders_E = torch.cat([starts_P, total]).to(torch.int32)
+    if names & _BY_MASK - {"source"} or cross:
+        keys_BS = segments_BT if source_segments_BS is None else source_segments_BS
+        visible_B1TS = (segments_BT[:, :, None] == keys_BS[:, None, :])[:, None]
+    return AttentionPlan(device.type, True, cross, None, borders_E, visible_B1TS)
 
 
 def attend(
@@ -139,39 +125,70 @@ def attend(
         pattern: what the layer computes.
         bias_HR: added to the scores by distance; the queries' own sequence only.
     """
-    if plan.backend == "triton":
-        return _triton(q_BTHD, k_BSKD, v_BSKD, plan.borders_E, pattern, bias_HR)
-    if plan.pieces_P4 is None:
+    cross = plan.cross or q_BTHD.shape[1] != k_BSKD.shape[1]
+    name = serve(
+        plan.device,
+        q_BTHD.dtype,
+        q_BTHD.shape[-1],
+        "documents" if plan.documents else None,
+        "cross" if cross else None,
+        "grouped" if q_BTHD.shape[2] != k_BSKD.shape[2] else None,
+        "window" if pattern.window else None,
+        "softcap" if pattern.softcap else None,
+        "bias" if bias_HR is not None else None,
+    )
+    if name == "documents":
+        return _documents(q_BTHD, k_BSKD, v_BSKD, plan.pieces_P4, pattern, bias_HR)
+    if name == "triton":
+        return _triton(q_BTHD, k_BSKD, v_BSKD, plan.borders_E, pattern)
+    if name in ("fa4", "fa3", "flash") and (plan.documents or pattern.window):
+        return packed_rows(
+            q_BTHD, k_BSKD, v_BSKD, plan.borders_E, pattern.causal, pattern.window, pattern.scale
+        )
+    if name == "flex":
+        return flex_attend(
+            q_BTHD, k_BSKD, v_BSKD, plan.visible_B1TS, bias_HR, causal=pattern.causal, window=pattern.window,
+            softcap=pattern.softcap, scale=pattern.scale,
+        )  # fmt: skip
+    with _only(name):
         return _masked(q_BTHD, k_BSKD, v_BSKD, plan.visible_B1TS, pattern, bias_HR)
+
+
+def _only(name: Name) -> AbstractContextManager[None]:
+    """Bind torch to the one implementation that was chosen: it raises where it cannot compute with it."""
+    if name == "cudnn":
+        return sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
+    if name in ("fa4", "fa3", "flash"):
+        return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    return nullcontext()
+
+
+def _documents(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    pieces_P4: Tensor | None,
+    pattern: Pattern,
+    bias_HR: Tensor | None,
+) -> Tensor:
+    assert pieces_P4 is not None
     constants = (pattern.causal, pattern.window, pattern.scale or q_BTHD.shape[-1] ** -0.5)
     out_BTHD: Tensor
     if bias_HR is None and not pattern.softcap:
-        out_BTHD = fused_documents(q_BTHD, k_BSKD, v_BSKD, plan.pieces_P4, *constants)[0]
+        out_BTHD = fused_documents(q_BTHD, k_BSKD, v_BSKD, pieces_P4, *constants)[0]
     else:
         bias_HR = q_BTHD.new_empty(q_BTHD.shape[2], 0) if bias_HR is None else bias_HR
-        out_BTHD = biased_documents(
-            q_BTHD, k_BSKD, v_BSKD, bias_HR, plan.pieces_P4, *constants, pattern.softcap
-        )[0]
+        out_BTHD = biased_documents(q_BTHD, k_BSKD, v_BSKD, bias_HR, pieces_P4, *constants, pattern.softcap)[
+            0
+        ]
     return out_BTHD
 
 
 def _triton(
-    q_BTHD: Tensor,
-    k_BSKD: Tensor,
-    v_BSKD: Tensor,
-    borders_E: Tensor | None,
-    pattern: Pattern,
-    bias_HR: Tensor | None,
+    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, borders_E: Tensor | None, pattern: Pattern
 ) -> Tensor:
     from distllm.kernels.attention.op import Packed, attention
 
-    if bias_HR is not None or (pattern.window and q_BTHD.shape[1] != k_BSKD.shape[1]):
-        raise ConfigError(
-            "the Triton attention computes neither a bias by distance (model.positions=relative or alibi) "
-            "nor a window over another sequence",
-            where="engine.kernels",
-            remedy="engine.kernels=torch",
-        )
     length, packed = q_BTHD.shape[1], None
     inputs = [q_BTHD, k_BSKD, v_BSKD]
     if borders_E is not None:

@@ -1,71 +1,132 @@
 """Which kernels the operations run on, chosen once per process, and why.
 
-The order on a CUDA device with ``engine.kernels=triton``: distllm's Triton kernel where it computes what
-is asked, else torch. Without it, and on every other device: torch, which picks among its own fused
-implementations. What the Triton attention cannot compute is refused, not computed by something slower.
+Attention has an order of backends (`distllm.config.attention`); ``engine.kernels`` names it. A process that
+was told nothing computes with what needs no telling: torch's fused attention, with a mask on a GPU. Norms,
+rotary positions, gates and the cross-entropy are distllm's under ``triton``, and torch's otherwise.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from importlib import metadata, util
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import metadata
 
 import torch
 from torch import Tensor
 
+from distllm.config.attention import (
+    BACKENDS,
+    ORDERS,
+    PACKAGES,
+    TRITON_HEAD_DIMS,
+    Asked,
+    Choice,
+    Feature,
+    Kernels,
+    Machine,
+    Name,
+    choose,
+)
 from distllm.errors import ConfigError, MissingDependency
 
-Kernels = Literal["torch", "triton"]
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_chosen: list[Kernels] = ["torch"]
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+_IMPLEMENTATIONS: Mapping[Name, str] = {"fa4": "FA4", "fa3": "FA3"}
+_UNTOLD: tuple[Name, ...] = ("documents", "sdpa")
 
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """The kernels of this process, and why these."""
+    """The kernels of this process, and why these; ``attention`` by what was asked."""
 
     name: Kernels
     reason: str
+    attention: Mapping[Asked, Choice]
 
 
-def use_kernels(name: Kernels, device: torch.device) -> KernelChoice:
+@dataclass(frozen=True, slots=True)
+class _State:
+    kernels: Kernels
+    order: tuple[Name, ...]
+    machine: Machine
+    serving: frozenset[Name]
+
+
+_state = [_State("torch", _UNTOLD, Machine(), frozenset(_UNTOLD))]
+
+
+def use_kernels(name: Kernels, device: torch.device, asked: Iterable[Asked] = ()) -> KernelChoice:
     """Choose the kernels for the rest of this process.
+
+    Args:
+        name: the order, ``engine.kernels``.
+        device: of this rank.
+        asked: what the layers will ask for; nothing: anything the order serves.
 
     Raises:
         MissingDependency: triton is not installed.
-        ConfigError: the device has no Triton kernels.
+        ConfigError: the device has no Triton kernels, or no backend computes what is asked.
     """
-    _chosen[0] = "torch"
+    _state[0] = _State("torch", _UNTOLD, Machine(), frozenset(_UNTOLD))
+    machine = machine_of(device)
+    reason = _reason(name, device, machine)
+    order = ORDERS[name]
+    attention = {one: choose(one, machine, order) for one in asked}
+    packed = [replace(one, features=one.features | {"documents"}) for one in attention]  # by other tasks
+    names = {choose(one, machine, order).name for one in (*attention, *packed)}
+    serving = frozenset(names or order)
+    for backend in _IMPLEMENTATIONS.keys() & serving if attention else ():
+        torch.nn.attention.activate_flash_attention_impl(_IMPLEMENTATIONS[backend])
+    _state[0] = _State(name, order, machine, serving)
+    return KernelChoice(name, reason, attention)
+
+
+def machine_of(device: torch.device) -> Machine:
+    """Return what this machine has for ``device``."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return Machine(capability, installed(PACKAGES), interpreted())
+
+
+def installed(packages: Iterable[str]) -> frozenset[str]:
+    """Return those of ``packages`` that are installed."""
+    found = set()
+    for package in packages:
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        found.add(package)
+    return frozenset(found)
+
+
+def _reason(name: Kernels, device: torch.device, machine: Machine) -> str:
+    """Return why ``engine.kernels=name`` can be had here."""
     if name == "torch":
-        return KernelChoice(
-            name, "engine.kernels=torch: torch's fused operations, the choice for every device"
-        )
-    if util.find_spec("triton") is None:
+        return "engine.kernels=torch: torch's fused operations, the choice for every device"
+    if name == "auto":
+        return "engine.kernels=auto: the first attention that computes what is asked; all else is torch's"
+    if "triton" not in machine.packages:
         raise MissingDependency(
             "engine.kernels=triton needs the package triton",
             where="engine.kernels",
             remedy="pip install 'distllm[kernels]', or engine.kernels=torch",
         )
-    if device.type == "cuda":
+    if machine.capability is not None:
         from distllm.kernels.device import row_of_capability
 
         try:
-            row = row_of_capability(torch.cuda.get_device_capability(device))
+            row = row_of_capability(machine.capability)
         except ValueError as error:
             raise ConfigError(str(error), where="engine.kernels", remedy="engine.kernels=torch") from error
-        reason = f"engine.kernels=triton: launch parameters of sm_{row}, triton {metadata.version('triton')}"
-    elif interpreted():
-        reason = "engine.kernels=triton in Triton's interpreter (TRITON_INTERPRET=1): for tests"
-    else:
-        raise ConfigError(
-            f"engine.kernels=triton needs a CUDA device, and this rank has {device.type}",
-            where="engine.kernels",
-            remedy="engine.kernels=torch",
-        )
-    _chosen[0] = "triton"
-    return KernelChoice("triton", reason)
+        return f"engine.kernels=triton: launch parameters of sm_{row}, triton {metadata.version('triton')}"
+    if machine.interpreted:
+        return "engine.kernels=triton in Triton's interpreter (TRITON_INTERPRET=1): for tests"
+    raise ConfigError(
+        f"engine.kernels=triton needs a CUDA device, and this rank has {device.type}",
+        where="engine.kernels",
+        remedy="engine.kernels=torch",
+    )
 
 
 def interpreted() -> bool:
@@ -73,11 +134,38 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def serve(device: str, dtype: torch.dtype, head_dim: int, *features: Feature | None) -> Name:
+    """Return the backend that attends in this process; features that are None are not asked for.
+
+    Raises:
+        ConfigError: none computes this.
+    """
+    if _state[0].machine.interpreted and triton_chosen():
+        head_dim = TRITON_HEAD_DIMS[0]  # the interpreter has any width
+    wanted = frozenset(feature for feature in features if feature is not None)
+    return _chosen(Asked(device, DTYPES[dtype], head_dim, wanted), _state[0])
+
+
+# The compiler takes a call's result as it is, in place of tracing what needs no tensor: this is all that
+# torch.compiler.assume_constant_result does, which would import the compiler.
+serve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=256)
+def _chosen(asked: Asked, state: _State) -> Name:
+    return choose(asked, state.machine, state.order).name
+
+
+def serving() -> frozenset[Name]:
+    """Return the backends that this process may take, for which batches must be prepared."""
+    return _state[0].serving
+
+
 def triton_chosen() -> bool:
-    """Whether this process uses the Triton kernels at all."""
-    return _chosen[0] == "triton"
+    """Whether this process uses the Triton kernels for whatever they compute."""
+    return _state[0].kernels == "triton"
 
 
 def triton_serves(x: Tensor) -> bool:
     """Whether the Triton kernels are in use and take a tensor like ``x``."""
-    return triton_chosen() and x.dtype in _DTYPES
+    return triton_chosen() and DTYPES.get(x.dtype) in BACKENDS["triton"].dtypes

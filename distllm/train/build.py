@@ -13,6 +13,7 @@ import torch
 
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint
 from distllm.cluster.hang import Patience
+from distllm.config.attention import asked_by
 from distllm.config.compose import Composition
 from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
@@ -167,8 +168,7 @@ def _build(
         facts[RUN_ID_FACT] = settle_run_id(directory.path, found.facts if found else {})
         sinks = build_sinks(_tracked(resolved, directory, attempt, made_with, facts), resolved.max_steps)
         chronicle.begin(_ledger(directory, attempt, sinks), topology.world_size)
-    kernels = use_kernels(config.engine.kernels, topology.device)
-    notes = [f"kernels: {kernels.name} ({kernels.reason})", *notes]
+    notes = [*_kernels(resolved, topology), *notes]
     engine, begun_with, base = engine_of(resolved, topology, found.facts if found else None)
     notes += begun_with
     facts |= base
@@ -209,6 +209,17 @@ def _build(
         peak_flops=_peak_flops(resolved, topology),
         checkpoint_facts=facts,
     )
+
+
+def _kernels(resolved: Resolved, topology: Topology) -> list[str]:
+    """Choose the kernels of this process; return what was chosen, and why."""
+    asked = asked_by(resolved.config)
+    kernels = use_kernels(resolved.config.engine.kernels, topology.device, asked.values())
+    notes = [f"kernels: {kernels.name} ({kernels.reason})"]
+    for kind, one in asked.items():
+        choice = kernels.attention[one]
+        notes.append(f"attention.{kind}: {choice.name} ({choice.reason})")
+    return notes
 
 
 def _recorded_steps(directory: RunDirectory, topology: Topology) -> Sequence[StepRecord]:

@@ -6,8 +6,8 @@ from interp.sanitizer import Sanitizer
 
 from distllm.errors import ConfigError
 from distllm.kernels.attention import launch
-from distllm.ops import attention, backend, cross_entropy, mlp, norm, rope
-from distllm.ops.attention import CAUSAL, Pattern, attend, choose_attention, plan_attention
+from distllm.ops import backend, cross_entropy, mlp, norm, rope
+from distllm.ops.attention import CAUSAL, Pattern, attend, plan_attention
 
 CPU = torch.device("cpu")
 STEPS = 20
@@ -93,22 +93,19 @@ def test_twenty_steps_with_the_kernels_lose_what_they_lose_without():
 def test_the_choice_says_why(triton_kernels):
     assert triton_kernels.name == "triton"
     assert "TRITON_INTERPRET" in triton_kernels.reason
-    choice = choose_attention(CPU, segmented=True)
-    assert choice.name == "triton"
-    assert "engine.kernels=triton" in choice.reason
+    assert backend.serve("cpu", torch.float32, WIDTH, "documents", "grouped", "window", "softcap") == "triton"
 
 
 def test_a_bias_by_distance_is_refused_not_dropped(triton_kernels):
     q, k = torch.randn(1, 4, 2, 16), torch.randn(1, 4, 1, 16)
-    with pytest.raises(ConfigError, match="neither a bias by distance"):
+    with pytest.raises(ConfigError, match="has not a bias by distance"):
         attend(q, k, k, plan_attention(None, CPU), CAUSAL, torch.zeros(2, 7))
-    with pytest.raises(ConfigError, match="nor a window over another sequence"):
+    with pytest.raises(ConfigError, match="a window over another sequence"):
         attend(q[:, :2], k, k, plan_attention(None, CPU), Pattern(causal=False, window=2))
 
 
 def test_attention_to_another_sequence_keeps_its_mask(triton_kernels):
     plan = plan_attention(SEGMENTS, CPU, SEGMENTS[:, :12])
-    assert plan.backend == "masked"
     assert plan.visible_B1TS.shape == (ROWS, 1, LENGTH, 12)
 
 
@@ -117,7 +114,7 @@ def test_torch_is_the_choice_without_the_key(monkeypatch):
     monkeypatch.setattr(launch, "launch_forward", None)
     q, k = torch.randn(1, 4, 2, 16), torch.randn(1, 4, 1, 16)
     assert attend(q, k, k, plan_attention(None, CPU)).shape == q.shape
-    assert attention.choose_attention(CPU, segmented=False).name == "whole"
+    assert backend.serve("cpu", torch.float32, 16) == "sdpa"
 
 
 def test_a_cpu_without_the_interpreter_is_refused(monkeypatch):

@@ -151,6 +151,17 @@ def test_torch_build_is_read_without_importing_torch(tmp_path):
     assert one(tmp_path, "torch build").detail == expected
 
 
+def test_attention_that_this_machine_has_and_what_the_rest_lacks(tmp_path, monkeypatch):
+    versions(monkeypatch, **{"flash-attn-3": None, "flash-attn-4": None, "triton": "3.7.0"})
+    without = one(tmp_path, "kernels").detail
+    assert without.startswith("attention here: documents, sdpa, source; ")
+    assert "triton runs on cuda" in without
+    tool(tmp_path, "nvidia-smi", "echo 9.0")
+    detail = one(tmp_path, "kernels").detail
+    assert detail.startswith("attention here: cudnn, triton, flash, flex, sdpa, source; ")
+    assert "fa3 needs the package flash-attn-3" in detail
+
+
 def test_one_core_is_too_few_for_the_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "available_cores", lambda: 1)
     finding = one(tmp_path, "cores")
