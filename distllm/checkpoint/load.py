@@ -128,8 +128,14 @@ def load_checkpoint(found: Found, engine: Engine) -> dict[str, Any]:
     return found.train_state
 
 
-def read_weights(found: Found, model: nn.Module) -> None:
+def read_weights(found: Found, model: nn.Module, slot: str | None = None, scale: float = 1.0) -> None:
     """Load the weights that learn, and nothing else, into a whole model in one process.
+
+    Args:
+        found: the checkpoint.
+        model: gets them.
+        slot: what the optimizer kept under this name is loaded in their place.
+        scale: factor of what is loaded.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model.
@@ -137,8 +143,10 @@ def read_weights(found: Found, model: nn.Module) -> None:
     with CheckpointReader.open(found.path) as reader, torch.no_grad():
         learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         for name, parameter in learning.items():
-            parameter.copy_(read_checked(reader.read, f"model/{name}", parameter.shape))
-        unread = [name for name in reader.unread() if name.startswith("model/")]
+            logical = f"model/{name}" if slot is None else f"optim/{slot}/{name}"
+            parameter.copy_(read_checked(reader.read, logical, parameter.shape) * scale)
+        kind = "model/" if slot is None else f"optim/{slot}/"
+        unread = [name for name in reader.unread() if name.startswith(kind)]
     _refuse_unread(unread, found.path)
 
 

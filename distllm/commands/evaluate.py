@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
+from distllm.config.schema_optim import Weights
 
 if TYPE_CHECKING:
     from distllm.commands.runs import StoredRun
@@ -24,6 +25,7 @@ class Options:
 
     run: str | None = option(None, "name or directory of the run")
     step: int | None = option(None, "checkpoint to measure; null takes the newest", minimum=0)
+    weights: Weights = option("last", "those after the last update, or their average (optim.ema)")
     max_tokens: int | None = option(None, "validation tokens; null takes all", unit="count", minimum=1)
     examples: int | None = option(
         200, "validation documents to generate for and to score; 0 scores none, null all", minimum=0
@@ -74,7 +76,7 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
     from distllm.tasks.registry import build_task
     from distllm.train.reference import reference_model
 
-    trained = load_trained(stored.directory.checkpoints, resolved, step)
+    trained = load_trained(stored.directory.checkpoints, resolved, step, options.weights)
     config, split = resolved.config, open_split(resolved.config, "valid")
     measured = evaluate_perplexity(
         trained.model,

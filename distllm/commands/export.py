@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
+from distllm.config.schema_optim import Weights
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Options:
         None, "folder for the adapters of a run with model.lora; null means adapter/ in the run directory"
     )
     step: int | None = option(None, "checkpoint to export; null takes the newest", minimum=0)
+    weights: Weights = option("last", "those after the last update, or their average (optim.ema)")
     verify: bool = option(True, "load it with transformers and compare logits")
     runs_dir: str = option("runs", "directory that holds run directories")
 
@@ -41,7 +43,7 @@ def run(words: Sequence[str]) -> int:
     from distllm.infer.load import load_trained
     from distllm.models.heads import head_of
 
-    trained = load_trained(stored.directory.checkpoints, resolved, options.step)
+    trained = load_trained(stored.directory.checkpoints, resolved, options.step, options.weights)
     out = Path(options.out) if options.out else stored.directory.path / "hf"
     head = head_of(resolved.config.task.name)
     weights = trained.model.state_dict()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
+from distllm.config.schema_optim import Weights
 from distllm.errors import ConfigError
 from distllm.fsio import storage_errors
 
@@ -28,6 +29,7 @@ class Options:
     prompt: str = option("", "text to continue (empty starts a document), or an encoder-decoder's source")
     file: str | None = option(None, "or a file with one prompt a line, answered together as JSON lines")
     step: int | None = option(None, "checkpoint to use; null takes the newest", minimum=0)
+    weights: Weights = option("last", "those after the last update, or their average (optim.ema)")
     max_tokens: int = option(100, "longest continuation", minimum=1)
     temperature: float = option(0.8, "sampling temperature; 0 is greedy", minimum=0.0)
     top_k: int | None = option(None, "sample among the k likeliest tokens", minimum=1)
@@ -106,7 +108,7 @@ def _of_run(options: Options) -> tuple[Model, Tokenizer]:
     gc.enable()
     from distllm.infer.load import load_trained
 
-    trained = load_trained(stored.directory.checkpoints, resolved, options.step)
+    trained = load_trained(stored.directory.checkpoints, resolved, options.step, options.weights)
     return trained.model, trained.tokenizer
 
 

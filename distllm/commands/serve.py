@@ -12,6 +12,7 @@ from typing import Any
 
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
+from distllm.config.schema_optim import Weights
 from distllm.errors import ConfigError, MissingDependency
 
 TOKEN_VARIABLE = "DISTLLM_TOKEN"
@@ -24,6 +25,7 @@ class Options:
     run: str | None = option(None, "name or directory of the run whose model is served")
     model: str | None = option(None, "a Hugging Face folder instead")
     step: int | None = option(None, "checkpoint of the run to use; null takes the newest", minimum=0)
+    weights: Weights = option("last", "those after the last update, or their average (optim.ema)")
     host: str = option("127.0.0.1", "address to listen on; off loopback a token is required")
     port: int = option(8000, "port to listen on; 0 takes a free one", minimum=0, maximum=65535)
     slots: int = option(16, "requests that are advanced together", minimum=1, maximum=1024)
@@ -100,5 +102,5 @@ def _backend(options: Options) -> Any:
         folder = Path(options.model)
         return Backend(folder.resolve().name, load_model(folder), Tokenizer.load(folder))
     stored = run_of(str(options.run), options.runs_dir)
-    trained = load_trained(stored.directory.checkpoints, stored.resolved(), options.step)
+    trained = load_trained(stored.directory.checkpoints, stored.resolved(), options.step, options.weights)
     return Backend(stored.config.name, trained.model, trained.tokenizer)

@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 
 from distllm.config.options import option
 
+Weights: TypeAlias = Literal["last", "ema"]
+"""Which weights of a checkpoint: those after the last update, or their average."""
 OptimizerName: TypeAlias = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
 WHOLE_MATRICES = ("adafactor", "muon")
 """Optimizers that look at rows and columns of a matrix, which ZeRO's flat partitions have not."""
@@ -29,6 +31,10 @@ class OptimConfig:
     weight_decay: float = option(
         0.1, "decay of matrices, never of norms and biases; of adam and sgd, an L2 penalty",
         on_resume="schedule", minimum=0.0,
+    )  # fmt: skip
+    ema: float | None = option(
+        None, "decay of an fp32 average of the weights after each update; null keeps none",
+        on_resume="identity", minimum=0.0, maximum=0.999999999,
     )  # fmt: skip
     grad_clip: float = option(
         1.0, "largest global gradient norm; 0 turns clipping off", on_resume="schedule", minimum=0.0

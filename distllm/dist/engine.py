@@ -100,7 +100,7 @@ def logical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return learning
 
 
-def slots_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> Mapping[str, torch.Size]:
+def slots_of(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> Mapping[str, torch.Size]:
     """Return what ``optimizer`` remembers for a weight, with shapes; Adam's two moments if it does not say."""
     own = getattr(optimizer, "slots", None)
     return dict.fromkeys(MOMENTS, weight.shape) if own is None else own(weight)

@@ -9,15 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from distllm.checkpoint.load import find_checkpoint, read_weights
+from distllm.checkpoint.load import Found, find_checkpoint, read_weights
 from distllm.config.resolve import Resolved
+from distllm.config.schema_optim import Weights
 from distllm.data.mirror import dataset_directory
 from distllm.data.tokenizer import Tokenizer
-from distllm.errors import CheckpointError
+from distllm.errors import CheckpointError, ConfigError
 from distllm.export.base import adapt
 from distllm.models.heads import head_of
 from distllm.models.init import Model, bare_model
 from distllm.models.lora import AdaptedLinear, adapters_of, learned_beside, merge_adapters
+from distllm.optim.ema import SLOT, total_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,13 @@ class Trained:
     learned: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def load_trained(checkpoints: Path, resolved: Resolved, step: int | None = None) -> Trained:
+def load_trained(
+    checkpoints: Path, resolved: Resolved, step: int | None = None, weights: Weights = "last"
+) -> Trained:
     """Load the newest verified checkpoint, or that of ``step``, on the CPU in fp32.
 
     Raises:
+        ConfigError: the average of its weights is asked for, and it holds none.
         CheckpointError: there is none, it is damaged, or the weights that its adapters change are gone.
     """
     found = find_checkpoint(checkpoints, quarantine=False, step=step)
@@ -54,9 +59,22 @@ def load_trained(checkpoints: Path, resolved: Resolved, step: int | None = None)
     model = bare_model(resolved.shape, head=head_of(config.task.name))
     if config.model.lora.rank:
         adapt(model, config.model, config.seed, found.facts["base"])
-    read_weights(found, model)
+    if weights == "ema":
+        read_weights(found, model, SLOT, 1.0 / _total_weight(found, config.optim.ema))
+    else:
+        read_weights(found, model)
     adapters, learned = adapters_of(model), learned_beside(model)
     merge_adapters(model)
     facts = {**found.facts, **found.train_state, "step": found.step}
     tokenizer = Tokenizer.load(dataset_directory(config.data))
     return Trained(model.eval(), tokenizer, found.step, facts, adapters, learned)
+
+
+def _total_weight(found: Found, decay: float | None) -> float:
+    if decay is None or found.optimizer_steps == 0:
+        raise ConfigError(
+            f"the checkpoint of step {found.step} holds no average of the weights",
+            where="optim.ema" if decay is None else str(found.path),
+            remedy="train with optim.ema=0.999; or leave weights=last",
+        )
+    return total_weight(decay, found.optimizer_steps)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distllm.config.schema_optim import OptimConfig
+from distllm.optim.ema import with_average
 from distllm.optim.groups import ParameterGroup, parameter_groups, torch_groups
 from distllm.optim.rules import Adafactor, Lion, MuonWithAdamW, Sgd
 from distllm.registry import Registry
@@ -17,12 +18,13 @@ _NO_MATRIX = ("embed", "lm_head")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimizer ``config.name`` over all parameters of ``model``.
+    """Build the optimizer ``config.name`` over all parameters of ``model`` that learn.
 
     Raises:
         ConfigError: the name is unknown.
     """
-    return OPTIMIZERS[config.name](model, config)
+    optimizer = OPTIMIZERS[config.name](model, config)
+    return optimizer if config.ema is None else with_average(optimizer, config.ema)
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

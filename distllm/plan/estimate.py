@@ -96,7 +96,7 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         accumulated_bytes=4 if wide else 0,
         flattened_bytes=4 if stage in (1, 2) else 0,
         reduced_bytes=element,
-        optimizer_bytes=12 if own_masters else 8,
+        optimizer_bytes=(12 if own_masters else 8) + (0 if config.optim.ema is None else 4),
         element_bytes=element,
         mlp_saved=4 if gated else 2,
         norm_saved=3 if config.cluster.device == "cpu" else 2,  # torch fuses norms only on a GPU

@@ -16,7 +16,7 @@ from pathlib import Path
 from distllm.checkpoint.mirror import mirror_of
 from distllm.checkpoint.retention import Retention
 from distllm.checkpoint.save import Saver
-from distllm.checkpoint.space import check_space, checkpoint_bytes
+from distllm.checkpoint.space import BYTES_PER_PARAM, check_space, checkpoint_bytes
 from distllm.config.resolve import Resolved
 from distllm.config.schema import Config
 from distllm.config.schema_checkpoint import CheckpointConfig
@@ -230,4 +230,5 @@ def build_saves(
 
 
 def _checkpoint_bytes(resolved: Resolved) -> int:
-    return checkpoint_bytes(resolved.trainable_params)
+    ema = 0 if resolved.config.optim.ema is None else 4
+    return checkpoint_bytes(resolved.trainable_params, BYTES_PER_PARAM + ema)

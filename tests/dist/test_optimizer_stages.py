@@ -1,5 +1,5 @@
 """Every optimizer gives the loss curve of the plain-torch twin under every ZeRO stage it may be used with,
-and its state can go from one stage to another."""
+and its state, the average of the weights included, can go from one stage to another."""
 
 import pytest
 from ranks import run_ranks
@@ -20,7 +20,7 @@ def engine_of(topology, name, engine, stage):
     from distllm.config.schema_optim import OptimConfig
     from distllm.optim.optimizers import build_optimizer
 
-    engine_jobs.make_optimizer = lambda model: build_optimizer(model, OptimConfig(name=name))
+    engine_jobs.make_optimizer = lambda model: build_optimizer(model, OptimConfig(name=name, ema=0.6))
     return engine_jobs.make_engine(topology, engine, stage, "fp32")
 
 
@@ -55,6 +55,7 @@ def curves(topology):
         results[f"{name} {kind} {stage}"] = {
             "losses": losses,
             "after": train(engine, topology, name, STEPS, STEPS + 2),
+            "averages": [float(state[logical].norm()) for logical in sorted(state) if "/ema/" in logical],
             "slots": sorted({logical.split("/")[1] for logical in state if logical.startswith("optim/")}),
         }
     for name in ANY_PART:
@@ -79,6 +80,7 @@ def test_the_curve_is_that_of_the_twin(results, name, engine, stage):
     # signs and normalised steps turn the last bit of a sum into a step of their own
     assert found["losses"] == pytest.approx(twin["losses"], rel=2e-4 if name == "lion" else 1e-5)
     assert found["slots"] == twin["slots"]
+    assert found["averages"] == pytest.approx(twin["averages"], rel=1e-3)
     assert twin["losses"][-1] < twin["losses"][0]
 
 
