@@ -72,15 +72,18 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
     from distllm.dist.topology import Topology
     from distllm.evaluate.measures import measure_task
     from distllm.evaluate.perplexity import evaluate_perplexity
+    from distllm.evaluate.preferences import measure_preferences
     from distllm.infer.load import load_trained
+    from distllm.tasks.dpo import DPO
     from distllm.tasks.registry import build_task
     from distllm.train.reference import reference_model
 
     trained = load_trained(stored.directory.checkpoints, resolved, step, options.weights)
     config, split = resolved.config, open_split(resolved.config, "valid")
+    task = build_task(config, resolved.shape, reference_model(resolved))
     measured = evaluate_perplexity(
         trained.model,
-        build_task(config, resolved.shape, reference_model(resolved)),
+        task,
         split,
         trained.tokenizer,
         Topology.single(),
@@ -89,8 +92,12 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
     )
     print(f"step {trained.step}: {measured}", flush=True)
     if isinstance(split, ExampleSplit) and options.examples != 0:
-        scores = measure_task(
-            config.task.name, trained.model, split, trained.tokenizer, limit=options.examples
+        scores = (
+            measure_preferences(task, trained.model, split, limit=options.examples)
+            if isinstance(task, DPO)
+            else measure_task(
+                config.task.name, trained.model, split, trained.tokenizer, limit=options.examples
+            )
         )
         for name, value in scores.items():
             print(f"  {name} {value if isinstance(value, str) else f'{value:.4g}'}", flush=True)

@@ -1,10 +1,12 @@
-"""Which split a document belongs to: a keyed hash of its id, so that it stays whatever comes beside it."""
+"""Which split a document belongs to: a keyed hash, so that it stays whatever comes beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from distllm.data.records import Document
+from distllm.fsio import digest_bytes
 from distllm.seeds import derive_seed
 
 TRAIN, VALID = "train", "valid"
@@ -12,9 +14,18 @@ SPLITS = (TRAIN, VALID)
 _HASH_RANGE = 2**63
 
 
-def split_hash(seed: int, id_: str) -> int:
-    """Return the number in ``[0, 2**63)`` that decides the split of the document ``id_``."""
-    return derive_seed(seed, "split", id_)
+def split_key(document: Document) -> str:
+    """Return what decides the split: a document's id or, of a question, the digest of its context.
+
+    Questions about one text are held out together, so that no text of the validation is met in training.
+    """
+    context = document.fields.get("context")
+    return document.id if context is None else f"context {digest_bytes(context.encode('utf-8', 'replace'))}"
+
+
+def split_hash(seed: int, key: str) -> int:
+    """Return the number in ``[0, 2**63)`` that decides the split of what has the key ``key``."""
+    return derive_seed(seed, "split", key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +52,6 @@ class Splitter:
             boundary = min(max(boundary, min(found) + 1), max(found))
         return cls(seed, boundary)
 
-    def __call__(self, id_: str) -> str:
-        """Return the split of the document ``id_``."""
-        return VALID if split_hash(self.seed, id_) < self.boundary else TRAIN
+    def __call__(self, key: str) -> str:
+        """Return the split of what has the key ``key``; see `split_key`."""
+        return VALID if split_hash(self.seed, key) < self.boundary else TRAIN

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ def best_span(model: nn.Module, framing: AnswerSpans, record: Record, eot_id: in
 
 
 def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer) -> Measures:
-    query_QC, passage_QC = (_embedded(model, records, field, tokenizer.eot_id) for field in (SOURCE, TARGET))
+    query_QC, passage_QC = (_embedded(model, records, field, tokenizer) for field in (SOURCE, TARGET))
     texts = {
         field: [tokenizer.decode(record[field].tolist()) for record in records] for field in (SOURCE, TARGET)
     }
@@ -176,14 +176,15 @@ def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer) -
 
 @torch.no_grad()
 def _embedded(
-    model: nn.Module, records: Sequence[Record], field: str, eot_id: int
+    model: nn.Module, records: Sequence[Record], field: str, tokenizer: Tokenizer
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Return the unit vectors of one side of pairs."""
-    parts = []
+    """Return the unit vectors of one side of pairs; what is longer than the model's context is cut."""
+    inner: Any = model
+    parts, room = [], inner.shape.max_seq_len - 2
     for batch in _batches(records):
-        texts = [np.concatenate([[eot_id], record[field], [eot_id]]) for record in batch]
+        texts = [tokenizer.enclosed(record[field][:room]) for record in batch]
         width = max(text.size for text in texts)
-        arrays = laid_out([[text] for text in texts], width, eot_id)
+        arrays = laid_out([[text] for text in texts], width, tokenizer.eot_id)
         parts.append(model(*map(torch.from_numpy, arrays)).float().numpy())
     return np.concatenate(parts)
 

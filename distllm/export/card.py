@@ -11,7 +11,7 @@ from distllm.units import format_count
 
 _CARD = """\
 ---
-library_name: transformers
+library_name: {library}
 {pipeline}tags:
 - distllm
 - {model_type}
@@ -25,7 +25,7 @@ A model of {num_params} parameters (`{model_type}`), trained with distllm.
 {usage}
 ```
 
-In training every document began with `{eot}`: begin prompts with it, as above.
+In training every document began with `{eot}`{advice}.
 
 ## Model
 
@@ -51,6 +51,11 @@ from transformers import {model_class}, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 model = {model_class}.from_pretrained("path/to/this/folder")
 print(model(**tokenizer("Once", return_tensors="pt")))"""
+_EMBEDS = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+print(model.similarity(model.encode("a query"), model.encode(["a passage", "another one"])))"""
 _CONFIG = """
 ## Configuration
 
@@ -61,7 +66,7 @@ _CONFIG = """
 
 
 def model_card(
-    shape: ModelShape, facts: Mapping[str, Any], eot: str, model_type: str, model_class: str
+    shape: ModelShape, facts: Mapping[str, Any], eot: str, model_type: str, model_class: str, *, embeds: bool
 ) -> str:
     """Return the text of the card.
 
@@ -72,6 +77,7 @@ def model_card(
         eot: the token that opens and closes documents.
         model_type: its architecture in transformers.
         model_class: its class there.
+        embeds: whether it gives vectors of texts, and the folder is one of sentence-transformers.
     """
     config = facts.get("config")
     name = config.get("name", "model") if isinstance(config, Mapping) else "model"
@@ -91,14 +97,22 @@ def model_card(
         num_params=format_count(shape.num_params),
         model_type=model_type,
         pipeline=_PIPELINES.get(shape.family, ""),
-        usage=_GENERATES.format(kind=_KINDS[shape.family])
-        if shape.family in _KINDS
-        else _READS.format(model_class=model_class),
+        library="sentence-transformers" if embeds else "transformers",
+        usage=_usage(shape, model_class, embeds=embeds),
+        advice="" if embeds else ": begin prompts with it, as above",
         eot=eot,
         shape=_table(rows),
         facts=_table(plain) if plain else "No facts of the training are known.",
         config="" if config is None else _CONFIG.format(config=json.dumps(config, indent=2)),
     )
+
+
+def _usage(shape: ModelShape, model_class: str, *, embeds: bool) -> str:
+    if embeds:
+        return _EMBEDS
+    if shape.family in _KINDS:
+        return _GENERATES.format(kind=_KINDS[shape.family])
+    return _READS.format(model_class=model_class)
 
 
 def _table(rows: Mapping[str, Any]) -> str:

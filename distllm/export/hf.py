@@ -24,6 +24,7 @@ from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError, ConfigError
 from distllm.export.card import model_card
 from distllm.export.names import rules
+from distllm.export.sentences import write_sentence_encoder
 from distllm.fsio import (
     TEMPORARY_SUFFIX,
     atomic_write_bytes,
@@ -77,18 +78,17 @@ def export_hf(
         )
     with new_folder(Path(out)) as folder:
         _write_weights(_renamed(pairs, shape, model_type, head), folder, shard_bytes)
-        tokenizer.save(folder, max_length=shape.max_seq_len)
+        tokenizer.save(folder, max_length=shape.max_seq_len, encloses=head != "masked_lm")
         eot_id, num_ids = tokenizer.eot_id, tokenizer.vocab_size
-        ids = {"bos_token_id": eot_id, "eos_token_id": eot_id}
-        if shape.family != "decoder":
-            others = ("pad", "cls", "sep") if shape.family == "encoder" else ("pad", "decoder_start")
-            ids |= {f"{kind}_token_id": eot_id for kind in others}
+        ids = _special_ids(shape, tokenizer)
         said = {"architectures": [name], **content, **ids, "torch_dtype": "float32"}
         atomic_write_json(folder / "config.json", said)
         atomic_write_json(folder / "generation_config.json", generation_config(shape, eot_id, num_ids))
-        atomic_write_text(
-            folder / "README.md", model_card(shape, facts, tokenizer.decode([eot_id]), model_type, name)
-        )
+        embeds, eot = head == "embedding", tokenizer.decode([eot_id])
+        card = model_card(shape, facts, eot, model_type, name, embeds=embeds)
+        atomic_write_text(folder / "README.md", card)
+        if embeds:
+            write_sentence_encoder(folder, shape)
         atomic_write_json(folder / FACTS, {"kind": "distllm export", "facts": dict(facts)})
 
 
@@ -116,6 +116,13 @@ def new_folder(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _special_ids(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the ids that ``config.json`` names."""
+    kinds = {"decoder": (), "encoder": ("pad", "sep"), "encoder_decoder": ("pad", "decoder_start")}
+    ids = {f"{kind}_token_id": tokenizer.eot_id for kind in ("bos", "eos", *kinds[shape.family])}
+    return ids | ({"cls_token_id": tokenizer.bot_id} if shape.family == "encoder" else {})
 
 
 def generation_config(shape: ModelShape, eot_id: int, num_ids: int) -> dict[str, Any]:

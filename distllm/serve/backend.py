@@ -66,8 +66,10 @@ class Backend:
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Return a unit vector of each text: an encoder's own, else the mean of the last hidden states."""
-        end = [self.tokenizer.eot_id] if self.family == "encoder" else []
-        return [self._vector([*self.prompt_ids(text), *end]).tolist() for text in texts]
+        if self.family != "encoder":
+            return [self._vector(self.prompt_ids(text)).tolist() for text in texts]
+        encoded = self.tokenizer.encode_batch(texts)
+        return [self._vector(self.tokenizer.enclosed(ids).tolist()).tolist() for ids in encoded]
 
     def translate(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Return the likeliest translation of each text by an encoder-decoder, token by token.

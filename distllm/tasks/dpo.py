@@ -2,7 +2,8 @@
 
 "Direct Preference Optimization: Your Language Model is Secretly a Reward Model" (arXiv:2305.18290).
 
-Shapes: B rows, T positions, G segments of all rows: preferred and other answer by turns, then padding.
+Shapes: B rows, T positions, P pairs, G segments of all rows: preferred and other answer by turns, then
+padding.
 """
 
 from __future__ import annotations
@@ -53,14 +54,26 @@ class DPO:
             DataError: the batch holds an id that the model does not know.
         """
         check_vocabulary(batch, self.vocab_size)
+        own_P2, reference_P2 = self.log_p(model, batch)
+        gain_P2 = own_P2 - reference_P2
+        return -logsigmoid(self.beta * (gain_P2[:, 0] - gain_P2[:, 1])).sum()
+
+    def log_p(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of preferred and other answer of each pair, own_P2 and reference_P2.
+
+        Own are the model's; those of the reference carry no gradient.
+        """
         device = device_of(model)
         self._reference.to(device)
         with torch.no_grad():
             known_G = _answer_log_p(self._reference, batch, device)
-        gain_G = _answer_log_p(model, batch, device) - known_G
-        preferred = torch.from_numpy(np.flatnonzero(_preferred(batch))).to(device)
-        margin = gain_G[preferred] - gain_G[preferred + 1]
-        return -logsigmoid(self.beta * margin).sum()
+        own_G = _answer_log_p(model, batch, device)
+        preferred_P = torch.from_numpy(np.flatnonzero(_preferred(batch))).to(device)
+        own_P2, reference_P2 = (
+            torch.stack([log_p_G[preferred_P], log_p_G[preferred_P + 1]], dim=-1)
+            for log_p_G in (own_G, known_G)
+        )
+        return own_P2, reference_P2
 
 
 def _answer_log_p(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:

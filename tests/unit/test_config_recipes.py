@@ -28,6 +28,15 @@ def test_a_recipe_resolves(recipe):
     assert settled.max_steps <= 1000
 
 
+LARGE = {"decoder": "llama-1b", "encoder": "modernbert-base", "encoder_decoder": "t5-base"}
+
+
+def test_at_scale_a_recipe_has_the_model_that_was_chosen_and_nothing_of_its_small_one():
+    chosen = {family: compose([f"model={name}"]).model for family, name in LARGE.items()}
+    for recipe, (_, family) in RECIPES.items():
+        assert compose([f"experiment={recipe}", f"model={LARGE[family]}"]).model == chosen[family], recipe
+
+
 def test_preferences_ask_for_the_model_to_begin_with():
     config = compose(["experiment=dpo"])
     assert config.task.name == "dpo"

@@ -45,6 +45,31 @@ def config_for(tmp_path, *, out="out", seed=0, min_chars=64, tokenizer=None, **d
     )
 
 
+def test_questions_about_one_text_are_held_out_together(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    records = [
+        {
+            "context": f"text {text} has the number {text}",
+            "question": f"{word} {text}?",
+            "answers": [str(text)],
+        }
+        for text in range(40)
+        for word in ("which", "what", "how")
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "corpus" / "q.jsonl").write_text(lines)
+    prepare(config_for(tmp_path, source="qa", min_chars=1, valid_fraction=0.3))
+    tokenizer, held = Tokenizer.load(tmp_path / "out"), {}
+    for split in ("train", "valid"):
+        (shard,) = shards_of(tmp_path / "out", split)
+        ids_M, ends_D = map_shard(tmp_path / "out", shard, np.dtype("<u2"), "context")
+        texts = [tokenizer.decode(ids.tolist()) for ids in np.split(ids_M, ends_D[:-1].astype(int))]
+        held[split] = texts
+        assert len(texts) == 3 * len(set(texts))
+    assert not set(held["train"]) & set(held["valid"])
+    assert 3 < len(set(held["valid"])) < 20
+
+
 def shards_of(directory, split):
     (splits,) = load_index(directory).values()
     return splits[split]

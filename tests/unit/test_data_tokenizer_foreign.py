@@ -208,3 +208,31 @@ def test_of_a_long_document_pieces_are_chosen():
     )
     assert 0 < len(chosen) < 16
     assert all(piece in text for piece in chosen)
+
+
+@pytest.mark.filterwarnings("ignore::distllm.data.tokenizer.LossyTokenizer")
+def test_a_text_of_its_own_is_opened_by_the_token_that_the_tokenizer_has_for_it(tmp_path):
+    inner, settings, _ = bert()
+    loaded = write(tmp_path, inner, settings | {"cls_token": {"content": "[CLS]"}})
+    expected = [inner.token_to_id(name) for name in ("[CLS]", "the", "cat", "[SEP]")]
+    assert loaded.enclosed(loaded.encode("the cat")).tolist() == expected
+    (tmp_path / "again").mkdir()
+    loaded.save(tmp_path / "again")
+    again = Tokenizer.load(tmp_path / "again")
+    assert again.enclosed(again.encode("the cat")).tolist() == expected
+    assert write(tmp_path, inner, settings).enclosed([5]).tolist() == [3, 5, 3]  # it names none
+
+
+def test_a_saved_folder_encloses_texts_in_transformers_where_it_is_asked_to(tmp_path):
+    from transformers import AutoTokenizer
+
+    own = Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=300))
+    own.save(tmp_path, encloses=True)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    first, second = own.encode("the fox"), own.encode("a dog")
+    assert theirs("the fox")["input_ids"] == own.enclosed(first).tolist()
+    pair = [*own.enclosed(first), *second, own.eot_id]
+    assert theirs("the fox", "a dog")["input_ids"] == pair
+    padded = theirs(["the fox", "a"], padding=True)
+    assert padded["input_ids"][1][-1] == own.eot_id
+    assert sum(padded["attention_mask"][1]) == len(own.encode("a")) + 2

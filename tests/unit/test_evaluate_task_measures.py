@@ -1,6 +1,7 @@
 """Generated text, extracted answers and rankings of a model, against models whose behaviour is known."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,20 +14,22 @@ from distllm.config.shape import settle_shape
 from distllm.data.examples.windows import AnswerSpans
 from distllm.data.open import open_split
 from distllm.evaluate.measures import best_span, measure_task
+from distllm.evaluate.preferences import measure_preferences
 from distllm.infer.generate import generate_rows
 from distllm.models.init import build_model
+from distllm.tasks.dpo import DPO
 
 TOKENIZER = byte_tokenizer()
 ENCODE, EOT, VOCAB = TOKENIZER.encode, TOKENIZER.eot_id, TOKENIZER.vocab_size
 QA = ("context", "question", "answers")
 
 
-def split_of(root, fields, documents, task, family, seq_len=64):
+def split_of(root, fields, documents, task, family, seq_len=64, **data):
     held = [tuple(ENCODE(text) for text in document) for document in documents]
     write_sources(root, {"some": {"train": held, "valid": held}}, fields={"some": fields})
     config = Config(
         model=ModelConfig(family=family),
-        data=DataConfig(out=str(root), seq_len=seq_len),
+        data=DataConfig(out=str(root), seq_len=seq_len, **data),
         task=TaskConfig(name=task, stride=8),
     )
     return open_split(config, "valid")
@@ -185,6 +188,8 @@ def test_generated_answers_are_scored(tmp_path):
 class FirstLetter(nn.Module):
     """An encoder whose vector tells the first letter of a text."""
 
+    shape = SimpleNamespace(max_seq_len=64)
+
     def forward(self, tokens, positions, segments):
         return nn.functional.one_hot(tokens[:, 1].long(), VOCAB).float()
 
@@ -196,6 +201,43 @@ def test_rankings_are_scored_beside_those_of_bm25(tmp_path):
     assert scores["mrr@4"] == pytest.approx((1 + 1 + 1 + 1 / 4) / 4)
     assert scores["recall@4"] == 1.0
     assert scores["bm25_mrr@4"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1) / 4)
+
+
+def test_a_text_longer_than_the_context_is_embedded_as_far_as_it_goes(tmp_path):
+    shape = settle_shape(
+        ModelConfig(family="encoder", hidden_size=16, num_layers=1, num_heads=2, positions="learned"),
+        VOCAB,
+        8,
+    )
+    model = build_model(shape, 0, head="embedding").eval()
+    pairs = [("ab", "x" * 30), ("cd", "y" * 30), ("ef", "x" * 6 + "z")]
+    split = split_of(tmp_path / "d", ("source", "target"), pairs, "contrastive", "encoder", too_long="cut")
+    assert 0.0 < measure_task("contrastive", model, split, TOKENIZER, limit=None)["mrr@3"] <= 1.0
+
+
+class Liking(nn.Module):
+    """A decoder that thinks one letter likelier than all others, everywhere."""
+
+    def __init__(self, letter):
+        super().__init__()
+        self.favour = nn.Parameter(torch.zeros(VOCAB).index_fill(0, torch.tensor(ENCODE(letter)), 2.0))
+
+    def forward(self, tokens, positions, segments):
+        return self.favour.expand(*tokens.shape, VOCAB)
+
+
+def test_preferences_are_told_by_both_models_and_what_was_gained_between_them(tmp_path):
+    pairs = [("p", "aaa", "bbb"), ("q", "aa", "cc"), ("r", "bb", "aa"), ("s", "bb", "cc")]
+    split = split_of(tmp_path / "d", ("prompt", "chosen", "rejected"), pairs, "dpo", "decoder")
+    task = DPO(VOCAB, 0.5, Liking("b"))
+    scores = measure_preferences(task, Liking("a"), split, limit=None)
+    # by log-probabilities: each favoured letter is worth 2
+    assert scores["preferred"] == 2 / 4
+    assert scores["preferred_by_reference"] == 2 / 4
+    assert scores["reward_accuracy"] == 2 / 4
+    assert scores["reward_margin"] == pytest.approx(0.5 * ((6 + 6) + 4 - (4 + 4) - 4) / 4)
+    first = measure_preferences(task, Liking("a"), split, limit=1)
+    assert set(first) == set(scores)
 
 
 def test_tasks_whose_loss_says_it_all_have_no_measures(tmp_path):

@@ -108,14 +108,14 @@ class DecoderPairs:
 
 
 class ContrastivePairs:
-    """A query and the passage that answers it, each between two EOT, in a row of its own."""
+    """A query and the passage that answers it, each enclosed and in a row of its own."""
 
     fields: tuple[str, ...] = (SOURCE, TARGET)
     one_a_row = True
     has_source = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._eot = tokenizer.eot_id
+        self._tokenizer = tokenizer
 
     def measure(self, sizes: Sizes, read: Read) -> Measured:
         """See `Framing`."""
@@ -123,7 +123,7 @@ class ContrastivePairs:
 
     def frame(self, record: Record, part: int) -> Example:
         """See `Framing`. The passage's first position carries the one target of the pair."""
-        query, passage = (np.concatenate([[self._eot], record[f], [self._eot]]) for f in self.fields)
+        query, passage = (self._tokenizer.enclosed(record[field]) for field in self.fields)
         segment = Segment.unscored(passage)
         segment.targets_P[0] = 0
         return Example((segment,), (query,))

@@ -1,6 +1,7 @@
 """Extractive questions: windows of the context, and the places where an answer starts and ends.
 
-A window is EOT, the question, EOT, a stretch of the context, EOT. A long context has several, each
+A window is EOT (``[CLS]`` where the tokenizer has one), the question, EOT, a stretch of the context,
+EOT. A long context has several, each
 ``stride`` ids after the one before (Devlin et al. 2019, section 4.2). The targets of a window are
 flags: ``CANDIDATE`` where an answer may start or end (the context, and the first position, which
 stands for "no answer here"), ``START`` and ``END`` added where it does.
@@ -81,7 +82,7 @@ class AnswerSpans:
         context, question = record[CONTEXT], record[QUESTION]
         first = part * self._stride
         held = context[first : first + self._window - _MARKS - question.size]
-        tokens_P = np.concatenate([[self._eot], question, [self._eot], held, [self._eot]])
+        tokens_P = self._tokenizer.enclosed(np.concatenate([question, [self._eot], held]))
         segment = Segment.unscored(tokens_P)
         before = question.size + 2
         segment.targets_P[before : before + held.size] = CANDIDATE

@@ -24,10 +24,10 @@ from distllm.data.pipeline.work import Result, Task, Tick, address
 from distllm.data.privacy import Scrubber
 from distllm.data.read import read_part
 from distllm.data.records import Document, Dropped
-from distllm.data.split import split_hash
+from distllm.data.split import split_hash, split_key
 
 REMOVED_FILE = "removed.jsonl"
-_VERSIONS = {"read": 1, "clean": 1, "refine": 1}
+_VERSIONS = {"read": 1, "clean": 1, "refine": 2}
 
 
 class Output:
@@ -148,7 +148,7 @@ def refine_task(
                 item = settle(row, document, replaced)
                 output.put(item)
                 if isinstance(item, Document):
-                    hashes = _extremes([*hashes, split_hash(config.seed, item.id)])
+                    hashes = _extremes([*hashes, split_hash(config.seed, split_key(item))])
             return output.facts(replaced=dict(replaced), split_hashes=hashes)
 
     key = address(

@@ -22,10 +22,10 @@ from distllm.data.pipeline.spool import read_batches
 from distllm.data.pipeline.work import Result, Task, Tick, address
 from distllm.data.records import TEXT, Document
 from distllm.data.shards import token_dtype
-from distllm.data.split import SPLITS, TRAIN, Splitter
+from distllm.data.split import SPLITS, TRAIN, Splitter, split_key
 from distllm.data.tokenizer import Backend, Tokenizer, read_template, training_texts
 
-_VERSIONS = {"tokenizer": 2, "encode": 1}
+_VERSIONS = {"tokenizer": 3, "encode": 2}
 _IDS_FILE = "{split}.ids.json"
 _LENGTHS_FILE = "{split}.lengths.npy"
 _TOKENS_FILE = "{split}.{field}.bin"
@@ -46,7 +46,7 @@ def tokenizer_task(
             for batch in read_batches(result.directory):
                 for document in batch:
                     done += text_bytes(document)
-                    if splitter(document.id) == TRAIN:
+                    if splitter(split_key(document)) == TRAIN:
                         yield from ((document.id, text) for text in document.fields.values())
                 tick(done)
 
@@ -85,7 +85,7 @@ def encode_task(
         done = 0
         for batch in read_batches(refined.directory):
             for split, output in outputs.items():
-                output.add([document for document in batch if splitter(document.id) == split])
+                output.add([document for document in batch if splitter(split_key(document)) == split])
             done += sum(map(text_bytes, batch))
             tick(done)
         return {"splits": {split: output.close() for split, output in outputs.items()}}

@@ -34,6 +34,24 @@ def fingerprint(description: Description, eot: str | None) -> str:
     return digest_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
+def enclosing(bot: str, eot: str, ids: Mapping[str, int]) -> dict[str, Any]:
+    """Return the post-processor that puts a text between two tokens, and ``eot`` after a second text."""
+
+    def mark(name: str, text: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": name, "type_id": text}}
+
+    def sequence(name: str, text: int) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": text}}
+
+    single = [mark(bot, 0), sequence("A", 0), mark(eot, 0)]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, sequence("B", 0), mark(eot, 0)],
+        "special_tokens": {name: {"id": name, "ids": [id_], "tokens": [name]} for name, id_ in ids.items()},
+    }
+
+
 def parts(description: Description, step: str, inner: str) -> Iterator[Mapping[str, Any]]:
     """Yield the elements of one step (``decoder``, ...), those of a sequence one by one."""
     part = description.get(step)

@@ -68,12 +68,21 @@ def _read_object(file: Path) -> dict[str, Any]:
 def end_token(settings: Mapping[str, Any]) -> str | None:
     """Return the token that ends a text: eos, else sep, else None."""
     for role in _END_ROLES:
-        token = settings.get(role)
-        if isinstance(token, Mapping):
-            token = token.get("content")
-        if isinstance(token, str):
+        token = _named(settings.get(role))
+        if token is not None:
             return token
     return None
+
+
+def begin_token(settings: Mapping[str, Any]) -> str | None:
+    """Return the token that opens a text an encoder reads as a whole (BERT's ``[CLS]``), else None."""
+    return _named(settings.get("cls_token"))
+
+
+def _named(token: Any) -> str | None:
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
 
 
 def chat_template(settings: Mapping[str, Any]) -> str | None:
@@ -106,9 +115,12 @@ def read_template(value: str | None) -> str | None:
 def write_folder(
     directory: Path,
     serialized: str,
+    bot: str,
     eot: str,
     template: str | None,
     max_length: int | None,
+    *,
+    pads: bool = False,
 ) -> None:
     """Write a folder that ``transformers.AutoTokenizer`` loads, each file whole or not at all."""
     settings: dict[str, Any] = {
@@ -118,6 +130,10 @@ def write_folder(
         "eos_token": eot,
         "unk_token": None,
     }
+    if bot != eot:
+        settings["cls_token"] = bot
+    if pads:
+        settings["pad_token"] = eot
     if max_length is not None:
         settings["model_max_length"] = max_length
     if template is not None:

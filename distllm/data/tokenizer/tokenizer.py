@@ -41,6 +41,8 @@ class Tokenizer:
     Attributes:
         vocab_size: one more than the largest id.
         eot_id: the id that ends (here: precedes) a document; no text contains it.
+        bot_id: the id that opens a text of its own for an encoder: ``[CLS]`` where the tokenizer has
+            one, else that of the end.
         lossless: whether decoding gives back every text exactly.
         lossless_reason: why it does or does not.
         chat_template: a Jinja template of conversations, or None.
@@ -80,6 +82,9 @@ class Tokenizer:
         self.vocab_size: int = max(self._vocab.values(), default=-1) + 1
         self._eot = self._find_eot(settings, where)
         self.eot_id = self._vocab[self._eot]
+        opening = folder.begin_token(settings)
+        self._bot = opening if opening in self._vocab else self._eot
+        self.bot_id = self._vocab[self._bot]
         self.chat_template = folder.chat_template(settings)
         loss = describe.why_lossy(self._description, self._vocab)
         self.lossless = loss is None
@@ -127,12 +132,29 @@ class Tokenizer:
             )
         return loaded
 
-    def save(self, directory: Path, *, max_length: int | None = None) -> None:
+    def save(self, directory: Path, *, max_length: int | None = None, encloses: bool = False) -> None:
         """Write a folder that ``transformers.AutoTokenizer`` loads, with the same fingerprint here.
 
-        ``max_length`` is the longest input of the model it belongs to, in ids.
+        Args:
+            directory: the folder.
+            max_length: the longest input of the model it belongs to, in ids.
+            encloses: software that reads the folder puts texts between the ids of `enclosed`, of its
+                own accord, and pads them with the last. The fingerprint is then another one.
         """
-        folder.write_folder(Path(directory), self._serialized, self._eot, self.chat_template, max_length)
+        serialized = self._serialized
+        if encloses:
+            marks = {name: self._vocab[name] for name in (self._bot, self._eot)}
+            template = describe.enclosing(self._bot, self._eot, marks)
+            serialized = json.dumps({**self._description, "post_processor": template}, ensure_ascii=False)
+        folder.write_folder(
+            Path(directory),
+            serialized,
+            self._bot,
+            self._eot,
+            self.chat_template,
+            max_length,
+            pads=encloses,
+        )
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, without an EOT.
@@ -164,6 +186,10 @@ class Tokenizer:
             TokenizerError: a text holds lone surrogates.
         """
         return self._encoder.encode(texts)
+
+    def enclosed(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the ids of a text as an encoder reads it: between ``bot_id`` and ``eot_id``."""
+        return np.array([self.bot_id, *ids, self.eot_id], dtype=np.int64)
 
     @property
     def backend(self) -> str:
