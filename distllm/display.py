@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
@@ -148,3 +149,11 @@ def amount(progress: Progress) -> str:
     if not progress.total:
         return done + unit
     return f"{done} of {total}{unit} ({100 * progress.done / progress.total:.0f}%)"
+
+
+def printable(text: str) -> str:
+    """Replace control characters: a model or a corpus may hold escape codes that would drive the terminal."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
+        for c in text
+    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
 from distllm.config.schema_optim import Weights
+from distllm.display import printable
 
 if TYPE_CHECKING:
     from distllm.commands.runs import StoredRun
@@ -30,6 +31,7 @@ class Options:
     examples: int | None = option(
         200, "validation documents to generate for and to score; 0 scores none, null all", minimum=0
     )
+    samples: int = option(0, "of these documents, how many to show: asked, given, right", minimum=0)
     follow: bool = option(False, "measure every checkpoint as it comes, until the run's last step")
     runs_dir: str = option("runs", "directory that holds run directories")
 
@@ -92,13 +94,26 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
     )
     print(f"step {trained.step}: {measured}", flush=True)
     if isinstance(split, ExampleSplit) and options.examples != 0:
+        samples: list[tuple[str, str, str]] = []
         scores = (
             measure_preferences(task, trained.model, split, limit=options.examples)
             if isinstance(task, DPO)
             else measure_task(
-                config.task.name, trained.model, split, trained.tokenizer, limit=options.examples
+                config.task.name,
+                trained.model,
+                split,
+                trained.tokenizer,
+                limit=options.examples,
+                tell=lambda *sample: samples.append(sample),
             )
         )
         for name, value in scores.items():
             print(f"  {name} {value if isinstance(value, str) else f'{value:.4g}'}", flush=True)
+        for sample in samples[: options.samples]:
+            print("".join(map(_shown, ("asked", "given", "right"), sample)), flush=True)
     return trained.step
+
+
+def _shown(what: str, text: str) -> str:
+    """Return a text below its heading, each line of it set in."""
+    return f"  {what}\n" + "".join(f"    {line}\n" for line in printable(text).splitlines())

@@ -5,7 +5,7 @@ Shapes: B rows of a batch, T positions, C channels, W windows of one question.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.examples import ExampleSplit
-from distllm.data.examples.dialogue import ANSWERS, CONTEXT, AnsweredQuestions, json_of
+from distllm.data.examples.dialogue import ANSWERS, CONTEXT, QUESTION, AnsweredQuestions, json_of
 from distllm.data.examples.framing import Example, Framing, Record
 from distllm.data.examples.pairs import SOURCE, TARGET, EncoderDecoderPairs
 from distllm.data.examples.split import laid_out
@@ -27,33 +27,46 @@ from distllm.evaluate.text import score_summaries, score_translations
 from distllm.infer.generate import generate_rows
 
 Measures: TypeAlias = Mapping[str, float | str]
+Tell: TypeAlias = Callable[[str, str, str], None]
+"""Is told of each document what was asked, what the model gave, and what is right."""
 _TOGETHER, _PLACES, _LONGEST_ANSWER = 32, 10, 30
 
 
+def _tell_nobody(asked: str, given: str, right: str) -> None:
+    pass
+
+
 def measure_task(
-    task: str, model: nn.Module, split: ExampleSplit, tokenizer: Tokenizer, *, limit: int | None
+    task: str,
+    model: nn.Module,
+    split: ExampleSplit,
+    tokenizer: Tokenizer,
+    *,
+    limit: int | None,
+    tell: Tell = _tell_nobody,
 ) -> Measures:
     """Score ``model``, in evaluation mode on the CPU, on the first ``limit`` documents of a split.
 
     ``seq2seq`` and pairs of ``instruct``: BLEU, chrF and ROUGE, beside the BLEU of copying the source.
     Questions: exact match and F1. ``contrastive``: nDCG, MRR and recall among the passages of these
-    documents, beside those of BM25. Nothing for tasks whose loss says it all.
+    documents, beside those of BM25. Nothing for tasks whose loss says it all. ``tell`` is told of each
+    document what the model made of it.
     """
     documents = list(islice(split.documents(), limit))
     if task == "contrastive":
-        return _ranked(model, [record for _, record in documents], tokenizer)
+        return _ranked(model, [record for _, record in documents], tokenizer, tell)
     if task == "extractive_qa":
-        return _extracted(model, documents, tokenizer)
+        return _extracted(model, documents, tokenizer, tell)
     if task == "instruct":
         asked = [(framing, record) for framing, record in documents if isinstance(framing, AnsweredQuestions)]
         if asked:
-            return _answered(model, asked, tokenizer)
+            return _answered(model, asked, tokenizer, tell)
     pairs = [(framing, record) for framing, record in documents if TARGET in record]
-    return _translated(model, pairs, tokenizer) if pairs and task in ("seq2seq", "instruct") else {}
+    return _translated(model, pairs, tokenizer, tell) if pairs and task in ("seq2seq", "instruct") else {}
 
 
 def _translated(
-    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer
+    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, tell: Tell
 ) -> Measures:
     said = list[str]()
     longest = 2 * max(record[TARGET].size for _, record in documents) + 8
@@ -62,6 +75,8 @@ def _translated(
     right, sources = (
         [tokenizer.decode(record[field].tolist()) for _, record in documents] for field in (TARGET, SOURCE)
     )
+    for triple in zip(sources, said, right, strict=True):
+        tell(*triple)
     scores = score_translations(said, right)
     return {
         "bleu": scores.bleu,
@@ -103,7 +118,7 @@ def _prompt(example: Example) -> list[int]:
 
 
 def _answered(
-    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer
+    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, tell: Tell
 ) -> Measures:
     given, right = {}, {}
     for number, (framing, record) in enumerate(documents):
@@ -111,19 +126,29 @@ def _answered(
         text = tokenizer.decode(ids)
         assert isinstance(framing, AnsweredQuestions)
         given[str(number)] = "" if text == framing.unanswerable else text
-        right[str(number)] = [answer["text"] for answer in json_of(record, ANSWERS, tokenizer)]
+        right[str(number)] = _right(record, tokenizer)
+        tell(_asked(record, tokenizer), given[str(number)], " | ".join(right[str(number)]))
     return score_answers(given, right)
 
 
+def _asked(record: Record, tokenizer: Tokenizer) -> str:
+    return "\n".join(tokenizer.decode(record[field].tolist()) for field in (CONTEXT, QUESTION))
+
+
+def _right(record: Record, tokenizer: Tokenizer) -> list[str]:
+    return [answer["text"] for answer in json_of(record, ANSWERS, tokenizer)]
+
+
 def _extracted(
-    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer
+    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, tell: Tell
 ) -> Measures:
     given, right = {}, {}
     for number, (framing, record) in enumerate(documents):
         assert isinstance(framing, AnswerSpans)
         ids = best_span(model, framing, record, tokenizer.eot_id)
         given[str(number)] = tokenizer.decode(ids)
-        right[str(number)] = [answer["text"] for answer in json_of(record, ANSWERS, tokenizer)]
+        right[str(number)] = _right(record, tokenizer)
+        tell(_asked(record, tokenizer), given[str(number)], " | ".join(right[str(number)]))
     return score_answers(given, right)
 
 
@@ -157,7 +182,7 @@ def best_span(model: nn.Module, framing: AnswerSpans, record: Record, eot_id: in
     return answer if best > nothing else []
 
 
-def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer) -> Measures:
+def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer, tell: Tell) -> Measures:
     query_QC, passage_QC = (_embedded(model, records, field, tokenizer) for field in (SOURCE, TARGET))
     texts = {
         field: [tokenizer.decode(record[field].tolist()) for record in records] for field in (SOURCE, TARGET)
@@ -169,6 +194,8 @@ def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer) -
     right = [same[text] for text in texts[TARGET]]
     places = min(_PLACES, len(records))
     found = search_exact(query_QC, passage_QC, places)
+    for query, (best, *_), passage in zip(texts[SOURCE], found.tolist(), texts[TARGET], strict=True):
+        tell(query, texts[TARGET][best], passage)
     words = BM25(texts[TARGET]).search(texts[SOURCE], places)
     scores = score_rankings(found, right, places)
     return {**scores, **{f"bm25_{k}": v for k, v in score_rankings(words, right, places).items()}}

@@ -53,7 +53,10 @@ def test_prepare_train_resume_inspect_evaluate(tmp_path, task):
     shown = tiny.distllm("inspect", "run=tiny", "step=2", "rank=0", f"runs_dir={tmp_path}/runs")
     assert shown.returncode == 0, shown.stderr
     assert ("the " in shown.stdout) if data == "pairs" else ("Who lives in house" in shown.stdout)
-    measured = tiny.distllm("evaluate", "run=tiny", f"runs_dir={tmp_path}/runs", "examples=10")
+    measured = tiny.distllm("evaluate", "run=tiny", f"runs_dir={tmp_path}/runs", "examples=10", "samples=1")
     assert measured.returncode == 0, measured.stderr
     assert "step 8: validation loss" in measured.stdout
     assert measure in measured.stdout
+    asked, given, right = (measured.stdout.index(f"  {word}\n    ") for word in ("asked", "given", "right"))
+    assert asked < given < right
+    assert measured.stdout.count("  asked\n") == 1

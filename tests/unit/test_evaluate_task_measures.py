@@ -112,7 +112,11 @@ PAIRS = [(f"the {word} is a good {word} here", f"THE {word.upper()} IS A GOOD {w
 @pytest.mark.parametrize(("capitals", "bleu"), [(True, 100.0), (False, 0.0)])
 def test_translations_are_scored_beside_the_source_itself(tmp_path, capitals, bleu):
     split = split_of(tmp_path / "d", ("source", "target"), PAIRS, "seq2seq", "encoder_decoder")
-    scores = measure_task("seq2seq", Copying(capitals), split, TOKENIZER, limit=None)
+    told = []
+    scores = measure_task(
+        "seq2seq", Copying(capitals), split, TOKENIZER, limit=None, tell=lambda *sample: told.append(sample)
+    )
+    assert told == [(a, a.upper() if capitals else a, b) for a, b in PAIRS]
     assert scores["bleu"] == pytest.approx(bleu, abs=5)
     assert scores["bleu_of_copying"] == pytest.approx(0.0, abs=5)
     assert scores["rouge1"] == pytest.approx(100.0)  # without regard to case
@@ -171,7 +175,11 @@ def test_extracted_answers_are_scored(tmp_path):
         json.dumps([{"text": "mat", "start": documents[0][0].index("mat")}]),
     )
     split = split_of(tmp_path / "d", QA, documents, "extractive_qa", "encoder")
-    scores = measure_task("extractive_qa", Pointing(), split, TOKENIZER, limit=None)
+    told = []
+    scores = measure_task(
+        "extractive_qa", Pointing(), split, TOKENIZER, limit=None, tell=lambda *sample: told.append(sample)
+    )
+    assert told == [("the old cat sat on the mat\nwho", "mat", "mat"), ("nothing here\nwho", "", "")]
     assert scores == {"exact_match": 100.0, "f1": 100.0}
     assert measure_task("extractive_qa", Pointing(0.0), split, TOKENIZER, limit=None)["f1"] == 50.0
 
@@ -197,7 +205,12 @@ class FirstLetter(nn.Module):
 def test_rankings_are_scored_beside_those_of_bm25(tmp_path):
     pairs = [("ax", "a zebra"), ("bx", "b zebra"), ("cx zebra", "c yak"), ("dx lion", "e lion")]
     split = split_of(tmp_path / "d", ("source", "target"), pairs, "contrastive", "encoder")
-    scores = measure_task("contrastive", FirstLetter(), split, TOKENIZER, limit=None)
+    told = []
+    scores = measure_task(
+        "contrastive", FirstLetter(), split, TOKENIZER, limit=None, tell=lambda *sample: told.append(sample)
+    )
+    assert told[0] == ("ax", "a zebra", "a zebra")
+    assert told[3] == ("dx lion", "a zebra", "e lion")  # of equal ones the first
     assert scores["mrr@4"] == pytest.approx((1 + 1 + 1 + 1 / 4) / 4)
     assert scores["recall@4"] == 1.0
     assert scores["bm25_mrr@4"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1) / 4)
