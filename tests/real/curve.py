@@ -16,7 +16,7 @@ def main(run: str, out: str, last: str = "1000000000") -> None:
         label = "training" if kind == "step" else "validation"
         axes.plot(list(points), list(points.values()), style, label=label)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats per target token")
+    axes.set_ylabel("loss, nats")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
