@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distllm.config.attention import ORDERS, asked_by, candidates, refusal
+from distllm.config.checks_parallel import check_sequence_ranks
 from distllm.config.checks_task import check_task
 from distllm.config.faults import AROUND, KINDS, parse_fault
 from distllm.config.problems import Problems
@@ -26,6 +27,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_length(config, problems)
     _check_batch(config, problems, world_size, dataset_tokens)
     _check_engine(config, problems)
+    check_sequence_ranks(config, problems, world_size=world_size)
     _check_kernels(config, problems)
     _check_optimizer(config, problems)
     check_task(config, problems)
@@ -121,18 +123,23 @@ def _check_length(config: Config, problems: Problems) -> None:
 
 def _check_batch(config: Config, problems: Problems, world_size: int, dataset_tokens: int | None) -> None:
     tokens, seq_len = config.train.tokens_per_step, config.data.seq_len
-    unit = seq_len * world_size
+    sharing = config.engine.sequence_ranks
+    groups = max(1, world_size // sharing)
+    unit = seq_len * groups
+    ranks = f"{world_size} ranks" if sharing == 1 else f"{groups} groups of {sharing} ranks"
     problems.check(
         tokens % unit == 0,
-        f"tokens_per_step {tokens} is no whole number of {seq_len}-token sequences on {world_size} ranks",
+        f"tokens_per_step {tokens} is no whole number of {seq_len}-token sequences on {ranks}",
         keys=["train.tokens_per_step", "data.seq_len", "cluster.procs_per_node"],
         remedy=f"train.tokens_per_step={_nearest_multiple(tokens, unit)} (a multiple of {unit})",
     )
+    own = -(-seq_len // sharing)
     problems.check(
-        config.engine.micro_batch_tokens >= seq_len,
-        f"micro_batch_tokens {config.engine.micro_batch_tokens} does not hold one sequence of {seq_len}",
+        config.engine.micro_batch_tokens >= own,
+        f"micro_batch_tokens {config.engine.micro_batch_tokens} does not hold one sequence of {seq_len}"
+        + (f", of which a rank has {own}" if sharing > 1 else ""),
         keys=["engine.micro_batch_tokens", "data.seq_len"],
-        remedy=f"engine.micro_batch_tokens={seq_len} or more",
+        remedy=f"engine.micro_batch_tokens={own} or more",
     )
     problems.check(
         dataset_tokens is None or dataset_tokens > tokens,

@@ -35,7 +35,7 @@ def deepspeed_json(
         zero_stage: 0 to 3.
         micro_batch_size: sequences in one forward pass of one rank.
         grad_accum_steps: forward passes per rank and optimizer step.
-        world_size: ranks.
+        world_size: ranks. To DeepSpeed all are data-parallel, also those that share rows.
         grad_clip: largest global gradient norm; 0 turns clipping off.
         compute: format of weights and activations in forward and backward.
         bucket_bytes: size of the buffers in which gradients and weights are exchanged.

@@ -207,20 +207,25 @@ def _batch_geometry(
         tokens // seq_len,
         f"train.tokens_per_step / data.seq_len = {tokens} / {seq_len}",
     )
-    per_rank = sequences // world.size
+    sharing = config.engine.sequence_ranks
+    groups, own = world.size // sharing, seq_len // sharing
+    per_rank = sequences // groups
     allowed, origin = config.engine.micro_batch_tokens, "engine.micro_batch_tokens"
     if memory_limit is not None and memory_limit.allowed_tokens < allowed:
-        allowed, origin = max(memory_limit.allowed_tokens, seq_len), str(memory_limit)
-    bound = allowed // seq_len
+        allowed, origin = max(memory_limit.allowed_tokens, own), str(memory_limit)
+    bound = allowed // own
+    length, ranks = "data.seq_len", "world_size"
+    if sharing > 1:
+        length, ranks = f"({length} / engine.sequence_ranks)", f"{ranks} / engine.sequence_ranks"
     micro = ledger.settle(
         "micro_batch_size",
         max(size for size in range(1, min(bound, per_rank) + 1) if per_rank % size == 0),
-        f"largest divisor of a rank's {per_rank} sequences that is at most {origin} / data.seq_len = {bound}",
+        f"largest divisor of a rank's {per_rank} sequences that is at most {origin} / {length} = {bound}",
     )
     accumulation = ledger.settle(
         "grad_accum_steps",
         per_rank // micro,
-        f"sequences_per_step / (micro_batch_size x world_size) = {sequences} / ({micro} x {world.size})",
+        f"sequences_per_step / (micro_batch_size x {ranks}) = {sequences} / ({micro} x {groups})",
     )
     return sequences, micro, accumulation
 

@@ -149,6 +149,12 @@ class EngineConfig:
         "gathers (ZeRO++ hpZ); 1: none",
         minimum=1,
     )
+    sequence_ranks: int = option(
+        1,
+        "neighbouring ranks that share each row by its positions, and attention by its heads (Ulysses), "
+        "for rows too long for one; 1: none",
+        minimum=1,
+    )
     activation_checkpointing: Literal["none", "selective", "full"] = option(
         "none",
         "activations kept for backward: none drops nothing; selective keeps products and attention; "

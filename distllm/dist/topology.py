@@ -27,7 +27,8 @@ class Topology:
     """One rank's place among all ranks.
 
     ``rank`` counts over all machines, ``local_rank`` over this machine; ``device`` is where the
-    rank computes.
+    rank computes. So many neighbours as ``sequence_ranks`` read the same rows, and share each by its
+    positions (`distllm.dist.sequence`).
     """
 
     rank: int
@@ -35,6 +36,7 @@ class Topology:
     local_rank: int
     local_world_size: int
     device: torch.device
+    sequence_ranks: int = 1
 
     @classmethod
     def single(cls, device: str = "cpu") -> Topology:
@@ -67,6 +69,26 @@ class Topology:
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes files and speaks to the user."""
         return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Which rows this rank reads: counts over groups of ranks that share rows."""
+        return self.rank // self.sequence_ranks
+
+    @property
+    def data_ranks(self) -> int:
+        """How many groups read different rows."""
+        return self.world_size // self.sequence_ranks
+
+    @property
+    def sequence_rank(self) -> int:
+        """Which positions of its rows are this rank's."""
+        return self.rank % self.sequence_ranks
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether this rank speaks for its rows where they are counted: one rank of each group does."""
+        return self.sequence_rank == 0
 
 
 def _device(kind: str, local_rank: int) -> torch.device:

@@ -109,7 +109,9 @@ def evaluate_perplexity(
             batches = list(_share(split, own_N, micro_batch_size, topology))
             task.begin(model, batches, topology)
             nll = sum(float(task.loss_sum(model, batch)) for batch in batches)
-            sums += [nll, sum(map(task.weight, batches)), sum(map(count_bytes, batches))]
+            # Ranks that share rows each have a part of the sum, and count its targets once.
+            counts = topology.counts_rows
+            sums += [nll, counts * sum(map(task.weight, batches)), counts * sum(map(count_bytes, batches))]
     model.train(was_training)
     totals = np.array(sum_over_ranks(sums, topology)).reshape(-1, 3)
     nll_sum, tokens, text_bytes = totals.sum(axis=0).tolist()
@@ -150,9 +152,9 @@ def _share(split: Split, sample_N: NDArray[np.int64], size: int, topology: Topol
     """Yield this rank's batches: samples rank, rank + world, ...; short ones are filled with nothing."""
     if not sample_N.size:
         return
-    stride = size * topology.world_size
+    stride = size * topology.data_ranks
     for start in range(0, sample_N.size, stride):
-        place_B = start + topology.rank + topology.world_size * np.arange(size)
+        place_B = start + topology.data_rank + topology.data_ranks * np.arange(size)
         samples_B = sample_N[np.minimum(place_B, sample_N.size - 1)]
         # a name of its own for every row, also for those that count nothing
         batch = split.batch(samples_B, np.where(place_B < sample_N.size, samples_B, -1 - place_B))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distllm.config.shape import ModelShape
 from distllm.data.batch import IGNORE_INDEX
+from distllm.dist.sequence import SequenceGroup
 from distllm.models.cache import KVCache
 from distllm.models.heads import Head
 from distllm.models.moe import balanced
@@ -32,6 +33,7 @@ class DecoderLM(nn.Module):
         self.embed_tokens = TokenEmbedding(shape)
         self.decoder = Stack(shape, shape.num_layers, causal=True)
         self.lm_head = Head(shape, terms=terms)
+        self.sequence: SequenceGroup | None = None
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -58,12 +60,17 @@ class DecoderLM(nn.Module):
             cache: past positions, which the rows attend to and are appended to; excludes segments.
 
         Returns:
-            The logits_BTV, or with targets the cross-entropy summed over them, an fp32 scalar.
+            The logits_BTV, or with targets the cross-entropy summed over them, an fp32 scalar. Where
+            ranks share rows, over those at this rank's positions.
         """
         if cache is not None and segments_BT is not None:
             raise ValueError("a cache holds one document per row: give no segments")
+        sequence = self.sequence if targets_BT is not None else None
+        if sequence is not None and targets_BT is not None:
+            tokens_BT, positions_BT, targets_BT = map(sequence.part, (tokens_BT, positions_BT, targets_BT))
         x_BTC = self.embed_tokens(tokens_BT, positions_BT)
-        result: Tensor = self.lm_head(self.decoder(x_BTC, positions_BT, segments_BT, cache), targets_BT)
+        states_BTC = self.decoder(x_BTC, positions_BT, segments_BT, cache, sequence=sequence)
+        result: Tensor = self.lm_head(states_BTC, targets_BT)
         if targets_BT is None:
             return result
         return balanced(result, self, self.shape, targets_BT, IGNORE_INDEX)

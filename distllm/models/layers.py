@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distllm.config.shape import ModelShape
+from distllm.dist.sequence import SequenceGroup
 from distllm.models.cache import LayerCache
 from distllm.models.moe import MixtureOfExperts
 from distllm.ops.attention import AttentionPlan, Pattern, attend, attend_cached
@@ -32,12 +33,14 @@ class Context:
     Attributes:
         plan: which positions share a document.
         turns: rotary angles, if positions are told so.
-        bias_HR: attention bias by distance, if positions are told so.
+        bias_HR: attention bias by distance, if positions are told so; of this rank's heads.
+        sequence: the ranks that share the batch's rows, if several do.
     """
 
     plan: AttentionPlan
     turns: Rotation | None = None
     bias_HR: Tensor | None = None
+    sequence: SequenceGroup | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,13 @@ class Attention(nn.Module):
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         if context.turns is not None:
             q_BTHD, k_BTKD = rotate(q_BTHD, context.turns), rotate(k_BTKD, context.turns)
+        sequence = context.sequence
+        if sequence is not None:
+            q_BTHD, k_BTKD, v_BTKD = sequence.to_heads(q_BTHD, k_BTKD, v_BTKD)
         if cache is None:
             out_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, context.plan, self.pattern, context.bias_HR)
+            if sequence is not None:
+                out_BTHD = sequence.to_positions(out_BTHD)
         else:
             past = cache.extend(k_BTKD, v_BTKD)
             out_BTHD = attend_cached(q_BTHD, *past, self.pattern, context.bias_HR, cache.starts_B)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distllm.config.shape import ModelShape
+from distllm.dist.sequence import SequenceGroup
 from distllm.models.cache import KVCache
 from distllm.models.layers import Block, Context, Norm, Source
 from distllm.ops.attention import plan_attention
@@ -95,16 +96,25 @@ class Stack(nn.Module):
         segments_BT: Tensor | None = None,
         cache: KVCache | None = None,
         source: Source | None = None,
+        sequence: SequenceGroup | None = None,
     ) -> Tensor:
-        """Return the last hidden states_BTC."""
-        contexts = self._contexts(x_BTC, positions_BT, segments_BT, cache)
+        """Return the last hidden states_BTC.
+
+        With a ``sequence`` group, states and positions are those of this rank, segments whole rows'.
+        """
+        contexts = self._contexts(x_BTC, positions_BT, segments_BT, cache, sequence)
         for index, block in enumerate(self.layers):
             context = contexts[bool(self.shape.windows[index])]
             x_BTC = block(x_BTC, context, cache.layers[index] if cache else None, source)
         return x_BTC if self.norm is None else cast(Tensor, self.norm(x_BTC))
 
     def _contexts(
-        self, x_BTC: Tensor, positions_BT: Tensor, segments_BT: Tensor | None, cache: KVCache | None
+        self,
+        x_BTC: Tensor,
+        positions_BT: Tensor,
+        segments_BT: Tensor | None,
+        cache: KVCache | None,
+        sequence: SequenceGroup | None,
     ) -> tuple[Context, Context]:
         """Return what layers must know that see everything, and those with a window."""
         shape, plan = self.shape, plan_attention(segments_BT, x_BTC.device)
@@ -114,14 +124,16 @@ class Stack(nn.Module):
                 rotation(positions_BT, shape.head_dim, theta, x_BTC.dtype, shape.rope)
                 for theta in dict.fromkeys(thetas)
             ]
-            return Context(plan, turns[0]), Context(plan, turns[-1])
-        length = cache.capacity if cache else x_BTC.shape[1]
+            return Context(plan, turns[0], sequence=sequence), Context(plan, turns[-1], sequence=sequence)
+        length = cache.capacity if cache else x_BTC.shape[1] * (sequence.size if sequence else 1)
         bias_HR = None
         if shape.positions == "alibi":
             bias_HR = alibi(length, shape.num_heads, x_BTC.device).to(x_BTC.dtype)
         elif self.relative is not None:
             bias_HR = self.relative(length)
-        context = Context(plan, bias_HR=bias_HR)
+        if bias_HR is not None and sequence is not None:
+            bias_HR = sequence.heads(bias_HR)
+        context = Context(plan, bias_HR=bias_HR, sequence=sequence)
         return context, context
 
 

@@ -69,8 +69,10 @@ def _changes(asked: Layout, layout: Layout) -> tuple[int, int, int, int]:
 def overrides(asked: Layout, layout: Layout) -> list[str]:
     """Return the command-line overrides that turn one layout into another of the same step."""
     changed = []
-    if layout.micro_batch != asked.micro_batch:
-        changed.append(f"engine.micro_batch_tokens={layout.micro_batch * layout.seq_len}")
+    if layout.tokens_per_rank != asked.tokens_per_rank:
+        changed.append(f"engine.micro_batch_tokens={layout.tokens_per_rank}")
+    if layout.sequence != asked.sequence:
+        changed.append(f"engine.sequence_ranks={layout.sequence}")
     if layout.zero_stage != asked.zero_stage:
         changed.append(f"engine.zero_stage={layout.zero_stage}")
     if layout.checkpointing != asked.checkpointing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distllm.config.checks_parallel import shares_rows
 from distllm.config.resolve import Resolved
 from distllm.config.schema import Config
 from distllm.machine import total_memory
@@ -10,7 +11,7 @@ from distllm.plan.search import Space
 
 # What a CPU rank holds before it has a model: the interpreter, torch and DeepSpeed (measured).
 CPU_PROCESS_BYTES = 640e6
-_MAX_SEQUENCE = 8
+_SEQUENCE_RANKS = (1, 2, 4, 8)
 
 
 def layout_of(resolved: Resolved) -> Layout:
@@ -23,6 +24,7 @@ def layout_of(resolved: Resolved) -> Layout:
         accumulation=resolved.grad_accum_steps,
         zero_stage=config.engine.zero_stage,
         checkpointing=config.engine.activation_checkpointing,
+        sequence=config.engine.sequence_ranks,
         hpz=config.engine.hpz_ranks,
         offload="optimizer" if _leaves_the_device(config) else "none",
     )
@@ -35,10 +37,11 @@ def _leaves_the_device(config: Config) -> bool:
 
 def space_of(config: Config) -> Space:
     """Return what a search may change of an experiment."""
+    sequence = _SEQUENCE_RANKS if shares_rows(config) else (1,)
     if config.engine.name == "local":
-        return Space(zero_stages=(0,), sequence=(1,), offload=("none",))
+        return Space(zero_stages=(0,), sequence=sequence, offload=("none",))
     away = config.cluster.device == "cuda"
-    return Space(sequence=(1,), offload=("none", "optimizer") if away else ("none",))
+    return Space(sequence=sequence, offload=("none", "optimizer") if away else ("none",))
 
 
 def device_memory(resolved: Resolved) -> float | None:

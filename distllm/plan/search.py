@@ -45,8 +45,10 @@ def layouts(work: Work, ranks: int, seq_len: int, tokens_per_step: int, space: S
     """Yield every way to take a step of ``tokens_per_step`` on ``ranks``."""
     samples = tokens_per_step // seq_len
     for sequence in space.sequence:
-        # Ulysses hands whole heads to ranks
-        if ranks % sequence or seq_len % sequence or work.heads % sequence or work.kv_heads % sequence:
+        # Ulysses hands whole heads to ranks; those that share a key/value head get a copy each
+        if ranks % sequence or seq_len % sequence or work.heads % sequence:
+            continue
+        if work.kv_heads % sequence and sequence % work.kv_heads:
             continue
         data = ranks // sequence
         if samples % data:

@@ -198,7 +198,8 @@ def _sequence_seconds(work: Work, layout: Layout, software: Software, machine: M
     group = Group.strided(layout.sequence, layout.tensor, machine)
     elements = layout.tokens_per_rank * work.head_dim * software.element_bytes
     times = 3 if layout.checkpointing == "full" else 2
-    widths = (work.heads, work.kv_heads, work.kv_heads, work.heads)
+    key_value = max(work.kv_heads, layout.sequence)  # ranks that share a head get a copy each
+    widths = (work.heads, key_value, key_value, work.heads)
     return times * sum(exchange_seconds(elements * width, group, machine) for width in widths)
 
 

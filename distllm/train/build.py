@@ -146,7 +146,7 @@ def _build(
 ) -> Run:
     config = resolved.config
     dataset = dataset_directory(config.data)
-    train_split, stream = open_stream(resolved, topology.rank, topology.world_size)
+    train_split, stream = open_stream(resolved, topology.data_rank, topology.data_ranks)
     facts: dict[str, object] = {
         "config": redacted(asdict(config)),
         "dataset": train_split.manifest.digest,

@@ -126,12 +126,14 @@ def train_step(run: Run, clock: StepClock) -> None:
     # One reduction settles what every rank must agree on before it computes: the weight that
     # normalises the loss, the identity and the samples of the global batch, when to save by rank 0's
     # clock and whether it has finished a save, and whether anybody was asked to stop, or to save.
+    # Of ranks that share rows, one counts them.
+    counts = run.topology.counts_rows
     weight, digest, rows, damaged, save_every, written, stops, saves = sum_over_ranks(
         [
-            sum(map(run.task.weight, batches)),
-            batch_digest(batches),
-            rows_of(batches),
-            run.stream.damaged - damaged_before,
+            counts * sum(map(run.task.weight, batches)),
+            counts * batch_digest(batches),
+            counts * rows_of(batches),
+            counts * (run.stream.damaged - damaged_before),
             run.saves.every if run.topology.is_main else 0,
             run.saves.written,
             run.stop.requested,

@@ -34,18 +34,18 @@ def forward_and_backward(
         weight: loss targets of the whole global batch.
         topology: this rank's place.
         seed: root of the noise: dropout is a function of it and of the samples, so that a resumed run
-            draws what it would have.
+            draws what it would have; ranks that share rows draw each for their own positions.
         own_time: measures what this rank does for itself.
 
     Returns:
         The sum of the losses of ``batches``, a scalar on the rank's device.
     """
     HEART.phase("compute")
-    _seed_noise(seed, batches[0])
+    _seed_noise(seed, batches[0], topology)
     task.begin(engine.model, batches, topology)
     loss_sum = torch.zeros((), device=topology.device)
     for batch in batches:
-        _seed_noise(seed, batch)
+        _seed_noise(seed, batch, topology)
         with own_time.measured():
             batch_loss = task.loss_sum(engine.model, batch)
         engine.backward(batch_loss / weight)
@@ -53,5 +53,6 @@ def forward_and_backward(
     return loss_sum
 
 
-def _seed_noise(seed: int, batch: Batch) -> None:
-    torch.manual_seed(derive_seed(seed, "noise", int(batch.sample_ids_B[0])))
+def _seed_noise(seed: int, batch: Batch, topology: Topology) -> None:
+    part = [topology.sequence_rank] if topology.sequence_ranks > 1 else []
+    torch.manual_seed(derive_seed(seed, "noise", int(batch.sample_ids_B[0]), *part))

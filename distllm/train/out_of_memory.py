@@ -52,7 +52,7 @@ def _learn(
 ) -> OutOfMemory | ConfigError:
     size, seq_len = resolved.micro_batch_size, resolved.config.data.seq_len
     limit = MemoryLimit(
-        micro_batch_tokens=size * seq_len,
+        micro_batch_tokens=size * seq_len // topology.sequence_ranks,
         step=state.step + 1,
         rank=topology.rank,
         report=memory_report(topology.device),
@@ -66,7 +66,7 @@ def _learn(
             cause,
             where="engine.micro_batch_tokens, data.seq_len",
             remedy="a single sequence does not fit: engine=zero3, more ranks, a smaller model, "
-            "or a shorter data.seq_len",
+            "more engine.sequence_ranks, or a shorter data.seq_len",
         )
     write_memory_limit(run_directory, limit)
     return OutOfMemory(

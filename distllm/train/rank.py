@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,7 +45,9 @@ def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedul
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED_EXCHANGES)
     torch.set_num_threads(resolved.threads_per_rank)
     set_extension_cache(Path(config.runs_dir) / ".torch_extensions")
-    topology = Topology.from_environment(device=config.cluster.device)
+    topology = replace(
+        Topology.from_environment(device=config.cluster.device), sequence_ranks=config.engine.sequence_ranks
+    )
     init_process_group(topology, config.cluster.timeout_seconds)
     try:
         with (

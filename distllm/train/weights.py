@@ -12,9 +12,11 @@ from distllm.config.resolve import Resolved
 from distllm.dist.agree import agree
 from distllm.dist.build import build_engine
 from distllm.dist.engine import Engine
+from distllm.dist.sequence import SequenceGroup
 from distllm.dist.topology import Topology
 from distllm.export.base import adapt
 from distllm.export.load import load_weights
+from distllm.models.decoder import DecoderLM
 from distllm.models.heads import head_of
 from distllm.models.init import build_model
 from distllm.models.recompute import recompute_blocks
@@ -63,6 +65,9 @@ def engine_of(
     if config.engine.compile:
         compile_blocks(model)
     recompute_blocks(model, config.engine.activation_checkpointing)
+    if topology.sequence_ranks > 1:
+        assert isinstance(model, DecoderLM), "checked with the configuration"
+        model.sequence = SequenceGroup(topology, config.cluster.timeout_seconds)
     engine = build_engine(
         config.engine.name,
         model,

@@ -1,4 +1,4 @@
-"""A run that changes ranks, engine, stage and offload in the middle of an epoch trains what it would have."""
+"""A run that changes ranks, what they share, engine, stage and offload in the middle of an epoch trains what it would have."""
 
 import json
 
@@ -11,8 +11,8 @@ STEPS = 8
 GEOMETRY = ("train.tokens_per_step=384", f"train.max_steps={STEPS}", "cluster.oversubscribe=true", "eval.every_steps=0")
 # Ranks, engine, and the step this attempt goes to.
 ATTEMPTS = [
-    (2, ("engine=zero1",), 2),
-    (4, ("engine=local",), 4),
+    (2, ("engine=zero1", "engine.sequence_ranks=2"), 2),
+    (4, ("engine=local", "engine.sequence_ranks=2"), 4),
     (3, ("engine=local",), 6),
     (1, ("engine=zero2", "engine.offload=cpu"), STEPS),
 ]

@@ -91,6 +91,39 @@ def test_impossible_combinations_are_refused(overrides, cause):
     assert found[0].remedy
 
 
+def shared(ranks, *overrides):
+    world = World(4, 4, "test")
+    return resolved(f"engine.sequence_ranks={ranks}", *overrides, world=world, starts_here=False)
+
+
+def test_ranks_that_share_rows_take_more_of_them_at_once():
+    alone, together = shared(1, "model.num_kv_heads=1"), shared(2, "model.num_kv_heads=1")
+    assert together.micro_batch_size == 2 * alone.micro_batch_size
+    assert together.grad_accum_steps == alone.grad_accum_steps
+    assert together.sequences_per_step == alone.sequences_per_step
+    assert "engine.sequence_ranks" in together.derivations["micro_batch_size"].formula
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides", "cause"),
+    [
+        (3, ["model.num_heads=6", "model.num_kv_heads=6", "data.seq_len=96", "train.tokens_per_step=3840"],
+         "4 ranks are no whole number of groups"),
+        (4, ["model.num_heads=8", "data.seq_len=130", "train.tokens_per_step=4160"], "do not divide among sequence_ranks"),
+        (4, ["model.num_heads=12", "model.num_kv_heads=6"], "6 key/value heads do not divide"),
+        (2, ["model.num_experts=4"], "balance of experts"),
+        (2, ["model.layer_drop=0.1"], "draws whole rows"),
+        (2, ["task=dpo"], "loss of single positions"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_shared_are_refused(ranks, overrides, cause):
+    with pytest.raises(ConfigProblems) as caught:
+        shared(ranks, *overrides)
+    (problem,) = (problem for problem in caught.value.problems if "sequence_ranks" in str(problem.where))
+    assert cause in problem.cause
+    assert problem.remedy
+
+
 def test_combinations_and_typos_are_reported_together():
     problems = Problems()
     config = compose([*BASE, "model.hidden_size=193", "optim.lrr=1"], problems=problems)

@@ -59,8 +59,13 @@ def test_every_combination_is_there():
 
 def test_heads_bound_the_ranks_of_a_sequence():
     degrees = {layout.sequence for layout in layouts(WORK, 8, 2048, 131072, EVERYTHING)}
-    assert degrees == {1, 2, 4}  # four key/value heads
-    assert {x.sequence for x in layouts(replace(WORK, kv_heads=1), 8, 2048, 131072, EVERYTHING)} == {1}
+    assert degrees == {1, 2, 4, 8}  # four key/value heads: eight ranks hold each twice
+
+    def of(**heads):
+        return {x.sequence for x in layouts(replace(WORK, **heads), 8, 2048, 131072, EVERYTHING)}
+
+    assert of(heads=12, kv_heads=6) == {1, 2}  # four ranks cannot divide six, nor six four
+    assert of(heads=10, kv_heads=1) == {1, 2}
 
 
 def test_offloading_needs_partitioned_gradients():
@@ -70,7 +75,8 @@ def test_offloading_needs_partitioned_gradients():
 
 def test_a_batch_that_no_rank_count_divides_has_no_layout():
     found = layouts(WORK, 8, 2048, 3 * 2048, EVERYTHING)
-    assert list(found) == []
+    assert {layout.sequence for layout in found} == {8}  # one group of all ranks takes any number of rows
+    assert list(layouts(WORK, 8, 2048, 3 * 2048, Space(sequence=(1, 2, 4)))) == []
     with pytest.raises(ValueError, match="no layout"):
         search(iter([]), lambda layout: None)
 

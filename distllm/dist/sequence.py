@@ -1,0 +1,108 @@
+"""Ulysses sequence parallelism: ranks share a row by its positions, and attention by its heads.
+
+Everything but attention treats positions alone, so each rank computes its own part of a row. Around
+attention one all-to-all hands every rank all positions of some heads, and a second one hands it back
+all heads of its positions (Jacobs et al. 2023, arXiv 2309.14509). Documents stay what they are: inside
+attention each rank sees whole rows, with all their borders.
+
+Shapes: B rows, T positions, S ranks of a group, t = T / S positions of this rank, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from distllm.dist.collectives import rank_errors
+from distllm.dist.topology import Topology
+
+
+class SequenceGroup:
+    """The ranks that share rows, and this rank's place among them.
+
+    Args:
+        topology: this rank's place among all; neighbouring ranks form groups.
+        timeout_seconds: longest wait for another rank of the group.
+
+    Raises:
+        LaunchError: the other ranks did not take part; making groups is collective.
+    """
+
+    def __init__(self, topology: Topology, timeout_seconds: float) -> None:
+        self.size, self.rank = topology.sequence_ranks, topology.sequence_rank
+        self._topology = topology
+        timeout = timedelta(seconds=timeout_seconds)
+        with rank_errors(topology, "forming sequence groups"):
+            # Every rank takes part in making every group, also those that it is not in.
+            groups = [
+                torch.distributed.new_group(range(first, first + self.size), timeout=timeout)
+                for first in range(0, topology.world_size, self.size)
+            ]
+        self._group = groups[topology.data_rank]
+
+    def part(self, x_BT: Tensor) -> Tensor:
+        """Return this rank's positions of whole rows, x_Bt."""
+        return x_BT.chunk(self.size, dim=1)[self.rank]
+
+    def heads(self, x_HN: Tensor) -> Tensor:
+        """Return what belongs to this rank's query heads of something that all heads have."""
+        return x_HN.chunk(self.size, dim=0)[self.rank]
+
+    def to_heads(self, *parts_BtHD: Tensor) -> Sequence[Tensor]:
+        """Hand over positions for heads: return all positions of this rank's heads, in one exchange.
+
+        Args:
+            parts_BtHD: queries, keys and values of this rank's positions. Where there are fewer heads
+                than ranks, ranks that share one each get a copy; its gradient is the sum of theirs.
+
+        Returns:
+            For each part, x_BThD with h = H / S, or 1.
+        """
+        spread = [self._each_rank(part_BtHD) for part_BtHD in parts_BtHD]
+        together_SBthD = torch.cat(spread, dim=3)
+        received_SBthD = self._exchange(together_SBthD)
+        rows_BThD = received_SBthD.transpose(0, 1).flatten(1, 2)
+        return rows_BThD.split([part.shape[3] for part in spread], dim=2)
+
+    def to_positions(self, x_BThD: Tensor) -> Tensor:
+        """Hand over heads for positions: the inverse of `to_heads` for one part."""
+        spread_SBthD: Tensor = x_BThD.unflatten(1, (self.size, -1)).transpose(0, 1)  # type: ignore[no-untyped-call]
+        received_SBthD = self._exchange(spread_SBthD)
+        return received_SBthD.permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+    def _each_rank(self, part_BtHD: Tensor) -> Tensor:
+        """Cut heads into what each rank gets: part_SBthD."""
+        if part_BtHD.shape[2] < self.size:
+            part_BtHD = part_BtHD.repeat_interleave(self.size // part_BtHD.shape[2], dim=2)
+        spread: Tensor = part_BtHD.unflatten(2, (self.size, -1))  # type: ignore[no-untyped-call]
+        return spread.permute(2, 0, 1, 3, 4)
+
+    def _exchange(self, x_SN: Tensor) -> Tensor:
+        received: Tensor = _AllToAll.apply(x_SN, self._group, self._topology)  # type: ignore[no-untyped-call]
+        return received
+
+
+class _AllToAll(torch.autograd.Function):
+    """Send the s-th slice to rank s, receive one from each; backward sends gradients the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SN: Tensor, group: Any, topology: Topology) -> Tensor:
+        ctx.group, ctx.topology = group, topology
+        return _all_to_all(x_SN, group, topology)
+
+    @staticmethod
+    def backward(ctx: Any, grad_SN: Tensor) -> tuple[Tensor, None, None]:
+        return _all_to_all(grad_SN, ctx.group, ctx.topology), None, None
+
+
+def _all_to_all(x_SN: Tensor, group: Any, topology: Topology) -> Tensor:
+    sent_SN = x_SN.contiguous()
+    received_SN = torch.empty_like(sent_SN)
+    with rank_errors(topology, "exchanging heads for positions"):
+        torch.distributed.all_to_all_single(received_SN, sent_SN, group=group)
+    return received_SN
