@@ -109,7 +109,8 @@ def test_ranks_that_share_rows_take_more_of_them_at_once():
     [
         (3, ["model.num_heads=6", "model.num_kv_heads=6", "data.seq_len=96", "train.tokens_per_step=3840"],
          "4 ranks are no whole number of groups"),
-        (4, ["model.num_heads=8", "data.seq_len=130", "train.tokens_per_step=4160"], "do not divide among sequence_ranks"),
+        (4, ["model.num_heads=8", "data.seq_len=130", "train.tokens_per_step=4160"],
+         "do not divide among sequence_ranks"),
         (4, ["model.num_heads=12", "model.num_kv_heads=6"], "6 key/value heads do not divide"),
         (2, ["model.num_experts=4"], "balance of experts"),
         (2, ["model.layer_drop=0.1"], "draws whole rows"),
