@@ -67,7 +67,7 @@ class SequenceGroup:
         together_SBthD = torch.cat(spread, dim=3)
         received_SBthD = self._exchange(together_SBthD)
         rows_BThD = received_SBthD.transpose(0, 1).flatten(1, 2)
-        return rows_BThD.split([part.shape[3] for part in spread], dim=2)
+        return torch.split(rows_BThD, [part.shape[3] for part in spread], dim=2)
 
     def to_positions(self, x_BThD: Tensor) -> Tensor:
         """Hand over heads for positions: the inverse of `to_heads` for one part."""
