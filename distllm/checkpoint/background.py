@@ -46,6 +46,11 @@ class Background:
         """Whether a job has ended whose result was not taken yet."""
         return self._job is not None and self._job.done()
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is no job, or its result was taken."""
+        return self._job is None
+
     def wait(self, seconds: float) -> bool:
         """Wait for the job, at most so long; return whether it has ended."""
         return self._job is None or bool(wait([self._job], timeout=seconds).done)

@@ -5,8 +5,9 @@ come last; the directory is flushed, renamed to its name, and its parent flushed
 the same step is first renamed to ``step-….replaced.<token>``, and comes back if the writer dies
 before the new one has the name. Removal, too, begins with a rename (``….removed.<token>``).
 
-One process at a time writes to a run's directory; the token names it, so that what dead writers
-left can be told apart and removed.
+Several ranks may write files of one checkpoint; one of them begins it, and commits it when all have
+written theirs. One run at a time writes to a directory; the token names the process that has begun, so
+that what dead writers left can be told apart and removed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -35,12 +36,19 @@ _LEFT_BEHIND = re.compile(
 )
 
 
-class Transaction:
-    """The files of one checkpoint while it is being written."""
+class Files:
+    """The files of one checkpoint that this process writes.
+
+    Args:
+        path: the directory that `begin` has made.
+
+    Attributes:
+        records: what was written, by file name.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._files: dict[str, FileRecord] = {}
+        self.records: dict[str, FileRecord] = {}
 
     def write(self, name: str, *chunks: Buffer) -> None:
         """Write one file of these bytes, flushed to disk, and note its digest.
@@ -54,13 +62,7 @@ class Transaction:
                 digest.update(chunk)
                 size += memoryview(chunk).nbytes
             _flush(stream)
-        self._files[name] = FileRecord(size, digest.hexdigest())
-
-    def _seal(self) -> None:
-        manifest = encode_manifest(self._files)
-        _write_flushed(self._path / MANIFEST, manifest)
-        _write_flushed(self._path / MARKER, digest_bytes(manifest).encode())
-        fsync_directory(self._path)
+        self.records[name] = FileRecord(size, digest.hexdigest())
 
 
 def _write_flushed(path: Path, content: bytes) -> None:
@@ -75,35 +77,77 @@ def _flush(stream: IO[bytes]) -> None:
 
 
 @contextmanager
-def transaction(directory: Path, step: int) -> Iterator[Transaction]:
-    """Write the checkpoint of ``step``; it exists if and only if the block succeeds.
+def transaction(directory: Path, step: int) -> Iterator[Files]:
+    """Write the checkpoint of ``step`` alone; it exists if and only if the block succeeds.
 
     Raises:
         StorageError: the disk is full, broken, or not permitted. Only what this call wrote is
             removed; earlier checkpoints stay.
     """
-    directory = Path(directory)
-    final = step_path(directory, step)
-    partial = _with_token(final, _PARTIAL)
+    partial = begin(directory, step)
     try:
-        with storage_errors(partial):
-            directory.mkdir(parents=True, exist_ok=True)
-            recover(directory)
-            partial.mkdir()
-            files = Transaction(partial)
+        with write_errors(directory, step):
+            files = Files(partial)
             yield files
-            files._seal()
-            _publish(partial, final)
+        commit(partial, directory, step, files.records)
+    except BaseException:
+        abandon(partial)
+        raise
+
+
+def begin(directory: Path, step: int) -> Path:
+    """Return a new directory for the files of ``step``, once what dead writers left is cleared up.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    partial = _with_token(step_path(Path(directory), step), _PARTIAL)
+    with write_errors(directory, step):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        recover(directory)
+        partial.mkdir()
+    return partial
+
+
+def commit(partial: Path, directory: Path, step: int, files: Mapping[str, FileRecord]) -> None:
+    """Make the checkpoint of ``step`` out of ``files``, which lie flushed in ``partial``.
+
+    Raises:
+        StorageError: a file that another machine has written does not arrive here; or the disk.
+    """
+    for name, record in files.items():
+        path = partial / name
+        if not path.exists() or path.stat().st_size != record.bytes:
+            raise StorageError(
+                f"checkpoint of step {step} could not be written: {name} is not what its rank has written",
+                where=str(partial),
+                remedy="put runs_dir on a file system that all machines share",
+            )
+    with write_errors(directory, step):
+        manifest = encode_manifest(files)
+        _write_flushed(partial / MANIFEST, manifest)
+        _write_flushed(partial / MARKER, digest_bytes(manifest).encode())
+        fsync_directory(partial)
+        _publish(partial, step_path(Path(directory), step))
+
+
+def abandon(partial: Path) -> None:
+    """Remove what was written of a checkpoint that is not to be."""
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def write_errors(directory: Path, step: int) -> Iterator[None]:
+    """Turn the operating system's errors inside the block into StorageError."""
+    try:
+        with storage_errors(step_path(Path(directory), step)):
+            yield
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(
             f"checkpoint of step {step} could not be written: {error}",
             where=str(directory),
             remedy="check the disk, then run the same command again",
         ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 @contextmanager

@@ -1,9 +1,13 @@
 """Save a training run's state. Collective: every rank calls it at the same step.
 
-Only rank 0 writes; the others take part in assembling each tensor. In the background, rank 0 copies
-everything to main memory (12 bytes a parameter) and writes while the training goes on; at most one
-such copy exists, and it shrinks file by file as it is written. Without it, or where there is no memory
-for the copy, rank 0 writes as the tensors come and holds one file's worth of them.
+Every rank writes its share of the weights and moments, whole tensors by logical name, about equally many
+bytes each; so nothing on disk depends on how many ranks there were, and neither disk nor memory of one
+machine carries it all. In the background, a rank copies its share to main memory and writes it while the
+training goes on; at most one such copy exists, and it shrinks file by file as it is written. Without it,
+or where there is no memory for the copy, the rank writes as the tensors come and holds one file's worth.
+
+Rank 0 begins, and commits once every rank has written. The threads that write exchange nothing: how they
+fared is told between steps, by all ranks at once, so a rank whose disk is full leaves none waiting.
 """
 
 from __future__ import annotations
@@ -11,31 +15,37 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from distllm.checkpoint.background import Background
-from distllm.checkpoint.commit import transaction
-from distllm.checkpoint.format import FORMAT, STATE, step_path
+from distllm.checkpoint.commit import Files, abandon, begin, commit, write_errors
+from distllm.checkpoint.format import FORMAT, STATE, FileRecord, step_path
 from distllm.checkpoint.mirror import Mirror
 from distllm.checkpoint.retention import Retention, prune
 from distllm.checkpoint.space import require_space
 from distllm.checkpoint.tensors import safetensors_chunks
 from distllm.dist.agree import agree, agree_at_leisure
+from distllm.dist.collectives import gather_json, max_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
+from distllm.errors import StorageError
 from distllm.machine import available_memory
 from distllm.units import format_bytes
 
 FILE_BYTES = 512 * 2**20
 _MEMORY_MARGIN = 1.1
+_POLL_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 _PACKAGES = ("distllm", "torch", "deepspeed", "safetensors")
-Group = tuple[str, dict[str, Tensor]]
+File = tuple[str, dict[str, Tensor]]
 
 
 class Saver:
@@ -68,6 +78,10 @@ class Saver:
         self._mirror = mirror
         self._worker = Background()
         self._pending: int | None = None
+        self._refused: StorageError | None = None
+        self._files: Files | None = None
+        self._partial = Path()
+        self._committing = False
 
     @property
     def pending(self) -> int | None:
@@ -76,8 +90,10 @@ class Saver:
 
     @property
     def done(self) -> bool:
-        """Whether this rank knows that the write has ended, well or not; only rank 0 does."""
-        return self._worker.done
+        """Whether this rank has written its share, well or not; if all have, whether rank 0 has committed."""
+        if self._pending is None:
+            return False
+        return self._worker.done or self._refused is not None or self._worker.idle
 
     def save(
         self,
@@ -103,41 +119,100 @@ class Saver:
         """
         if self._pending is not None:
             raise ValueError(f"the checkpoint of step {self._pending} is still being written")
-        self._pending = step
+        self._pending, self._committing, self._refused = step, False, None
         state = _state_json(step, engine, train_state, facts, self._topology, ephemeral=ephemeral)
-        tensors = engine.state()
-        if self._topology.is_main:
-            if self._background and self._has_memory():
-                groups = list(_groups(tensors))
-                self._worker.start(lambda: self._write(step, _taken(groups), state))
-            else:
-                self._worker.start_here(lambda: self._write(step, _groups(tensors), state))
-        # The other ranks, and rank 0 after a failure, must still meet for every remaining tensor.
+        try:
+            self._partial = Path(agree(self._topology, lambda: self._begin(step)))
+        except StorageError as error:
+            self._refused = error  # on every rank; `settle` tells
+            return
+        self._files = Files(self._partial)
+        tensors = engine.state(Share(self._topology))
+        files = _files(tensors, self._topology)
+        if self._background and self._has_memory():
+            copied = list(files)
+            self._worker.start(lambda: self._write(step, _taken(copied), state))
+        else:
+            self._worker.start_here(lambda: self._write(step, files, state))
+        # After a failure this rank must still meet the others for every remaining tensor.
         for _ in tensors:
             pass
 
+    def _begin(self, step: int) -> str:
+        require_space(self._directory, self._expected_bytes, f"the checkpoint of step {step}")
+        return str(begin(self._directory, step))
+
     def _has_memory(self) -> bool:
+        """Whether the copies of all ranks of this machine fit into its memory."""
+        needed = self._expected_bytes * self._topology.local_world_size // self._topology.world_size
         free = available_memory()
-        if free is None or free >= self._expected_bytes * _MEMORY_MARGIN:
+        if free is None or free >= needed * _MEMORY_MARGIN:
             return True
         _log.warning(
             "no main memory for a copy of the state (%s, and %s are free): the training waits for this save",
-            format_bytes(self._expected_bytes),
+            format_bytes(needed),
             format_bytes(free),
         )
         return False
+
+    def proceed(self) -> bool:
+        """Go on, once every rank is `done`; return whether the checkpoint is written. Collective.
+
+        Raises:
+            StorageError: as `settle`.
+        """
+        if self._pending is not None and not self._committing:
+            self._join_shares(self._pending)
+            return False
+        return self.settle() is not None
 
     def settle(self) -> int | None:
         """Wait until the pending checkpoint is written; return its step. Collective.
 
         Raises:
-            StorageError: on every rank, if rank 0 could not write. Earlier checkpoints are untouched.
+            StorageError: on every rank, if any could not write. Earlier checkpoints are untouched.
         """
-        step, self._pending = self._pending, None
+        step = self._pending
         if step is None:
             return None
+        if not self._committing:
+            self._join_shares(step)
+        self._pending = None
         agree_at_leisure(self._topology, self._worker.wait, self._worker.result)
         return step
+
+    def _join_shares(self, step: int) -> None:
+        """Wait for the share of every rank; rank 0 then begins to commit, or removes what there is."""
+        if self._refused is not None:
+            self._pending = None
+            raise self._refused
+        while max_over_ranks([not self._worker.wait(_POLL_SECONDS)], self._topology)[0]:
+            pass
+        shares = gather_json(self._own_share(), self._topology)
+        failed = next(((rank, share) for rank, share in enumerate(shares) if "cause" in share), None)
+        if failed is not None:
+            self._pending = None
+            if self._topology.is_main:
+                abandon(self._partial)
+            rank, why = failed
+            of_rank = f" (rank {rank})" if self._topology.world_size > 1 else ""
+            raised = StorageError(f"{why['cause']}{of_rank}", where=why["where"], remedy=why["remedy"])
+            raised.everywhere = True
+            raise raised
+        self._committing = True
+        if self._topology.is_main:
+            records = {name: FileRecord(**record) for share in shares for name, record in share.items()}
+            start = self._worker.start if self._background else self._worker.start_here
+            start(lambda: self._commit(step, records))
+
+    def _own_share(self) -> dict[str, Any]:
+        """Return the records of the files of this rank, or why it has none."""
+        assert self._files is not None
+        try:
+            self._worker.result()
+        except StorageError as error:
+            return {"cause": error.cause, "where": error.where, "remedy": error.remedy}
+        return {name: asdict(record) for name, record in self._files.records.items()}
 
     def reject_after(self, step: int, why: str) -> None:
         """Let nobody use a copy at the mirror that is newer than ``step``. Collective.
@@ -148,27 +223,62 @@ class Saver:
         agree(self._topology, lambda: self._mirror.reject_after(step, why) if self._mirror else None)
 
     def close(self) -> bool:
-        """Wait for what rank 0 has begun, without the other ranks; return whether there was anything.
+        """Let what goes on come to its end, without the other ranks; return whether a checkpoint was written.
+
+        A checkpoint of which other ranks still write their shares is lost.
 
         Raises:
             StorageError: it could not be written.
         """
-        if self._pending is None or not self._topology.is_main:
+        step, self._pending = self._pending, None
+        if step is None or not self._topology.is_main:
             return False
-        self._pending = None
+        if self._refused is not None:
+            raise self._refused
         self._worker.result()
+        if not self._committing and self._topology.world_size == 1 and self._files is not None:
+            self._commit(step, self._files.records)
+        elif not self._committing:
+            abandon(self._partial)
+            return False
         return True
 
-    def _write(self, step: int, groups: Iterable[Group], state: bytes) -> None:
-        require_space(self._directory, self._expected_bytes, f"the checkpoint of step {step}")
-        with transaction(self._directory, step) as files:
-            for name, tensors in groups:
-                files.write(name, *safetensors_chunks(tensors))
-            files.write(STATE, state)
+    def _write(self, step: int, files: Iterator[File], state: bytes) -> None:
+        """Write the share of this rank."""
+        assert self._files is not None
+        with write_errors(self._directory, step):
+            for name, tensors in files:
+                self._files.write(name, *safetensors_chunks(tensors))
+            if self._topology.is_main:
+                self._files.write(STATE, state)
+
+    def _commit(self, step: int, records: Mapping[str, FileRecord]) -> None:
+        try:
+            commit(self._partial, self._directory, step, records)
+        except BaseException:
+            abandon(self._partial)
+            raise
         prune(self._directory, self._retention)
         if self._mirror is not None:
             self._mirror.send(step_path(self._directory, step))
             self._mirror.prune(self._retention)
+
+
+class Share:
+    """Which tensors a rank writes: each goes to the rank that has the fewest bytes so far.
+
+    Asked for every tensor, in the same order on every rank.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self._rank = topology.rank
+        self._numel = [0] * topology.world_size
+
+    def __call__(self, shape: torch.Size) -> bool:
+        """Return whether the next tensor, of this shape, is of this rank's share."""
+        owner = min(range(len(self._numel)), key=self._numel.__getitem__)
+        self._numel[owner] += shape.numel()
+        return owner == self._rank
 
 
 def _state_json(
@@ -193,22 +303,26 @@ def _state_json(
     return json.dumps(content, indent=2).encode()
 
 
-def _taken(groups: list[Group]) -> Iterator[Group]:
-    """Yield the groups in order and let go of each, so that its memory is free once it is written."""
-    groups.reverse()
-    while groups:
-        yield groups.pop()
+def _taken(files: list[File]) -> Iterator[File]:
+    """Yield the files in order and let go of each, so that its memory is free once it is written."""
+    files.reverse()
+    while files:
+        yield files.pop()
 
 
-def _groups(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[Group]:
-    """Cut the stream of tensors into files: by kind (model, optim), and by size."""
+def _files(tensors: Iterator[tuple[str, Tensor]], topology: Topology) -> Iterator[File]:
+    """Cut the stream of a rank's tensors into files: by kind (model, optim), and by size.
+
+    Of a kind, the files of rank r of R have the numbers r, r + R, r + 2R, ...
+    """
     group: dict[str, Tensor] = {}
-    filled, number, kind = 0, 0, ""
+    filled, number, kind = 0, topology.rank, ""
     for name, tensor in tensors:
         starts_kind = name.split("/", 1)[0] != kind
         if group and (starts_kind or filled + tensor.nbytes > FILE_BYTES):
             yield f"{kind}-{number:05d}.safetensors", group
-            group, filled, number = {}, 0, 0 if starts_kind else number + 1
+            group, filled = {}, 0
+            number = topology.rank if starts_kind else number + topology.world_size
         kind = name.split("/", 1)[0]
         group[name] = tensor
         filled += tensor.nbytes

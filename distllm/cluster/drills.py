@@ -117,7 +117,7 @@ def _schedule(
         if kind in _NEEDS_CHECKPOINTS:
             at = max(at, 2 * every + 1)
         elif kind == "disk_full":
-            at, rank = -(-at // every) * every, 0  # when rank 0 saves
+            at = -(-at // every) * every  # when it saves
         elif kind == "spike":
             at = max(at, SPIKE_STEP)
         faults.append(Fault(kind, at, rank, steps))

@@ -101,6 +101,23 @@ def broadcast_json(value: Any, topology: Topology) -> Any:
     return json.loads(buffer.cpu().numpy().tobytes())
 
 
+def gather_json(value: Any, topology: Topology) -> list[Any]:
+    """Return every rank's ``value``, in rank order; values as for `broadcast_json`."""
+    if topology.world_size == 1:
+        return [value]
+    payload = json.dumps(value).encode()
+    lengths = [int(length) for (length,) in gather_over_ranks([len(payload)], topology)]
+    mine = torch.zeros(max(lengths), dtype=torch.uint8, device=topology.device)
+    mine[: len(payload)].copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+    gathered = [torch.empty_like(mine) for _ in lengths]
+    with rank_errors(topology, "gathering what ranks report"):
+        torch.distributed.all_gather(gathered, mine)
+    return [
+        json.loads(buffer[:length].cpu().numpy().tobytes())
+        for buffer, length in zip(gathered, lengths, strict=True)
+    ]
+
+
 def barrier(topology: Topology) -> None:
     """Return once every rank has arrived here."""
     if topology.world_size > 1:

@@ -26,7 +26,16 @@ import torch.distributed
 from torch import Tensor, nn
 
 from distllm.dist.collectives import rank_errors
-from distllm.dist.engine import Accept, StepResult, all_slots, logical_parameters, read_checked, state_names
+from distllm.dist.engine import (
+    Accept,
+    StepResult,
+    Wanted,
+    all_slots,
+    everything,
+    logical_parameters,
+    read_checked,
+    state_names,
+)
 from distllm.dist.topology import Topology
 
 if TYPE_CHECKING:
@@ -132,12 +141,14 @@ class ZeroEngine:
         if self._stage < 3:
             yield from self._engine.module.parameters()
 
-    def state(self) -> Iterator[tuple[str, Tensor]]:
+    def state(self, wanted: Wanted = everything) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, assembled from all ranks one at a time."""
         for name, parameter, moment in state_names(self._slots):
             with torch.no_grad(), rank_errors(self._topology, "assembling the state"):
-                full = self._state.full(parameter, moment).to("cpu", torch.float32, copy=True)
-            yield name, full.detach()
+                full = self._state.full(parameter, moment)
+                copy = full.to("cpu", torch.float32, copy=True) if wanted(full.shape) else None
+            if copy is not None:
+                yield name, copy.detach()
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
         """Set weights, moments and step counts; each rank keeps its share."""

@@ -22,6 +22,13 @@ from distllm.errors import CheckpointError
 Accept = Callable[[float], bool]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Slots = Mapping[str, Mapping[str, torch.Size]]
+Wanted = Callable[[torch.Size], bool]
+
+
+def everything(_shape: torch.Size) -> bool:
+    """Want every tensor."""
+    return True
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +73,13 @@ class Engine(Protocol):
         Nothing where the weights are partitioned (stage 3). The tensors are not copies.
         """
 
-    def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every logical tensor: full, fp32, on the CPU, in a fixed order. Collective.
+    def state(self, wanted: Wanted = everything) -> Iterator[tuple[str, Tensor]]:
+        """Yield every wanted logical tensor: full, fp32, on the CPU, in a fixed order. Collective.
 
         Names are ``model/<parameter>`` and ``optim/<slot>/<parameter>``, for AdamW ``optim/exp_avg/``
         and ``optim/exp_avg_sq/``; they and their shapes depend on the model and the optimizer only,
-        not on the engine or the number of ranks. All ranks must exhaust the iterator.
+        not on the engine or the number of ranks. All ranks must exhaust the iterator, though each may
+        want other tensors: ``wanted`` is asked for each with its shape.
         """
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:

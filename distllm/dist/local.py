@@ -19,8 +19,10 @@ from distllm.dist.collectives import rank_errors
 from distllm.dist.engine import (
     Accept,
     StepResult,
+    Wanted,
     all_slots,
     allocate_moments,
+    everything,
     logical_parameters,
     read_checked,
     state_names,
@@ -100,10 +102,12 @@ class LocalEngine:
         """Yield all weights."""
         yield from self._model.parameters()
 
-    def state(self) -> Iterator[tuple[str, Tensor]]:
+    def state(self, wanted: Wanted = everything) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, by logical name."""
         for name, parameter, moment in state_names(self._slots):
-            yield name, self._tensor(parameter, moment).detach().to("cpu", torch.float32, copy=True)
+            tensor = self._tensor(parameter, moment)
+            if wanted(tensor.shape):
+                yield name, tensor.detach().to("cpu", torch.float32, copy=True)
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
         """Set weights, moments and step counts."""

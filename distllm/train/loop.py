@@ -73,7 +73,6 @@ class Run:
     flops_per_token: float
     peak_flops: float | None
     checkpoint_facts: dict[str, object]
-    save_wanted: bool = False
 
 
 def train(run: Run) -> None:
@@ -92,11 +91,11 @@ def train(run: Run) -> None:
         _note(run, f"the run is at step {state.step}: nothing is left to train")
     while state.step < run.resolved.stop_step and not run.stopping.over():
         before = state.step
-        train_step(run, clock)
+        asked = train_step(run, clock)
         if state.step <= before:
             continue  # it went back to a checkpoint, and nothing is due there that was not done
         last = state.step == run.resolved.stop_step
-        save_due = last or run.saves.due(state.step) or run.save_wanted
+        save_due = last or asked or run.saves.due(state.step)
         if (save_due or _comparison_due(run)) and not weights_agree(run):
             clock.restart()
             continue
@@ -108,13 +107,17 @@ def train(run: Run) -> None:
             clock.restart()
             continue
         if save_due or run.stopping.over():
-            save(run, must=last or run.stopping.over())
+            save(run, must=last or run.stopping.over(), asked=asked)
             clock.restart()
     _finish(run)
 
 
-def train_step(run: Run, clock: StepClock) -> None:
-    """Take one optimizer step on the global batch that begins at ``state.samples``."""
+def train_step(run: Run, clock: StepClock) -> bool:
+    """Take one optimizer step on the global batch that begins at ``state.samples``.
+
+    Returns:
+        Whether somebody asked for a checkpoint; if the run went back, that is asked again.
+    """
     state, config = run.state, run.resolved.config
     HEART.phase("data", state.step)
     clock.mark("loop")
@@ -125,7 +128,7 @@ def train_step(run: Run, clock: StepClock) -> None:
 
     # One reduction settles what every rank must agree on before it computes: the weight that
     # normalises the loss, the identity and the samples of the global batch, when to save by rank 0's
-    # clock and whether it has finished a save, and whether anybody was asked to stop, or to save.
+    # clock and who has written its share of a save, and whether anybody was asked to stop, or to save.
     # Of ranks that share rows, one counts them.
     counts = run.topology.counts_rows
     weight, digest, rows, damaged, save_every, written, stops, saves = sum_over_ranks(
@@ -141,8 +144,7 @@ def train_step(run: Run, clock: StepClock) -> None:
         ],
         run.topology,
     )
-    run.saves.agree(int(save_every), written=bool(written))
-    run.save_wanted = saves > 0
+    run.saves.agree(int(save_every), written=written == run.topology.world_size)
     if stops:
         _stop_here(run)
     clock.mark("loop")
@@ -166,7 +168,7 @@ def train_step(run: Run, clock: StepClock) -> None:
         run.chronicle.count_step(state.step, clock.lap(), wasted=True)
         _restore_weights(run, corruption)
         clock.restart()
-        return
+        return False
 
     phases = clock.lap()
     HEART.took_step(phases.total)
@@ -191,6 +193,7 @@ def train_step(run: Run, clock: StepClock) -> None:
     if must_go_back:
         _leave_streak_out(run)
         clock.restart()
+    return saves > 0
 
 
 def evaluate(run: Run) -> None:
@@ -228,18 +231,19 @@ def evaluate(run: Run) -> None:
             sink.log_sample(state.step, state.tokens, settings.prompt, text)
 
 
-def save(run: Run, *, must: bool = False) -> None:
+def save(run: Run, *, must: bool = False, asked: bool = False) -> None:
     """Save a checkpoint that any number of ranks and any ZeRO stage can resume from.
 
     Args:
         run: the run.
         must: nothing comes after it: return when it is written, or raise StorageError.
+        asked: somebody asked for it.
     """
     order = plan_digest(run.resolved.config, run.stream.order, run.state.samples)
     HEART.phase("save", run.state.step)
     agree(run.topology, run.directory.require_owned)
     facts = {**run.checkpoint_facts, "order": order}
-    run.saves.save(facts, _samples(run), must=must, asked=run.save_wanted)
+    run.saves.save(facts, _samples(run), must=must, asked=asked)
     run.stop.obeyed_save()
 
 

@@ -67,18 +67,18 @@ class Saves:
         return self._interval.proposal
 
     def agree(self, every: int, *, written: bool) -> None:
-        """Go by rank 0's interval from now on; if it has ``written``, hear how that went. Collective.
+        """Go by rank 0's interval from now on; if every rank has ``written``, go on with that. Collective.
 
         Raises:
             StorageError: too many saves in a row have failed.
         """
         self._interval.agree(every)
         if written:
-            self._settle(must=False)
+            self._settle(must=False, wait=False)
 
     @property
     def written(self) -> bool:
-        """Whether a write has ended that was not told yet; only rank 0 knows."""
+        """Whether this rank has ended a write of which the others do not know."""
         return self._saver.done
 
     def count_step(self, seconds: float) -> None:
@@ -141,12 +141,15 @@ class Saves:
         with self._chronicle.charging("checkpoint"):
             self._settle(must=False)
 
-    def _settle(self, *, must: bool) -> None:
+    def _settle(self, *, must: bool, wait: bool = True) -> None:
         step = self._saver.pending
         if step is None:
             return
         try:
-            self._saver.settle()
+            if wait:
+                self._saver.settle()
+            elif not self._saver.proceed():
+                return
         except StorageError as error:
             self._failures += 1
             self._chronicle.event("save_failed", step=step, why=error.cause)

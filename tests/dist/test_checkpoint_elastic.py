@@ -5,6 +5,7 @@ checkpoint of the one before with another engine, stage or offload, so that each
 and reads at each number of ranks.
 """
 
+import errno
 import tempfile
 from pathlib import Path
 
@@ -12,11 +13,20 @@ import pytest
 from engine_jobs import FP32, OFFLOADED, case_name, digest, make_engine, train_step
 from ranks import run_ranks
 
+from distllm.checkpoint.commit import Files
+from distllm.checkpoint.format import listed_files, step_path
+from distllm.checkpoint.load import find_checkpoint, load_checkpoint
+from distllm.checkpoint.retention import Retention
+from distllm.checkpoint.save import Saver
+from distllm.dist.collectives import barrier
+from distllm.errors import StorageError
+
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 WORLDS = (2, 4, 3, 1)
 CASES = FP32 + OFFLOADED[:3]
 STEPS, SAMPLES = 2, 24  # steps at each number of ranks; samples of a step, a multiple of two micro-batches each
+FAILING = 3  # the chain whose saves fail once at each number of ranks
 TURN = 3  # coprime to the number of cases: no chain meets a case twice
 
 # Sums in another order, over all eight steps.
@@ -29,10 +39,6 @@ def case_of(chain, place):
 
 def chain_job(topology, directory, place):
     """At one number of ranks: load each chain's checkpoint, take steps, save."""
-    from distllm.checkpoint.load import find_checkpoint, load_checkpoint
-    from distllm.checkpoint.retention import Retention
-    from distllm.checkpoint.save import Saver
-
     results = []
     for chain in range(len(CASES)):
         engine = make_engine(topology, *case_of(chain, place), samples=SAMPLES)
@@ -44,10 +50,48 @@ def chain_job(topology, directory, place):
         steps = range(first, first + STEPS)
         losses = [train_step(engine, topology, step, count=SAMPLES)[0] for step in steps]
         saver = Saver(home, topology, Retention(1), background=True)
+        failed = full_disk(saver, engine, first + STEPS, topology, home) if chain == FAILING else None
         saver.save(first + STEPS, engine, {"step": first + STEPS}, {})
         saver.settle()
-        results.append({"loaded": loaded, "saved": digest(engine), "losses": losses})
+        files = listed_files(step_path(home, first + STEPS))
+        results.append(
+            {
+                "loaded": loaded,
+                "saved": digest(engine),
+                "losses": losses,
+                "failed": failed,
+                "files": {name: record.bytes for name, record in files.items()},
+            }
+        )
     return results
+
+
+def full_disk(saver, engine, step, topology, home):
+    """Save where the last rank finds no room, once beside the training and once with it waiting.
+
+    Return what was raised, and which steps and other entries the directory then holds.
+    """
+    whole, outcome = Files.write, []
+
+    def no_room(self, name, *chunks):
+        (self._path / name).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "no room")
+
+    for background in (True, False):
+        saver._background = background
+        if topology.rank == topology.world_size - 1:
+            Files.write = no_room
+        saver.save(step, engine, {"step": step}, {})
+        try:
+            saver.settle()
+        except StorageError as error:
+            outcome.append([error.exit_code, error.everywhere, error.cause])
+        Files.write = whole
+        barrier(topology)
+        outcome.append(sorted(path.name for path in home.iterdir()) if home.exists() else [])
+        barrier(topology)
+    saver._background = True
+    return outcome
 
 
 def oracle_job(topology):
@@ -62,10 +106,12 @@ def oracle_job(topology):
 def chains():
     """Per number of ranks what every chain did, and the oracle's losses."""
     with tempfile.TemporaryDirectory(prefix="elastic-") as directory:
-        results = [
-            run_ranks(chain_job, world, directory, place, timeout=280)[0]
-            for place, world in enumerate(WORLDS)
+        everywhere = [
+            run_ranks(chain_job, world, directory, place, timeout=280) for place, world in enumerate(WORLDS)
         ]
+    for ranks in everywhere:
+        assert all(rank[FAILING]["failed"] == ranks[0][FAILING]["failed"] for rank in ranks)
+    results = [ranks[0] for ranks in everywhere]
     return results, run_ranks(oracle_job, 1)[0]
 
 
@@ -95,3 +141,30 @@ def test_the_losses_are_those_of_a_run_that_never_changed(chains):
         expected = oracle[STEPS * place : STEPS * (place + 1)]
         for chain, outcome in enumerate(results[place]):
             assert outcome["losses"] == pytest.approx(expected, rel=RELATIVE_TOLERANCE), name(chain, place)
+
+
+@pytest.mark.timeout(600)
+def test_every_rank_writes_its_share(chains):
+    results, _ = chains
+    for place, world in enumerate(WORLDS):
+        for chain, outcome in enumerate(results[place]):
+            shares = [0] * world
+            for file, size in outcome["files"].items():
+                if file.endswith(".safetensors"):
+                    shares[int(file.partition("-")[2].partition(".")[0]) % world] += size
+            # The embedding is a third of the weights, and tensors are not cut.
+            assert max(shares) < 1.5 * sum(shares) / world, name(chain, place)
+            assert min(shares) > 0.5 * sum(shares) / world, name(chain, place)
+
+
+@pytest.mark.timeout(600)
+def test_one_rank_without_room_costs_that_save_on_all_and_leaves_nothing_behind(chains):
+    results, _ = chains
+    for place, world in enumerate(WORLDS):
+        before = [f"step-{STEPS * place:09d}"] if place else []
+        first, left, second, left_again = results[place][FAILING]["failed"]
+        for code, everywhere, cause in (first, second):
+            assert (code, everywhere) == (74, True)
+            assert cause.startswith("no space left while writing")
+            assert world == 1 or cause.endswith(f"(rank {world - 1})")
+        assert left == left_again == before, name(FAILING, place)

@@ -219,7 +219,7 @@ def test_what_is_adopted_and_not_whole_does_not_appear(tmp_path):
 class NoEngine:
     optimizer_steps = 0
 
-    def state(self):
+    def state(self, wanted):
         return iter(())
 
 
