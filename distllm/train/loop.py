@@ -113,11 +113,7 @@ def train(run: Run) -> None:
 
 
 def train_step(run: Run, clock: StepClock) -> bool:
-    """Take one optimizer step on the global batch that begins at ``state.samples``.
-
-    Returns:
-        Whether somebody asked for a checkpoint; if the run went back, that is asked again.
-    """
+    """Take one optimizer step on the batch at ``state.samples``; return whether a checkpoint is asked for."""
     state, config = run.state, run.resolved.config
     HEART.phase("data", state.step)
     clock.mark("loop")
