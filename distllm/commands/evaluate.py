@@ -116,4 +116,5 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
 
 def _shown(what: str, text: str) -> str:
     """Return a text below its heading, each line of it set in."""
-    return f"  {what}\n" + "".join(f"    {line}\n" for line in printable(text).splitlines())
+    lines = printable(text).splitlines() or ["(nothing)"]
+    return f"  {what}\n" + "".join(f"    {line}\n" for line in lines)
