@@ -55,6 +55,7 @@ test-kernels: $(STAMP)  ## the kernels on a CPU: interpreter, sanitizer, mutants
 
 gate: $(STAMP)  ## compile the kernels for every architecture and write tests/gate/table.json
 	PYTHONPATH=tests $(BIN)/python -m gate table --write
+	PYTHONPATH=tests $(BIN)/python -m gate.cuda
 
 readme: $(STAMP)  ## run the README's commands
 	$(BIN)/pytest tests/arch/test_readme.py

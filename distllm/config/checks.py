@@ -30,6 +30,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     check_sequence_ranks(config, problems, world_size=world_size)
     _check_kernels(config, problems)
     _check_optimizer(config, problems)
+    _check_bf16_weights(config, problems)
     check_task(config, problems)
     _check_cluster(config, problems)
     _check_warmup(config, problems)
@@ -257,10 +258,10 @@ def _check_engine(config: Config, problems: Problems) -> None:
         remedy="use engine=zero1, zero2 or zero3, or engine.offload=none",
     )
     problems.check(
-        engine.name != "local" or config.precision.compute == "fp32",
-        "engine.name=local computes in fp32 only",
-        keys=["engine.name", "precision.compute"],
-        remedy="use precision=fp32, or engine=zero1 for bf16 with fp32 master weights",
+        engine.name != "local" or config.precision.compute == "fp32" or config.optim.name == "adamw_bf16",
+        "engine.name=local keeps no fp32 copy of bf16 weights",
+        keys=["engine.name", "precision.compute", "optim.name"],
+        remedy="use precision=fp32, engine=zero1 for bf16 with fp32 master weights, or optim=adamw_bf16",
     )
     neighbours = config.cluster.procs_per_node
     problems.check(
@@ -284,6 +285,18 @@ def _check_optimizer(config: Config, problems: Problems) -> None:
         f"optim.name={name} needs whole matrices, and zero_stage {stage} cuts them into flat pieces",
         keys=["optim.name", "engine.zero_stage"],
         remedy="use engine=zero0 or engine=local, or optim=adamw",
+    )
+
+
+def _check_bf16_weights(config: Config, problems: Problems) -> None:
+    """AdamW on bf16 weights: where nothing keeps an fp32 copy, and where its kernel can be compiled."""
+    if config.optim.name != "adamw_bf16":
+        return
+    problems.check(
+        config.engine.name == "local" and config.precision.compute == "bf16",
+        "optim.name=adamw_bf16 updates bf16 weights that have no fp32 copy",
+        keys=["optim.name", "engine.name", "precision.compute"],
+        remedy="use engine=local precision=bf16, or optim=adamw",
     )
 
 

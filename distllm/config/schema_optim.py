@@ -9,7 +9,7 @@ from distllm.config.options import option
 
 Weights: TypeAlias = Literal["last", "ema"]
 """Which weights of a checkpoint: those after the last update, or their average."""
-OptimizerName: TypeAlias = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
+OptimizerName: TypeAlias = Literal["adamw", "adamw_bf16", "adam", "sgd", "lion", "adafactor", "muon"]
 WHOLE_MATRICES = ("adafactor", "muon")
 """Optimizers that look at rows and columns of a matrix, which ZeRO's flat partitions have not."""
 

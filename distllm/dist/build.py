@@ -12,7 +12,6 @@ from distllm.dist.engine import Engine
 from distllm.dist.local import LocalEngine
 from distllm.dist.memory import keep_freed_memory
 from distllm.dist.topology import Topology
-from distllm.errors import ConfigError
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -36,19 +35,13 @@ def build_engine(
         topology: this rank's place; its process group must exist.
         timeout_seconds: longest wait for another rank inside DeepSpeed's own groups.
 
-    Raises:
-        ConfigError: the engine cannot do what ``settings`` asks for.
     """
     if topology.device.type == "cpu":
         keep_freed_memory()
     model.to(topology.device)
     if name == "local":
         if settings["bf16"]["enabled"]:
-            raise ConfigError(
-                "the local engine computes in fp32 only",
-                where="precision.compute",
-                remedy="use precision.compute=fp32 or engine.name=deepspeed",
-            )
+            model.to(torch.bfloat16)  # no fp32 copy is kept: the optimizer has to round (optim=adamw_bf16)
         return LocalEngine(model, make_optimizer(model), settings, topology)
     if name == "deepspeed":
         from distllm.dist.deepspeed import ZeroEngine  # DeepSpeed takes seconds to import

@@ -155,4 +155,5 @@ def allocate_moments(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
     state = optimizer.state[weight]
     state["step"] = torch.zeros((), dtype=torch.float32, device=step_device)
     for slot, shape in slots_of(optimizer, weight).items():
-        state[slot] = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        state[slot] = torch.zeros(shape, dtype=precise, device=weight.device)

@@ -42,7 +42,7 @@ class _Average:
             for weight in group["params"]:
                 average = optimizer.state[weight].get(SLOT)
                 if average is not None:  # engines allocate it; DeepSpeed tries an update before they do
-                    average.lerp_(weight, 1.0 - self._decay)
+                    average.lerp_(weight.to(average.dtype), 1.0 - self._decay)
 
 
 def with_average(optimizer: torch.optim.Optimizer, decay: float) -> torch.optim.Optimizer:

@@ -38,6 +38,18 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
+def adamw_bf16(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW on bf16 weights with stochastic rounding, no fp32 copy of them."""
+    from distllm.optim.stochastic import StochasticAdamW
+
+    return StochasticAdamW(
+        torch_groups(parameter_groups(model, config.weight_decay)),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+    )
+
+
 def adam(model: nn.Module, config: OptimConfig) -> torch.optim.Adam:
     """Adam (Kingma & Ba 2015): weight decay, if any, is part of the gradient."""
     return torch.optim.Adam(
@@ -89,5 +101,13 @@ def _split(group: ParameterGroup) -> list[tuple[bool, ParameterGroup]]:
 OPTIMIZERS: Registry[Builder] = Registry(
     "optimizer",
     "optim.name",
-    {"adamw": adamw, "adam": adam, "sgd": sgd, "lion": lion, "adafactor": adafactor, "muon": muon},
+    {
+        "adamw": adamw,
+        "adamw_bf16": adamw_bf16,
+        "adam": adam,
+        "sgd": sgd,
+        "lion": lion,
+        "adafactor": adafactor,
+        "muon": muon,
+    },
 )

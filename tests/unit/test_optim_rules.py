@@ -173,7 +173,7 @@ def test_rules_that_need_whole_matrices_are_refused_where_partitions_are_flat(na
     )
     problems = Problems()
     check_run(config, problems, world_size=1, dataset_tokens=None)
-    causes = [problem.cause for problem in problems.found]
+    causes = [problem.cause for problem in problems.found if "fp32 copy" not in problem.cause]
     refused = stage > 0 and name in ("adafactor", "muon")
     assert [f"optim.name={name} needs whole matrices" in cause for cause in causes] == [True] * refused
 
