@@ -146,7 +146,7 @@ def _extracted(
     for number, (framing, record) in enumerate(documents):
         assert isinstance(framing, AnswerSpans)
         ids = best_span(model, framing, record, tokenizer.eot_id)
-        given[str(number)] = tokenizer.decode(ids)
+        given[str(number)] = tokenizer.decode(ids).strip()
         right[str(number)] = _right(record, tokenizer)
         tell(_asked(record, tokenizer), given[str(number)], " | ".join(right[str(number)]))
     return score_answers(given, right)
