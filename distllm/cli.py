@@ -31,6 +31,7 @@ COMMANDS = {
     "job": "what a job script runs: nodes checked, ranks started, the job queued again",
     "evaluate": "held-out loss and scores of a checkpoint, or of every one of a live run",
     "generate": "continue a prompt with a trained model",
+    "search": "an index of texts by a trained encoder, and questions to it",
     "serve": "a trained model behind HTTP, and a page to talk to it",
     "export": "write a Hugging Face folder",
     "explain": "where a configuration value came from",

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import xxhash
 
-from distllm.errors import IntegrityError, StorageError
+from distllm.errors import ConfigError, IntegrityError, StorageError
 
 TEMPORARY_SUFFIX = ".tmp"
 _BLOCK = 1 << 20
@@ -76,6 +76,41 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def atomic_directory(out: Path, mark: str) -> Iterator[Path]:
+    """Yield a temporary directory that becomes ``out`` if the block succeeds, and vanishes if not.
+
+    Args:
+        out: an earlier one of its kind there is replaced, anything else refused.
+        mark: the file by which its kind is known.
+
+    Raises:
+        ConfigError: ``out`` is something else.
+        StorageError: it cannot be written.
+    """
+    if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out} exists and holds no {mark}: it is nothing that this command has written",
+            where=str(out),
+            remedy="choose another directory, or remove this one",
+        )
+    temporary, replaced = (
+        out.with_name(f".{out.name}.{os.getpid()}{end}")
+        for end in (TEMPORARY_SUFFIX, f".old{TEMPORARY_SUFFIX}")
+    )
+    with storage_errors(out):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if out.exists():
+                out.rename(replaced)
+            temporary.rename(out)
+            fsync_directory(out.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Pages that are generated when the site is built: every key, command and error message, from the code."""
+"""Pages that are generated when the site is built, from the code: keys, commands, errors, modules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def on_files(files: Any, config: Any) -> Any:
 def pages() -> dict[str, str]:
     """Return the generated pages by path."""
     found = {"reference/configuration.md": configuration(), "reference/commands.md": commands()}
-    return {**found, **error_pages()}
+    return {**found, **error_pages(), **module_pages()}
 
 
 def configuration() -> str:
@@ -63,13 +63,24 @@ def commands() -> str:
     for name, what in COMMANDS.items():
         module = importlib.import_module(f"distllm.commands.{name}")
         lines += [f"## distllm {name}", "", f"{what[0].upper()}{what[1:]}.", ""]
-        options = getattr(module, "Options", None)
-        if options is not None and dataclasses.is_dataclass(options):
-            lines += ["| option | default | meaning |", "|---|---|---|"]
+        for action, (_, does) in getattr(module, "_ACTIONS", {}).items():
+            lines += [f"- `distllm {name} {action}`: {does}"]
+        lines.append("")
+        for options in options_of(module):
+            lines += [f"{inspect.getdoc(options)}", "", "| option | default | meaning |", "|---|---|---|"]
             for item in dataclasses.fields(options):
                 lines.append(row(f"`{item.name}=`", f"`{item.default!r}`", describe(item)))
             lines.append("")
     return "\n".join(lines)
+
+
+def options_of(module: Any) -> list[type]:
+    """Return the options of a command, or of each of its actions, in the order of the file."""
+    return [
+        one
+        for one in vars(module).values()
+        if inspect.isclass(one) and one.__name__.endswith("Options") and dataclasses.is_dataclass(one)
+    ]
 
 
 def error_pages() -> dict[str, str]:
@@ -103,6 +114,70 @@ def messages(path: Path) -> Iterator[tuple[str, str, str]]:
         if hasattr(errors, node.func.id) and (message := text_of(node.args[0])):
             remedies = [text_of(word.value) for word in node.keywords if word.arg == "remedy"]
             yield node.func.id, message, (remedies or [""])[0]
+
+
+def module_pages() -> dict[str, str]:
+    """Return a page for each room of the package: its modules, and what is public in them."""
+    rooms = defaultdict(list)
+    for path in sorted([*PACKAGE.rglob("*.py"), *(PACKAGE / "kernels").rglob("*.py")]):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] not in ("launch", "conf", "slurm") and parts[-1] != "__main__":
+            rooms[parts[0] if len(parts) > 1 else "distllm"].append(path)
+    index = ["# Every public function", "", "| room | what it holds |", "|---|---|"]
+    made = {}
+    for room, paths in sorted(rooms.items()):
+        first = ast.get_docstring(
+            ast.parse((PACKAGE / ("" if room == "distllm" else room) / "__init__.py").read_text())
+        )
+        what = (first or "what stands below all rooms").partition("\n")[0]
+        index.append(row(f"[`{room}`]({room}.md)", what))
+        lines = [f"# {room}", ""]
+        for path in paths:
+            lines += module_entry(path)
+        made[f"reference/python/{room}.md"] = "\n".join(lines)
+    return {"reference/python/index.md": "\n".join([*index, ""]), **made}
+
+
+def module_entry(path: Path) -> list[str]:
+    """Return what a module says of itself and of what is public in it; nothing where nothing is."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    entries = [line for node in tree.body for line in entry(node, "")]
+    if not entries:
+        return []
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    return [f"## {name}", "", *shown(ast.get_docstring(tree) or ""), "", *entries]
+
+
+def entry(node: ast.stmt, owner: str) -> Iterator[str]:
+    """Yield the lines of a public class, with its public methods, or function."""
+    if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):
+        return
+    name = f"{owner}{node.name}"
+    if isinstance(node, ast.FunctionDef):
+        returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+        signature = f"{name}({ast.unparse(node.args)}){returns}"
+    else:
+        bases = ", ".join(map(ast.unparse, node.bases))
+        signature = f"class {name}({bases})" if bases else f"class {name}"
+    yield from [f"**`{signature}`**", "", *shown(ast.get_docstring(node) or ""), ""]
+    if isinstance(node, ast.ClassDef):
+        for item in node.body:
+            yield from entry(item, f"{name}.")
+
+
+def shown(docstring: str) -> list[str]:
+    """Return a docstring as text: the entries of its sections become items of lists."""
+    lines, section = list[str](), False
+    for line in docstring.replace("<", "&lt;").splitlines():
+        if line in ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:"):
+            section = True
+            lines += [f"*{line[:-1]}*", ""]
+        elif section and line.startswith("    ") and not line.startswith("     "):
+            lines.append(f"- {line.strip()}")
+        else:
+            section = section and (not line or line.startswith(" "))
+            lines.append(line if not section or not line else f"  {line.strip()}")
+    return lines
 
 
 def text_of(node: ast.expr) -> str:

@@ -24,6 +24,7 @@ class Options:
 
     run: str | None = option(None, "name or directory of the run whose model is served")
     model: str | None = option(None, "a Hugging Face folder instead")
+    index: str | None = option(None, "a search index; alone, its own model is served")
     step: int | None = option(None, "checkpoint of the run to use; null takes the newest", minimum=0)
     weights: Weights = option("last", "those after the last update, or their average (optim.ema)")
     host: str = option("127.0.0.1", "address to listen on; off loopback a token is required")
@@ -62,11 +63,14 @@ def _check(options: Options, token: str | None) -> None:
     """Refuse what would be open to everybody.
 
     Raises:
-        ConfigError: neither or both of a run and a model, or no token off loopback.
+        ConfigError: nothing or two models to serve, or no token off loopback.
     """
-    if (options.run is None) == (options.model is None):
+    named = [key for key in ("run", "model") if getattr(options, key) is not None]
+    if len(named) == 2 or not (named or options.index):
         raise ConfigError(
-            "give run=... or model=...", where="distllm serve", remedy="see distllm serve --help"
+            "both a run and a model are given" if named else "nothing is given that can be served",
+            where="distllm serve",
+            remedy="give run=... or model=..., index=... beside it or alone; see distllm serve --help",
         )
     if token is None and not is_loopback(options.host):
         raise ConfigError(
@@ -92,15 +96,23 @@ def _backend(options: Options) -> Any:
 
     gc.enable()
     from distllm.commands.runs import run_of
+    from distllm.commands.search import open_index
     from distllm.infer.load import load_trained
     from distllm.serve.backend import Backend
 
+    index = open_index(options.index) if options.index is not None else None
     if options.model is not None:
         from distllm.data.tokenizer import Tokenizer
-        from distllm.export.load import load_model
+        from distllm.export.load import load_model, shape_of, stored_head
 
         folder = Path(options.model)
-        return Backend(folder.resolve().name, load_model(folder), Tokenizer.load(folder))
-    stored = run_of(str(options.run), options.runs_dir)
+        shape_of(folder)  # is there a model at all
+        model = load_model(folder, head=stored_head(folder))
+        return Backend(folder.resolve().name, model, Tokenizer.load(folder), index)
+    if options.run is None:
+        assert index is not None
+        encoder = index.encoder
+        return Backend(Path(encoder.origin.path).name, encoder.model, encoder.tokenizer, index)
+    stored = run_of(options.run, options.runs_dir)
     trained = load_trained(stored.directory.checkpoints, stored.resolved(), options.step, options.weights)
-    return Backend(stored.config.name, trained.model, trained.tokenizer)
+    return Backend(stored.config.name, trained.model, trained.tokenizer, index)

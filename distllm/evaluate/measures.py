@@ -6,6 +6,7 @@ Shapes: B rows of a batch, T positions, C channels, W windows of one question.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -152,9 +153,25 @@ def _extracted(
     return score_answers(given, right)
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a context, by its first and last id, and by how much it is likelier than no answer."""
+
+    first: int
+    last: int
+    margin: float
+
+
 def best_span(model: nn.Module, framing: AnswerSpans, record: Record, eot_id: int) -> list[int]:
-    """Return the ids of the likeliest answer over all windows of a question; none if that is likelier.
+    """Return the ids of the likeliest answer over all windows of a question; none if that is likelier."""
+    span = find_span(model, framing, record, eot_id)
+    answer: list[int] = record[CONTEXT][span.first : span.last + 1].tolist()
+    return answer if span.margin > 0 else []
+
+
+@torch.no_grad()
+def find_span(model: nn.Module, framing: AnswerSpans, record: Record, eot_id: int) -> Span:
+    """Return the likeliest stretch over all windows of a question.
 
     A span of at most 30 ids is worth its start and its end; "no answer" is worth the first position,
     in the window that thinks least of it (Devlin et al. 2019, section 4.3).
@@ -178,8 +195,7 @@ def best_span(model: nn.Module, framing: AnswerSpans, record: Record, eot_id: in
             first = framing.first_id(part)
             start, end = divmod(int(at), place_C.size)
             best, found = float(score), (first + start, first + end)
-    answer: list[int] = record[CONTEXT][found[0] : found[1] + 1].tolist()
-    return answer if best > nothing else []
+    return Span(*found, best - nothing)
 
 
 def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer, tell: Tell) -> Measures:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distllm.data.extras import require
 
-_WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w+")
 _HNSW_LINKS, _HNSW_EFFORT = 32, 64
 
 
@@ -33,19 +33,40 @@ def search_exact(query_QC: NDArray[np.float32], passage_PC: NDArray[np.float32],
 class VectorIndex:
     """A faiss index of passages: exact, or a graph that is searched in part (HNSW, Malkov 2016).
 
+    The graph is built by one thread: the same vectors give the same bytes.
+
     Raises:
         MissingDependency: faiss is not installed.
     """
 
     def __init__(self, passage_PC: NDArray[np.float32], *, exact: bool) -> None:
-        faiss = require("faiss", "searching vectors", extra="search")
+        faiss = require_faiss()
         width = passage_PC.shape[1]
         if exact:
             self._index: Any = faiss.IndexFlatIP(width)
         else:
             self._index = faiss.IndexHNSWFlat(width, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
             self._index.hnsw.efSearch = _HNSW_EFFORT
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)
         self._index.add(np.ascontiguousarray(passage_PC, dtype=np.float32))
+        faiss.omp_set_num_threads(threads)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> VectorIndex:
+        """Return the index that `to_bytes` has written. The content is trusted: compare its digest before.
+
+        Raises:
+            MissingDependency: faiss is not installed.
+        """
+        read = cls.__new__(cls)
+        read._index = require_faiss().deserialize_index(np.frombuffer(content, dtype=np.uint8))
+        return read
+
+    def to_bytes(self) -> bytes:
+        """Return the index in faiss's own format."""
+        content: bytes = require_faiss().serialize_index(self._index).tobytes()
+        return content
 
     def search(self, query_QC: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Return the K passages nearest to each query, best first, found_QK; -1 where there are fewer."""
@@ -53,6 +74,15 @@ class VectorIndex:
             1
         ].astype(np.int64)
         return found_QK
+
+
+def require_faiss() -> Any:
+    """Return the module faiss.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    return require("faiss", "searching vectors", extra="search")
 
 
 class BM25:
@@ -65,7 +95,7 @@ class BM25:
     """
 
     def __init__(self, passages: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
-        counts = [Counter(_words(passage)) for passage in passages]
+        counts = [Counter(words_of(passage)) for passage in passages]
         length_P = np.array([count.total() for count in counts], dtype=np.float64)
         norm_P = k1 * (1 - b + b * length_P / max(1.0, float(length_P.mean())))
         postings: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -79,17 +109,54 @@ class BM25:
             rarity = math.log(1 + (self._total - place.size + 0.5) / (place.size + 0.5))
             self._scores[word] = place, rarity * times * (k1 + 1) / (times + norm_P[place])
 
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> BM25:
+        """Return what `to_arrays` was asked of."""
+        read = cls.__new__(cls)
+        (read._total,) = arrays["total"].tolist()
+        words = arrays["words"].tobytes().decode().splitlines()
+        cuts = arrays["ends"][:-1].tolist()
+        entries = (np.split(arrays[name], cuts) for name in ("places", "scores"))
+        read._scores = dict(zip(words, zip(*entries, strict=True), strict=True)) if words else {}
+        return read
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return words (UTF-8, a line each), where the entries of each end, and the entries: all there is."""
+        known = sorted(self._scores.items())
+        places = [place for _, (place, _) in known]
+        scores = [score for _, (_, score) in known]
+        return {
+            "total": np.array([self._total], dtype=np.int64),
+            "words": np.frombuffer("\n".join(word for word, _ in known).encode(), dtype=np.uint8),
+            "ends": np.cumsum([place.size for place in places], dtype=np.int64),
+            "places": np.concatenate([np.empty(0, dtype=np.int64), *places]),
+            "scores": np.concatenate([np.empty(0), *scores]),
+        }
+
     def search(self, queries: Sequence[str], k: int) -> NDArray[np.int64]:
         """Return the K best passages of each query, best first, found_QK."""
-        rows = []
-        for query in queries:
-            score_P = np.zeros(self._total)
-            for word in _words(query):
-                if word in self._scores:
-                    place, score = self._scores[word]
-                    score_P[place] += score
-            rows.append(np.argsort(-score_P, kind="stable")[:k])
+        rows = [np.argsort(-self._scored(query), kind="stable")[:k] for query in queries]
         return np.array(rows, dtype=np.int64)
+
+    def matching(self, query: str, k: int) -> NDArray[np.int64]:
+        """Return at most K passages that hold a telling word of the query, best first, found_K."""
+        score_P = self._scored(" ".join(self.telling(query)))
+        best_K = np.argsort(-score_P, kind="stable")[:k]
+        return best_K[score_P[best_K] > 0]
+
+    def telling(self, query: str) -> list[str]:
+        """Return the words of a query that at most half of the passages hold; all known ones if none does."""
+        known = [word for word in dict.fromkeys(words_of(query)) if word in self._scores]
+        rare = [word for word in known if 2 * self._scores[word][0].size <= self._total]
+        return rare or known
+
+    def _scored(self, query: str) -> NDArray[np.float64]:
+        score_P = np.zeros(self._total)
+        for word in words_of(query):
+            if word in self._scores:
+                place, score = self._scores[word]
+                score_P[place] += score
+        return score_P
 
 
 def score_rankings(found_QK: NDArray[np.int64], right: Sequence[set[int]], k: int = 10) -> dict[str, float]:
@@ -126,5 +193,6 @@ def agreement(found_QK: NDArray[np.int64], exact_QK: NDArray[np.int64]) -> float
     return sum(len(set(ours) & set(theirs)) for ours, theirs in pairs) / exact_QK.size
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+def words_of(text: str) -> list[str]:
+    """Return the lower-cased words of a text."""
+    return WORD.findall(text.lower())

@@ -21,9 +21,9 @@ from torch import Tensor
 from distllm.config.huggingface import write_config
 from distllm.config.schema_lora import LoraConfig
 from distllm.config.shape import ModelShape
-from distllm.export.hf import FACTS, new_folder
+from distllm.export.hf import FACTS
 from distllm.export.names import Rule, rules
-from distllm.fsio import atomic_write_bytes, atomic_write_json
+from distllm.fsio import atomic_directory, atomic_write_bytes, atomic_write_json
 from distllm.models.heads import HeadName
 from distllm.models.lora import AdaptedLinear
 
@@ -99,7 +99,7 @@ def export_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    with new_folder(Path(out)) as folder:
+    with atomic_directory(Path(out), FACTS) as folder:
         kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         blob = safetensors.torch.save(kept, metadata={"format": "pt"})
         atomic_write_bytes(folder / "adapter_model.safetensors", blob)

@@ -6,10 +6,7 @@ shards; one, and its encoded bytes, are in memory at a time.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +22,7 @@ from distllm.errors import CheckpointError, ConfigError
 from distllm.export.card import model_card
 from distllm.export.names import rules
 from distllm.export.sentences import write_sentence_encoder
-from distllm.fsio import (
-    TEMPORARY_SUFFIX,
-    atomic_write_bytes,
-    atomic_write_json,
-    atomic_write_text,
-    fsync_directory,
-    storage_errors,
-)
+from distllm.fsio import atomic_directory, atomic_write_bytes, atomic_write_json, atomic_write_text
 from distllm.models.heads import HeadName
 from distllm.models.init import bare_model
 
@@ -76,7 +66,7 @@ def export_hf(
             where="task.name",
             remedy="export a BERT, or keep the model in distllm",
         )
-    with new_folder(Path(out)) as folder:
+    with atomic_directory(Path(out), FACTS) as folder:
         _write_weights(_renamed(pairs, shape, model_type, head), folder, shard_bytes)
         tokenizer.save(folder, max_length=shape.max_seq_len, encloses=head != "masked_lm")
         eot_id, num_ids = tokenizer.eot_id, tokenizer.vocab_size
@@ -90,32 +80,6 @@ def export_hf(
         if embeds:
             write_sentence_encoder(folder, shape)
         atomic_write_json(folder / FACTS, {"kind": "distllm export", "facts": dict(facts)})
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``out`` if the block succeeds, and vanishes if not."""
-    if out.exists() and not (out / FACTS).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"{out} exists and is no earlier export",
-            where=str(out),
-            remedy="choose another folder, or remove this one",
-        )
-    temporary, replaced = (
-        out.with_name(f".{out.name}.{os.getpid()}{end}")
-        for end in (TEMPORARY_SUFFIX, f".old{TEMPORARY_SUFFIX}")
-    )
-    with storage_errors(out):
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            if out.exists():
-                out.rename(replaced)
-            temporary.rename(out)
-            fsync_directory(out.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _special_ids(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from distllm.export.names import BASES, Rule, rules
 from distllm.fsio import read_json
 from distllm.models.heads import HeadName
 from distllm.models.init import Model, bare_model
+
+POOLING = "1_Pooling/config.json"
+"""Where sentence-transformers says how one vector is made of those of all tokens."""
 
 
 def load_model(folder: Path, *, head: HeadName = "masked_lm") -> Model:
@@ -51,7 +55,17 @@ def shape_of(folder: Path) -> ModelShape:
             remedy="name a folder written by transformers' save_pretrained or by distllm export",
         )
     config = read_config(read_json(file))
+    if (folder / POOLING).is_file() and read_json(folder / POOLING).get("pooling_mode_cls_token"):
+        config = replace(config, pooling="cls")
     return settle_shape(config, config.vocab_size or 1, config.max_positions or 512)
+
+
+def stored_head(folder: Path) -> HeadName:
+    """Return what stands on the encoder in ``folder``, by the class it was saved as."""
+    (name, *_) = read_json(folder / "config.json").get("architectures") or [""]
+    if str(name).endswith("ForQuestionAnswering"):
+        return "span"
+    return "embedding" if str(name).endswith("Model") else "masked_lm"
 
 
 @torch.no_grad()

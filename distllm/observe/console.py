@@ -1,13 +1,19 @@
-"""One fixed-width line per logged step, for people; coloured on a terminal, plain text elsewhere."""
+"""What people see of a run: one bar on a terminal, one fixed-width line for each logged step elsewhere.
+
+Evaluations, samples, notes and the end are lines in both. A terminal's rank also has the plain lines in
+its log (see `distllm.observe.rank_log`).
+"""
 
 from __future__ import annotations
 
 import sys
-import unicodedata
-from typing import TextIO
+from collections.abc import Sequence
+from typing import Protocol, TextIO
 
+from distllm.display import printable
 from distllm.observe.ledger import Event
 from distllm.observe.metrics import EvalRecord, StepRecord
+from distllm.observe.rank_log import Tee
 from distllm.redact import redact_text
 from distllm.units import format_bytes, format_count, format_duration
 
@@ -38,13 +44,14 @@ class ConsoleSink:
         self._run = run
         self._losses: list[float] = []
         self._total = total_steps
-        self._printer = _printer(sys.stdout if stream is None else stream)
+        self._printers = _printers(sys.stdout if stream is None else stream, total_steps)
         self._until_header = 0
 
     def log_step(self, record: StepRecord) -> None:
-        """Print one line, and the header above it every `HEADER_EVERY` lines."""
+        """Move the bar, or print one line, and the header above it every `HEADER_EVERY` lines."""
+        rows = []
         if self._until_header == 0:
-            self._printer.line(self._row("step", [name for name, _ in _COLUMNS]), "bold")
+            rows.append(self._row("step", [name for name, _ in _COLUMNS]))
             self._until_header = HEADER_EVERY
         self._until_header -= 1
         cells = [
@@ -58,7 +65,9 @@ class ConsoleSink:
             format_bytes(record.memory_bytes),
             format_duration(record.eta_seconds),
         ]
-        self._printer.line(self._row(f"{record.step}/{self._total}", cells), "")
+        rows.append(self._row(f"{record.step}/{self._total}", cells))
+        for printer in self._printers:
+            printer.step(record, rows)
 
     def log_eval(self, record: EvalRecord) -> None:
         """Print one line that stands out between steps."""
@@ -69,20 +78,20 @@ class ConsoleSink:
         if record.bits_per_byte is not None:
             figures.append(f"{record.bits_per_byte:.4f} bits per byte")
         figures += [f"{name} {_number(loss)}" for name, loss in record.sources.items()]
-        self._printer.line(
+        self._line(
             f"== evaluation at step {record.step}: {', '.join(figures)} ({format_duration(record.seconds)})",
             "bold green",
         )
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
         """Print the prompt and what the model wrote after it, behind a bar in the margin."""
-        self._printer.line(f"== sample at step {step}", "bold cyan")
-        for line in _printable(redact_text(prompt + text)).splitlines() or [""]:
-            self._printer.line(f" | {line}", "cyan")
+        self._line(f"== sample at step {step}", "bold cyan")
+        for line in printable(redact_text(prompt + text)).splitlines() or [""]:
+            self._line(f" | {line}", "cyan")
 
     def log_note(self, step: int, text: str) -> None:
         """Print the note; one that belongs to a step says so itself."""
-        self._printer.line(f"== {redact_text(text)}", "yellow")
+        self._line(f"== {redact_text(text)}", "yellow")
 
     def log_event(self, event: Event) -> None:
         """At the end of an attempt say what became of the run and what to do next."""
@@ -91,21 +100,41 @@ class ConsoleSink:
         ending = "done" if event.kind == "done" else "stopped, and saved,"
         losses = " -> ".join(map(_number, self._losses))
         figures = f", validation loss {losses}" if losses else ""
-        self._printer.line(f"== {ending} at step {int(event.number('step'))}{figures}", "bold green")
-        steps = [f"distllm report run={self._run}", f"distllm ledger run={self._run}"]
+        self._line(f"== {ending} at step {int(event.number('step'))}{figures}", "bold green")
+        commands = ("report", "ledger") if event.kind == "stopped" else ("evaluate", "report", "export")
+        steps = [f"distllm {command} run={self._run}" for command in commands]
         if event.kind == "stopped":
             steps.insert(0, "run the same command again: it goes on from here")
         for step in steps:
-            self._printer.line(f"   next: {step}", "")
+            self._line(f"   next: {step}", "")
 
     def close(self) -> None:
-        """Do nothing: every line has been flushed."""
+        """Take the bar away; every line has been flushed."""
+        for printer in self._printers:
+            printer.close()
+
+    def _line(self, text: str, style: str) -> None:
+        for printer in self._printers:
+            printer.line(text, style)
 
     def _row(self, step: str, cells: list[str]) -> str:
         """Align ``cells`` to the right; the step column is as wide as the last step needs."""
         width = max(len("step"), 2 * len(str(self._total)) + 1)
         aligned = (cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
         return " ".join([step.rjust(width), *aligned])
+
+
+class _Printer(Protocol):
+    """Where records are shown."""
+
+    def line(self, text: str, style: str) -> None:
+        """Print ``text``; ``style`` is for terminals only."""
+
+    def step(self, record: StepRecord, rows: Sequence[str]) -> None:
+        """Show a step, of which ``rows`` are the lines."""
+
+    def close(self) -> None:
+        """Leave nothing behind that moves."""
 
 
 class _PlainPrinter:
@@ -115,27 +144,67 @@ class _PlainPrinter:
         self._stream = stream
 
     def line(self, text: str, style: str) -> None:
-        """Print ``text``; ``style`` is for terminals only."""
+        """Print ``text``."""
         print(text, file=self._stream, flush=True)
+
+    def step(self, record: StepRecord, rows: Sequence[str]) -> None:
+        """Print the lines of a step."""
+        for row in rows:
+            self.line(row, "")
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class _TerminalPrinter:
-    """Coloured lines for a terminal."""
+    """A bar at the bottom of a terminal, and coloured lines above it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, total_steps: int) -> None:
         from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
         from rich.text import Text
 
         self._text = Text
         self._console = Console(file=stream, highlight=False)
+        self._bar = Progress(
+            TextColumn("step {task.completed}/{task.total}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=self._console,
+            expand=True,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("train", total=total_steps, figures="")
+        self._started = False
 
     def line(self, text: str, style: str) -> None:
         """Print ``text`` in ``style``, unwrapped; rich's markup in it means nothing."""
         self._console.print(self._text(text, style=style), soft_wrap=True)
 
+    def step(self, record: StepRecord, rows: Sequence[str]) -> None:
+        """Move the bar; it appears with the first step."""
+        if not self._started:
+            self._bar.start()
+            self._started = True
+        figures = (
+            f"loss {_number(record.loss)}  {format_count(record.tokens_per_second)} tok/s  "
+            f"ETA {format_duration(record.eta_seconds)}"
+        )
+        self._bar.update(self._task, completed=record.step, figures=figures)
 
-def _printer(stream: TextIO) -> _PlainPrinter | _TerminalPrinter:
-    return _TerminalPrinter(stream) if stream.isatty() else _PlainPrinter(stream)
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+def _printers(stream: TextIO, total_steps: int) -> list[_Printer]:
+    if not stream.isatty():
+        return [_PlainPrinter(stream)]
+    if isinstance(stream, Tee):
+        return [_TerminalPrinter(stream.terminal, total_steps), _PlainPrinter(stream.log)]
+    return [_TerminalPrinter(stream, total_steps)]
 
 
 def _number(value: float) -> str:
@@ -144,11 +213,3 @@ def _number(value: float) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}%"
-
-
-def _printable(text: str) -> str:
-    """Replace control characters: a model may write escape codes that would drive the terminal."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
-        for c in text
-    )

@@ -197,11 +197,17 @@ def _others(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float
     @app.post("/v1/answer")
     async def answer(body: AnswerBody) -> dict[str, Any]:
         backend.require("answer")
-        sources = []
-        context = body.context
-        if not context and backend.index is not None:
+        sources = [{"title": "context", "passage": body.context}] if body.context else []
+        if not body.context and backend.index is not None:
             sources = await on_model_thread(scheduler, lambda: backend.search(body.question, 3), seconds)
-            context = "\n".join(source["snippet"] for source in sources)
+        if (extractor := backend.extractor) is not None:
+
+            def point() -> tuple[str, list[dict[str, Any]]]:
+                return extractor.answer(body.question, sources)
+
+            told, shown = await on_model_thread(scheduler, point, seconds)
+            return {"model": backend.name, "answer": told, "sources": shown}
+        context = "\n".join(source["passage"] for source in sources)
         ids = backend.prompt_ids(f"{context}\n\nQuestion: {body.question}\nAnswer:")
         longest = min(body.max_tokens, scheduler.context // 2)
         # What is cut is the beginning of the context: the question stands at the end.
@@ -209,7 +215,8 @@ def _others(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float
         sampling = Sampling(longest, temperature=0.0, stop=["\n"])
         pending = Pending(scheduler, kept, sampling, seconds)
         found = await pending.whole()
-        return {"model": backend.name, "answer": found.text.strip(), "sources": sources}
+        told = found.text.strip()
+        return {"model": backend.name, "answer": told, "sources": [] if body.context else sources}
 
     @app.post("/v1/search")
     async def search(body: SearchBody) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
 from distllm.infer.generate import generate_rows
+from distllm.models.heads import SpanHead
+from distllm.serve.extract import Extractor
 
 _FALLBACK_ROLES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 
@@ -22,12 +24,16 @@ class Backend:
         name: what clients call the model.
         model: in evaluation mode.
         tokenizer: of the model.
-        index: answers ``search(query, top)`` with passages, each a mapping with a ``snippet``; or None.
+        index: answers ``search(query, top)`` with what it finds, each a mapping with ``title``, ``score``,
+            ``snippet``, ``matches`` and the whole ``passage``; or None.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Tokenizer, index: Any = None) -> None:
         self.name, self.model, self.tokenizer, self.index = name, model, tokenizer, index
         self.family: str = model.shape.family
+        self.extractor: Extractor | None = None
+        if self.family == "encoder" and isinstance(model.head, SpanHead):
+            self.extractor = Extractor(model, tokenizer)
 
     @property
     def abilities(self) -> list[str]:
@@ -35,7 +41,7 @@ class Backend:
         by_family = {
             "decoder": ["completions", "chat", "answer", "embeddings"],
             "encoder_decoder": ["translate"],
-            "encoder": ["embeddings"],
+            "encoder": ["answer"] if self.extractor is not None else ["embeddings"],
         }
         return [*by_family[self.family], *(["search"] if self.index is not None else [])]
 

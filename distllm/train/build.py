@@ -32,6 +32,7 @@ from distllm.heartbeat import BEATS_DIRECTORY, HEART
 from distllm.observe.ledger import LEDGER_FILE, Event, Ledger
 from distllm.observe.metrics import StepRecord
 from distllm.observe.open import build_sinks
+from distllm.observe.rank_log import RankLog
 from distllm.observe.sinks import Sink, last_attempt, read_metrics
 from distllm.observe.tracked import RUN_ID_FACT, TrackedRun, settle_run_id
 from distllm.ops.backend import use_kernels
@@ -98,6 +99,7 @@ def opened_run(
         watch_oneself(directory.path, topology, patience, attempt)
         directory.keep()
     chronicle = Chronicle()
+    log = RankLog(directory.path, topology.rank, topology.world_size, attempt)
     try:
         run = _build(
             composition,
@@ -118,9 +120,11 @@ def opened_run(
                 sink.close()
     except BaseException as error:
         chronicle.failed(error)
+        log.tell(error)
         raise
     finally:
         HEART.close()
+        log.close()
         if topology.is_main:
             directory.release()
 

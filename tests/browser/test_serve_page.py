@@ -22,7 +22,13 @@ class Able(serving.Backend):
 
     def search(self, query, top):
         return [
-            {"title": "one.txt", "score": 0.5, "snippet": f"<b>a {query} b", "matches": [[5, 5 + len(query)]]}
+            {
+                "title": "one.txt",
+                "score": 0.5,
+                "snippet": f"<b>a {query} b",
+                "matches": [[5, 5 + len(query)]],
+                "passage": query,
+            }
         ]
 
 

@@ -60,3 +60,40 @@ def test_prepare_train_resume_inspect_evaluate(tmp_path, task):
     asked, given, right = (measured.stdout.index(f"  {word}\n    ") for word in ("asked", "given", "right"))
     assert asked < given < right
     assert measured.stdout.count("  asked\n") == 1
+    if task == "contrastive":
+        search_with_run(tmp_path)
+    if task == "extractive_qa":
+        answer_with_run(tmp_path)
+
+
+def search_with_run(root):
+    """The run's encoder makes the same index on one rank and on two, and the index finds it again."""
+    from distllm.cli import main
+
+    (root / "texts").mkdir()
+    for name in ("hamster", "horse", "lizard"):
+        (root / "texts" / f"{name}.txt").write_text(f"Here lives a {name}.\n" * 40)
+    words = (f"corpus={root}/texts", "run=tiny", f"runs_dir={root}/runs", "passage_tokens=32")
+    done = tiny.distllm("search", "build", *words, "ranks=2", f"out={root}/two")
+    assert done.returncode == 0, done.stderr
+    assert main(["search", "build", *words, "ranks=1", f"out={root}/one"]) == 0
+    files = sorted(path.name for path in (root / "one").iterdir())
+    assert files == ["manifest.json", "passages.jsonl", "vectors.faiss", "words.safetensors"]
+    for name in files:
+        assert (root / "one" / name).read_bytes() == (root / "two" / name).read_bytes(), name
+    assert json.loads((root / "one" / "manifest.json").read_text())["model"]["step"] == 8
+    ask = ["search", "query", f"index={root}/two", "text=the lizard"]
+    assert main(ask) == 0
+    assert main([*ask, "run=tiny", f"runs_dir={root}/runs", "step=8"]) == 0
+    assert main([*ask, "run=tiny", f"runs_dir={root}/runs", "step=6"]) == 64
+
+
+def answer_with_run(root):
+    """A served run of extractive_qa answers from the text it is given."""
+    from distllm.commands.serve import Options, _backend
+
+    backend = _backend(Options(run="tiny", runs_dir=str(root / "runs")))
+    assert backend.abilities == ["answer"]
+    text = "In house 3 there lives a hamster."
+    answer, _ = backend.extractor.answer("Who lives in house 3?", [{"title": "t", "passage": text}])
+    assert answer in text

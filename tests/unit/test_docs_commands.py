@@ -27,6 +27,7 @@ COMMAND = re.compile(
     re.MULTILINE,
 )
 COMPOSED = ("train", "prepare")
+ACTIONS = {"search": {}, "checkpoint": {"ls": "List"}}  # how their options are called, where not like them
 PARSED = ("report", "serve", "ledger", "generate", "evaluate", "inspect", "export", "dashboard")
 
 
@@ -78,6 +79,11 @@ def test_every_command_is_one_that_distllm_accepts(place, command, monkeypatch):
             compose(overrides, config_dir=arguments.config_dir)
     elif name in PARSED:
         parse_options(name, module.Options, words)
+    elif name in ACTIONS:
+        action, *words = words
+        assert action in module._ACTIONS, place
+        options = getattr(module, f"{ACTIONS[name].get(action, action.title())}Options")
+        parse_options(f"{name} {action}", options, words)
 
 
 def swept(word):

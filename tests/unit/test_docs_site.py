@@ -39,6 +39,20 @@ def test_every_command_and_its_options_are_listed(pages):
     for name in COMMANDS:
         assert f"## distllm {name}\n" in text
     assert "| `png=` | `False` |" in text
+    assert "- `distllm search build`: corpus=PATH" in text
+    assert "| `passage_tokens=` | `128` |" in text
+
+
+def test_every_room_has_a_page_of_what_is_public_in_it(pages):
+    rooms = {path.parent.name for path in (CHECKOUT / "distllm").glob("*/__init__.py")}
+    for room in rooms - {"launch", "conf", "slurm"}:
+        assert f"# {room}\n" in pages[f"reference/python/{room}.md"]
+        assert f"({room}.md)" in pages["reference/python/index.md"]
+    search = pages["reference/python/search.md"]
+    assert "**`fuse(rankings: Iterable[list[int]]) -> list[tuple[int, float]]`**" in search
+    assert "**`SearchIndex.hits(self, query: str, top: int" in search
+    assert "*Raises*\n\n- ConfigError: the query is empty." in search
+    assert "_require_same" not in search
 
 
 def test_every_error_has_a_page_with_its_messages(pages):
@@ -69,6 +83,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
         "index.html",
         "reference/configuration/index.html",
         "reference/errors/ConfigError/index.html",
+        "reference/python/search/index.html",
+        "tutorials/first-run/index.html",
     ):
         text = (tmp_path / "site" / page).read_text()
         assert "fonts.googleapis" not in text

@@ -12,7 +12,7 @@ from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError, ConfigError
 from distllm.export.hf import export_hf
-from distllm.export.load import load_model, load_weights, shape_of
+from distllm.export.load import load_model, load_weights, shape_of, stored_head
 from distllm.models.init import bare_model, build_model
 
 BERT = {
@@ -183,3 +183,19 @@ def test_the_card_names_the_class_to_load(tmp_path, tokenizer, head, options, mo
     card = (tmp_path / "hf" / "README.md").read_text()
     assert f"model = {model_class}.from_pretrained(" in card
     assert ("text-generation" in card) == (not options)
+
+
+@pytest.mark.parametrize(
+    ("names", "head"),
+    [
+        (["BertForQuestionAnswering"], "span"),
+        (["BertModel"], "embedding"),
+        (["ModernBertModel"], "embedding"),
+        (["BertForMaskedLM"], "masked_lm"),
+        (["LlamaForCausalLM"], "masked_lm"),
+        ([], "masked_lm"),
+    ],
+)
+def test_the_head_of_a_folder_is_told_by_its_class(tmp_path, names, head):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": names}))
+    assert stored_head(tmp_path) == head

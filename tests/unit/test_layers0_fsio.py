@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from distllm import fsio
-from distllm.errors import IntegrityError, StorageError
+from distllm.errors import ConfigError, IntegrityError, StorageError
 from distllm.fsio import (
     append_json_line,
     atomic_open,
@@ -222,3 +222,33 @@ def test_free_space_of_what_does_not_exist_yet_is_that_of_its_disk(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert free_bytes("relative/and/missing") == usage.free
     assert asked[1] == tmp_path
+
+
+def test_a_directory_appears_whole_and_replaces_only_its_own_kind(tmp_path):
+    for content in ("one", "two"):
+        with fsio.atomic_directory(tmp_path / "out", "mark") as directory:
+            (directory / "mark").write_text(content)
+            assert names(tmp_path) == [directory.name] + ["out"] * (content == "two")
+        assert (tmp_path / "out" / "mark").read_text() == content
+        assert names(tmp_path) == ["out"]
+
+
+def test_a_directory_whose_making_fails_leaves_the_earlier_one(tmp_path):
+    with fsio.atomic_directory(tmp_path / "out", "mark") as directory:
+        (directory / "mark").write_text("kept")
+    half = fsio.atomic_directory(tmp_path / "out", "mark")
+    (half.__enter__() / "mark").write_text("half")
+    assert not half.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert (tmp_path / "out" / "mark").read_text() == "kept"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("make", [lambda p: p.write_text("x"), lambda p: (p / "sub").mkdir(parents=True)])
+def test_what_is_something_else_is_not_replaced(tmp_path, make):
+    make(tmp_path / "out")
+    with pytest.raises(ConfigError, match="nothing that this command has written"):
+        fsio.atomic_directory(tmp_path / "out", "mark").__enter__()
+    (tmp_path / "empty").mkdir()
+    with fsio.atomic_directory(tmp_path / "empty", "mark") as directory:
+        (directory / "mark").touch()
+    assert names(tmp_path / "empty") == ["mark"]

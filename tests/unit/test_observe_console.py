@@ -1,10 +1,12 @@
 import io
 import math
+import re
 from dataclasses import replace
 
 from distllm.observe.console import HEADER_EVERY, ConsoleSink
 from distllm.observe.ledger import Event
 from distllm.observe.metrics import EvalRecord, StepRecord
+from distllm.observe.rank_log import LogFile, Tee
 
 STEP = StepRecord(
     step=7,
@@ -113,9 +115,50 @@ def test_pipe_gets_plain_text_and_terminal_gets_colour():
 
 
 def test_terminal_does_not_wrap_or_read_markup():
-    text = printed(("log_step", STEP), ("log_sample", 1, 1, "[bold]", "[/x] :smile:"), stream=Terminal())
-    assert len(text.splitlines()) == 4
+    text = printed(
+        ("log_note", 1, "x" * 200), ("log_sample", 1, 1, "[bold]", "[/x] :smile:"), stream=Terminal()
+    )
+    assert len(text.splitlines()) == 3
     assert "[bold][/x] :smile:" in text
+
+
+def test_a_terminal_has_one_bar_with_step_loss_speed_and_time_left(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal = Terminal()
+    sink = ConsoleSink(120, terminal)
+    assert terminal.getvalue() == ""
+    for step in (7, 60):
+        sink.log_step(replace(STEP, step=step))
+    sink.log_note(60, "resumed")
+    sink.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "grad norm" not in shown
+    assert "step 60/120" in shown
+    assert "loss 8.1234  4.32k tok/s  ETA 1h02m05s" in shown
+    assert "== resumed" in shown
+    assert terminal.getvalue().rstrip().endswith("\x1b[2K")  # the bar is gone
+    before = terminal.getvalue()
+    sink.log_note(61, "after the end")
+    assert "after the end" in terminal.getvalue()[len(before) :]
+
+
+def test_a_terminal_has_the_bar_and_the_log_the_lines(tmp_path, capsys):
+    terminal = Terminal()
+    log = LogFile(tmp_path / "logs" / "rank-00000.log", terminal)
+    sink = ConsoleSink(120, Tee(terminal, log))
+    sink.log_step(STEP)
+    sink.log_note(7, "resumed")
+    sink.close()
+    header, line, note = (tmp_path / "logs" / "rank-00000.log").read_text().splitlines()
+    assert "grad norm" in header
+    assert "7/120" in line
+    assert note == "== resumed"
+    assert "grad norm" not in terminal.getvalue()
+    both = io.StringIO()
+    ConsoleSink(120, Tee(both, log)).log_step(STEP)
+    assert "7/120" in both.getvalue()
+    assert len((tmp_path / "logs" / "rank-00000.log").read_text().splitlines()) == 5
 
 
 def test_generated_escape_codes_never_reach_the_terminal():
@@ -148,8 +191,9 @@ def test_the_end_says_what_became_of_the_run_and_what_to_do_next():
 
     assert ended("done") == [
         "== done at step 120, validation loss 8.5000 -> 5.5000",
+        "   next: distllm evaluate run=runs/demo",
         "   next: distllm report run=runs/demo",
-        "   next: distllm ledger run=runs/demo",
+        "   next: distllm export run=runs/demo",
     ]
     assert ended("stopped")[1] == "   next: run the same command again: it goes on from here"
     assert ended("failed") == []

@@ -218,7 +218,7 @@ def test_others_are_not_let_in_without_a_token(monkeypatch):
     with pytest.raises(ConfigError) as error:
         serve_command(["run=x", "host=0.0.0.0"])
     assert "export DISTLLM_TOKEN=" in str(error.value)
-    with pytest.raises(ConfigError, match=r"run=\.\.\."):
+    with pytest.raises(ConfigError, match="nothing is given"):
         serve_command([])
 
 

@@ -1,0 +1,1 @@
+"""Search: texts embedded once, an index on disk, queries answered by words and by vectors."""

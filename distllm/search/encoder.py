@@ -1,0 +1,147 @@
+"""The model that turns texts into vectors, of a run or of a Hugging Face folder, and what identifies it.
+
+Shapes: N texts, C channels, T positions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from distllm.config.resolve import Resolved
+from distllm.data.examples.split import laid_out
+from distllm.data.tokenizer import LossyTokenizer, Tokenizer
+from distllm.errors import ConfigError
+from distllm.export.hf import FACTS
+from distllm.export.load import load_model, shape_of
+from distllm.infer.load import load_trained
+from distllm.models.init import Model
+
+_TOGETHER = 32
+_ENDS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
+_REMEDY = "use an encoder: a run of task=contrastive (experiment=embed), its export, or a sentence encoder"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model came from, as an index remembers it.
+
+    Attributes:
+        kind: ``run`` or ``folder``.
+        path: the run directory or the folder.
+        step: the checkpoint, of a run.
+    """
+
+    kind: str
+    path: str
+    step: int | None = None
+
+    def __str__(self) -> str:
+        """The words of a command line that name it."""
+        if self.kind == "folder":
+            return f"model={self.path}"
+        return f"run={self.path}" + (f" step={self.step}" if self.step is not None else "")
+
+
+class TextEncoder:
+    """Gives each text a unit vector.
+
+    Args:
+        model: an encoder with an embedding head, in evaluation mode.
+        tokenizer: of the model.
+        origin: where it came from.
+        ends: the ids that open and close a text.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, origin: Origin, ends: tuple[int, int]) -> None:
+        self.model, self.tokenizer, self.origin, self._ends = model, tokenizer, origin, ends
+        self.room = model.shape.max_seq_len - len(ends)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an index says of its model; ``digest`` tells whether another one gives the same vectors."""
+        shape = self.model.shape
+        digest = xxhash.xxh3_128(f"{shape.pooling} {self._ends} {self.tokenizer.fingerprint}".encode())
+        for name, weight in sorted(self.model.named_parameters()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        return {
+            "kind": self.origin.kind,
+            "path": self.origin.path,
+            "step": self.origin.step,
+            "pooling": shape.pooling,
+            "channels": shape.hidden_size,
+            "digest": digest.hexdigest(),
+        }
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors_NC; texts longer than the model's context are cut."""
+        parts = [self._embed(texts[at : at + _TOGETHER]) for at in range(0, len(texts), _TOGETHER)]
+        return np.concatenate([np.empty((0, self.model.shape.hidden_size), dtype=np.float32), *parts])
+
+    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        first, last = self._ends
+        rows = [
+            [np.array([first, *ids[: self.room], last], dtype=np.int64)]
+            for ids in self.tokenizer.encode_batch(texts)
+        ]
+        arrays = laid_out(rows, max(ids.size for (ids,) in rows), last)
+        device = next(self.model.parameters()).device
+        found: NDArray[np.float32] = (
+            self.model(*(torch.from_numpy(array).to(device) for array in arrays)).float().cpu().numpy()
+        )
+        return found
+
+
+def encoder_of_run(directory: Path, resolved: Resolved, step: int | None = None) -> TextEncoder:
+    """Load the encoder of a run, from its newest checkpoint or that of ``step``.
+
+    Raises:
+        ConfigError: it has learned something else than vectors of texts.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    task = resolved.config.task.name
+    if task != "contrastive":
+        raise ConfigError(
+            f"the run has learned {task}, which gives no vectors of texts",
+            where=str(directory),
+            remedy=_REMEDY,
+        )
+    trained = load_trained(directory / "checkpoints", resolved, step)
+    eot = trained.tokenizer.eot_id
+    origin = Origin("run", str(directory.absolute()), trained.step)
+    return TextEncoder(trained.model, trained.tokenizer, origin, (eot, eot))
+
+
+def encoder_of_folder(folder: Path) -> TextEncoder:
+    """Load the encoder of a Hugging Face folder.
+
+    Raises:
+        ConfigError: it is no encoder.
+        CheckpointError: its weights do not fit.
+        TokenizerError: it holds no tokenizer that can be used.
+    """
+    family = shape_of(folder).family
+    if family != "encoder":
+        name = family.replace("_", "-")
+        raise ConfigError(
+            f"the model is of the family {name}, which gives no vectors of texts",
+            where=str(folder),
+            remedy=_REMEDY,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LossyTokenizer)  # texts are only read with it
+        tokenizer = Tokenizer.load(folder)
+    found = [] if (folder / FACTS).is_file() else [tokenizer.special_ids(names) for names in _ENDS]
+    first, last = next(filter(None, found), [tokenizer.eot_id, tokenizer.eot_id])
+    model = load_model(folder, head="embedding")
+    return TextEncoder(model, tokenizer, Origin("folder", str(folder.absolute())), (first, last))
