@@ -13,7 +13,7 @@ from typing import Protocol, TextIO
 from distllm.display import printable
 from distllm.observe.ledger import Event
 from distllm.observe.metrics import EvalRecord, StepRecord
-from distllm.observe.rank_log import Tee
+from distllm.observe.rank_log import LogFile, Tee
 from distllm.redact import redact_text
 from distllm.units import format_bytes, format_count, format_duration
 
@@ -140,7 +140,7 @@ class _Printer(Protocol):
 class _PlainPrinter:
     """Lines without escape codes, for files, pipes and logs."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | LogFile) -> None:
         self._stream = stream
 
     def line(self, text: str, style: str) -> None:

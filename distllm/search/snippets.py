@@ -32,17 +32,17 @@ def around(text: str, place: tuple[int, int], width: int = WIDTH) -> tuple[str, 
     width = max(width, last - first)
     begin = max(0, first - (width - (last - first)) // 2)
     space = text.rfind(" ", 0, begin) if begin else -1
-    return _shown(text, [place], space + 1, width + begin - space)
+    return _shown(text, [place], space + 1, width + begin - space, least=last)
 
 
 def _shown(
-    line: str, found: list[tuple[int, int]], begin: int, width: int
+    line: str, found: list[tuple[int, int]], begin: int, width: int, least: int = 0
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Return what is shown from ``begin`` on, cut at a space, and the places in it."""
+    """Return what is shown from ``begin`` on, cut at a space from ``least`` on, and the places in it."""
     end = len(line)
     if end - begin > width:
         end = line.rfind(" ", begin, begin + width + 1)
-        end = begin + width if end <= begin else end
+        end = begin + width if end <= begin else max(end, least)
     before, after = _CUT if begin else "", _CUT if end < len(line) else ""
     shift = len(before) - begin
     inside = [(first + shift, last + shift) for first, last in found if begin <= first and last <= end]

@@ -47,6 +47,10 @@ def test_prepare_train_resume_inspect_evaluate(tmp_path, task):
     for stop in ("train.stop_at_step=4", "train.stop_at_step=8"):
         done = tiny.distllm("train", *words, stop)
         assert done.returncode == 0, done.stderr
+    for rank in range(2 if task == "contrastive" else 1):
+        log = (tmp_path / "runs" / "tiny" / "logs" / f"rank-{rank:05d}.log").read_text()
+        assert [line.split(" attempt ")[1][0] for line in log.splitlines() if " attempt " in line] == ["1", "2"]
+        assert ("grad norm" in log) == (rank == 0)
     steps = tiny.steps(tmp_path)
     assert sorted(steps) == list(range(1, 9))
     assert steps[8]["loss"] < steps[1]["loss"]

@@ -18,11 +18,16 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def pages():
+def reference():
     spec = importlib.util.spec_from_file_location("docs_reference", CHECKOUT / "docs" / "reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.pages()
+    return module
+
+
+@pytest.fixture(scope="module")
+def pages(reference):
+    return reference.pages()
 
 
 def test_every_key_has_a_row_with_type_default_and_meaning(pages):
@@ -89,3 +94,31 @@ def test_the_site_builds_without_a_warning(tmp_path):
         text = (tmp_path / "site" / page).read_text()
         assert "fonts.googleapis" not in text
     assert (tmp_path / "site" / "dashboards" / "index.html").exists()
+
+
+def test_docstrings_are_shown_with_lists_of_their_sections(reference):
+    text = (
+        "Do it.\n\nMore of <it>.\n\n"
+        "Args:\n    a: one thing,\n        in two lines.\n    b: two\n\nRaises:\n    E: why\n"
+    )
+    first = ["Do it.", "", "More of &lt;it>.", ""]
+    arguments = ["*Args*", "", "- a: one thing,", "  in two lines.", "- b: two", ""]
+    assert reference.shown(text) == [*first, *arguments, "*Raises*", "", "- E: why"]
+
+
+def test_what_is_private_is_not_shown(reference, tmp_path):
+    file = reference.PACKAGE / "units.py"
+    lines = reference.module_entry(file)
+    assert lines[0] == "## distllm.units"
+    assert any(line.startswith("**`parse_count(text: str) -> int`**") for line in lines)
+    assert not any("_parse" in line for line in lines)
+    assert reference.module_entry(reference.PACKAGE / "commands" / "__init__.py") == []
+
+
+def test_actions_have_their_options_listed(reference):
+    from distllm.commands import checkpoint, report
+
+    assert [one.__name__ for one in reference.options_of(checkpoint)] == [
+        "ListOptions", "VerifyOptions", "ConvertOptions", "PruneOptions"
+    ]  # fmt: skip
+    assert [one.__name__ for one in reference.options_of(report)] == ["Options"]
