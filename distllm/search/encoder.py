@@ -20,13 +20,12 @@ from distllm.config.resolve import Resolved
 from distllm.data.examples.split import laid_out
 from distllm.data.tokenizer import LossyTokenizer, Tokenizer
 from distllm.errors import ConfigError
-from distllm.export.hf import FACTS
 from distllm.export.load import load_model, shape_of
 from distllm.infer.load import load_trained
 from distllm.models.init import Model
 
 _TOGETHER = 32
-_ENDS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
+_PROBE = "The quick brown Fox jumps over 13 lazy dogs; naïve?\n\tdef f(x): return x"
 _REMEDY = "use an encoder: a run of task=contrastive (experiment=embed), its export, or a sentence encoder"
 
 
@@ -58,18 +57,22 @@ class TextEncoder:
         model: an encoder with an embedding head, in evaluation mode.
         tokenizer: of the model.
         origin: where it came from.
-        ends: the ids that open and close a text.
+
+    Attributes:
+        room: ids of a text that the model reads at most.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, origin: Origin, ends: tuple[int, int]) -> None:
-        self.model, self.tokenizer, self.origin, self._ends = model, tokenizer, origin, ends
-        self.room = model.shape.max_seq_len - len(ends)
+    def __init__(self, model: Model, tokenizer: Tokenizer, origin: Origin) -> None:
+        self.model, self.tokenizer, self.origin = model, tokenizer, origin
+        self.room = model.shape.max_seq_len - 2
 
     @property
     def facts(self) -> dict[str, Any]:
         """What an index says of its model; ``digest`` tells whether another one gives the same vectors."""
         shape = self.model.shape
-        digest = xxhash.xxh3_128(f"{shape.pooling} {self._ends} {self.tokenizer.fingerprint}".encode())
+        # An export's tokenizer has another fingerprint than the run's, and gives the same ids.
+        ids = self.tokenizer.enclosed(self.tokenizer.encode(_PROBE)).tolist()
+        digest = xxhash.xxh3_128(f"{shape.pooling} {self.tokenizer.vocab_size} {ids}".encode())
         for name, weight in sorted(self.model.named_parameters()):
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
@@ -89,12 +92,8 @@ class TextEncoder:
         return np.concatenate([np.empty((0, self.model.shape.hidden_size), dtype=np.float32), *parts])
 
     def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        first, last = self._ends
-        rows = [
-            [np.array([first, *ids[: self.room], last], dtype=np.int64)]
-            for ids in self.tokenizer.encode_batch(texts)
-        ]
-        arrays = laid_out(rows, max(ids.size for (ids,) in rows), last)
+        rows = [[self.tokenizer.enclosed(ids[: self.room])] for ids in self.tokenizer.encode_batch(texts)]
+        arrays = laid_out(rows, max(ids.size for (ids,) in rows), self.tokenizer.eot_id)
         device = next(self.model.parameters()).device
         found: NDArray[np.float32] = (
             self.model(*(torch.from_numpy(array).to(device) for array in arrays)).float().cpu().numpy()
@@ -117,9 +116,8 @@ def encoder_of_run(directory: Path, resolved: Resolved, step: int | None = None)
             remedy=_REMEDY,
         )
     trained = load_trained(directory / "checkpoints", resolved, step)
-    eot = trained.tokenizer.eot_id
     origin = Origin("run", str(directory.absolute()), trained.step)
-    return TextEncoder(trained.model, trained.tokenizer, origin, (eot, eot))
+    return TextEncoder(trained.model, trained.tokenizer, origin)
 
 
 def encoder_of_folder(folder: Path) -> TextEncoder:
@@ -141,7 +139,5 @@ def encoder_of_folder(folder: Path) -> TextEncoder:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LossyTokenizer)  # texts are only read with it
         tokenizer = Tokenizer.load(folder)
-    found = [] if (folder / FACTS).is_file() else [tokenizer.special_ids(names) for names in _ENDS]
-    first, last = next(filter(None, found), [tokenizer.eot_id, tokenizer.eot_id])
     model = load_model(folder, head="embedding")
-    return TextEncoder(model, tokenizer, Origin("folder", str(folder.absolute())), (first, last))
+    return TextEncoder(model, tokenizer, Origin("folder", str(folder.absolute())))

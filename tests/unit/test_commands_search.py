@@ -189,7 +189,7 @@ def test_vectors_have_length_one_and_do_not_depend_on_neighbours_or_on_what_is_c
 
 
 def test_a_model_of_others_reads_texts_between_its_own_marks(place, tmp_path):
-    """A BERT tokenizer: [CLS] text [SEP], where an export of ours puts its end of text at both ends."""
+    """A BERT tokenizer: [CLS] text [SEP], where a tokenizer of ours has its end of text at both ends."""
     folder = tmp_path / "bert"
     folder.mkdir()
     for file in (place / "encoder").iterdir():
@@ -202,7 +202,7 @@ def test_a_model_of_others_reads_texts_between_its_own_marks(place, tmp_path):
     (folder / "tokenizer.json").unlink()
     inner.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").unlink()
-    (folder / "tokenizer_config.json").write_text(json.dumps({"sep_token": "[SEP]"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"cls_token": "[CLS]", "sep_token": "[SEP]"}))
     encoder = encoder_of_folder(folder)
     seen = []
     encoder.model.register_forward_pre_hook(lambda _module, given: seen.append(given[0].tolist()))
@@ -217,4 +217,7 @@ def test_an_index_is_opened_with_the_model_it_names(place, tmp_path):
     assert index.encoder.origin == Origin("folder", str(place / "encoder"))
     assert len(index.search("mill", 2)) == 2
     assert require("faiss", "x", extra="search")
-    assert serving.tokenizer().fingerprint == index.encoder.tokenizer.fingerprint
+    words = serving.tokenizer()
+    run = TextEncoder(index.encoder.model, words, Origin("run", "r"))
+    assert words.fingerprint != index.encoder.tokenizer.fingerprint  # the folder's encloses texts by itself
+    assert run.facts["digest"] == index.encoder.facts["digest"]
