@@ -252,4 +252,4 @@ def trained(world_size):
     """Results of `first_job` on every rank, and the directory of its checkpoints."""
     directory = tempfile.mkdtemp(prefix=f"engine-jobs-{world_size}-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return run_ranks(first_job, world_size, directory, timeout=240), Path(directory)
+    return run_ranks(first_job, world_size, directory, timeout=240, fresh=True), Path(directory)

@@ -1,35 +1,43 @@
-"""Run a function on several gloo ranks, each in a fresh process, and collect what they return."""
+"""Run a function on several gloo ranks, each in a process of its own, and collect what they return.
+
+The ranks of a test session are forked from one process that has imported torch and DeepSpeed and done
+nothing else: to import them takes a rank longer than most tests.
+"""
 
 import contextlib
+import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from multiprocessing import forkserver
 from pathlib import Path
 
 JOIN_SECONDS = 60
+IMPORTED = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def run_ranks(function, world_size, *args, timeout=120):
+def run_ranks(function, world_size, *args, timeout=120, fresh=False):
     """Call ``function(topology, *args)`` on ``world_size`` ranks; return the results in rank order.
 
     ``function`` is at the top level of its file. Arguments and results are JSON (paths arrive as
-    strings). A rank is a fresh interpreter with one thread, the variables a launcher would set and
+    strings). A rank is a process with one thread, the variables a launcher would set and
     a process group. Any failure fails the caller with every rank's traceback and output; when the
-    time is up all ranks are killed.
+    time is up all ranks are killed. ``fresh`` ranks have imported nothing.
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as directory:
         job = Path(directory)
         call = {"file": function.__code__.co_filename, "name": function.__name__, "args": args}
         (job / "call.json").write_text(json.dumps(call, default=str))
         port = _free_port()
-        ranks = [_start(job, rank, world_size, port) for rank in range(world_size)]
+        context = multiprocessing.get_context("spawn") if fresh else _forking()
+        ranks = [_start(context, job, rank, world_size, port) for rank in range(world_size)]
         try:
             finished = _wait(ranks, timeout)
         finally:
@@ -42,7 +50,7 @@ def run_ranks(function, world_size, *args, timeout=120):
         return [outcome["result"] for outcome in outcomes]
 
 
-def _start(job, rank, world_size, port):
+def _start(context, job, rank, world_size, port):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     environment |= {
         "RANK": str(rank),
@@ -53,14 +61,32 @@ def _start(job, rank, world_size, port):
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    with (job / f"{rank}.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, __file__, str(job)],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    process = context.Process(target=_begin_rank, args=(str(job), environment))
+    process.start()
+    return process
+
+
+@functools.cache
+def _forking():
+    """The process to fork from, with torch and DeepSpeed imported as a rank with one thread would."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "deepspeed"])
+    before = dict(os.environ)
+    os.environ.update(IMPORTED)
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+    return context
+
+
+def _begin_rank(job, environment):
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    log = os.open(Path(job) / f"{environment['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    _run_rank(Path(job))
 
 
 def _free_port():
@@ -73,8 +99,8 @@ def _wait(ranks, timeout):
     """Wait until all ranks have ended; a rank that failed gives the others a little longer."""
     deadline = time.monotonic() + timeout
     shortened = False
-    while any(rank.poll() is None for rank in ranks):
-        if not shortened and any(rank.poll() for rank in ranks):
+    while any(rank.exitcode is None for rank in ranks):
+        if not shortened and any(rank.exitcode for rank in ranks):
             deadline, shortened = min(deadline, time.monotonic() + 5), True
         if time.monotonic() > deadline:
             return shortened
@@ -86,7 +112,8 @@ def _kill(ranks):
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(rank.pid, signal.SIGKILL)
-        rank.wait()
+        rank.kill()  # one that has not begun its own session yet
+        rank.join()
 
 
 def _outcome(job, rank):
@@ -134,7 +161,3 @@ def _run_rank(job):
     if "error" not in outcome:
         destroy_process_group()
     sys.exit("error" in outcome)
-
-
-if __name__ == "__main__":
-    _run_rank(Path(sys.argv[1]))

@@ -63,7 +63,7 @@ def talk_then_hang(topology):
 
 @functools.cache
 def talked():
-    return run_ranks(talk_then_hang, 2)
+    return run_ranks(talk_then_hang, 2, fresh=True)
 
 
 @pytest.mark.dist
