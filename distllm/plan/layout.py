@@ -76,6 +76,7 @@ class Software:
         update_bytes: memory traffic of one weight's update.
         element_bytes: an activation.
         mlp_saved: arrays of the MLP's width that backward needs (4 unfused gated, 3 fused, 2 plain).
+        mlp_in_place: backward of the gate writes over the gate's inputs (Liger's kernels).
         norm_saved: arrays of the stream's width that one norm and the products after it need.
         attention_saved: multiples of the query (and of key and value) width that backward needs.
         logits_tokens: tokens whose logits exist at once; 0 means all.
@@ -84,6 +85,8 @@ class Software:
         reduces_each_pass: stage 2 reduces after every forward pass, not once a step.
         gathers: times that partitioned weights are gathered for each forward pass.
         overlaps_tensor: exchanges of tensor parallelism hide behind products.
+        overlaps_data: gradients are reduced behind backward and stage 1's weights gathered behind forward,
+            as much as fits, whatever share the fit found for programs that leave it to chance.
         live_params: weights that stage 3 keeps gathered; 0 means two blocks.
         bucket_bytes: buffers of the exchanges, in sum.
         base_bytes: what a process holds before there is a model.
@@ -99,6 +102,7 @@ class Software:
     update_bytes: int = 28
     element_bytes: int = 2
     mlp_saved: float = 4
+    mlp_in_place: bool = False
     norm_saved: float = 2
     attention_saved: float = 3
     logits_tokens: int = 0
@@ -107,6 +111,7 @@ class Software:
     reduces_each_pass: bool = True
     gathers: int = 2
     overlaps_tensor: bool = False
+    overlaps_data: bool = False
     live_params: int = 0
     bucket_bytes: int = 0
     base_bytes: float = 0.0

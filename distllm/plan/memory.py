@@ -140,7 +140,8 @@ def _activations(work: Work, layout: Layout, software: Software, stage: int) -> 
     if layout.checkpointing != "none":
         kept += saved_per_token(work, software, "none")  # the block that is computed again
     # gradients of activations: most are alive inside an MLP
-    kept += work.hidden + work.mlp_matrices * work.active_experts * work.intermediate
+    arrays = 1 if software.mlp_in_place else work.mlp_matrices
+    kept += work.hidden + arrays * work.active_experts * work.intermediate
     return kept * tokens * software.element_bytes
 
 

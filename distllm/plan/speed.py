@@ -100,7 +100,8 @@ def step_time(
     micro = blocks * (forward.total + backward.total + again) + head + tensor + sequence
     count = layout.accumulation
     exchanges = _data_exchanges(work, layout, software, machine)
-    hidden = sum(min(efficiency.overlap * seconds, window * micro) for seconds, window in exchanges)
+    overlap = 1.0 if software.overlaps_data else efficiency.overlap
+    hidden = sum(min(overlap * seconds, window * micro) for seconds, window in exchanges)
     return StepTime(
         gemm=count * blocks * (forward.gemm + backward.gemm),
         attention=count * blocks * (forward.attention + backward.attention),
@@ -228,7 +229,7 @@ def _data_exchanges(
     if layout.zero_stage == 1:
         return [
             (gather_seconds(gradients, group, machine), 2 / 3),
-            (gather_seconds(weights, group, machine), 0),
+            (gather_seconds(weights, group, machine), 1 / 3 if software.overlaps_data else 0),
         ]
     return [(reduce_seconds(gradients, group, machine), 2 / 3)]
 

@@ -49,6 +49,11 @@ def residuals() -> str:
         _summary("MFU, median error, blind", len(blind), median_error(blind), "at most 10 %"),
         _summary("Memory, median error, nanotron and H200", len(wanted), median_error(wanted), "at most 8 %"),
         f"| Rank correlation of MFU, blind | {len(blind)} | {rank_correlation(blind):.2f} | at least 0.9 |",
+        *(
+            f"| within {read_table(name)['title']} | {len(utilisation[name])} | "
+            f"{rank_correlation(utilisation[name]):.2f} | |"
+            for name in BLIND
+        ),
         f"| Rank correlation of tokens/s, blind | {len(speed)} | {rank_correlation(speed):.2f} | |",
         _summary("MFU, median error, the fitted table", len(fitted), median_error(fitted), ""),
     ]
