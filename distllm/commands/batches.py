@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 
 def batch_texts(
-    resolved: Resolved, first_sample: int, ranks: Sequence[int]
-) -> Iterator[tuple[int, int, str]]:
-    """Yield (rank, number of the micro-batch from 1, its text).
+    resolved: Resolved, step: int, first_sample: int, ranks: Sequence[int]
+) -> Iterator[tuple[int, int, int, str]]:
+    """Yield (rank, number of the micro-batch from 1, how many there are, its text).
 
     Args:
         resolved: the run.
+        step: from 1.
         first_sample: where the step begins in the global order.
         ranks: whose part.
 
@@ -32,8 +33,9 @@ def batch_texts(
     tokenizer = Tokenizer.load(dataset_directory(resolved.config.data))
     for rank in ranks:
         _, stream = open_stream(resolved, rank, resolved.world.size)
-        for number, batch in enumerate(stream.step(first_sample), 1):
-            yield rank, number, describe_batch(batch, tokenizer, _origins(stream.order, batch))
+        batches = stream.step(first_sample, step - 1)
+        for number, batch in enumerate(batches, 1):
+            yield rank, number, len(batches), describe_batch(batch, tokenizer, _origins(stream.order, batch))
         stream.close()
 
 

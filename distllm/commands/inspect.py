@@ -37,8 +37,8 @@ def run(words: Sequence[str]) -> int:
             remedy=f"give a step from 1 to {resolved.max_steps}",
         )
     ranks = range(resolved.world.size) if options.rank is None else [options.rank]
-    first = first_sample(step, resolved.sequences_per_step, excluded_samples(run.directory.checkpoints))
-    for rank, number, text in batch_texts(resolved, first, ranks):
-        print(f"##### step {step}, rank {rank}, micro-batch {number} of {resolved.grad_accum_steps}")
+    first = first_sample(step, resolved.steps, excluded_samples(run.directory.checkpoints))
+    for rank, number, of, text in batch_texts(resolved, step, first, ranks):
+        print(f"##### step {step}, rank {rank}, micro-batch {number} of {of}")
         print(text)
     return 0

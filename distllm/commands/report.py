@@ -57,10 +57,9 @@ def _batch_text(path: Path) -> Callable[[int, int], str]:
             resolved = stored.resolved()
         except OSError as error:
             raise DistllmError(f"the dataset of step {step} cannot be read: {error}") from error
-        shown = batch_texts(resolved, first_sample, range(resolved.world.size))
+        shown = batch_texts(resolved, step, first_sample, range(resolved.world.size))
         return "\n".join(
-            f"##### rank {rank}, micro-batch {number} of {resolved.grad_accum_steps}\n{text}"
-            for rank, number, text in shown
+            f"##### rank {rank}, micro-batch {number} of {of}\n{text}" for rank, number, of, text in shown
         )
 
     return text

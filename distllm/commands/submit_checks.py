@@ -121,10 +121,11 @@ def settle_run(
 def _check_fewer(config: Config, fewest: int, problems: Problems) -> None:
     """Check that the global batch divides over every number of machines the run may be left with."""
     cluster, unit = config.cluster, config.data.seq_len * config.cluster.procs_per_node
-    bad = [nodes for nodes in range(fewest, cluster.nodes) if config.train.tokens_per_step % (unit * nodes)]
+    smallest = config.batch.start_tokens or config.train.tokens_per_step
+    bad = [nodes for nodes in range(fewest, cluster.nodes) if smallest % (unit * nodes)]
     problems.check(
         not bad,
-        f"tokens_per_step {config.train.tokens_per_step} is no whole number of sequences on "
+        f"a step of {smallest} tokens is no whole number of sequences on "
         f"{', '.join(map(str, bad))} machines of {cluster.procs_per_node} ranks",
         keys=["train.tokens_per_step", "elastic"],
         remedy="raise the fewest machines, or choose a step that divides by every number between",

@@ -77,6 +77,7 @@ def _consumed(run: Path, config: Config, excluded: Ranges) -> tuple[int, set[str
     checkpoints has consumed what it logged.
     """
     from distllm.checkpoint.format import STATE, list_checkpoints
+    from distllm.config.steps import StepSizes
     from distllm.fsio import read_json, read_json_lines
     from distllm.train.excluded import first_sample
 
@@ -90,18 +91,15 @@ def _consumed(run: Path, config: Config, excluded: Ranges) -> tuple[int, set[str
     if metrics.is_file():
         steps = [line["step"] for line in read_json_lines(metrics) if line["kind"] == "step"]
         if steps:
-            samples = max(samples, first_sample(max(steps) + 1, _per_step(config), excluded))
+            samples = max(samples, first_sample(max(steps) + 1, StepSizes.of_config(config), excluded))
     return samples, digests
-
-
-def _per_step(config: Config) -> int:
-    return config.train.tokens_per_step // config.data.seq_len
 
 
 def _steps(
     directory: Path, removal: Removal, config: Config, samples: int, excluded: Ranges
 ) -> tuple[tuple[int, int], ...]:
     """Return the stretches of steps whose samples held a piece of a forgotten document of train."""
+    from distllm.config.steps import StepSizes
     from distllm.data.mixture import order_of
     from distllm.data.open import open_split
     from distllm.train.excluded import steps_of
@@ -115,7 +113,8 @@ def _steps(
         held = {sample for span in spans for sample in split.samples_with(number, *span)}
         for sample in sorted(held):
             positions += order.positions_of(number, sample, samples)
-    return _stretches(steps_of(np.array(positions, dtype=np.int64), _per_step(config), excluded))
+    sizes = StepSizes.of_config(config)
+    return _stretches(steps_of(np.array(positions, dtype=np.int64), sizes, excluded))
 
 
 def _spans(directory: Path, removal: Removal) -> dict[str, list[tuple[int, int, int]]]:

@@ -134,6 +134,21 @@ def _check_batch(config: Config, problems: Problems, world_size: int, dataset_to
         keys=["train.tokens_per_step", "data.seq_len", "cluster.procs_per_node"],
         remedy=f"train.tokens_per_step={_nearest_multiple(tokens, unit)} (a multiple of {unit})",
     )
+    start = config.batch.start_tokens
+    sizes = [tokens >> done for done in range(1, 64) if not tokens % (unit << done)]
+    problems.check(
+        start is None or start in sizes or tokens % unit != 0,
+        f"steps cannot grow from {start} tokens: that is not tokens_per_step {tokens} over a power of two, "
+        f"in whole sequences of {seq_len} on {world_size} ranks",
+        keys=["batch.start_tokens", "train.tokens_per_step"],
+        remedy=f"use one of {', '.join(map(str, sizes))}" if sizes else "batch.start_tokens=null",
+    )
+    problems.check(
+        (start is None) == (config.batch.warmup_tokens == 0),
+        "a batch-size warm-up needs both the tokens of the first steps and a length",
+        keys=["batch.start_tokens", "batch.warmup_tokens"],
+        remedy="set both, or leave batch.start_tokens=null and batch.warmup_tokens=0",
+    )
     own = -(-seq_len // sharing)
     problems.check(
         config.engine.micro_batch_tokens >= own,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from distllm.config.keys import flatten, leaves, merged
@@ -27,9 +27,10 @@ class Change:
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Compare two nested configurations key by key, in the schema's order.
 
-    A name that only one of them has in a mapping shows as its keys, each None on the other side.
+    A key that ``before`` does not have is younger than it, and had its default. A name that only one
+    of them has in a mapping shows as its keys, each None on the other side.
     """
-    old, new = flatten(before), flatten(after)
+    old, new = {**flatten(asdict(Config())), **flatten(before)}, flatten(after)
     return [
         Change(leaf.path, old.get(leaf.path), new.get(leaf.path), leaf.field.metadata["on_resume"])
         for leaf in leaves(Config, merged(before, after))

@@ -19,6 +19,7 @@ from distllm.config.memory_limit import MemoryLimit
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.shape import MLP_MULTIPLE, VOCAB_MULTIPLE, ModelShape, settle_shape
+from distllm.config.steps import StepSizes, micro_batch_of
 from distllm.machine import available_cores
 
 
@@ -81,6 +82,11 @@ class Resolved:
     deepspeed: Mapping[str, Any]
     derivations: Mapping[str, Derivation] = field(repr=False)
     memory_limit: MemoryLimit | None = None
+
+    @property
+    def steps(self) -> StepSizes:
+        """The sequences of each step; ``sequences_per_step`` is that of the last."""
+        return StepSizes.of_config(self.config)
 
     @property
     def trainable_params(self) -> int:
@@ -219,7 +225,7 @@ def _batch_geometry(
         length, ranks = f"({length} / engine.sequence_ranks)", f"{ranks} / engine.sequence_ranks"
     micro = ledger.settle(
         "micro_batch_size",
-        max(size for size in range(1, min(bound, per_rank) + 1) if per_rank % size == 0),
+        micro_batch_of(per_rank, bound),
         f"largest divisor of a rank's {per_rank} sequences that is at most {origin} / {length} = {bound}",
     )
     accumulation = ledger.settle(
@@ -233,16 +239,22 @@ def _batch_geometry(
 def _horizon(config: Config, ledger: _Ledger) -> tuple[int, int, int]:
     """Return steps, tokens and warm-up tokens of the whole run."""
     train, fraction = config.train, config.schedule.warmup_fraction
+    sizes, seq_len = StepSizes.of_config(config), config.data.seq_len
+    growing = len(sizes.stages) > 1
     if train.max_steps is not None:
         max_steps = ledger.settle("max_steps", train.max_steps, "train.max_steps")
     else:
         asked = train.total_tokens or 0
         formula = f"train.total_tokens / train.tokens_per_step = {asked} / {train.tokens_per_step}"
-        max_steps = ledger.settle("max_steps", asked // train.tokens_per_step, formula)
+        if growing:
+            formula = f"whole steps, growing as batch says, in train.total_tokens = {asked}"
+        max_steps = ledger.settle("max_steps", sizes.fitting(asked // seq_len), formula)
     total_tokens = ledger.settle(
         "total_tokens",
-        max_steps * train.tokens_per_step,
-        f"max_steps x train.tokens_per_step = {max_steps} x {train.tokens_per_step}",
+        sizes.before(max_steps) * seq_len,
+        f"sequences of {max_steps} growing steps x data.seq_len = {sizes.before(max_steps)} x {seq_len}"
+        if growing
+        else f"max_steps x train.tokens_per_step = {max_steps} x {train.tokens_per_step}",
     )
     warmup_tokens = ledger.settle(
         "warmup_tokens",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distllm.config.options import option
+from distllm.config.schema_batch import BatchConfig
 from distllm.config.schema_chaos import ChaosConfig
 from distllm.config.schema_checkpoint import CheckpointConfig
 from distllm.config.schema_clean import CleanConfig
@@ -223,6 +224,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

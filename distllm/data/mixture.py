@@ -110,6 +110,7 @@ def open_stream(resolved: Resolved, rank: int, world_size: int) -> tuple[Split, 
         world_size=world_size,
         lengths=lengths_of(config),
         max_damage=config.data.max_damage,
+        sizes=resolved.steps,
         shards_ahead=config.data.shards_ahead,
     )
     return split, stream
@@ -134,18 +135,19 @@ def check_mixture(resolved: Resolved, manifest: Manifest, problems: Problems) ->
     except (ConfigError, DataError) as error:
         _note(error, problems)
         return
-    positions = resolved.max_steps * resolved.sequences_per_step
+    positions = resolved.steps.before(resolved.max_steps)
     for number, (source, drawn) in enumerate(zip(order.sources, order.drawn(positions), strict=True)):
         settings = config.data.sources.get(source.name)
         limit = settings.max_epochs if settings else None
         if limit is None or drawn <= (allowed := math.floor(limit * source.total)):
             continue
-        steps = order.position_of_draw(number, allowed) // resolved.sequences_per_step
+        sizes = resolved.steps
+        steps = sizes.fitting(order.position_of_draw(number, allowed))
         problems.add(
             f"the run goes through source {source.name} {drawn / source.total:.2f} times "
             f"({drawn} of its {source.total} samples), more than max_epochs {limit:g}",
             where=f"data.sources.{source.name}.max_epochs",
-            remedy=f"end the run at {format_count(steps * config.train.tokens_per_step)} tokens "
+            remedy=f"end the run at {format_count(sizes.before(steps) * config.data.seq_len)} tokens "
             f"(train.max_steps={steps}), multiply the weight of {source.name} by "
             f"{allowed / drawn:.2g}, or allow max_epochs {math.ceil(100 * drawn / source.total) / 100}",
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distllm.config.steps import StepSizes, micro_batch_of
 from distllm.data.ahead import ShardsAhead, ShardUse
 from distllm.data.batch import IGNORE_INDEX, Batch, Split
 from distllm.data.lengths import LengthWarmup
@@ -208,12 +209,13 @@ class StepStream:
         split: the samples.
         order: which of them is at each position.
         sequences_per_step: samples of a global batch; a multiple of world_size * micro_batch_size.
-        micro_batch_size: rows of a batch.
+        micro_batch_size: rows of a batch, at most.
         rank: this data-parallel rank.
         world_size: number of data-parallel ranks.
         lengths: the sequence-length warm-up, if there is one.
         max_damage: largest share of the samples read so far that may be damaged, plus one sample.
         shards_ahead: shards of a mirrored dataset that are fetched before they are needed.
+        sizes: the samples of each step where they are not all ``sequences_per_step``.
 
     Attributes:
         order: see above.
@@ -233,6 +235,7 @@ class StepStream:
         lengths: LengthWarmup | None = None,
         max_damage: float = 0.0,
         shards_ahead: int = 0,
+        sizes: StepSizes | None = None,
     ) -> None:
         if sequences_per_step % (world_size * micro_batch_size) or not 0 <= rank < world_size:
             raise ValueError(
@@ -242,37 +245,36 @@ class StepStream:
         self.order, self.damaged = order, 0
         self._split = split
         self._lengths, self._max_damage, self._taken = lengths, max_damage, 0
-        self._sequences_per_step = sequences_per_step
-        self._micro_batch_size = micro_batch_size
-        self._offset_B = np.arange(rank, sequences_per_step, world_size, dtype=np.int64)
+        self._sizes = sizes or StepSizes.constant(sequences_per_step)
+        self._rank, self._world_size, self._micro_batch_size = rank, world_size, micro_batch_size
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="distllm-prefetch")
         # not many epochs of a small split, each of which is a permutation of its own
-        self._steps_at_once = max(1, min(_LOCATED, split.num_samples) // self._offset_B.size)
-        together = _READ_IDS // (split.seq_len * micro_batch_size)
-        self._rows_at_once = micro_batch_size * max(1, together)
         self._numbers: dict[int, NDArray[np.int64]] = {}
+        self._located = 0  # sequences of the steps in it
         # Other splits have fetched all of their shards when they were opened.
         self._remote = split if isinstance(split, PackedSplit) and split.is_mirror and shards_ahead else None
         self._shards = ShardsAhead(self._remote.fetch, shards_ahead) if self._remote else None
-        self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
+        self._ahead: tuple[tuple[int, int], Future[tuple[list[Batch], int]]] | None = None
 
-    def step(self, first_sample: int) -> list[Batch]:
+    def step(self, first_sample: int, number: int = 0) -> list[Batch]:
         """Return this rank's micro-batches of the global batch that starts at ``first_sample``.
 
-        An error of the reading thread is raised here.
+        ``number`` counts the steps before it, where their sizes differ. An error of the reading thread
+        is raised here.
 
         Raises:
             DataError: a block is damaged and the split's policy is ``fail``, or more samples are
                 damaged than ``max_damage`` allows.
         """
         ahead, self._ahead = self._ahead, None  # forgotten if it fails, so that a retry reads again
-        if ahead is not None and ahead[0] == first_sample:
+        size, next_size = self._sizes.at(number), self._sizes.at(number + 1)
+        if ahead is not None and ahead[0] == (first_sample, size):
             batches, damaged = ahead[1].result()
         else:
-            batches, damaged = self._reader.submit(self._read, first_sample).result()
-        following = first_sample + self._sequences_per_step
-        self._ahead = (following, self._reader.submit(self._read, following))
-        self._count_damage(damaged)
+            batches, damaged = self._reader.submit(self._read, first_sample, size).result()
+        following = first_sample + size, next_size
+        self._ahead = (following, self._reader.submit(self._read, *following))
+        self._count_damage(damaged, size)
         return batches
 
     def close(self) -> None:
@@ -281,36 +283,42 @@ class StepStream:
         if self._shards is not None:
             self._shards.close()
 
-    def _read(self, first_sample: int) -> tuple[list[Batch], int]:
-        position_B = first_sample + self._offset_B
-        if first_sample not in self._numbers:
-            self._numbers = self._locate_from(first_sample)
+    def _read(self, first_sample: int, size: int) -> tuple[list[Batch], int]:
+        offset_B = np.arange(self._rank, size, self._world_size, dtype=np.int64)
+        position_B = first_sample + offset_B
+        if first_sample not in self._numbers or self._located != size:
+            self._numbers, self._located = self._locate_from(first_sample, size, offset_B), size
         number_B = self._numbers[first_sample]
         if self._shards is not None:
             self._shards.advance(first_sample)
         longest_B = self._lengths.length_at(position_B) if self._lengths else None
+        rows = micro_batch_of(position_B.size, self._micro_batch_size)
+        together = rows * max(1, _READ_IDS // (self._split.seq_len * rows))
         batches, damaged = list[Batch](), 0
-        for start in range(0, position_B.size, self._rows_at_once):
-            part = slice(start, start + self._rows_at_once)
+        for start in range(0, position_B.size, together):
+            part = slice(start, start + together)
             longest = None if longest_B is None else longest_B[part]
             whole, lost = self._split.read(number_B[part], position_B[part], longest)
             damaged += lost
-            for row in range(0, whole.sample_ids_B.size, self._micro_batch_size):
-                batches.append(whole.rows(row, row + self._micro_batch_size))
+            for row in range(0, whole.sample_ids_B.size, rows):
+                batches.append(whole.rows(row, row + rows))
         return batches, damaged
 
-    def _locate_from(self, first_sample: int) -> dict[int, NDArray[np.int64]]:
-        """Return this rank's samples of this step and some that follow, by the first of each step."""
-        firsts = first_sample + np.arange(self._steps_at_once) * self._sequences_per_step
-        source_N, _, sample_N = self.order.locate((firsts[:, None] + self._offset_B).ravel())
+    def _locate_from(
+        self, first_sample: int, size: int, offset_B: NDArray[np.int64]
+    ) -> dict[int, NDArray[np.int64]]:
+        """Return this rank's samples of this step and some of its size that follow, by their firsts."""
+        steps = max(1, min(_LOCATED, self._split.num_samples) // offset_B.size)
+        firsts = first_sample + np.arange(steps) * size
+        source_N, _, sample_N = self.order.locate((firsts[:, None] + offset_B).ravel())
         number_SB = self._split.numbers(source_N, sample_N).reshape(firsts.size, -1)
         if self._shards is not None and self._remote is not None:
             uses, wide = self._remote.first_uses(number_SB.ravel()), number_SB.shape[1]
             self._shards.plan([(int(firsts[at // wide]), source, shard) for at, source, shard in uses])
         return dict(zip(firsts.tolist(), number_SB, strict=True))
 
-    def _count_damage(self, damaged: int) -> None:
-        self._taken += self._offset_B.size
+    def _count_damage(self, damaged: int, size: int) -> None:
+        self._taken += size // self._world_size
         self.damaged += damaged
         allowed = self._max_damage * self._taken + 1
         if self.damaged > allowed:

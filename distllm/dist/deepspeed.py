@@ -90,6 +90,16 @@ class ZeroEngine:
         """Updates applied so far."""
         return self._optimizer_steps
 
+    def expect(self, micro_batches: int) -> None:
+        """Reduce over ranks with the last of so many micro-batches.
+
+        Raises:
+            ValueError: the step before has begun and was not taken.
+        """
+        if self._micro_steps:
+            raise ValueError(f"{self._micro_steps} micro-batches of a step were not followed by the step")
+        self._grad_accum_steps = micro_batches
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``; the last micro-batch of a step also reduces over ranks."""
         self._micro_steps += 1

@@ -54,8 +54,11 @@ class Engine(Protocol):
     def optimizer_steps(self) -> int:
         """Updates applied so far; skipped steps do not count."""
 
+    def expect(self, micro_batches: int) -> None:
+        """Let the next step be made of so many calls of `backward`; at first ``grad_accum_steps``."""
+
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a scalar loss; called ``grad_accum_steps`` times for each step."""
+        """Add the gradient of a scalar loss; called once for each micro-batch of a step."""
 
     def step(self, lr: float, accept: Accept = math.isfinite) -> StepResult:
         """Clip, update all weights at learning rate ``lr`` if ``accept`` agrees, and clear the gradients.

@@ -68,6 +68,9 @@ class LocalEngine:
         """Updates applied so far."""
         return self._optimizer_steps
 
+    def expect(self, micro_batches: int) -> None:
+        """Do nothing: gradients are summed when the step is taken."""
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss`` to this rank's gradients."""
         torch.autograd.backward(loss)

@@ -187,6 +187,7 @@ def _build(
     valid = open_split(config, "valid") if config.eval.every_steps else None
     return Run(
         resolved=resolved,
+        sizes=resolved.steps,
         directory=directory,
         topology=topology,
         task=_task(resolved, directory, topology, state),
@@ -293,7 +294,7 @@ def _learning_rate(resolved: Resolved) -> LearningRate:
 
 def _describe_data(resolved: Resolved, split: Split, stream: StepStream) -> list[str]:
     """Say what the run's samples are where that is not plain windows of one source."""
-    lines = describe_order(stream.order, resolved.max_steps * resolved.sequences_per_step)
+    lines = describe_order(stream.order, resolved.steps.before(resolved.max_steps))
     packing = resolved.config.data.packing
     if isinstance(split, ExampleSplit):
         dropped = f", {split.dropped} were too long" if split.dropped else ""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.checkpoint.format import STATE, list_checkpoints
+from distllm.config.steps import StepSizes
 from distllm.fsio import read_json
 
 Ranges = Sequence[list[int]]
@@ -29,21 +30,21 @@ def excluded_samples(checkpoints: Path) -> Ranges:
     return []
 
 
-def first_sample(step: int, sequences_per_step: int, excluded: Ranges) -> int:
+def first_sample(step: int, sizes: StepSizes, excluded: Ranges) -> int:
     """Return the place in the global order with which ``step`` (from 1) begins."""
-    place = (step - 1) * sequences_per_step
+    place = sizes.before(step - 1)
     for first, stop in sorted(excluded):
         if first <= place:
             place += stop - first
     return place
 
 
-def steps_of(sample_N: NDArray[np.int64], sequences_per_step: int, excluded: Ranges) -> NDArray[np.int64]:
+def steps_of(sample_N: NDArray[np.int64], sizes: StepSizes, excluded: Ranges) -> NDArray[np.int64]:
     """Return the steps, ascending and each once, that trained on any of the samples in these places."""
     kept_N = np.ones(len(sample_N), dtype=bool)
     left_out_N = np.zeros(len(sample_N), dtype=np.int64)
     for first, stop in excluded:
         kept_N &= (sample_N < first) | (sample_N >= stop)
         left_out_N += np.where(sample_N >= stop, stop - first, 0)
-    step_N = (sample_N - left_out_N)[kept_N] // sequences_per_step + 1
+    step_N = sizes.steps_of((sample_N - left_out_N)[kept_N]) + 1
     return np.unique(step_N)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from distllm.config.resolve import Resolved
+from distllm.config.steps import StepSizes
 from distllm.data.batch import Split
 from distllm.data.digest import batch_digest
 from distllm.data.mixture import plan_digest
@@ -50,6 +51,7 @@ class Run:
     """Everything a loop needs, built once by `distllm.train.build`."""
 
     resolved: Resolved
+    sizes: StepSizes
     directory: RunDirectory
     topology: Topology
     task: Task
@@ -119,7 +121,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
     clock.mark("loop")
     state.samples, damaged_before = state.next_samples(), run.stream.damaged
     with run.own_time.measured():
-        batches = run.stream.step(state.samples)
+        batches = run.stream.step(state.samples, state.step)
     clock.mark("data")
 
     # One reduction settles what every rank must agree on before it computes: the weight that
@@ -157,7 +159,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
     loss = sum(losses) / weight
     corruption = flipped(changed)
     # Of rows, not of targets: padding and prompts carry no loss, and must not stretch the schedule.
-    lr = run.learning_rate(state.step * config.train.tokens_per_step)
+    lr = run.learning_rate.when(run.sizes.before(state.step + 1) * config.data.seq_len)
     result = run.engine.step(lr, lambda norm: corruption is None and run.guard.doubt(loss, norm) is None)
     clock.mark("update")
     if corruption is not None:
@@ -170,8 +172,8 @@ def train_step(run: Run, clock: StepClock) -> bool:
     HEART.took_step(phases.total)
     doubt = run.guard.doubt(loss, result.grad_norm) if result.skipped else None
     must_go_back = run.guard.record(doubt, loss, result.grad_norm)
+    state.samples += run.sizes.at(state.step)
     state.step += 1
-    state.samples += run.resolved.sequences_per_step
     state.tokens += int(weight)
     state.seconds += phases.total
     state.count_samples(int(rows), int(damaged), skipped=result.skipped)
@@ -315,7 +317,7 @@ def _tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_r
         reason=doubt,
         loss=loss,
         grad_norm=grad_norm,
-        samples=[stop - run.resolved.sequences_per_step, stop],
+        samples=[stop - run.sizes.at(run.state.step - 1), stop],
         ranks=[rank for rank, own in enumerate(loss_by_rank) if not math.isfinite(own)],
     )
 
@@ -330,7 +332,7 @@ def _look_for_straggler(run: Run, seconds_by_rank: Sequence[float]) -> None:
 
 
 def _samples(run: Run) -> dict[str, int]:
-    return count_samples(run.state, run.resolved.sequences_per_step).to_dict()
+    return count_samples(run.state, run.sizes).to_dict()
 
 
 def _finish(run: Run) -> None:
@@ -343,7 +345,7 @@ def _finish(run: Run) -> None:
     elif state.step < run.resolved.max_steps:
         run.chronicle.end("stopped", step=state.step, why="train.stop_at_step", samples=_samples(run))
         return
-    require_complete(count_samples(state, run.resolved.sequences_per_step), state)
+    require_complete(count_samples(state, run.sizes), state)
     run.chronicle.end("done", step=state.step, samples=_samples(run), **early)
 
 

@@ -43,6 +43,7 @@ def forward_and_backward(
     HEART.phase("compute")
     _seed_noise(seed, batches[0], topology)
     task.begin(engine.model, batches, topology)
+    engine.expect(len(batches))
     loss_sum = torch.zeros((), device=topology.device)
     for batch in batches:
         _seed_noise(seed, batch, topology)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from distllm.config.steps import StepSizes
 from distllm.data.batch import Batch
 from distllm.errors import TrainingError
 from distllm.train.state import TrainState
@@ -51,11 +52,11 @@ def rows_of(batches: Sequence[Batch]) -> int:
     return sum(batch.sample_ids_B.size for batch in batches)
 
 
-def count_samples(state: TrainState, sequences_per_step: int) -> Samples:
+def count_samples(state: TrainState, sizes: StepSizes) -> Samples:
     """Return what became of the samples up to where ``state`` stands."""
     excluded = state.left_out()
     return Samples(
-        promised=state.step * sequences_per_step + excluded,
+        promised=sizes.before(state.step) + excluded,
         seen=state.trained_samples + state.skipped_samples + state.damaged_samples,
         trained=state.trained_samples,
         skipped=state.skipped_samples,

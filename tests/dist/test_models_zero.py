@@ -65,7 +65,8 @@ def engine_of(topology, engine_name, stage, options, rank=0):
     )
 
 
-def train(topology, engine, options, steps=STEPS):
+def train(topology, engine, options, steps=STEPS, parts=1):
+    """Take steps of ``parts`` micro-batches, which need not be as many as the engine was built for."""
     import torch
 
     mine = slice(topology.rank, None, topology.world_size)
@@ -76,11 +77,15 @@ def train(topology, engine, options, steps=STEPS):
     tokens = torch.randint(VOCAB, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     target = tokens[:, :-1], positions, segments
     inputs = (tokens[:, 1:], *target[1:], *target) if "encoder_decoder" in options.values() else target
+    own = [x[mine] for x in (*inputs, tokens[:, 1:])]
     for _ in range(steps):
-        loss = engine.model(*(x[mine] for x in (*inputs, tokens[:, 1:]))) / (ROWS * LENGTH)
-        engine.backward(loss)
+        total = torch.zeros(())
+        engine.expect(parts)
+        for batch in zip(*(x.chunk(parts) for x in own), strict=True):
+            loss = engine.model(*batch) / (ROWS * LENGTH)
+            engine.backward(loss)
+            total += loss.detach()
         engine.step(lr=1e-2)
-        total = loss.detach().clone()
         torch.distributed.all_reduce(total)
         losses.append(total.item())
     return losses
@@ -105,7 +110,7 @@ def adapt_all(topology):
         results.append(
             {
                 "losses": losses, "names": list(after), "frozen": len(base), "untouched": untouched,
-                "after": train(topology, again, {}, 1),
+                "after": train(topology, again, {}, 2, parts=2),
             }
         )  # fmt: skip
     return results
@@ -134,6 +139,11 @@ def test_every_stage_is_plain_torch(results):
         assert expected[-1] < expected[0]
         for losses in found:
             assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_steps_may_have_other_numbers_of_micro_batches(results):
+    whole = results[1][0]["losses"], results[1][0]["after"]
+    assert whole[1][1] < whole[1][0] < whole[0][-1]
 
 
 def test_adapters_learn_alike_under_every_stage_and_are_all_that_is_kept(results):

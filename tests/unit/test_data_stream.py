@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import byte_tokenizer, write_dataset
 
+from distllm.config.steps import Stage, StepSizes
 from distllm.data.batch import IGNORE_INDEX, Batch
 from distllm.data.inspect import describe_batch
 from distllm.data.order import SampleOrder
@@ -61,6 +62,32 @@ def test_batches_have_the_promised_shapes_and_types(stream):
         follows_BT = batch.targets_BT[:, :-1] == batch.tokens_BT[:, 1:]
         silent_BT = (batch.targets_BT == IGNORE_INDEX)[:, :-1]
         np.testing.assert_array_equal(follows_BT, ~silent_BT)
+
+
+def test_the_order_of_samples_does_not_depend_on_the_sizes_of_steps(split):
+    sizes = StepSizes((Stage(0, 0, 2), Stage(3, 6, 4), Stage(4, 10, 8)))
+    growing = StepStream(
+        split,
+        SampleOrder.single(split.num_samples, 0),
+        sequences_per_step=8,
+        micro_batch_size=4,
+        rank=0,
+        world_size=1,
+        sizes=sizes,
+    )
+    steps = [growing.step(sizes.before(number), number) for number in range(6)]
+    assert [[len(batch.tokens_BT) for batch in step] for step in steps] == [[2]] * 3 + [[4], [4, 4], [4, 4]]
+    again = growing.step(sizes.before(3), 3)  # a step that was not read ahead
+    growing.close()
+    constant = open_stream(split, sequences_per_step=2, micro_batch_size=1)
+    alone = [constant.step(first) for first in range(0, 26, 2)]
+    constant.close()
+
+    def rows(many):
+        return [row for step in many for batch in step for row in batch.tokens_BT.tolist()]
+
+    assert rows(steps) == rows(alone)
+    assert content(again) == content(steps[3])
 
 
 def test_an_epoch_visits_every_window_once(split):

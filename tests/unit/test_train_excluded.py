@@ -6,10 +6,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distllm.config.steps import StepSizes
 from distllm.train.excluded import excluded_samples, first_sample, steps_of
 from distllm.train.state import TrainState
 
 PER_STEP = 4
+SIZES = StepSizes.constant(PER_STEP)
 
 
 def walk(steps, excluded):
@@ -35,7 +37,7 @@ def ranges(draw):
 
 @given(ranges())
 def test_every_step_begins_where_the_loop_began_it(excluded):
-    assert [first_sample(step, PER_STEP, excluded) for step in range(1, 41)] == walk(40, excluded)
+    assert [first_sample(step, SIZES, excluded) for step in range(1, 41)] == walk(40, excluded)
 
 
 @given(ranges(), st.lists(st.integers(0, 200), max_size=12))
@@ -46,7 +48,7 @@ def test_samples_belong_to_the_steps_that_took_them(excluded, samples):
         for sample in range(first, first + PER_STEP)
     }
     expected = sorted({took[sample] for sample in samples if sample in took})
-    assert steps_of(np.array(samples, dtype=np.int64), PER_STEP, excluded).tolist() == expected
+    assert steps_of(np.array(samples, dtype=np.int64), SIZES, excluded).tolist() == expected
 
 
 def test_the_newest_checkpoint_says_what_was_left_out(tmp_path):

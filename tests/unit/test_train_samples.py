@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from distllm.config.steps import StepSizes
 from distllm.errors import TrainingError
 from distllm.train.excluded import first_sample
 from distllm.train.rewind import leave_out
@@ -13,6 +14,7 @@ from distllm.train.samples import count_samples, require_complete, rows_of
 from distllm.train.state import TrainState
 
 OF_A_STEP = 16
+SIZES = StepSizes.constant(OF_A_STEP)
 
 
 def step(state, rows=OF_A_STEP, *, damaged=0, skipped=False):
@@ -32,7 +34,7 @@ def taken(steps, **of_each):
 
 
 def test_the_samples_of_whole_steps_are_all_trained_on():
-    samples = count_samples(taken(5), OF_A_STEP)
+    samples = count_samples(taken(5), SIZES)
     assert samples.to_dict() == {
         "promised": 80, "seen": 80, "trained": 80, "skipped": 0, "excluded": 0, "damaged": 0,
     }  # fmt: skip
@@ -45,7 +47,7 @@ def test_skipped_damaged_and_excluded_samples_explain_themselves():
     step(state, skipped=True, damaged=1)
     state.excluded = [[64, 96]]
     step(state)
-    samples = count_samples(state, OF_A_STEP)
+    samples = count_samples(state, SIZES)
     assert (samples.trained, samples.skipped, samples.excluded, samples.damaged) == (61, 15, 32, 4)
     assert (samples.promised, samples.seen, state.samples) == (112, 80, 112)
     require_complete(samples, state)
@@ -71,7 +73,7 @@ def test_only_what_lies_behind_the_run_is_left_out_and_counts_once(excluded, sam
 def test_a_batch_with_other_rows_than_promised_is_a_gap_that_is_named(rows):
     state = taken(3)
     step(state, rows)
-    samples = count_samples(state, OF_A_STEP)
+    samples = count_samples(state, SIZES)
     assert samples.gap == OF_A_STEP - rows
     with pytest.raises(
         TrainingError, match=f"{OF_A_STEP - rows} of 64 promised samples are unaccounted for"
@@ -84,7 +86,7 @@ def test_a_run_that_stands_elsewhere_than_promised_is_not_done():
     state = taken(3)
     state.samples += OF_A_STEP
     with pytest.raises(TrainingError, match="stands at sample 64"):
-        require_complete(count_samples(state, OF_A_STEP), state)
+        require_complete(count_samples(state, SIZES), state)
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -113,7 +115,7 @@ def test_no_order_of_skips_rewinds_kills_and_damage_opens_a_gap(seed):
             state.restore(checkpoints[-1])
             state.excluded = excluded
             checkpoints[-1] = state.to_dict() | {"excluded": excluded}
-        require_complete(count_samples(state, OF_A_STEP), state)
+        require_complete(count_samples(state, SIZES), state)
 
 
 def test_a_streak_across_an_earlier_range_replaces_it():
@@ -126,8 +128,8 @@ def test_a_streak_across_an_earlier_range_replaces_it():
     for _ in range(12):
         step(state)
         firsts.append(state.samples - OF_A_STEP)
-    assert firsts == [first_sample(number, OF_A_STEP, excluded) for number in range(1, 13)]
-    require_complete(count_samples(state, OF_A_STEP), state)
+    assert firsts == [first_sample(number, SIZES, excluded) for number in range(1, 13)]
+    require_complete(count_samples(state, SIZES), state)
 
 
 def test_a_checkpoint_from_before_samples_were_counted_is_complete():
@@ -140,7 +142,7 @@ def test_a_checkpoint_from_before_samples_were_counted_is_complete():
         del values[name]
     older = TrainState.from_dict(values)
     assert older == TrainState.from_dict(state.to_dict())
-    require_complete(count_samples(older, OF_A_STEP), older)
+    require_complete(count_samples(older, SIZES), older)
 
 
 def test_rows_are_counted_in_the_batches_themselves():

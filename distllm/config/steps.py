@@ -1,0 +1,93 @@
+"""How many sequences each step takes: a constant, or doublings up to it.
+
+Everything is a function of the step's number, so there is no state: a resumed run, the learning rate,
+the data order and every command that looks at a step agree.
+
+Shapes: N samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from distllm.config.schema import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Steps of one size.
+
+    Attributes:
+        step: the first of them, from 0.
+        sample: where it begins in the global order, if nothing was left out before.
+        sequences: of each.
+    """
+
+    step: int
+    sample: int
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """Stages in order; the last goes on for ever. Steps are counted from 0 here."""
+
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def constant(cls, sequences: int) -> StepSizes:
+        """All steps take as many."""
+        return cls((Stage(0, 0, sequences),))
+
+    @classmethod
+    def of_config(cls, config: Config) -> StepSizes:
+        """Return what ``batch`` asks for: sizes double, each for an equal part of its tokens."""
+        seq_len, batch = config.data.seq_len, config.batch
+        last = config.train.tokens_per_step // seq_len
+        if batch.start_tokens is None:
+            return cls.constant(last)
+        first, samples = batch.start_tokens // seq_len, batch.warmup_tokens // seq_len
+        doublings = (last // first).bit_length() - 1
+        stages, step, sample = list[Stage](), 0, 0
+        for done in range(doublings):
+            sequences, until = first << done, samples * (done + 1) // doublings
+            steps = max(0, -(-(until - sample) // sequences))
+            if steps:
+                stages.append(Stage(step, sample, sequences))
+            step, sample = step + steps, sample + steps * sequences
+        return cls((*stages, Stage(step, sample, last)))
+
+    def at(self, step: int) -> int:
+        """Return the sequences of the step with this number."""
+        return self._stage(step).sequences
+
+    def before(self, steps: int) -> int:
+        """Return the sequences of the first ``steps`` steps together."""
+        stage = self._stage(steps)
+        return stage.sample + (steps - stage.step) * stage.sequences
+
+    def fitting(self, samples: int) -> int:
+        """Return how many whole steps a number of samples is enough for."""
+        return int(self.steps_of(np.array([samples], dtype=np.int64))[0])
+
+    def steps_of(self, sample_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the steps that take these samples of an order from which nothing was left out."""
+        starts = np.array([stage.sample for stage in self.stages])
+        place_N = starts.searchsorted(sample_N, side="right") - 1
+        firsts = np.array([stage.step for stage in self.stages])
+        sizes = np.array([stage.sequences for stage in self.stages])
+        step_N: NDArray[np.int64] = firsts[place_N] + (sample_N - starts[place_N]) // sizes[place_N]
+        return step_N
+
+    def _stage(self, step: int) -> Stage:
+        return next(stage for stage in reversed(self.stages) if stage.step <= step)
+
+
+def micro_batch_of(sequences: int, bound: int) -> int:
+    """Return the largest divisor of a rank's ``sequences`` that is at most ``bound``."""
+    return max(size for size in range(1, min(bound, sequences) + 1) if sequences % size == 0)
