@@ -39,6 +39,7 @@ def run(words: Sequence[str]) -> int:
     resolved = stored.resolved()
     gc.enable()
     from distllm.export.hf import export_hf
+    from distllm.export.plain import fold_output_multiplier
     from distllm.export.verify import verify_export
     from distllm.infer.load import load_trained
     from distllm.models.heads import head_of
@@ -46,8 +47,9 @@ def run(words: Sequence[str]) -> int:
     trained = load_trained(stored.directory.checkpoints, resolved, options.step, options.weights)
     out = Path(options.out) if options.out else stored.directory.path / "hf"
     head = head_of(resolved.config.task.name)
+    fold_output_multiplier(trained.model)
     weights = trained.model.state_dict()
-    export_hf(weights, resolved.shape, trained.tokenizer, out, trained.facts, head=head)
+    export_hf(weights, trained.model.shape, trained.tokenizer, out, trained.facts, head=head)
     print(f"wrote {out}")
     if trained.adapters:
         from distllm.export.adapter import export_adapter

@@ -6,6 +6,7 @@ from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.schema_lora import JOINED
 from distllm.config.schema_model import ModelConfig
+from distllm.config.schema_optim import MUP_OPTIMIZERS
 
 
 def check_model(config: Config, problems: Problems) -> None:
@@ -15,6 +16,7 @@ def check_model(config: Config, problems: Problems) -> None:
     _check_positions(config, problems)
     _check_rope(model, problems)
     _check_lora(model, problems)
+    _check_mup(config, problems)
     problems.check(
         bool(model.window_pattern) and set(model.window_pattern) <= set("LG"),
         f"window_pattern {model.window_pattern!r} is no row of L and G",
@@ -157,6 +159,30 @@ def _check_lora(model: ModelConfig, problems: Problems) -> None:
         else "model.lora.targets is empty, so nothing would learn",
         keys=["model.lora.targets"],
         remedy="model.lora.targets=[q_proj,v_proj], or others that the model has (experts have none)",
+    )
+
+
+def _check_mup(config: Config, problems: Problems) -> None:
+    model, name = config.model, config.optim.name
+    problems.check(
+        model.mup.base_width is not None or model.mup.base_head_dim is None,
+        "mup.base_head_dim is given without the base width",
+        keys=["model.mup.base_head_dim", "model.mup.base_width"],
+        remedy="set model.mup.base_width, or model.mup.base_head_dim=null",
+    )
+    if model.mup.base_width is None:
+        return
+    problems.check(
+        name in MUP_OPTIMIZERS,
+        f"muP's rates are those of Adam and its kin, and optim.name is {name}",
+        keys=["optim.name", "model.mup.base_width"],
+        remedy=f"use one of {', '.join(MUP_OPTIMIZERS)}, or model.mup.base_width=null",
+    )
+    problems.check(
+        model.init_from is None,
+        "muP is about weights that are drawn at random, and model.init_from brings them",
+        keys=["model.init_from", "model.mup.base_width"],
+        remedy="model.mup.base_width=null",
     )
 
 

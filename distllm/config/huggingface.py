@@ -21,7 +21,7 @@ from distllm.fsio import read_json
 
 Json = Mapping[str, Any]
 # Of training only, or without a counterpart: they neither come from a config.json nor go into one.
-OWN_KEYS = ("init_from", "dropout", "layer_drop", "pooling", "init_std", "max_positions", "lora")
+OWN_KEYS = ("init_from", "dropout", "layer_drop", "pooling", "init_std", "max_positions", "lora", "mup")
 
 
 def read_config(content: Json) -> ModelConfig:

@@ -53,6 +53,24 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class MupConfig:
+    """Maximal update parametrisation: rates and initial weights found at one width serve at others."""
+
+    base_width: int | None = option(
+        None,
+        "hidden_size at which optim.lr and init_std were found; null: they are as given at any width",
+        on_resume="identity",
+        minimum=1,
+    )
+    base_head_dim: int | None = option(
+        None,
+        "head_dim of that model; null: the same, so that width grows by heads",
+        on_resume="identity",
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A Transformer's shape."""
 
@@ -179,6 +197,7 @@ class ModelConfig:
     init_from: str | None = option(
         None, "folder of a Hugging Face model to begin with, whose config.json settles the shape"
     )
+    mup: MupConfig = option(None, "maximal update parametrisation", factory=MupConfig)
     lora: LoraConfig = option(None, "adapters that learn in place of the weights", factory=LoraConfig)
     init_std: float = option(
         0.02, "standard deviation of the initial weights", on_resume="identity", minimum=0.0

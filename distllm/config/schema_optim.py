@@ -13,6 +13,9 @@ OptimizerName: TypeAlias = Literal["adamw", "adamw_bf16", "adam", "sgd", "lion",
 WHOLE_MATRICES = ("adafactor", "muon")
 """Optimizers that look at rows and columns of a matrix, which ZeRO's flat partitions have not."""
 
+MUP_OPTIMIZERS = ("adamw", "adam", "lion")
+"""Optimizers whose update of a weight does not depend on the size of its gradient."""
+
 
 @dataclass(frozen=True)
 class OptimConfig:

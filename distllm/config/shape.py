@@ -26,7 +26,8 @@ class ModelShape:
     """Settled dimensions and options of a model.
 
     ``vocab_size`` counts the padding rows of the embedding; ``max_seq_len`` is the longest context.
-    Options are explained in `distllm.config.schema_model`.
+    Options are explained in `distllm.config.schema_model`; ``mup`` is the width over that of the base model,
+    1 without muP, and multiplies in ``logit_scale`` and ``attention_scale`` already.
     """
 
     family: Family
@@ -71,6 +72,7 @@ class ModelShape:
     dropout: float
     layer_drop: float
     init_std: float
+    mup: float = 1.0
 
     @property
     def norm_first(self) -> bool:
@@ -157,6 +159,8 @@ def settle_shape(model: ModelConfig, vocab_size: int, seq_len: int) -> ModelShap
         seq_len: tokens per sample, the longest context the model is trained on.
     """
     head_dim = model.head_dim or model.hidden_size // model.num_heads
+    mup = model.hidden_size / (model.mup.base_width or model.hidden_size)
+    base_head = (model.mup.base_width and model.mup.base_head_dim) or head_dim
     wide = round_up(8 * model.hidden_size // 3, MLP_MULTIPLE) if model.gated else 4 * model.hidden_size
     return ModelShape(
         family=model.family,
@@ -187,9 +191,9 @@ def settle_shape(model: ModelConfig, vocab_size: int, seq_len: int) -> ModelShap
         relative_distance=model.relative_distance,
         windows=_windows(model),
         attention_softcap=model.attention_softcap or 0.0,
-        attention_scale=model.attention_scale or head_dim**-0.5,
+        attention_scale=(model.attention_scale or base_head**-0.5) * (base_head / head_dim),
         logit_softcap=model.logit_softcap or 0.0,
-        logit_scale=model.logit_scale or 1.0,
+        logit_scale=(model.logit_scale or 1.0) / mup,
         tie_embeddings=model.tie_embeddings,
         scale_embedding=model.scale_embedding,
         embed_norm=model.embed_norm,
@@ -201,6 +205,7 @@ def settle_shape(model: ModelConfig, vocab_size: int, seq_len: int) -> ModelShap
         dropout=model.dropout,
         layer_drop=model.layer_drop,
         init_std=model.init_std,
+        mup=mup,
     )
 
 

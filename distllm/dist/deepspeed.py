@@ -117,7 +117,7 @@ class ZeroEngine:
             raise ValueError(f"{self._micro_steps} backward calls instead of {self._grad_accum_steps}")
         self._micro_steps = 0
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         with rank_errors(self._topology, "updating weights"):
             result = self._whole_step(accept) if self._gate is None else self._gated_step(self._gate, accept)
         self._optimizer_steps += not result.skipped

@@ -64,7 +64,7 @@ class Engine(Protocol):
         """Clip, update all weights at learning rate ``lr`` if ``accept`` agrees, and clear the gradients.
 
         Args:
-            lr: the learning rate of this update.
+            lr: the learning rate of this update; a group of parameters multiplies it by its ``lr_scale``.
             accept: whether a gradient of this global norm, before clipping, may be applied. It must
                 refuse what is not finite and answer alike on every rank. It is not asked where the
                 engine itself found a gradient that is not finite.

@@ -88,7 +88,7 @@ class LocalEngine:
             if 0 < self._grad_clip < grad_norm:
                 clip_grads_with_norm_(self._parameters.values(), self._grad_clip, norm)
             for group in self._optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             self._optimizer.step()
             self._optimizer_steps += 1
         self._optimizer.zero_grad(set_to_none=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from distllm.config.mup import std_factor
 from distllm.config.shape import ModelShape
 from distllm.models.decoder import DecoderLM
 from distllm.models.encdec import EncoderDecoder
@@ -55,14 +56,14 @@ def initialize(model: nn.Module, shape: ModelShape, seed: int) -> None:
 
     Matrices that write to the residual stream are scaled by one over the root of the number of such
     matrices in their stack, so that its variance does not grow with depth (Radford et al. 2019);
-    not where a norm follows each sum. Numbers are drawn on the CPU, each parameter from its own
-    stream: the result depends on no rank, order or device.
+    not where a norm follows each sum. With muP deviations depend on the width too. Numbers are drawn on
+    the CPU, each parameter from its own stream: the result depends on no rank, order or device.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
-        std = shape.init_std
+        std = shape.init_std * std_factor(name, parameter.ndim, shape.mup)
         if name.endswith(_INTO_RESIDUAL) and shape.norm_place != "post":
             std *= _residual_writes(name, shape) ** -0.5
         generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))

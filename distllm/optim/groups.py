@@ -10,31 +10,59 @@ from typing import Any
 
 from torch import nn
 
+from distllm.config.mup import rate_factor
 from distllm.units import format_count
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share one weight decay."""
+    """Parameters that share one weight decay, and a factor of the learning rate."""
 
     name: str
     weight_decay: float
     parameters: dict[str, nn.Parameter]
+    lr_scale: float = 1.0
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
-    """Split the parameters that learn, each once, into matrices and vectors; no group is empty."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, width_ratio: float = 1.0, decoupled: bool = True
+) -> list[ParameterGroup]:
+    """Split the parameters that learn, each once, into matrices and vectors; no group is empty.
+
+    Args:
+        model: whose parameters.
+        weight_decay: of matrices.
+        width_ratio: muP's: matrices between widths have a group with a smaller rate.
+        decoupled: decay is multiplied by the rate, so it grows where the rate is smaller.
+    """
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    matrices = {name: parameter for name, parameter in named.items() if parameter.ndim >= 2}
     vectors = {name: parameter for name, parameter in named.items() if parameter.ndim < 2}
-    groups = ParameterGroup("decay", weight_decay, matrices), ParameterGroup("no_decay", 0.0, vectors)
-    return [group for group in groups if group.parameters]
+    groups = dict[float, dict[str, nn.Parameter]]()
+    for name, parameter in named.items():
+        if name not in vectors:
+            scale = rate_factor(name, parameter.ndim, width_ratio)
+            groups.setdefault(scale, {})[name] = parameter
+    found = [
+        ParameterGroup(
+            "decay" if scale == 1.0 else f"rate x {scale:g}",
+            weight_decay / scale if decoupled else weight_decay,
+            groups[scale],
+            scale,
+        )
+        for scale in sorted(groups, reverse=True)
+    ]
+    return [*found, *([ParameterGroup("no_decay", 0.0, vectors)] if vectors else [])]
 
 
 def torch_groups(groups: list[ParameterGroup]) -> list[dict[str, Any]]:
     """Return ``groups`` in the form torch's optimizers take."""
     return [
-        {"params": list(group.parameters.values()), "weight_decay": group.weight_decay} for group in groups
+        {
+            "params": list(group.parameters.values()),
+            "weight_decay": group.weight_decay,
+            "lr_scale": group.lr_scale,
+        }
+        for group in groups
     ]
 
 
@@ -44,4 +72,4 @@ def describe_groups(groups: list[ParameterGroup]) -> str:
     for group in groups:
         numel = sum(parameter.numel() for parameter in group.parameters.values())
         rows.append((group.name, f"{group.weight_decay:g}", str(len(group.parameters)), format_count(numel)))
-    return "\n".join(f"{name:<10}{decay:>14}{tensors:>9}{numel:>12}" for name, decay, tensors, numel in rows)
+    return "\n".join(f"{name:<14}{decay:>14}{tensors:>9}{numel:>12}" for name, decay, tensors, numel in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,24 +14,32 @@ from distllm.optim.groups import ParameterGroup, parameter_groups, torch_groups
 from distllm.optim.rules import Adafactor, Lion, MuonWithAdamW, Sgd
 from distllm.registry import Registry
 
-Builder = Callable[[nn.Module, OptimConfig], torch.optim.Optimizer]
+Builder = Callable[[list[ParameterGroup], OptimConfig], torch.optim.Optimizer]
 _NO_MATRIX = ("embed", "lm_head")
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, width_ratio: float = 1.0) -> torch.optim.Optimizer:
     """Build the optimizer ``config.name`` over all parameters of ``model`` that learn.
+
+    ``width_ratio`` is muP's; see `groups_of`.
 
     Raises:
         ConfigError: the name is unknown.
     """
-    optimizer = OPTIMIZERS[config.name](model, config)
+    optimizer = OPTIMIZERS[config.name](groups_of(model, config, width_ratio), config)
     return optimizer if config.ema is None else with_average(optimizer, config.ema)
 
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def groups_of(model: nn.Module, config: OptimConfig, width_ratio: float = 1.0) -> list[ParameterGroup]:
+    """Return the parameters by decay and rate. See `parameter_groups`."""
+    decoupled = config.name not in ("adam", "sgd")
+    return parameter_groups(model, config.weight_decay, width_ratio=width_ratio, decoupled=decoupled)
+
+
+def adamw(groups: list[ParameterGroup], config: OptimConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019), updated by one fused kernel."""
     return torch.optim.AdamW(
-        torch_groups(parameter_groups(model, config.weight_decay)),
+        torch_groups(groups),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -38,22 +47,22 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def adamw_bf16(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def adamw_bf16(groups: list[ParameterGroup], config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW on bf16 weights with stochastic rounding, no fp32 copy of them."""
     from distllm.optim.stochastic import StochasticAdamW
 
     return StochasticAdamW(
-        torch_groups(parameter_groups(model, config.weight_decay)),
+        torch_groups(groups),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
     )
 
 
-def adam(model: nn.Module, config: OptimConfig) -> torch.optim.Adam:
+def adam(groups: list[ParameterGroup], config: OptimConfig) -> torch.optim.Adam:
     """Adam (Kingma & Ba 2015): weight decay, if any, is part of the gradient."""
     return torch.optim.Adam(
-        torch_groups(parameter_groups(model, config.weight_decay)),
+        torch_groups(groups),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -61,31 +70,29 @@ def adam(model: nn.Module, config: OptimConfig) -> torch.optim.Adam:
     )
 
 
-def sgd(model: nn.Module, config: OptimConfig) -> Sgd:
+def sgd(groups: list[ParameterGroup], config: OptimConfig) -> Sgd:
     """Gradient descent with momentum ``beta1``."""
-    groups = torch_groups(parameter_groups(model, config.weight_decay))
-    return Sgd(groups, lr=config.lr, momentum=config.beta1)
+    return Sgd(torch_groups(groups), lr=config.lr, momentum=config.beta1)
 
 
-def lion(model: nn.Module, config: OptimConfig) -> Lion:
+def lion(groups: list[ParameterGroup], config: OptimConfig) -> Lion:
     """Lion."""
-    groups = torch_groups(parameter_groups(model, config.weight_decay))
-    return Lion(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+    return Lion(torch_groups(groups), lr=config.lr, betas=(config.beta1, config.beta2))
 
 
-def adafactor(model: nn.Module, config: OptimConfig) -> Adafactor:
+def adafactor(groups: list[ParameterGroup], config: OptimConfig) -> Adafactor:
     """Adafactor, with the learning rate as the largest relative step of a weight."""
-    return Adafactor(torch_groups(parameter_groups(model, config.weight_decay)), lr=config.lr)
+    return Adafactor(torch_groups(groups), lr=config.lr)
 
 
-def muon(model: nn.Module, config: OptimConfig) -> MuonWithAdamW:
+def muon(groups: list[ParameterGroup], config: OptimConfig) -> MuonWithAdamW:
     """Muon for the matrices inside the blocks; AdamW for embeddings, output, norms and biases."""
-    groups = []
-    for group in parameter_groups(model, config.weight_decay):
+    split = []
+    for group in groups:
         for matrices, part in _split(group):
-            groups += [{**one, "matrices": matrices} for one in torch_groups([part]) if one["params"]]
+            split += [{**one, "matrices": matrices} for one in torch_groups([part]) if one["params"]]
     return MuonWithAdamW(
-        groups, lr=config.lr, momentum=config.beta1, betas=(config.beta1, config.beta2), eps=config.eps
+        split, lr=config.lr, momentum=config.beta1, betas=(config.beta1, config.beta2), eps=config.eps
     )
 
 
@@ -95,7 +102,7 @@ def _split(group: ParameterGroup) -> list[tuple[bool, ParameterGroup]]:
     for name, weight in group.parameters.items():
         inside = weight.ndim == 2 and not any(word in name for word in _NO_MATRIX)
         parts[inside][name] = weight
-    return [(kind, ParameterGroup(group.name, group.weight_decay, held)) for kind, held in parts.items()]
+    return [(kind, replace(group, parameters=held)) for kind, held in parts.items()]
 
 
 OPTIMIZERS: Registry[Builder] = Registry(

@@ -211,7 +211,8 @@ def evaluate(run: Run) -> None:
     )
     if state.step == 0:
         state.first_valid_loss = measured.loss
-    run.stopping.judge(measured)
+    if state.step % settings.every_steps == 0:  # not where an attempt happens to end
+        run.stopping.judge(measured)
     record = measured.record(state.step, state.tokens, time.perf_counter() - started)
     run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}
     for sink in run.sinks:

@@ -22,8 +22,8 @@ from distllm.models.init import build_model
 from distllm.models.recompute import recompute_blocks
 from distllm.models.stack import compile_blocks
 from distllm.ops.cross_entropy import LossTerms
-from distllm.optim.groups import describe_groups, parameter_groups
-from distllm.optim.optimizers import build_optimizer
+from distllm.optim.groups import describe_groups
+from distllm.optim.optimizers import build_optimizer, groups_of
 from distllm.units import format_count
 
 BASE_FACT = "base"
@@ -61,7 +61,7 @@ def engine_of(
     elif known is None and config.model.init_from:
         notes += _begin_with(model, resolved)
     if known is None:
-        notes += describe_groups(parameter_groups(model, config.optim.weight_decay)).splitlines()
+        notes += describe_groups(groups_of(model, config.optim, resolved.shape.mup)).splitlines()
     if config.engine.compile:
         compile_blocks(model)
     recompute_blocks(model, config.engine.activation_checkpointing)
@@ -71,7 +71,7 @@ def engine_of(
     engine = build_engine(
         config.engine.name,
         model,
-        lambda module: build_optimizer(module, config.optim),
+        lambda module: build_optimizer(module, config.optim, resolved.shape.mup),
         settings=resolved.deepspeed,
         topology=topology,
         timeout_seconds=config.cluster.timeout_seconds,
