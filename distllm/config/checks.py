@@ -313,6 +313,12 @@ def _check_bf16_weights(config: Config, problems: Problems) -> None:
         keys=["optim.name", "engine.name", "precision.compute"],
         remedy="use engine=local precision=bf16, or optim=adamw",
     )
+    problems.check(
+        config.optim.ema is None,
+        "an average of bf16 weights would be one of bf16: updates that small are lost in it",
+        keys=["optim.ema", "optim.name"],
+        remedy="optim.ema=null, or optim=adamw",
+    )
 
 
 def _nearest_multiple(value: int, unit: int) -> int:
