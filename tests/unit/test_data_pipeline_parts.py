@@ -129,11 +129,12 @@ def test_encoded_units_are_read_back_by_ranges(encoded):
     tokenizer = byte_tokenizer()
     unit = EncodedUnit(encoded[0].directory, "train", token_dtype(tokenizer.vocab_size))
     assert unit.ids(1, 3) == ["0.1", "0.2"]
-    ids_M, ends_N = unit.column("source", 1, 3)
+    first, ends_N = unit.ends("source", 1, 3)
+    ids_M = unit.tokens("source", first, ends_N[-1])
     assert tokenizer.decode(ids_M.tolist()) == "three documents"
     assert ends_N.tolist() == [0, len("three documents")]
     assert unit.lengths().tolist() == [2 * len(text.encode()) for text in TEXTS[:4]]
-    assert unit.column("target", 0, 0)[0].size == 0
+    assert unit.ends("target", 0, 0)[1].size == 0
     facts = encoded[0].facts["splits"]
     assert facts["valid"] == {}
     assert facts["train"]["en"]["documents"] == 4

@@ -82,10 +82,15 @@ class SplitPlan:
         return Task(key, max(1, tokens * self.dtype.itemsize), perform)
 
     def _column(self, field: str, slices: Sequence[Slice]) -> tuple[Any, Any]:
-        parts = [self._unit(part.unit).column(field, part.start, part.stop) for part in slices]
-        shifts = np.cumsum([0, *(ids_M.size for ids_M, _ in parts)])
-        ends = [ends_N + shift for (_, ends_N), shift in zip(parts, shifts, strict=False)]
-        return np.concatenate([ids_M for ids_M, _ in parts]), np.concatenate(ends)
+        """Return the ids of a shard's documents and where each ends; only one slice is held twice."""
+        units = [self._unit(part.unit) for part in slices]
+        spans = [unit.ends(field, part.start, part.stop) for unit, part in zip(units, slices, strict=True)]
+        bounds = np.cumsum([0, *(ends_N[-1] for _, ends_N in spans)])
+        ids_M = np.empty(bounds[-1], dtype=self.dtype)
+        for unit, (first, _), start, stop in zip(units, spans, bounds, bounds[1:], strict=False):
+            ids_M[start:stop] = unit.tokens(field, first, stop - start)
+        ends = [ends_N + start for (_, ends_N), start in zip(spans, bounds, strict=False)]
+        return ids_M, np.concatenate(ends)
 
 
 def write_shards(

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -80,7 +81,7 @@ def encode_task(
     """Encode the documents of one unit, apart by split; ``backend`` changes no byte of the result."""
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
-        encoder = Tokenizer.load(tokenizer.directory, backend=backend)
+        encoder = _encoder(tokenizer.directory, backend)
         outputs = {split: _SplitOutput(directory, split, unit.source.fields, encoder) for split in SPLITS}
         done = 0
         for batch in read_batches(refined.directory):
@@ -93,6 +94,12 @@ def encode_task(
     key = address("encode", _VERSIONS["encode"], refined.digest, tokenizer.facts["fingerprint"],
                   splitter.seed, splitter.boundary)  # fmt: skip
     return Task(key, max(1, int(refined.facts["text_bytes"])), perform)
+
+
+@lru_cache(maxsize=1)
+def _encoder(directory: Path, backend: Backend) -> Tokenizer:
+    """Return the tokenizer of a preparation, one for all units: what a dropped one held is not all freed."""
+    return Tokenizer.load(directory, backend=backend)
 
 
 class _SplitOutput:
@@ -174,13 +181,13 @@ class EncodedUnit:
         with (self.directory / _IDS_FILE.format(split=self.split)).open(encoding="utf-8") as stream:
             return [json.loads(line) for row, line in enumerate(stream) if start <= row < stop]
 
-    def column(self, field: str, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the ids of ``field`` of documents ``[start, stop)`` and their ends."""
+    def ends(self, field: str, start: int, stop: int) -> tuple[int, NDArray[np.int64]]:
+        """Return the first id of ``field`` of documents ``[start, stop)``, and where each ends after it."""
         ends_N = np.load(self.directory / _ENDS_FILE.format(split=self.split, field=field), mmap_mode="r")
         first = int(ends_N[start - 1]) if start else 0
-        sizes_N = np.asarray(ends_N[start:stop]) - first
+        return first, np.asarray(ends_N[start:stop]) - first
+
+    def tokens(self, field: str, first: int, count: int) -> NDArray[Any]:
+        """Return ``count`` ids of ``field`` from number ``first`` on."""
         path = self.directory / _TOKENS_FILE.format(split=self.split, field=field)
-        length = int(sizes_N[-1]) if sizes_N.size else 0
-        offset = first * self.dtype.itemsize
-        ids_M = np.fromfile(path, dtype=self.dtype, count=length, offset=offset)
-        return ids_M, sizes_N
+        return np.fromfile(path, dtype=self.dtype, count=count, offset=first * self.dtype.itemsize)
