@@ -8,8 +8,8 @@ Reads every Python file below the directories; nothing is imported. Writes into 
   it begins, and ``summary``, that paragraph, where it is one sentence of three to thirty words;
 - questions.jsonl, in SQuAD's form: type and default of the parameters that a lead describes as numpydoc
   has it; of every eighth docstring those of a parameter it has not, which has no answer;
-- preferences.jsonl: ``prompt``, a lead, its summary as ``chosen``, and that of the function before it in
-  the same file as ``rejected``.
+- preferences.jsonl: ``prompt``, a lead, its summary in the imperative that PEP 257 asks for as ``chosen``
+  ("Return the sum."), and in the third person as ``rejected`` ("Returns the sum.").
 
 A body and a summary occur once each, so no text of a validation split is met in training. The same files
 give the same bytes.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 LONGEST_BODY, LONGEST_LEAD, SHORTEST_BODY = 1200, 480, 80
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+VERBS = ("Return", "Compute", "Calculate", "Get", "Set", "Create", "Convert", "Check", "Add", "Generate")
 SECTION = re.compile(r"^(Examples?|References?|See Also|Notes?)\n[-=]{3,}", re.MULTILINE)
 PARAMETER = re.compile(r"^(\w+) : (.+)$", re.MULTILINE)
 KIND = re.compile(r",? of shape|, shape|, (?:optional|default|keyword)| \(|;")
@@ -63,6 +64,13 @@ def cut(text, longest):
     return text[:longest].rpartition("\n")[0].strip()
 
 
+def styles(summary):
+    """Return a summary in the imperative and in the third person, or None if it has neither."""
+    first, _, rest = summary.partition(" ")
+    verb = first.removesuffix("s")
+    return (f"{verb} {rest}", f"{verb}s {rest}") if verb in VERBS else None
+
+
 def answers(context):
     """Yield ``(parameter, kind, answer, place)`` for what a context says of its parameters."""
     for found in PARAMETER.finditer(context):
@@ -82,7 +90,6 @@ def main(out, *directories):
     for path in files:
         if {"tests", "test"} & set(path.parts):
             continue
-        before = None
         for name, signature, text in functions(path):
             pair = parted(signature, text)
             if pair is None or seen & set(pair):
@@ -92,9 +99,8 @@ def main(out, *directories):
             key = f"{path.parent.name}.{path.stem}.{name}.{len(summaries)}"
             lead = cut(f"{body}\n", LONGEST_LEAD)
             summaries.append({"id": key, "body": body, "lead": lead, "summary": summary})
-            if before:
-                preferences.append({"id": key, "prompt": lead, "chosen": summary, "rejected": before})
-            before = summary
+            if both := styles(summary):
+                preferences.append({"id": key, "prompt": lead, "chosen": both[0], "rejected": both[1]})
             found = list(answers(lead))
             names = {parameter for parameter, *_ in found}
             for number, (parameter, kind, answer, place) in enumerate(found):
