@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from distllm.cluster.descendants import adopt_orphans, end_descendants
 from distllm.cluster.drills import SHARDS, Drill
 from distllm.cluster.scorecard import EXIT_CODES, Command, Row, compare, score
 from distllm.errors import LaunchError
@@ -23,6 +24,9 @@ REFERENCE = "reference"
 _SPARE_STARTS = 3
 _FLIP_EVERY = 4096
 _STALL_SECONDS = 2.0
+NOWHERE = "http://127.0.0.1:9"
+"""Where no server is: nothing listens on the port that discards."""
+
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -75,9 +79,7 @@ def run_drill(ground: Ground, drill: Drill) -> list[Row]:
         return score(drill, directory, commands, ground.reference, ground.limit_seconds)
     if drill.around[0] in SHARDS:
         return _drill_shards(ground, drill, stop)
-    if drill.around == ("stalled_shard",):
-        return [_drill_stall(ground, drill, stop)]
-    return [_drill_tracker(ground, drill, stop)]
+    return _drill_servers(ground, drill, stop)
 
 
 def _until_done(ground: Ground, drill: Drill, more: Sequence[str], faults: int) -> list[Command]:
@@ -118,31 +120,48 @@ def _drill_shards(ground: Ground, drill: Drill, stop: str) -> list[Row]:
     return rows
 
 
-def _drill_stall(ground: Ground, drill: Drill, stop: str) -> Row:
-    """Serve the dataset from a server that stops in the middle of a shard."""
-    with _stalling_server(ground.dataset) as server:
-        url = f"http://127.0.0.1:{server.server_port}"
-        cache = ground.directory / "cache"
-        more = [stop, f"data.out={url}", f"data.cache_dir={cache}", f"data.stall_seconds={_STALL_SECONDS:g}"]
-        command = _start(ground, drill.name, more)
-        stalled, again = server.stalled_at, server.asked_again_at
-    equality = compare(ground.directory / drill.name, ground.reference, drill.steps)
+def _drill_servers(ground: Ground, drill: Drill, stop: str) -> list[Row]:
+    """Train once with servers that stop in the middle of a shard, or are not there."""
+    more, variables, stall = [stop], {}, _Stall()
+    with ExitStack() as open_servers:
+        if "stalled_shard" in drill.around:
+            server = open_servers.enter_context(_stalling_server(ground.dataset))
+            url, stall = f"http://127.0.0.1:{server.server_port}", server.stall
+            cache = ground.directory / "cache"
+            more += [f"data.out={url}", f"data.cache_dir={cache}", f"data.stall_seconds={_STALL_SECONDS:g}"]
+        if "tracker_down" in drill.around:
+            more.append("logger.wandb=online")
+            variables = {"WANDB_BASE_URL": NOWHERE, "WANDB_API_KEY": "0" * 40}
+            adopt_orphans()
+        command = _start(ground, drill.name, more, variables)
+    if variables:
+        end_descendants()  # the process that uploads would try again for minutes
+    directory = ground.directory / drill.name
+    equality = compare(directory, ground.reference, drill.steps)
     problem = _ending_problem(command, equality)
-    if stalled is None:
-        problem = problem or "the run fetched no shard"
-    elif again is None:
-        problem = problem or "the shard was not asked for again"
-    noticed = again - stalled if again is not None and stalled is not None else None
-    return Row(drill.name, "asked for the shard again", noticed, 0, None, command.code, equality, problem)
+    judges = {"stalled_shard": lambda: _judge_stall(stall), "tracker_down": lambda: _judge_tracker(directory)}
+    rows = []
+    for kind in drill.around:
+        cause, noticed, own_problem = judges[kind]()
+        rows.append(Row(kind, cause, noticed, 0, None, command.code, equality, problem or own_problem))
+    return rows
 
 
-def _drill_tracker(ground: Ground, drill: Drill, stop: str) -> Row:
-    """Train with a tracker whose server is not there."""
-    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
-    command = _start(ground, drill.name, [stop, "logger.wandb=online"], nowhere)
-    equality = compare(ground.directory / drill.name, ground.reference, drill.steps)
-    problem = _ending_problem(command, equality)
-    return Row(drill.name, "training reaches no server", None, 0, None, command.code, equality, problem)
+def _judge_stall(stall: _Stall) -> tuple[str, float | None, str]:
+    """Return what was noticed, after how many seconds, and what is wrong with that."""
+    if stall.stalled_at is None:
+        return "", None, "the run fetched no shard"
+    if stall.asked_again_at is None:
+        return "", None, "the shard was not asked for again"
+    return "asked for the shard again", stall.asked_again_at - stall.stalled_at, ""
+
+
+def _judge_tracker(run: Path) -> tuple[str, float | None, str]:
+    """What could not be uploaded must lie in the run directory, to be uploaded later."""
+    kept = [path for path in run.glob("wandb/offline-run-*/*.wandb") if path.stat().st_size > 0]
+    if not kept:
+        return "", None, "the run kept nothing to upload later"
+    return f"no server: kept in {kept[-1].parent.name}", None, ""
 
 
 def _ending_problem(command: Command, equality: str) -> str:
@@ -172,10 +191,13 @@ def _log(ground: Ground, name: str) -> Path:
     return ground.directory / f"{name}.log"
 
 
+def _lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
 def _last_words(log: Path) -> str:
     """Return the cause that the last command of a log gave."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [line.removeprefix("distllm: ") for line in lines if line.startswith("distllm: ")]
+    found = [line.removeprefix("distllm: ") for line in _lines(log) if line.startswith("distllm: ")]
     return found[-1] if found else ""
 
 

@@ -76,8 +76,9 @@ def plan_drills(kinds: Sequence[str], *, seed: int, spacing: int, world_size: in
     """
     drawn = random.Random(seed)
     recover = [kind for kind in kinds if kind not in (*NUMBERS, *_CLOSE, *AROUND)]
-    # There must be a checkpoint to damage, and another one to fall back to.
-    recover.sort(key=lambda kind: kind in _NEEDS_CHECKPOINTS)
+    # There must be a checkpoint to damage, and another one to fall back to. A clock that went back stays
+    # there until the process ends, and rank 0 dates its events by it: what comes behind is noticed by others.
+    recover.sort(key=lambda kind: 2 * (kind in _NEEDS_CHECKPOINTS) + (kind == "clock_skew"))
     drills = []
     if recover:
         faults = _schedule(recover, drawn, spacing, world_size, first=spacing)
@@ -91,8 +92,9 @@ def plan_drills(kinds: Sequence[str], *, seed: int, spacing: int, world_size: in
         )
     if shards := tuple(kind for kind in kinds if kind in SHARDS):
         drills.append(Drill("shards", (), shards, spacing, "exact"))
-    alone = (kind for kind in kinds if kind in AROUND and kind not in SHARDS)
-    return [*drills, *(Drill(kind, (), (kind,), spacing, "exact") for kind in alone)]
+    if servers := tuple(kind for kind in kinds if kind in AROUND and kind not in SHARDS):
+        drills.append(Drill("servers", (), servers, spacing, "exact"))
+    return drills
 
 
 def save_every(spacing: int) -> int:

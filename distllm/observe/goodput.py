@@ -13,8 +13,9 @@ Every second between the first event and the last belongs to one category:
 An attempt that was killed could not say what it did since its last ``progress`` event. Its last step
 is known from the metrics; the time of the steps in between is estimated by the mean of those before.
 
-Only differences of the wall clock are used, and one that is negative counts as zero: the clocks of
-two machines differ. What a rank measured itself, with a clock that cannot jump, always counts.
+The clocks of two machines differ, and may be set back and forth: what lies behind the latest time that
+was read counts as no time, so that an hour's jump back and its undoing are no hour either. What a rank
+measured itself, with a clock that cannot jump, always counts, and once.
 """
 
 from __future__ import annotations
@@ -116,8 +117,9 @@ class _Stretch:
 class _Walk:
     """The state of going through a ledger.
 
-    ``pending`` are the seconds since the last moment that is accounted for, ``reported`` is when rank
-    0 last said at which step it is; ``steps_here`` and ``seconds_here`` are of the current attempt.
+    ``now`` is the latest moment that is known to have been reached, ``pending`` are the seconds up to it
+    that are not accounted for, ``reported`` is when rank 0 last said at which step it is; ``steps_here``
+    and ``seconds_here`` are of the current attempt.
     """
 
     last_steps: Mapping[int, LastStep]
@@ -140,8 +142,9 @@ class _Walk:
 
     def take(self, event: Event) -> None:
         """Account for the time up to ``event``."""
-        self.pending += max(0.0, event.time - self.now) if self.now is not None else 0.0
-        self.now = event.time
+        before = event.time if self.now is None else self.now
+        self.now = max(before, event.time)
+        self.pending += self.now - before
         if event.kind in ("resumed", "progress", "rewind"):
             self.reported = event.time
         match event.kind:
@@ -195,6 +198,8 @@ class _Walk:
         spent = {name: max(0.0, number_in(named, name)) for name in CATEGORIES}
         rest = self.pending - sum(spent.values())
         self._book(self._unmeasured(), max(0.0, rest))
+        assert self.now is not None, "an event has been read"
+        self.now += max(0.0, -rest)
         for name, seconds in spent.items():
             self._book(name, seconds)
         self._go_back(int(event.number("first")))

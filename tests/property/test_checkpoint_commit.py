@@ -115,6 +115,12 @@ class CheckpointDirectory(RuleBasedStateMachine):
             self.whole[step] = content
             self.damaged.discard(step)
 
+    @precondition(lambda self: self.whole)
+    @rule(data=st.data(), content=st.binary(max_size=64), operation=st.integers(5, 12))
+    def die_while_replacing(self, data, content, operation):
+        """Between the two renames there is no checkpoint of this name, and the old one must come back."""
+        self.die_while_saving(data.draw(st.sampled_from(sorted(self.whole))), content, operation)
+
     @rule(retention=RETENTION)
     def prune(self, retention):
         prune(self.path, retention)

@@ -1,5 +1,6 @@
 """The schedule of a drill, and how its runs are judged from what they wrote."""
 
+import contextlib
 import json
 import os
 import time
@@ -44,6 +45,9 @@ def test_every_kind_happens_once_in_order_where_it_can_be_survived(kinds, seed, 
             assert fault.step + fault.steps <= drill.steps
             if fault.kind.endswith("_checkpoint"):
                 assert fault.step > 2 * save_every(spacing), "there is one to fall back to"
+            if fault.kind == "clock_skew":
+                behind = [other.kind for other in drill.faults if other.step > fault.step]
+                assert all(kind.endswith("_checkpoint") for kind in behind), "noticed by the supervisor"
             if fault.kind == "spike":
                 assert fault.step >= SPIKE_STEP
             if fault.kind == "disk_full":
@@ -206,6 +210,46 @@ def test_shards_are_damaged_in_a_copy_refused_and_repaired(tmp_path, dataset, mo
     assert rows[0].cause == "block 3 is damaged"
     assert seen == [2, None, 0]
     assert all(sum(path.read_bytes()) == 0 for path in dataset.rglob("*.tar")), "the dataset is untouched"
+
+
+def test_servers_that_fail_are_drilled_in_one_run(tmp_path, dataset, monkeypatch):
+    (tmp_path / "drill").mkdir()
+    ground, ended = Ground(tmp_path / "drill", ["a=1"], (), dataset, 30.0), []
+    kept = tmp_path / "drill" / "servers" / "wandb" / "offline-run-1" / "run-1.wandb"
+
+    def start(ground, name, more, variables):
+        assert variables["WANDB_BASE_URL"] == drill_runs.NOWHERE
+        assert "logger.wandb=online" in more
+        (url,) = [word.partition("=")[2] for word in more if word.startswith("data.out=http")]
+        for _ in range(asked):
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{url}/web/train/0.tar", timeout=5) as got,
+            ):
+                got.read(5000)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(content)
+        return Command(0, 0.0, 1.0)
+
+    monkeypatch.setattr(drill_runs, "_start", start)
+    monkeypatch.setattr(drill_runs, "compare", lambda *_: "bit-equal")
+    monkeypatch.setattr(drill_runs, "adopt_orphans", lambda: ended.append("adopted"))
+    monkeypatch.setattr(drill_runs, "end_descendants", lambda: ended.append("ended"))
+    both = Drill("servers", (), ("tracker_down", "stalled_shard"), 4, "exact")
+    asked, content = 2, b"history"
+    tracker, stall = run_drill(ground, both)
+    assert (tracker.fault, tracker.problem, tracker.cause) == (
+        "tracker_down", "", "no server: kept in offline-run-1",
+    )  # fmt: skip
+    assert (stall.fault, stall.problem) == ("stalled_shard", "")
+    assert stall.detected_seconds >= 0
+    assert ended == ["adopted", "ended"]
+    asked, content = 1, b""
+    tracker, stall = run_drill(ground, both)
+    assert tracker.problem == "the run kept nothing to upload later"
+    assert stall.problem == "the shard was not asked for again"
+    asked = 0
+    assert run_drill(ground, both)[1].problem == "the run fetched no shard"
 
 
 def test_the_server_stalls_once_and_serves_only_this_machine(dataset):

@@ -174,6 +174,21 @@ def test_a_clock_that_went_back_takes_nothing_away():
     assert split(account(events)) == {"productive": 24}
 
 
+@pytest.mark.parametrize("hour", [3600, -3600])
+def test_a_clock_that_jumps_and_comes_back_is_no_hour(hour):
+    events = ledger(
+        *KILLED,
+        progress(18 + hour, 1, 14, 18, productive=4),
+        progress(22 + hour, 1, 18, 22, productive=4),
+        (23, 1, "killed", {"rank": 1, "signal": "SIGKILL"}),
+        (30, 2, "attempt"),
+        (31, 2, "resumed", {"step": 22}),
+        progress(35, 2, 22, 26, productive=4),
+    )
+    expected = {"productive": 26, "restart": 9} if hour < 0 else {"productive": 26, "overhead": 3600}
+    assert split(account(events)) == expected
+
+
 def test_what_a_rank_measured_counts_even_if_the_clock_stood_still():
     assert split(account(ledger((0, 1, "attempt"), progress(0, 1, 0, 5, productive=5)))) == {"productive": 5}
 
