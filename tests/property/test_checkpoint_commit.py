@@ -97,7 +97,11 @@ class CheckpointDirectory(RuleBasedStateMachine):
     @rule(data=st.data(), name=st.sampled_from(["model-00000.safetensors", "manifest.json", "COMMITTED"]))
     def damage(self, data, name):
         step = data.draw(st.sampled_from(sorted(self.whole)))
-        (step_path(self.path, step) / name).write_bytes(b"something else entirely, and longer than 64" * 2)
+        file = step_path(self.path, step) / name
+        content = bytearray(file.read_bytes())
+        at = data.draw(st.integers(0, len(content)))
+        content[at : at + 1] = b"!" if at == len(content) else bytes([content[at] ^ 1])
+        file.write_bytes(content)
         del self.whole[step]
         self.damaged.add(step)
 
