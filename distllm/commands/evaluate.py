@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_options
@@ -16,6 +17,7 @@ from distllm.display import printable
 if TYPE_CHECKING:
     from distllm.commands.runs import StoredRun
     from distllm.config.resolve import Resolved
+    from distllm.infer.load import Trained
 
 _POLL_SECONDS = 2.0
 
@@ -32,6 +34,8 @@ class Options:
         200, "validation documents to generate for and to score; 0 scores none, null all", minimum=0
     )
     samples: int = option(0, "of these documents, how many to show: asked, given, right", minimum=0)
+    tasks: tuple[str, ...] = option((), "tasks of the lm-evaluation-harness to run as well")
+    task_dir: str | None = option(None, "folder of task files of the harness, beside those it has")
     follow: bool = option(False, "measure every checkpoint as it comes, until the run's last step")
     runs_dir: str = option("runs", "directory that holds run directories")
 
@@ -111,7 +115,23 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
             print(f"  {name} {value if isinstance(value, str) else f'{value:.4g}'}", flush=True)
         for sample in samples[: options.samples]:
             print("".join(map(_shown, ("asked", "given", "right"), sample)), flush=True)
+    if options.tasks:
+        _run_tasks(trained, options)
     return trained.step
+
+
+def _run_tasks(trained: Trained, options: Options) -> None:
+    """Print the measures of the harness's tasks."""
+    from distllm.data.extras import require
+
+    require("lm_eval", "tasks=", "harness")
+    from distllm.evaluate.harness import measure_harness
+
+    folder = None if options.task_dir is None else Path(options.task_dir)
+    found = measure_harness(trained.model, trained.tokenizer, options.tasks, folder, options.examples)
+    for task, measures in found.items():
+        for name, value in measures.items():
+            print(f"  {task} {name} {value:.4g}", flush=True)
 
 
 def _shown(what: str, text: str) -> str:

@@ -32,7 +32,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from datasets import write_dataset
+from prepared import write_dataset
 
 from distllm.data.manifest import Manifest
 from distllm.data.order import SampleOrder, locate

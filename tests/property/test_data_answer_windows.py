@@ -3,9 +3,9 @@
 import json
 
 import numpy as np
-from datasets import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import byte_tokenizer
 
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.examples.windows import CANDIDATE, END, START, AnswerSpans

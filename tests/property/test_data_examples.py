@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from datasets import byte_tokenizer, write_sources
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import byte_tokenizer, write_sources
 
 from distllm.config.schema import Config, DataConfig, TaskConfig
 from distllm.data.batch import IGNORE_INDEX

@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from datasets import write_sources
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import write_sources
 
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.lengths import LengthWarmup

@@ -2,9 +2,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from datasets import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import write_dataset
 
 from distllm.data.shards import load_index, map_shard, plan_shards, read_document, shard_ids, verify
 from distllm.data.shards.ids import decode_ids, encode_ids

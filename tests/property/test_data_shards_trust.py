@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import write_sources
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import write_sources
 
 from distllm.data.manifest import Manifest
 from distllm.data.shards import BlockVerifier, forget, load_index, map_shard, read_document, verify

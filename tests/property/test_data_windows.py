@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import write_dataset
 
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.order import SampleOrder

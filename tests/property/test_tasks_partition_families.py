@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from datasets import byte_tokenizer, write_sources
 from fakes import FakeDecoder, FakeEncoder, FakeEncoderDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import byte_tokenizer, write_sources
 
 from distllm.config.schema import Config, DataConfig, TaskConfig
 from distllm.data.open import open_split

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import datasets
+import prepared
 import pytest
 
 from distllm.commands.arguments import parse_config_arguments, parse_options
@@ -177,7 +177,7 @@ def test_a_flag_that_is_wrong_or_abbreviated_is_a_configuration_error(words, cau
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     directory = tmp_path_factory.mktemp("settle") / "data"
-    return directory, datasets.write_dataset(directory, train=[[5] * 40] * 20, valid=[[6] * 20])
+    return directory, prepared.write_dataset(directory, train=[[5] * 40] * 20, valid=[[6] * 20])
 
 
 def config_of(directory):

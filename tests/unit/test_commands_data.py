@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from datasets import byte_tokenizer, write_dataset, write_sources
+from prepared import byte_tokenizer, write_dataset, write_sources
 
 from distllm.cli import main
 from distllm.commands.witnesses import Witness, witnesses

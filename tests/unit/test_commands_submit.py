@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import write_dataset
+from prepared import write_dataset
 from programs import Programs
 
 from distllm.checkpoint.format import STATE

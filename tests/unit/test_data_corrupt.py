@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from datasets import write_dataset
+from prepared import write_dataset
 
 from distllm.config.schema import Config, DataConfig, TaskConfig
 from distllm.config.schema_tokenizer import TokenizerConfig

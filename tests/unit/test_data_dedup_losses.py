@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from datasets import write_dataset
+from prepared import write_dataset
 
 from distllm.config.schema_dedup import DedupConfig
 from distllm.data.dedup import Decontaminator, Unit, decide, sign, stored_documents

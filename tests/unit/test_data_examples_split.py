@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from datasets import byte_tokenizer, write_sources
+from prepared import byte_tokenizer, write_sources
 
 from distllm.config.schema import Config, DataConfig, TaskConfig
 from distllm.config.schema_tokenizer import TokenizerConfig

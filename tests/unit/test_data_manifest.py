@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from datasets import write_dataset
+from prepared import write_dataset
 
 from distllm.data.manifest import Forgotten, Manifest, SourceCounts
 from distllm.data.shards import verify

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import write_dataset
+from prepared import write_dataset
 
 from distllm.config.schema import DataConfig
 from distllm.data import mirror, remote

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from datasets import write_sources
+from prepared import write_sources
 
 from distllm.commands.batches import _origins
 from distllm.config.problems import Problems

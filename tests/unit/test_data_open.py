@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from datasets import byte_tokenizer, write_sources
+from prepared import byte_tokenizer, write_sources
 
 from distllm.config.huggingface import write_config
 from distllm.config.problems import Problems

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from datasets import byte_tokenizer
+from prepared import byte_tokenizer
 
 from distllm.config.schema import Config, DataConfig
 from distllm.config.schema_read import ReadConfig, SourceConfig

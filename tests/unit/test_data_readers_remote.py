@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from datasets import write_dataset
 from object_store import serve_s3
+from prepared import write_dataset
 
 from distllm.config.schema import DataConfig
 from distllm.config.schema_read import ReadConfig

@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-from datasets import byte_tokenizer, write_dataset
+from prepared import byte_tokenizer, write_dataset
 
 from distllm.data.shards import ShardWriter, map_shard, read_index, token_dtype
 from distllm.errors import DataError

@@ -7,7 +7,7 @@ import resource
 
 import numpy as np
 import pytest
-from datasets import write_dataset, write_sources
+from prepared import write_dataset, write_sources
 
 from distllm.data.manifest import Manifest
 from distllm.data.shards import BlockVerifier, index_of, map_shard, read_index, reindex, verify, write_index

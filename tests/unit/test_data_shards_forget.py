@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from datasets import byte_tokenizer, write_sources
+from prepared import byte_tokenizer, write_sources
 
 from distllm.data.manifest import Manifest
 from distllm.data.shards import (

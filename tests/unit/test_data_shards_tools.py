@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-from datasets import byte_tokenizer, write_dataset, write_sources
+from prepared import byte_tokenizer, write_dataset, write_sources
 
 from distllm.data import shards
 from distllm.data.manifest import Manifest, SplitRecord

@@ -2,7 +2,7 @@ import threading
 
 import numpy as np
 import pytest
-from datasets import byte_tokenizer, write_dataset
+from prepared import byte_tokenizer, write_dataset
 
 from distllm.config.steps import Stage, StepSizes
 from distllm.data.batch import IGNORE_INDEX, Batch

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from datasets import byte_tokenizer, write_dataset, write_sources
+from prepared import byte_tokenizer, write_dataset, write_sources
 
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.inspect import describe_batch

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import byte_tokenizer, write_dataset
+from prepared import byte_tokenizer, write_dataset
 
 from distllm.data.manifest import Manifest
 from distllm.data.shards.forget import forget

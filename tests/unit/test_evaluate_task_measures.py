@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import byte_tokenizer, write_sources
+from prepared import byte_tokenizer, write_sources
 from torch import nn
 
 from distllm.config.schema import Config, DataConfig, ModelConfig, TaskConfig

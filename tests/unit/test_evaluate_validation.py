@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from datasets import byte_tokenizer, write_sources
 from fakes import FakeEncoder
+from prepared import byte_tokenizer, write_sources
 
 from distllm.config.schema import Config, DataConfig, TaskConfig
 from distllm.data.batch import IGNORE_INDEX

@@ -9,8 +9,8 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from datasets import write_dataset
 from engine_jobs import make_model, make_optimizer
+from prepared import write_dataset
 
 from distllm.checkpoint.format import MANIFEST, MARKER, encode_manifest, list_quarantined, step_path, verify
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint

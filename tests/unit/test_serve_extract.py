@@ -6,7 +6,7 @@ import httpx
 import pytest
 import serving
 import torch
-from datasets import byte_tokenizer
+from prepared import byte_tokenizer
 from search_folders import corpus_file, encoder_folder
 from torch import nn
 
