@@ -26,9 +26,23 @@ COMMAND = re.compile(
     r"^(?:\$ )?((?:distllm [a-z]+|python|pip|make|wandb|torchrun|deepspeed|srun|sbatch|vllm)(?= |$)[^#\n]*)",
     re.MULTILINE,
 )
-COMPOSED = ("train", "prepare")
-ACTIONS = {"search": {}, "checkpoint": {"ls": "List"}}  # how their options are called, where not like them
-PARSED = ("report", "serve", "ledger", "generate", "evaluate", "inspect", "export", "dashboard")
+COMPOSED = ("train", "prepare", "chaos", "plan")
+MIXED = ("submit", "launch")  # options of their own beside a configuration
+FLAGS = ("--dry-run", "--allow", "--json", "--scale", "--calibrate")
+# How the options of actions are called, where not like them.
+ACTIONS = {"search": {}, "checkpoint": {"ls": "List"}, "data": {"verify": "Dataset", "merge": "Dataset"}}
+PARSED = (
+    "report",
+    "serve",
+    "ledger",
+    "generate",
+    "evaluate",
+    "inspect",
+    "export",
+    "dashboard",
+    "jobs",
+    "doctor",
+)
 
 
 def blocks(page):
@@ -72,8 +86,12 @@ def test_every_command_is_one_that_distllm_accepts(place, command, monkeypatch):
     assert name in COMMANDS, place
     module = importlib.import_module(f"distllm.commands.{name}")
     words = [word for word in words if word not in ("...", "…")]
-    if name in COMPOSED:
-        arguments = parse_config_arguments(name, "", words, {"--dry-run": "", "--allow": ""})
+    if name in MIXED:
+        own = [word for word in words if split_override(word)[1] in module.Options.__dataclass_fields__]
+        parse_options(name, module.Options, own)
+        words = [word for word in words if word not in (*own, "prepare", "evaluate")]
+    if name in (*COMPOSED, *MIXED):
+        arguments = parse_config_arguments(name, "", words, dict.fromkeys(FLAGS, ""))
         overrides = [word for word in arguments.overrides if not swept(word)]
         if arguments.config_dir is None or arguments.config_dir.is_dir():
             compose(overrides, config_dir=arguments.config_dir)
@@ -82,6 +100,7 @@ def test_every_command_is_one_that_distllm_accepts(place, command, monkeypatch):
     elif name in ACTIONS:
         action, *words = words
         assert action in module._ACTIONS, place
+        words = [word for word in words if (name, action, word[:3]) != ("data", "forget", "id=")]
         options = getattr(module, f"{ACTIONS[name].get(action, action.title())}Options")
         parse_options(f"{name} {action}", options, words)
 
