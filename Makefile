@@ -53,8 +53,8 @@ test-kernels: $(STAMP)  ## the kernels on a CPU: interpreter, sanitizer, mutants
 	  OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/kernels && mkdir -p .cache/kernels && touch .cache/kernels/$$digest; \
 	fi
 
-gate: $(STAMP)  ## compile the kernels for every architecture and write tests/gate/table.json
-	PYTHONPATH=tests $(BIN)/python -m gate table --write
+gate: $(STAMP)  ## compile what has changed of the kernels for every architecture and write tests/gate/*.json
+	PYTHONPATH=tests $(BIN)/python -m gate write
 	PYTHONPATH=tests $(BIN)/python -m gate.cuda
 
 readme: $(STAMP)  ## run the README's commands

@@ -41,17 +41,17 @@ _ROWS: dict[tuple[int, int, Width], tuple[Tile, Tile, Tile]] = {
     (100, 64, "half"): (Tile(128, 64, 8, 3), Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
     (100, 128, "half"): (Tile(128, 64, 8, 3), Tile(32, 64, 8, 1), Tile(128, 64, 8, 2)),
     (120, 64, "half"): (Tile(128, 64, 8, 3), Tile(32, 128, 8, 2), Tile(128, 64, 8, 2)),
-    (120, 128, "half"): (Tile(128, 64, 8, 3), Tile(32, 64, 8, 2), Tile(64, 64, 8, 2)),
+    (120, 128, "half"): (Tile(128, 64, 8, 3), Tile(32, 64, 8, 2), Tile(64, 32, 8, 2)),
 }
 _SINGLE = {
-    64: (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
-    128: (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    256: (Tile(16, 32, 8, 1), Tile(32, 16, 8, 1), Tile(16, 32, 8, 1)),
+    64: (Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(32, 32, 4, 1)),
+    128: (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 16, 8, 1)),
+    256: (Tile(16, 32, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
 }
 _KERNELS: tuple[Kernel, ...] = ("forward", "key_grads", "query_grads")
 # The interpreter has neither registers nor warps; unequal sides tell a query from a key.
 UNCOMPILED = Tile(32, 16, 1, 1)
-_DELTA_ROWS = {64: 128, 128: 64, 256: 32}
+_DELTA_ROWS = {64: 64, 128: 64, 256: 32}
 
 
 def padded(head_dim: int) -> int:

@@ -67,7 +67,7 @@ def cross_entropy_forward_kernel(
     log_total = tl.log(total)
     ignored = target == ignore_index
     place = row * vocabulary + tl.where(ignored, 0, target)
-    at_target, _ = bend_logits(tl.load(LOGITS + place).to(ACC), SOFTCAP)
+    at_target, _slope = bend_logits(tl.load(LOGITS + place).to(ACC), SOFTCAP)
     loss = log_total + (peak - at_target)
     if smoothing > 0:
         below = tl.cast(0.0, ACC)

@@ -13,7 +13,7 @@ from torch import Tensor
 from distllm.kernels.device import INTERPRETER, architecture
 from distllm.kernels.pointwise.blocks import accumulate, accumulate_type, row_warps
 
-MAX_CHANNELS = 8192
+_ROW_BYTES = 16384  # a position is held in registers; more of it spills in the backward pass
 _BACKWARD_PROGRAMS = (
     528  # four per multiprocessor of an H100; each sums its own part of the weight's gradient
 )
@@ -87,6 +87,11 @@ def norm_backward_kernel(
     tl.store(DWEIGHT + part, dweight, mask=mask)
     if DBIAS is not None:
         tl.store(DBIAS + part, dbias, mask=mask)
+
+
+def max_channels(dtype: torch.dtype) -> int:
+    """Return how many channels a program can hold: 8192 of 16 bits, 4096 in fp32."""
+    return _ROW_BYTES // min(dtype.itemsize, 4)
 
 
 def launch_norm(

@@ -110,9 +110,10 @@ def norm_op(
     refuse.shape(name, "x", x_NC, (None, None))
     refuse.dtype(name, x=x_NC, residual=residual_NC)
     refuse.device(name, x=x_NC, residual=residual_NC, weight=weight_C, bias=bias_C)
-    if x_NC.shape[1] > norm.MAX_CHANNELS:
+    limit = norm.max_channels(x_NC.dtype)
+    if x_NC.shape[1] > limit:
         raise ValueError(
-            f"{name}: x has {x_NC.shape[1]} channels; the kernel holds up to {norm.MAX_CHANNELS}"
+            f"{name}: x has {x_NC.shape[1]} channels; the kernel holds up to {limit} in {x_NC.dtype}"
         )
     for label, vector in (("weight", weight_C), ("bias", bias_C)):
         if vector is not None:

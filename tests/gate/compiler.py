@@ -1,17 +1,19 @@
-"""Compile what the launchers would launch, for an architecture that is not here.
+"""What the launchers would launch on an architecture that is not here: each kernel's digest, and its code.
 
-The launchers run on meta tensors under a driver that only names a target; Triton specialises the
-arguments as it would on the device and compiles, and nothing is launched. The driver stays: a process that
-has compiled for another machine launches nothing afterwards.
+The launchers run on meta tensors under a driver that only names a target; Triton specialises the arguments
+as it would on the device, and nothing is launched. A digest covers all that decides the code: the source
+with what it calls, types, alignment, constants, options, target and the compiler's version. The driver
+stays: a process that has done this launches nothing afterwards.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,33 +78,64 @@ class _NoDevice:
         return GPUTarget("hip", "gfx942", 64) if self.arch == GFX942 else GPUTarget("cuda", self.arch, 32)
 
 
-def compile_launches(launch: Callable[[], Any], arch: int) -> list[Compiled]:
-    """Return every kernel that ``launch`` would start on ``arch``, compiled.
+@dataclass(frozen=True)
+class Launched:
+    """One kernel that a launcher would start.
 
-    Raises:
-        RuntimeError: the compiler failed.
+    Attributes:
+        kernel: the function's name.
+        digest: of all that decides its code, 16 hexadecimal digits.
+        compile: compiles it; raises RuntimeError where the compiler fails.
     """
-    with _collected(arch) as kernels:
-        launch()
-    return [_measure(kernel, arch) for kernel in kernels]
+
+    kernel: str
+    digest: str
+    compile: Callable[[], Compiled]
 
 
-@contextmanager
-def _collected(arch: int) -> Iterator[list[Any]]:
-    kernels: list[Any] = []
-    stock_run = JITFunction.run
+def launched(launch: Callable[[], Any], arch: int) -> list[Launched]:
+    """Return every kernel that ``launch`` would start on ``arch``, each once, without compiling it."""
+    found: dict[str, Launched] = {}
+    stock_run, stock_compile = JITFunction.run, JITFunction._do_compile
 
     def run(function: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
         del warmup
-        kernels.append(stock_run(function, *arguments, grid=grid, warmup=True, **named))
+        seen = stock_run(function, *arguments, grid=grid, warmup=True, **named)
+        found.setdefault(seen.digest, seen)
 
+    def note(
+        function: Any, key: Any, signature: Any, device: Any, constants: Any, options: Any, attributes: Any,
+        _warmup: bool,
+    ) -> Launched:  # fmt: skip
+        kernels, _, target, backend, _ = function.device_caches[device]
+        source = function.ASTSource(function, signature, constants, attributes)
+        parts = (source.hash(), options.hash(), str(target), backend.hash(), triton.__version__)
+        digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+        def compile_it() -> Compiled:
+            return _measure(function.compile(source, target=target, options=options.__dict__), arch)
+
+        kernels[key] = Launched(function.fn.__name__, digest, compile_it)
+        return kernels[key]
+
+    _forget_line_numbers()
     driver.set_active(_NoDevice(arch))
-    JITFunction.run = run
+    JITFunction.run, JITFunction._do_compile = run, note
     try:
         with compiling_for(80 if arch == GFX942 else arch):
-            yield kernels
+            launch()
     finally:
-        JITFunction.run = stock_run
+        JITFunction.run, JITFunction._do_compile = stock_run, stock_compile
+    return list(found.values())
+
+
+def _forget_line_numbers() -> None:
+    """Take the place of a function in its file out of its digest: a new line above changes no code."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("distllm.kernels"):
+            for function in vars(module).values():
+                if isinstance(function, JITFunction):
+                    function.starting_line_number = 0
 
 
 def _measure(kernel: Any, arch: int) -> Compiled:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distllm import kernels
 from gate.cases import Case
-from gate.compiler import GFX942, Compiled
+from gate.compiler import Compiled
 
 TABLE = Path(__file__).with_name("table.json")
 # The shared memory a program may ask for, in bytes (CUDA programming guide, table of compute capabilities).
@@ -23,79 +22,85 @@ MATRIX = {
     120: ("mma.sync", ""),
 }
 _REGISTERS = 65536  # of a multiprocessor
-_WITHOUT_PRODUCTS = "delta_kernel"
+_SCALARS = {"cross_entropy_forward_kernel": 1}  # it reads one logit of a token alone, that of the target
+_NARROW = tuple(f"{access}.E.U{bits}" for access in ("LDG", "STG") for bits in (8, 16))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One kernel of one case in the table; ``instructions`` counts matrix, 128-bit and all of them."""
+class Measured:
+    """One kernel as the compiler left it: registers of a thread, bytes, and counts of instructions.
 
-    case: str
+    ``matrix`` counts the architecture's own matrix instruction and ``older`` that of an older one, both in
+    PTX; ``wide`` counts accesses of 128 bits to global memory and ``narrow`` those of 8 and 16.
+    """
+
     kernel: str
     arch: int
+    digest: str
     registers: int
     stack: int
     shared: int
     warps: int
     matrix: int
-    wide_accesses: int
+    older: int
+    wide: int
+    narrow: int
     instructions: int
 
 
-def row(case: Case, compiled: Compiled) -> Row:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a case of the table compiles to."""
+
+    case: str
+    measured: Measured
+
+
+def measure(compiled: Compiled, digest: str) -> Measured:
     """Describe a compiled kernel."""
-    wide = compiled.count("LDG.E.128") + compiled.count("STG.E.128")
-    matrix = compiled.ptx.count(MATRIX[compiled.arch][0])
-    every = len(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/", compiled.sass, re.MULTILINE))
-    return Row(
-        case.name, compiled.kernel, compiled.arch, compiled.registers, compiled.stack, compiled.shared,
-        compiled.warps, matrix, wide, every,
+    own, older = MATRIX.get(compiled.arch, ("v_mfma", ""))
+    return Measured(
+        compiled.kernel, compiled.arch, digest, compiled.registers, compiled.stack, compiled.shared,
+        compiled.warps,
+        matrix=compiled.ptx.count(own),
+        older=compiled.ptx.count(older) if older else 0,
+        wide=compiled.count("LDG.E.128") + compiled.count("STG.E.128"),
+        narrow=sum(map(compiled.count, _NARROW)),
+        instructions=len(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/", compiled.sass, re.MULTILINE)),
     )  # fmt: skip
 
 
-def problems(case: Case, compiled: Compiled) -> list[str]:
-    """Return what is wrong with a compiled kernel, in words; of gfx942 only that it compiles is expected."""
-    if compiled.arch == GFX942:
-        return []
+def problems(case: Case, kernel: Measured) -> list[str]:
+    """Return what is wrong with a compiled kernel, in words."""
     found = []
-    if compiled.stack:
-        found.append(f"spills {compiled.stack} bytes per thread")
-    if compiled.shared > SHARED_LIMIT[compiled.arch]:
-        found.append(f"wants {compiled.shared} bytes of shared memory of {SHARED_LIMIT[compiled.arch]}")
-    if compiled.registers * compiled.warps * 32 > _REGISTERS:
-        found.append(f"{compiled.warps} warps of {compiled.registers} registers do not fit")
-    own, older = MATRIX[compiled.arch]
-    if case.matrix and compiled.kernel != _WITHOUT_PRODUCTS:
-        if own not in compiled.ptx:
+    if kernel.stack:
+        found.append(f"spills {kernel.stack} bytes per thread")
+    if kernel.shared > SHARED_LIMIT[kernel.arch]:
+        found.append(f"wants {kernel.shared} bytes of shared memory of {SHARED_LIMIT[kernel.arch]}")
+    if kernel.registers * kernel.warps * 32 > _REGISTERS:
+        found.append(f"{kernel.warps} warps of {kernel.registers} registers do not fit")
+    own, older = MATRIX[kernel.arch]
+    if case.matrix and kernel.kernel != "delta_kernel":
+        if not kernel.matrix:
             found.append(f"does not use {own}")
-        if older and older in compiled.ptx:
+        if kernel.older:
             found.append(f"uses the older {older}")
-    if case.room == "pointwise":
-        narrow = [f"{access}.E.U{bits}" for access in ("LDG", "STG") for bits in (8, 16)]
-        if not compiled.count("LDG.E.128"):
-            found.append("no 128-bit loads")
-        found += [f"{compiled.count(name)} {name}" for name in narrow if compiled.count(name)]
+    if not kernel.wide:
+        found.append("no 128-bit accesses")
+    if case.room == "pointwise" and kernel.narrow > _SCALARS.get(kernel.kernel, 0):
+        found.append(f"{kernel.narrow} accesses of 8 or 16 bits")
     return found
 
 
-def digest(room: str) -> str:
-    """Return the digest of the sources that decide what is compiled in ``room``."""
-    root = Path(kernels.__file__).parent
-    files = [*sorted((root / room).glob("*.py")), root / "device.py", TABLE.with_name("cases.py")]
-    content = b"".join(path.read_bytes() for path in files if path.name not in ("op.py", "reference.py"))
-    return hashlib.sha256(content).hexdigest()[:16]
+def load_table(path: Path = TABLE) -> list[Row]:
+    """Return the rows of the committed table."""
+    return [Row(fields.pop("case"), Measured(**fields)) for fields in json.loads(path.read_text("utf-8"))]
 
 
-def load_table() -> tuple[dict[str, str], list[Row]]:
-    """Return the digests of the sources the committed table was compiled from, and its rows."""
-    content = json.loads(TABLE.read_text(encoding="utf-8"))
-    return content["sources"], [Row(**fields) for fields in content["rows"]]
-
-
-def save_table(rows: list[Row]) -> None:
+def save_table(rows: Iterable[Row], path: Path = TABLE) -> None:
     """Write the table, one row a line so that a difference reads well."""
-    lines = ",\n  ".join(
-        json.dumps(asdict(row)) for row in sorted(rows, key=lambda r: (r.arch, r.case, r.kernel))
+    ordered = sorted(
+        rows, key=lambda row: (row.measured.arch, row.case, row.measured.kernel, row.measured.digest)
     )
-    sources = json.dumps({room: digest(room) for room in ("attention",)})
-    TABLE.write_text(f'{{"sources": {sources}, "rows": [\n  {lines}\n]}}\n', encoding="utf-8")
+    lines = ",\n".join(json.dumps({"case": row.case, **asdict(row.measured)}) for row in ordered)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

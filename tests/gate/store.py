@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+
+from triton.errors import TritonError
 
 from gate.cases import Case, shipped
 from gate.compiler import launched
 from gate.rules import Measured, load_table, measure
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "gate"
+_UNPROVEN = Path(__file__).with_name("unproven.json")
 _WORKERS = 2
 
 
@@ -22,8 +26,20 @@ def load(digest: str) -> Measured | None:
     return Measured(**json.loads(path.read_text("utf-8"))) if path.exists() else None
 
 
-def compile_missing(cases: list[Case]) -> None:
-    """Compile every kernel of ``cases`` that is not kept; what fails is printed, and stays missing."""
+def load_unproven() -> dict[str, str]:
+    """Return the cases that the table lacks, by architecture and name, and why."""
+    content: dict[str, str] = json.loads(_UNPROVEN.read_text("utf-8"))
+    return content
+
+
+def save_unproven(cases: dict[str, str]) -> None:
+    """Write which cases the table lacks."""
+    _UNPROVEN.write_text(json.dumps(cases, indent=1) + "\n", encoding="utf-8")
+
+
+def compile_missing(cases: list[Case], minutes: float) -> None:
+    """Compile for so long what is not kept of ``cases``; what fails is printed, and stays missing."""
+    until = time.monotonic() + 60 * minutes
     FOLDER.mkdir(parents=True, exist_ok=True)
     for row in load_table():
         _keep(row.measured)
@@ -37,21 +53,24 @@ def compile_missing(cases: list[Case]) -> None:
         return
     print(f"{len(missing)} kernels of {len(names)} cases to compile", flush=True)
     with ProcessPoolExecutor(_WORKERS, get_context("spawn")) as pool:
-        tasks = [pool.submit(_compile_case, *name) for name in sorted(names)]
+        tasks = [
+            pool.submit(_compile_case, *name, until)
+            for name in sorted(names, key=lambda n: (n[1][::-1], n[0]))
+        ]
         for done, task in enumerate(as_completed(tasks), 1):
             print(f"{done}/{len(tasks)}", *task.result(), sep="\n  ", flush=True)
 
 
-def _compile_case(arch: int, name: str) -> list[str]:
+def _compile_case(arch: int, name: str, until: float) -> list[str]:
     """Compile and keep one case's kernels; return a line each."""
     (case,) = (case for case in shipped() if (case.arch, case.name) == (arch, name))
     lines = []
     for kernel in launched(case.launch, arch):
-        if load(kernel.digest) is not None:
+        if load(kernel.digest) is not None or time.monotonic() > until:
             continue
         try:
             measured = measure(kernel.compile(), kernel.digest)
-        except RuntimeError as error:  # the compiler's own assertions, of which each is one case's
+        except (RuntimeError, TritonError) as error:  # a failure is one kernel's; the others go on
             lines.append(f"sm_{arch} {name}: {kernel.kernel} does not compile: {error}")
             continue
         _keep(measured)

@@ -101,6 +101,7 @@ def test_speed_beside_torch_is_written_down():
     """Not a bar: seconds of forward and backward, for `docs/kernels.md` and whoever chooses tiles."""
     import torch
     import torch.nn.functional as F
+    from gate import roofline
 
     from distllm.kernels.attention.op import attention
 
@@ -122,6 +123,15 @@ def test_speed_beside_torch_is_written_down():
             flops = 4 * 2 * 16 * 4096 * 4096 * head_dim / 2  # half of the scores are visible
             row = {"kernel": function.__name__, "head_dim": head_dim}
             row |= {"forward_ms": forward, "backward_ms": backward, "forward_tflops": flops / forward / 1e9}
+            gpu = roofline.gpu_named(torch.cuda.get_device_name())
+            if gpu is not None and function is triton:
+                times = roofline.attention_times(gpu, head_dim, 4096, 16, 2)
+                predicted = times.pop("forward_kernel")
+                row["predicted_forward_ms"] = [1e3 * predicted.overlapped, 1e3 * predicted.serial]
+                row["predicted_backward_ms"] = [
+                    1e3 * sum(getattr(time, bound) for time in times.values())
+                    for bound in ("overlapped", "serial")
+                ]
             rows.append(row)
     device = torch.cuda.get_device_name()
     RESULTS.write_text(json.dumps({"device": device, "torch": torch.__version__, "rows": rows}, indent=1))

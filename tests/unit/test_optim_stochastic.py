@@ -19,7 +19,7 @@ def engine():
         zero_stage=0, micro_batch_size=2, grad_accum_steps=1, world_size=1, grad_clip=1.0, compute="bf16",
         bucket_bytes=4096, device="cpu", offload="none",
     )  # fmt: skip
-    config = OptimConfig(name="adamw_bf16", lr=1e-3, weight_decay=0.0, ema=0.5)
+    config = OptimConfig(name="adamw_bf16", lr=1e-3, weight_decay=0.0)
     topology = Topology(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
     return build_engine(
         "local", make_model(), lambda model: build_optimizer(model, config), settings=settings,
