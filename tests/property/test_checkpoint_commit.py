@@ -102,6 +102,7 @@ class CheckpointDirectory(RuleBasedStateMachine):
         at = data.draw(st.integers(0, len(content)))
         content[at : at + 1] = b"!" if at == len(content) else bytes([content[at] ^ 1])
         file.write_bytes(content)
+        assert verify_fails(file.parent)
         del self.whole[step]
         self.damaged.add(step)
 
