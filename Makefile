@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # A build of a C++ extension that is killed leaves a lock that hangs the next one: keep it to this checkout.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: help setup demo check test test-slurm test-kernels gate readme real gpu-check bench clean
+.PHONY: help setup demo lint check test test-slurm test-kernels gate readme real gpu-check bench docs clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##/  make \1\t/p' $(MAKEFILE_LIST)
@@ -26,11 +26,13 @@ setup: $(STAMP)  ## build .venv from .ci/requirements.lock
 demo: $(STAMP)  ## raw text to a trained, exported language model on this machine
 	$(BIN)/distllm demo
 
-check: $(STAMP)  ## lint, format, types, layers and the fast tests: under two minutes
+lint: $(STAMP)  ## lint, format, types and layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy -p distllm
 	$(BIN)/lint-imports --no-logo
+
+check: lint  ## lint and the fast tests: under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 -m "not slow" \
 	  tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
 
