@@ -49,11 +49,11 @@ def load_trained(
     """
     found = find_checkpoint(checkpoints, quarantine=False, step=step)
     if found is None:
+        names = sorted(path.name for path in checkpoints.glob("step-*"))
         raise CheckpointError(
             "the run has no checkpoint" if step is None else f"the run has no checkpoint of step {step}",
             where=str(checkpoints),
-            remedy="train it first, or choose one of: "
-            + ", ".join(sorted(path.name for path in checkpoints.glob("step-*"))),
+            remedy="train it first" + (f", or choose one of: {', '.join(names)}" if names else ""),
         )
     config = resolved.config
     model = bare_model(resolved.shape, head=head_of(config.task.name))
