@@ -34,7 +34,6 @@ def build_engine(
         settings: the document of `config.engine.deepspeed_json`; both engines read it.
         topology: this rank's place; its process group must exist.
         timeout_seconds: longest wait for another rank inside DeepSpeed's own groups.
-
     """
     if topology.device.type == "cpu":
         keep_freed_memory()

@@ -75,7 +75,7 @@ def test_the_vocabulary_of_the_dataset_wins_and_is_padded():
         (["train.tokens_per_step=4000"], "whole number of 128-token sequences"),
         (["engine.micro_batch_tokens=64"], "does not hold one sequence"),
         (["engine.name=local"], "partitions nothing"),
-        (["engine=local", "precision=bf16"], "fp32 only"),
+        (["engine=local", "precision=bf16"], "no fp32 copy"),
         (["engine=zero0", "engine.offload=cpu"], "only what ZeRO partitions"),
         (["checkpoint.keep_best=1", "eval=none"], "nothing is evaluated"),
         (["checkpoint.every_steps=5", "checkpoint.ephemeral_every_steps=5"], "is not below every_steps"),

@@ -171,17 +171,17 @@ def test_the_shape_of_a_folder_is_the_models(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("head", "options", "model_class"),
+    ("head", "options", "loads"),
     [
-        ("masked_lm", {}, "AutoModelForCausalLM"),
-        ("masked_lm", BERT, "BertForMaskedLM"),
-        ("embedding", BERT, "BertModel"),
+        ("masked_lm", {}, "AutoModelForCausalLM.from_pretrained("),
+        ("masked_lm", BERT, "BertForMaskedLM.from_pretrained("),
+        ("embedding", BERT, "SentenceTransformer("),
     ],
 )
-def test_the_card_names_the_class_to_load(tmp_path, tokenizer, head, options, model_class):
+def test_the_card_names_the_class_to_load(tmp_path, tokenizer, head, options, loads):
     exported(tmp_path / "hf", tokenizer, head, **options)
     card = (tmp_path / "hf" / "README.md").read_text()
-    assert f"model = {model_class}.from_pretrained(" in card
+    assert f"model = {loads}" in card
     assert ("text-generation" in card) == (not options)
 
 

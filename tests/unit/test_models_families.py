@@ -247,7 +247,7 @@ def test_a_skipped_block_leaves_the_row_as_it_was_and_the_mean_stays():
     block = model.decoder.layers[0]
     tokens, positions, _ = side([()] * 400, 4, 0)
     x = model.embed_tokens(tokens, positions)
-    contexts = model.decoder._contexts(x, positions, None, None)
+    contexts = model.decoder._contexts(x, positions, None, None, None)
     with torch.no_grad():
         torch.manual_seed(0)
         drawn = block(x, contexts[0])

@@ -20,7 +20,26 @@ from distllm.train.signals import STOPPING, StopRequest
 from distllm.train.state import TrainState
 
 STATE = TrainState(
-    7, 56, 1792, 32, 8, 8, 2, 1, 48, 1, [[16, 24]], 6, [3.5, 3.25], [0.5, 0.25], "c0ffee", "f00d", 12.5, 9.25
+    7,
+    56,
+    1792,
+    32,
+    8,
+    8,
+    2,
+    1,
+    48,
+    1,
+    [[16, 24]],
+    6,
+    [3.5, 3.25],
+    [0.5, 0.25],
+    "c0ffee",
+    "f00d",
+    12.5,
+    9.25,
+    3.1,
+    2,
 )
 
 
