@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # A build of a C++ extension that is killed leaves a lock that hangs the next one: keep it to this checkout.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: help setup demo lint check test test-slurm test-kernels gate readme real gpu-check bench docs clean
+.PHONY: help setup demo lint check test test-runs test-slurm test-kernels gate readme real gpu-check bench docs clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##/  make \1\t/p' $(MAKEFILE_LIST)
@@ -36,10 +36,13 @@ check: lint  ## lint and the fast tests: under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 -m "not slow" \
 	  tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
 
-test: $(STAMP)  ## every test but the README's commands, those of test-slurm and test-kernels, and those on a corpus of Debian packages
+test: $(STAMP)  ## every test of parts, alone and on several ranks: under twelve minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 \
 	  tests/unit tests/property tests/arch tests/golden tests/packaging --ignore=tests/arch/test_readme.py
-	$(BIN)/pytest -n 2 --dist loadfile tests/browser tests/chaos tests/dist tests/gpu  # ranks: they wait for each other
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/dist tests/gpu  # ranks: they wait for each other
+
+test-runs: $(STAMP)  ## whole runs: killed, damaged, resumed on other ranks, started every way, seen in a browser
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow or not dist" tests/browser tests/chaos tests/dist
 
 test-slurm: $(STAMP)  ## a real SLURM, and several machines, on this one: needs root and Debian's packages
 	$(BIN)/pytest -m slurm tests/slurm -n 3 --dist loadfile  # they wait for SLURM more than they compute

@@ -124,10 +124,13 @@ def read_events(path: Path) -> list[Event]:
     """Read a ledger in file order; halves of lines are dropped.
 
     Raises:
-        DataError: there is no such file, or a line is no event of this version.
+        DataError: there is no such file, it is no regular one, or a line is no event of this version.
     """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a device may have no end
+        raise DataError(f"{path} is no regular file", where=str(path), remedy="move it away")
     try:
-        content = Path(path).read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(
             f"{path} does not exist",

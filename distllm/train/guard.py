@@ -56,8 +56,9 @@ class Guard:
         if threshold == 0:
             return None
         losses, norms = self._state.recent_losses, self._state.recent_grad_norms
-        # Spikes stay in the windows: as many in a row as are waited for must not become the level.
-        latest = 2 * self._config.spike_patience - 1
+        # Spikes stay in the windows: as many in a row as are waited for must not become the level, nor
+        # they and a few before them.
+        latest = 3 * self._config.spike_patience
         if deviations(loss, losses, latest, least_share=_LEAST_LOSS_NOISE) > threshold:
             return "loss_spike"
         logarithms = [_log(norm) for norm in norms]

@@ -99,7 +99,8 @@ def test_a_resume_that_is_not_exact_says_where_the_histories_part(root, untouche
     assert done.returncode == 0, done.stderr
     parted = [text for text in notes(root, "elastic") if "is not what it was" in text]
     assert len(parted) == 1
-    assert parted[0].startswith("step 6 ")
+    # One rank sums in another order than two; a sum may come out the same by chance.
+    assert parted[0].startswith(("step 6 ", "step 7 "))
     assert parted[0].endswith("on the same batch")
     for step, record in tiny.steps(root, "elastic").items():
         assert record["batch_digest"] == untouched[step]["batch_digest"]

@@ -25,8 +25,8 @@ def smooth(level, spread, steps, growth=0.0, flat=0, seed=0, **config):
     return guard, doubts, norm
 
 
-@given(LEVELS, TINY, FLAT, st.floats(0, math.log(1.3)), st.integers(0, 9))
-def test_a_growth_of_less_than_a_third_a_step_is_never_a_spike(level, spread, flat, growth, seed):
+@given(LEVELS, TINY, FLAT, st.floats(0, math.log(1.25)), st.integers(0, 9))
+def test_a_growth_of_less_than_a_quarter_a_step_is_never_a_spike(level, spread, flat, growth, seed):
     assert set(smooth(level, spread, 60, growth, flat, seed)[1]) == {None}
 
 
@@ -39,6 +39,18 @@ def test_a_rise_below_the_floor_is_never_a_spike(level, spread, steps, factor, s
 @given(LEVELS, TINY, FLAT, st.floats(0, 0.02), st.floats(5.0, 1e6), st.integers(1, 8))
 def test_a_jump_is_a_spike_as_often_as_is_waited_for(level, spread, steps, growth, factor, patience):
     guard, _, norm = smooth(level, spread, 0, growth, steps, spike_patience=patience)
+    for last in [False] * (patience - 1) + [True]:
+        assert guard.doubt(3.0, norm * factor) == "grad_norm_spike"
+        assert guard.record("grad_norm_spike", 3.0, norm * factor) is last
+
+
+@given(LEVELS, TINY, FLAT, st.floats(5.0, 1e6), st.integers(2, 5), st.integers(1, 4))
+def test_a_spike_shortly_before_hides_none_of_a_streak(level, spread, steps, factor, patience, between):
+    guard, _, norm = smooth(level, spread, steps, spike_patience=patience)
+    assert guard.doubt(3.0, norm * factor) == "grad_norm_spike"
+    guard.record("grad_norm_spike", 3.0, norm * factor)
+    for _ in range(between):
+        guard.record(None, 3.0, norm)
     for last in [False] * (patience - 1) + [True]:
         assert guard.doubt(3.0, norm * factor) == "grad_norm_spike"
         assert guard.record("grad_norm_spike", 3.0, norm * factor) is last
