@@ -122,7 +122,7 @@ _PRODUCTS = {"forward_kernel": 2, "key_grads_kernel": 4, "query_grads_kernel": 3
 def attention_work(name: str, gpu: Gpu, head_dim: int, length: int, heads: int, batch: int) -> Work:
     """Return the work of one causal attention kernel in bf16, with as many key heads as query heads."""
     kind = name.removesuffix("_kernel")
-    cut = tile(kind, gpu.arch, head_dim, torch.bfloat16)  # type: ignore[arg-type]
+    cut = tile(kind, gpu.arch, head_dim, torch.bfloat16)  # type: ignore[arg-type]  # a name cut from the table's
     rows, columns = (cut.keys, cut.queries) if kind == "key_grads" else (cut.queries, cut.keys)
     blocks = sum(math.ceil((row + 1) * rows / columns) for row in range(math.ceil(length / rows)))
     scores = blocks * rows * columns * heads * batch
