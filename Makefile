@@ -32,9 +32,9 @@ lint: $(STAMP)  ## lint, format, types and layers
 	$(BIN)/mypy -p distllm
 	$(BIN)/lint-imports --no-logo
 
-check: lint  ## lint and the fast tests: under two minutes
+check: lint  ## lint, the fast tests of parts and the rules of the code: under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 -m "not slow" \
-	  tests/unit tests/property tests/arch --ignore=tests/arch/test_readme.py
+	  tests/unit tests/arch --ignore=tests/arch/test_readme.py  # the laws of tests/property: make test
 
 test: $(STAMP)  ## every test of parts, alone and on several ranks: under twelve minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 \
