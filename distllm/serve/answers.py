@@ -105,12 +105,16 @@ async def on_model_thread(scheduler: Scheduler, work: Any, seconds: float) -> An
         raise Refused(504, "the answer took longer than this server allows") from error
 
 
+def tokens_wanted(body: Sampled) -> int:
+    """Return the longest answer a request asks for, in tokens."""
+    return body.max_completion_tokens or body.max_tokens or _DEFAULT_TOKENS
+
+
 def sampling_of(body: Sampled, room: int) -> Sampling:
     """Return how a request wants its tokens drawn; without a seed each request has its own."""
-    wanted = body.max_completion_tokens or body.max_tokens or _DEFAULT_TOKENS
     stop = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
     return Sampling(
-        max_tokens=max(1, min(wanted, room)),
+        max_tokens=max(1, min(tokens_wanted(body), room)),
         temperature=body.temperature,
         top_p=body.top_p,
         seed=uuid.uuid4().int % 2**31 if body.seed is None else body.seed,

@@ -9,7 +9,7 @@ import re
 import struct
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from distllm.errors import DistllmError
-from distllm.serve.answers import Pending, on_model_thread, refuse_failed, sampling_of
+from distllm.serve.answers import Pending, on_model_thread, refuse_failed, sampling_of, tokens_wanted
 from distllm.serve.backend import Backend
 from distllm.serve.guard import Refused
 from distllm.serve.sampling import Sampling
@@ -34,6 +34,7 @@ from distllm.serve.schema import (
     usage,
 )
 
+TURNS_LEFT_OUT = "x-turns-left-out"
 _REASONS = {"stop": "stop", "length": "length"}
 
 
@@ -148,9 +149,15 @@ def _completions(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: 
 
 def _chat(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
     @app.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatBody) -> Response | dict[str, Any]:
+    async def chat(body: ChatBody) -> Response:
         backend.require("chat")
-        ids = backend.chat_ids([message.plain() for message in body.messages])
+        messages = [message.plain() for message in body.messages]
+        if body.truncation == "auto":
+            longest = scheduler.context - min(tokens_wanted(body), scheduler.context // 2)
+            ids, left_out = backend.recent_chat_ids(messages, longest)
+        else:
+            ids, left_out = backend.chat_ids(messages), 0
+        headers = {TURNS_LEFT_OUT: str(left_out)}
         pending = Pending(scheduler, ids, sampling_of(body, scheduler.context - len(ids)), seconds)
         if body.stream:
 
@@ -159,12 +166,14 @@ def _chat(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) 
                 content = {"content": text} if text or first else {}
                 return {"index": 0, "delta": {**role, **content}, "finish_reason": reason}
 
-            return _stream(pending, _frame("chatcmpl", "chat.completion.chunk", backend), choice)
+            return _stream(pending, _frame("chatcmpl", "chat.completion.chunk", backend), choice, headers)
         answer = await pending.whole()
         message = {"role": "assistant", "content": answer.text}
         choice_of = {"index": 0, "message": message, "finish_reason": _REASONS[answer.ending]}
         frame = _frame("chatcmpl", "chat.completion", backend)
-        return {**frame, "choices": [choice_of], "usage": usage(len(ids), answer.new_tokens)}
+        return JSONResponse(
+            {**frame, "choices": [choice_of], "usage": usage(len(ids), answer.new_tokens)}, headers=headers
+        )
 
 
 def _embeddings(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
@@ -236,7 +245,10 @@ def _frame(prefix: str, kind: str, backend: Backend) -> dict[str, Any]:
 
 
 def _stream(
-    pending: Pending, frame: dict[str, Any], choice: Callable[[str, str | None, bool], dict[str, Any]]
+    pending: Pending,
+    frame: dict[str, Any],
+    choice: Callable[[str, str | None, bool], dict[str, Any]],
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return the answer as server-sent events, a piece of text each."""
 
@@ -254,7 +266,7 @@ def _stream(
         yield _event({**frame, "choices": [choice("", _REASONS[pending.ending], first)]})
         yield "data: [DONE]\n\n"
 
-    return StreamingResponse(events(), media_type="text/event-stream")
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
 def _event(content: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,29 @@ class Backend:
             ConfigError: the template refuses these messages.
         """
         return self.prompt_ids(render_chat(self.tokenizer.chat_template, messages))
+
+    def recent_chat_ids(self, messages: Sequence[Mapping[str, str]], longest: int) -> tuple[list[int], int]:
+        """Return the end of a conversation that fits, and how many of its oldest turns were left out.
+
+        What the system says stays, and a user speaks first, as chat templates demand. The last question
+        is never left out: where it alone is too long, it is returned all the same.
+
+        Args:
+            messages: the whole conversation.
+            longest: tokens the prompt may have.
+
+        Raises:
+            ConfigError: the template refuses these messages.
+        """
+        system = [message for message in messages if message["role"] == "system"]
+        turns = [message for message in messages if message["role"] != "system"]
+        begins = [0, *(at for at, turn in enumerate(turns) if at and turn["role"] == "user")]
+
+        def fits(begin: int) -> bool:
+            return len(self.chat_ids([*system, *turns[begin:]])) <= longest
+
+        begin = begins[bisect_left(begins[:-1], True, key=fits)]
+        return self.chat_ids([*system, *turns[begin:]]), begin
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> list[list[float]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_INPUTS = 64
+MAX_MESSAGES = 200
 MAX_CHARACTERS = 100_000
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
@@ -60,9 +61,14 @@ class Message(BaseModel):
 
 
 class ChatBody(Sampled):
-    """``POST /v1/chat/completions``."""
+    """``POST /v1/chat/completions``.
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=200)]
+    ``truncation`` means what it means in OpenAI's Responses: what no longer fits is refused, or its
+    oldest turns are left out, counted by the header ``x-turns-left-out``.
+    """
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    truncation: Literal["auto", "disabled"] = "disabled"
 
 
 class EmbeddingBody(_Body):

@@ -1,5 +1,6 @@
 """The server's page in a real browser: four tabs, streaming, keyboard, a token, a phone."""
 
+import json
 import re
 
 import pytest
@@ -50,8 +51,14 @@ def browser():
         yield opened
 
 
+def seeded(route):
+    """Pass a question on with a seed, so that the random weights answer alike in every run."""
+    route.continue_(post_data=json.dumps({**route.request.post_data_json, "seed": 7}))
+
+
 def opened(browser, address, width=1000, **options):
     page = browser.new_page(viewport={"width": width, "height": 800}, **options)
+    page.route("**/chat/completions", seeded)
     page.noted = []
     page.on("console", lambda message: page.noted.append(message.text))
     page.on("pageerror", lambda error: page.noted.append(str(error)))
@@ -76,6 +83,30 @@ def test_chat_streams_and_remembers(browser, address):
     page.click(".clear")
     assert page.locator(".turn").count() == 0
     assert page.noted == []
+
+
+def test_chat_outlives_the_context_of_the_model(browser, address):
+    page = opened(browser, address)
+    for question in ("the model " * 50, "a token " * 30):
+        page.fill("#chat textarea", question)
+        page.press("#chat textarea", "Enter")
+        page.wait_for_selector(".turn.assistant:not(.busy)")
+        page.wait_for_selector(".turn.busy", state="detached")
+    assert page.locator(".turn.forgotten").count() == 2
+    assert page.locator(".turn.error").count() == 0
+    assert page.noted == []
+
+
+def test_a_failed_question_is_not_remembered(browser, address):
+    page = opened(browser, address)
+    page.route("**/chat/completions", lambda route: route.abort(), times=1)
+    page.keyboard.type("lost")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn.error")
+    with page.expect_request("**/chat/completions") as asked:
+        page.keyboard.type("kept")
+        page.keyboard.press("Enter")
+    assert [m["content"] for m in asked.value.post_data_json["messages"]] == ["kept"]
 
 
 def test_escape_stops_an_answer(browser, address, small):

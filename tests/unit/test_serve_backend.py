@@ -57,6 +57,29 @@ def test_a_text_longer_than_the_context_is_cut(words):
     assert long == longer
 
 
+def test_the_oldest_turns_are_left_out_where_a_conversation_no_longer_fits(words):
+    backend = Backend("d", serving.model(words.vocab_size), words)
+    said = [
+        {"role": role, "content": f"{content} the model"}
+        for role, content in [
+            ("system", "s"),
+            ("user", "a"),
+            ("assistant", "b"),
+            ("user", "c"),
+            ("user", "d"),
+        ]
+    ]
+    whole = backend.chat_ids(said)
+    assert backend.recent_chat_ids(said, len(whole)) == (whole, 0)
+    assert backend.recent_chat_ids(said, len(whole) - 1) == (backend.chat_ids([said[0], *said[3:]]), 2)
+    last = backend.chat_ids([said[0], said[4]])
+    assert backend.recent_chat_ids(said, len(last)) == (last, 3)
+    assert backend.recent_chat_ids(said, 1) == (last, 3)  # a question is never left out
+    begun = [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "x"}]
+    assert backend.recent_chat_ids(begun, 1000)[1] == 0
+    assert backend.recent_chat_ids(begun, 1)[1] == 1
+
+
 def test_messages_of_several_parts_and_of_developers_are_plain_text():
     message = Message(
         role="developer", content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]

@@ -70,6 +70,19 @@ def test_openai_client_streams_a_chat_as_it_answers_one(client):
     assert pieces[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
+def test_a_conversation_longer_than_the_context_is_refused_unless_it_may_be_cut(address):
+    turns = [{"role": "user", "content": "the model " * 40}, {"role": "user", "content": "a token"}]
+    refused = post(address, "chat/completions", messages=turns, max_tokens=4)
+    assert refused.status_code == 400
+    assert "the model's context" in refused.json()["error"]["message"]
+    for stream in (False, True):
+        cut = post(
+            address, "chat/completions", messages=turns, max_tokens=4, truncation="auto", stream=stream
+        )
+        assert cut.status_code == 200
+        assert cut.headers["x-turns-left-out"] == "1"
+
+
 def test_openai_client_embeds(client):
     found = client.embeddings.create(model="small", input=["the model reads", "a token", "the model reads"])
     vectors = [torch.tensor(item.embedding) for item in found.data]
