@@ -5,10 +5,12 @@ import re
 import subprocess
 import tomllib
 from fnmatch import fnmatch
+from importlib.metadata import distribution
 
 import pytest
 from arch.sources import ROOT
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -46,6 +48,16 @@ def test_lock_satisfies_every_requirement(requirement):
 def test_lock_pins_torch_without_naming_a_build():
     assert pins()["torch"] == "2.13.0"
     assert not [name for name, version in pins().items() if "+" in version]
+
+
+def test_lock_installs_on_the_python_of_debian_12():
+    refused = {}
+    for name, version in pins().items():
+        found = distribution(name)
+        assert found.version.split("+")[0] == version, f"{name} is not installed as pinned: make setup"
+        if not SpecifierSet(found.metadata.get("Requires-Python", "")).contains("3.11.2"):
+            refused[name] = found.metadata["Requires-Python"]
+    assert refused == {}
 
 
 def test_version_is_stated_once():
