@@ -34,6 +34,8 @@ class Options:
         200, "validation documents to generate for and to score; 0 scores none, null all", minimum=0
     )
     samples: int = option(0, "of these documents, how many to show: asked, given, right", minimum=0)
+    beams: int = option(1, "texts kept by beam search where text is generated; 1 is greedy", minimum=1)
+    length_penalty: float = option(1.0, "beam search: above 0 favours long texts, below 0 short ones")
     tasks: tuple[str, ...] = option((), "tasks of the lm-evaluation-harness to run as well")
     task_dir: str | None = option(None, "folder of task files of the harness, beside those it has")
     follow: bool = option(False, "measure every checkpoint as it comes, until the run's last step")
@@ -76,7 +78,7 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
     from distllm.data.examples import ExampleSplit
     from distllm.data.open import open_split
     from distllm.dist.topology import Topology
-    from distllm.evaluate.measures import measure_task
+    from distllm.evaluate.measures import Search, measure_task
     from distllm.evaluate.perplexity import evaluate_perplexity
     from distllm.evaluate.preferences import measure_preferences
     from distllm.infer.load import load_trained
@@ -109,6 +111,7 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
                 trained.tokenizer,
                 limit=options.examples,
                 tell=lambda *sample: samples.append(sample),
+                search=Search(options.beams, options.length_penalty),
             )
         )
         for name, value in scores.items():

@@ -73,8 +73,9 @@ class Masking:
         if self._word_starts_V is None:
             word_T = np.arange(ids_T.size)
         else:
+            # A word is called by its place: how many stand before it in other documents is nothing to it.
             starts_T = self._word_starts_V[ids_T] | (np.diff(segments_T, prepend=-1) != 0)
-            word_T = np.cumsum(starts_T) - 1
+            word_T = np.maximum.accumulate(np.where(starts_T, np.arange(ids_T.size), 0))
         drawn_T: NDArray[np.bool_] = numbers.random(ids_T.size)[word_T] < self._fraction
         chosen_T: NDArray[np.bool_] = drawn_T & (ids_T != self._eot_id)
         return chosen_T

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,24 @@ from distllm.infer.generate import generate_rows
 Measures: TypeAlias = Mapping[str, float | str]
 Tell: TypeAlias = Callable[[str, str, str], None]
 """Is told of each document what was asked, what the model gave, and what is right."""
+T = TypeVar("T")
 _TOGETHER, _PLACES, _LONGEST_ANSWER = 32, 10, 30
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How a text is generated.
+
+    Attributes:
+        beams: texts kept for each; 1 takes the likeliest token each time.
+        length_penalty: see `beam_search`.
+    """
+
+    beams: int = 1
+    length_penalty: float = 1.0
+
+
+GREEDY = Search()
 
 
 def _tell_nobody(asked: str, given: str, right: str) -> None:
@@ -45,13 +62,14 @@ def measure_task(
     *,
     limit: int | None,
     tell: Tell = _tell_nobody,
+    search: Search = GREEDY,
 ) -> Measures:
     """Score ``model``, in evaluation mode on the CPU, on the first ``limit`` documents of a split.
 
-    ``seq2seq`` and pairs of ``instruct``: BLEU, chrF and ROUGE, beside the BLEU of copying the source.
+    ``seq2seq`` and pairs of ``instruct``: BLEU, chrF and ROUGE, beside BLEU and chrF of copying the source.
     Questions: exact match and F1. ``contrastive``: nDCG, MRR and recall among the passages of these
     documents, beside those of BM25. Nothing for tasks whose loss says it all. ``tell`` is told of each
-    document what the model made of it.
+    document what the model made of it. ``search`` is for tasks that generate text.
     """
     documents = list(islice(split.documents(), limit))
     if task == "contrastive":
@@ -61,53 +79,77 @@ def measure_task(
     if task == "instruct":
         asked = [(framing, record) for framing, record in documents if isinstance(framing, AnsweredQuestions)]
         if asked:
-            return _answered(model, asked, tokenizer, tell)
+            return _answered(model, asked, tokenizer, tell, search)
     pairs = [(framing, record) for framing, record in documents if TARGET in record]
-    return _translated(model, pairs, tokenizer, tell) if pairs and task in ("seq2seq", "instruct") else {}
+    if pairs and task in ("seq2seq", "instruct"):
+        return _translated(model, pairs, tokenizer, tell, search)
+    return {}
 
 
 def _translated(
-    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, tell: Tell
+    model: nn.Module,
+    documents: Sequence[tuple[Framing, Record]],
+    tokenizer: Tokenizer,
+    tell: Tell,
+    search: Search,
 ) -> Measures:
-    said = list[str]()
     longest = 2 * max(record[TARGET].size for _, record in documents) + 8
-    for batch in _batches(documents):
-        said += [tokenizer.decode(ids) for ids in _say(model, batch, tokenizer, longest)]
+    said = _said(model, documents, tokenizer, longest, search)
     right, sources = (
         [tokenizer.decode(record[field].tolist()) for _, record in documents] for field in (TARGET, SOURCE)
     )
     for triple in zip(sources, said, right, strict=True):
         tell(*triple)
-    scores = score_translations(said, right)
+    scores, copied = score_translations(said, right), score_translations(sources, right)
     return {
         "bleu": scores.bleu,
         "chrf": scores.chrf,
-        "bleu_of_copying": score_translations(sources, right).bleu,
+        "bleu_of_copying": copied.bleu,
+        "chrf_of_copying": copied.chrf,
         **score_summaries(said, right),
         "bleu_signature": scores.bleu_signature,
         "chrf_signature": scores.chrf_signature,
     }
 
 
-def _say(
-    model: nn.Module, batch: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, longest: int
-) -> list[list[int]]:
-    """Return the likeliest ids after each prompt or, of an encoder-decoder, for each source."""
-    framed = [(framing, framing.frame(record, 0)) for framing, record in batch]
+def _said(
+    model: nn.Module,
+    documents: Sequence[tuple[Framing, Record]],
+    tokenizer: Tokenizer,
+    longest: int,
+    search: Search,
+) -> list[str]:
+    """Return the likeliest text after each prompt or, of an encoder-decoder, for each source.
+
+    What fills the model's context, as training drops or cuts it, is answered with nothing.
+    """
+    inner: Any = model
+    framed = [(framing, framing.frame(record, 0)) for framing, record in documents]
     sources: list[list[int]] | None = None
     if all(isinstance(framing, EncoderDecoderPairs) for framing, _ in framed):
         sources = [example.sources[0].tolist() for _, example in framed]
         prompts = [[tokenizer.eot_id]] * len(framed)
     else:
         prompts = [_prompt(example) for _, example in framed]
-    return generate_rows(
-        model,
-        prompts,
-        sources,
-        vocab_size=tokenizer.vocab_size,
-        eot_id=tokenizer.eot_id,
-        max_tokens=longest,
-    )
+    # A batch is as wide as its longest prompt, and all its texts have the room that this one leaves.
+    sizes = [len(ids) for ids in sources or prompts]
+    room = inner.shape.max_seq_len + (sources is not None)
+    fitting = [number for number, size in enumerate(sizes) if size < room]
+    said = [""] * len(framed)
+    for numbers in _batches(sorted(fitting, key=sizes.__getitem__)):
+        written = generate_rows(
+            model,
+            [prompts[number] for number in numbers],
+            None if sources is None else [sources[number] for number in numbers],
+            vocab_size=tokenizer.vocab_size,
+            eot_id=tokenizer.eot_id,
+            max_tokens=longest,
+            beams=search.beams,
+            length_penalty=search.length_penalty,
+        )
+        for number, ids in zip(numbers, written, strict=True):
+            said[number] = tokenizer.decode(ids)
+    return said
 
 
 def _prompt(example: Example) -> list[int]:
@@ -119,12 +161,15 @@ def _prompt(example: Example) -> list[int]:
 
 
 def _answered(
-    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, tell: Tell
+    model: nn.Module,
+    documents: Sequence[tuple[Framing, Record]],
+    tokenizer: Tokenizer,
+    tell: Tell,
+    search: Search,
 ) -> Measures:
     given, right = {}, {}
-    for number, (framing, record) in enumerate(documents):
-        (ids,) = _say(model, [(framing, record)], tokenizer, 2 * _LONGEST_ANSWER)
-        text = tokenizer.decode(ids)
+    said = _said(model, documents, tokenizer, 2 * _LONGEST_ANSWER, search)
+    for number, ((framing, record), text) in enumerate(zip(documents, said, strict=True)):
         assert isinstance(framing, AnsweredQuestions)
         given[str(number)] = "" if text == framing.unanswerable else text
         right[str(number)] = _right(record, tokenizer)
@@ -232,6 +277,6 @@ def _embedded(
     return np.concatenate(parts)
 
 
-def _batches(items: Sequence[tuple[Framing, Record]] | Sequence[Record]) -> Iterator[Sequence]:  # type: ignore[type-arg]
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), _TOGETHER):
         yield items[start : start + _TOGETHER]

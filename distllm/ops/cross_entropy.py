@@ -64,6 +64,11 @@ def linear_cross_entropy(
             hidden_NC, weight_VC, targets_N, ignore_index=IGNORE_INDEX, label_smoothing=terms.label_smoothing,
             z_loss=terms.z_loss, softcap=softcap,
         ).sum()  # fmt: skip
+    if hidden_NC.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Most tasks score few positions. A GPU would have to be waited for to count them.
+        counted_N = (targets_N != IGNORE_INDEX).nonzero()[:, 0]
+        if len(counted_N) < len(targets_N):
+            hidden_NC, targets_N = hidden_NC[counted_N], targets_N[counted_N]
     learned = (hidden_NC, weight_VC) if bias_V is None else (hidden_NC, weight_VC, bias_V)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned)
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it

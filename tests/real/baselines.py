@@ -1,6 +1,7 @@
 """What is reached without a model on the validation split of a run: baselines.py RUN_DIRECTORY
 
-- tasks that predict tokens: the loss of the frequencies of all targets of the training split;
+- tasks that predict tokens: the loss of the frequencies of all targets of the training split; of hidden
+  spans also that of frequencies which know the next sentinel, and not where it comes;
 - pairs of a decoder: ROUGE of the first sentence, and of the first three, of the source;
 - questions: exact match and F1 of the commonest answer of the training split that stands in the context
   (``no answer`` where none does), and of never answering.
@@ -18,7 +19,7 @@ from distllm.data.batch import IGNORE_INDEX
 from distllm.data.examples import ExampleSplit
 from distllm.data.examples.dialogue import ANSWERS, CONTEXT, json_of
 from distllm.data.examples.pairs import SOURCE, TARGET
-from distllm.data.open import open_split
+from distllm.data.open import open_split, sentinel_ids
 from distllm.data.tokenizer import Tokenizer
 from distllm.evaluate.answers import score_answers
 from distllm.evaluate.text import score_summaries
@@ -37,10 +38,17 @@ def target_counts(split, vocab_size):
     return counts_V
 
 
-def unigram(train, valid, tokenizer):
-    """Return the cross-entropy of the validation's targets under the frequencies of the training's."""
+def unigram(train, valid, tokenizer, alike=None):
+    """Return the cross-entropy of the validation's targets under the frequencies of the training's.
+
+    The ids in ``alike`` count as one.
+    """
     known_V = target_counts(train, tokenizer.vocab_size) + 1
     asked_V = target_counts(valid, tokenizer.vocab_size)
+    for counts_V in (known_V, asked_V) if alike else ():
+        counts_V[alike[:1]] = counts_V[alike].sum()
+        counts_V[alike[1:]] = 0
+    known_V = np.maximum(known_V, 1e-9)
     return float(-(asked_V * np.log(known_V / known_V.sum())).sum() / asked_V.sum())
 
 
@@ -80,6 +88,9 @@ def main(run):
             print(name, scores)
     if task not in ("extractive_qa", "contrastive", "dpo"):
         print(f"frequencies of the targets: loss {unigram(train, valid, tokenizer):.4f}")
+    if task == "span_corruption":
+        sentinels = sentinel_ids(tokenizer, stored.dataset)
+        print(f"that know the next sentinel: loss {unigram(train, valid, tokenizer, sentinels):.4f}")
     if task == "seq2seq":
         for name, scores in leads(valid, tokenizer):
             print(name, scores)

@@ -13,7 +13,7 @@ from distllm.config.schema import Config, DataConfig, ModelConfig, TaskConfig
 from distllm.config.shape import settle_shape
 from distllm.data.examples.windows import AnswerSpans
 from distllm.data.open import open_split
-from distllm.evaluate.measures import best_span, measure_task
+from distllm.evaluate.measures import Search, best_span, measure_task
 from distllm.evaluate.preferences import measure_preferences
 from distllm.infer.generate import generate_rows
 from distllm.models.init import build_model
@@ -132,6 +132,38 @@ def test_a_decoder_is_asked_with_the_prompt_it_was_trained_on(tmp_path):
     prompts = [TOKENIZER.decode(ids[1:]) for ids in seen if len(ids) > 1]
     assert prompts == [f"{source}\n=> " for source, _ in PAIRS[:2]]
     assert scores["bleu"] < 5
+
+
+def test_a_prompt_that_fills_the_context_is_answered_with_nothing_and_counted(tmp_path):
+    pairs = [*PAIRS[:2], ("x" * 70, "y")]
+    split = split_of(tmp_path / "d", ("source", "target"), pairs, "seq2seq", "decoder", too_long="drop")
+    told = []
+    measure_task(
+        "seq2seq", model_of("decoder"), split, TOKENIZER, limit=None, tell=lambda *sample: told.append(sample)
+    )
+    assert [asked for asked, _, _ in told] == [source for source, _ in pairs]
+    assert told[2][1] == ""
+    assert told[0][1]
+
+
+def test_several_beams_find_a_text_that_is_at_least_as_likely(tmp_path):
+    split = split_of(tmp_path / "d", ("source", "target"), PAIRS, "seq2seq", "decoder")
+    model, said = model_of("decoder"), {}
+    for beams in (1, 4):
+        told = []
+        measure_task(
+            "seq2seq", model, split, TOKENIZER, limit=None, search=Search(beams, length_penalty=0.0),
+            tell=lambda *sample, told=told: told.append(sample),
+        )  # fmt: skip
+        said[beams] = told
+    for source, found, _ in said[4]:
+        prompt = [EOT, *ENCODE(f"{source}\n=> ")]
+        expected = generate_rows(
+            model, [prompt], vocab_size=VOCAB, eot_id=EOT, max_tokens=64 - len(prompt), beams=4,
+            length_penalty=0.0,
+        )  # fmt: skip
+        assert found == TOKENIZER.decode(expected[0])
+    assert said[1] != said[4]
 
 
 class Pointing(nn.Module):
