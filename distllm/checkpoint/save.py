@@ -127,7 +127,7 @@ class Saver:
             self._refused = error  # on every rank; `settle` tells
             return
         self._files = Files(self._partial)
-        tensors = engine.state(Share(self._topology))
+        tensors = engine.state(Shares(self._topology.world_size))
         files = _files(tensors, self._topology)
         if self._background and self._has_memory():
             copied = list(files)
@@ -264,21 +264,21 @@ class Saver:
             self._mirror.prune(self._retention)
 
 
-class Share:
-    """Which tensors a rank writes: each goes to the rank that has the fewest bytes so far.
+class Shares:
+    """Which rank writes which tensor: the one that has the fewest bytes so far.
 
-    Asked for every tensor, in the same order on every rank.
+    Args:
+        world_size: number of ranks.
     """
 
-    def __init__(self, topology: Topology) -> None:
-        self._rank = topology.rank
-        self._numel = [0] * topology.world_size
+    def __init__(self, world_size: int) -> None:
+        self._numel = [0] * world_size
 
-    def __call__(self, shape: torch.Size) -> bool:
-        """Return whether the next tensor, of this shape, is of this rank's share."""
+    def __call__(self, shape: torch.Size) -> int:
+        """Return the rank of the next tensor, which has this shape."""
         owner = min(range(len(self._numel)), key=self._numel.__getitem__)
         self._numel[owner] += shape.numel()
-        return owner == self._rank
+        return owner
 
 
 def _state_json(

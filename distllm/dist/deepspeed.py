@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from distllm.dist.collectives import rank_errors
 from distllm.dist.engine import (
     Accept,
+    Owner,
     StepResult,
-    Wanted,
     all_slots,
-    everything,
     logical_parameters,
     read_checked,
     state_names,
@@ -77,7 +76,7 @@ class ZeroEngine:
         from distllm.dist.zero_state import zero_state
 
         self._gate = NormGate(self._engine.optimizer, self._stage) if self._stage else None
-        self._state = zero_state(self._engine, optimizer, self._parameters)
+        self._state = zero_state(self._engine, optimizer, self._parameters, topology)
 
     @property
     def model(self) -> nn.Module:
@@ -151,14 +150,18 @@ class ZeroEngine:
         if self._stage < 3:
             yield from self._engine.module.parameters()
 
-    def state(self, wanted: Wanted = everything) -> Iterator[tuple[str, Tensor]]:
-        """Yield weights, then moments, assembled from all ranks one at a time."""
+    def state(self, owner: Owner | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield weights, then moments, assembled one at a time: on every rank, or each on its owner alone."""
+        is_shared = self._stage == 0  # what is assembled from parts is a copy already
         for name, parameter, moment in state_names(self._slots):
             with torch.no_grad(), rank_errors(self._topology, "assembling the state"):
-                full = self._state.full(parameter, moment)
-                copy = full.to("cpu", torch.float32, copy=True) if wanted(full.shape) else None
-            if copy is not None:
-                yield name, copy.detach()
+                if owner is None:
+                    full: Tensor | None = self._state.full(parameter, moment)
+                else:
+                    full = self._state.full_on(owner(self._shape(parameter, moment)), parameter, moment)
+                whole = None if full is None else full.detach().to("cpu", torch.float32, copy=is_shared)
+            if whole is not None:
+                yield name, whole
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
         """Set weights, moments and step counts; each rank keeps its share."""
@@ -169,7 +172,6 @@ class ZeroEngine:
                 self._optimizer.state[master]["step"].fill_(optimizer_steps)
             self._state.publish()
         self._optimizer_steps = optimizer_steps
-
 
     def _shape(self, parameter: str, slot: str | None) -> torch.Size:
         return self._shapes[parameter] if slot is None else self._slots[parameter][slot]

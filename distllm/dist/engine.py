@@ -22,13 +22,8 @@ from distllm.errors import CheckpointError
 Accept = Callable[[float], bool]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Slots = Mapping[str, Mapping[str, torch.Size]]
-Wanted = Callable[[torch.Size], bool]
-
-
-def everything(_shape: torch.Size) -> bool:
-    """Want every tensor."""
-    return True
-
+Owner = Callable[[torch.Size], int]
+"""The rank that gets a tensor of this shape; asked for each tensor in the same order on every rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +71,16 @@ class Engine(Protocol):
         Nothing where the weights are partitioned (stage 3). The tensors are not copies.
         """
 
-    def state(self, wanted: Wanted = everything) -> Iterator[tuple[str, Tensor]]:
-        """Yield every wanted logical tensor: full, fp32, on the CPU, in a fixed order. Collective.
+    def state(self, owner: Owner | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield logical tensors: full, fp32, on the CPU, copies, in a fixed order. Collective.
 
         Names are ``model/<parameter>`` and ``optim/<slot>/<parameter>``, for AdamW ``optim/exp_avg/``
         and ``optim/exp_avg_sq/``; they and their shapes depend on the model and the optimizer only,
-        not on the engine or the number of ranks. All ranks must exhaust the iterator, though each may
-        want other tensors: ``wanted`` is asked for each with its shape.
+        not on the engine or the number of ranks.
+
+        Args:
+            owner: which rank gets which tensor; the others give what they hold of it and allocate
+                nothing. None: every rank gets every tensor. All ranks must exhaust the iterator.
         """
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:

@@ -18,11 +18,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from distllm.dist.collectives import rank_errors
 from distllm.dist.engine import (
     Accept,
+    Owner,
     StepResult,
-    Wanted,
     all_slots,
     allocate_moments,
-    everything,
     logical_parameters,
     read_checked,
     state_names,
@@ -105,11 +104,11 @@ class LocalEngine:
         """Yield all weights."""
         yield from self._model.parameters()
 
-    def state(self, wanted: Wanted = everything) -> Iterator[tuple[str, Tensor]]:
-        """Yield weights, then moments, by logical name."""
+    def state(self, owner: Owner | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield weights, then moments, by logical name; with ``owner``, those of this rank."""
         for name, parameter, moment in state_names(self._slots):
             tensor = self._tensor(parameter, moment)
-            if wanted(tensor.shape):
+            if owner is None or owner(tensor.shape) == self._topology.rank:
                 yield name, tensor.detach().to("cpu", torch.float32, copy=True)
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:

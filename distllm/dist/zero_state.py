@@ -19,7 +19,10 @@ import torch
 from deepspeed import utils as accessors
 from torch import Tensor, nn
 
+from distllm.dist.collectives import gather_over_ranks
 from distllm.dist.engine import allocate_moments
+from distllm.dist.parts import Part, bring_together
+from distllm.dist.topology import Topology
 
 
 class ZeroState(Protocol):
@@ -29,7 +32,10 @@ class ZeroState(Protocol):
         """Return the fp32 tensors that this rank's optimizer updates."""
 
     def full(self, parameter: str, moment: str | None) -> Tensor:
-        """Assemble a whole fp32 weight (``moment`` None) or moment."""
+        """Assemble a whole fp32 weight (``moment`` None) or moment, on every rank."""
+
+    def full_on(self, owner: int, parameter: str, moment: str | None) -> Tensor | None:
+        """Assemble it on rank ``owner`` alone; None on the others, which allocate nothing."""
 
     def assign(self, parameter: str, moment: str | None, value: Tensor) -> None:
         """Store this rank's share of a whole weight or moment."""
@@ -39,7 +45,7 @@ class ZeroState(Protocol):
 
 
 def zero_state(
-    engine: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+    engine: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], topology: Topology
 ) -> ZeroState:
     """Return the state of a DeepSpeed engine's stage, with moments allocated and all zero.
 
@@ -47,15 +53,16 @@ def zero_state(
         engine: the DeepSpeedEngine.
         optimizer: the AdamW it was given.
         parameters: the model's parameters by logical name.
+        topology: this rank's place; all ranks partition one state.
     """
     stage = engine.zero_optimization_stage()
     state: ZeroState
     if stage == 0:
-        state = _Replicated(engine, optimizer, parameters)
+        state = _Replicated(engine, optimizer, parameters, topology)
     elif stage == 3:
-        state = _PartitionedParameters(engine, parameters)
+        state = _PartitionedParameters(engine, parameters, topology)
     else:
-        state = _PartitionedBuffers(engine, parameters)
+        state = _PartitionedBuffers(engine, parameters, topology)
     for master in state.masters():
         allocate_moments(optimizer, master)
     if isinstance(state, _PartitionedBuffers):
@@ -68,8 +75,13 @@ class _Replicated:
     """Stage 0."""
 
     def __init__(
-        self, engine: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+        self,
+        engine: Any,
+        optimizer: torch.optim.Optimizer,
+        parameters: Mapping[str, nn.Parameter],
+        topology: Topology,
     ) -> None:
+        self._rank = topology.rank
         self._optimizer = optimizer
         self._weights = parameters
         self._masters: dict[str, Tensor] = dict(parameters)
@@ -103,6 +115,9 @@ class _Replicated:
         tensor: Tensor = self._optimizer.state[master][moment]
         return tensor
 
+    def full_on(self, owner: int, parameter: str, moment: str | None) -> Tensor | None:
+        return self.full(parameter, moment) if owner == self._rank else None
+
     def assign(self, parameter: str, moment: str | None, value: Tensor) -> None:
         self.full(parameter, moment).copy_(value)
 
@@ -114,15 +129,34 @@ class _Replicated:
 class _PartitionedBuffers:
     """Stages 1 and 2."""
 
-    def __init__(self, engine: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, engine: Any, parameters: Mapping[str, nn.Parameter], topology: Topology) -> None:
         self._zero = engine.optimizer
         self._parameters = parameters
+        self._topology = topology
+        self._parts = self._layout()
+
+    def _layout(self) -> dict[str, list[Part]]:
+        """Return which ranks hold which elements of each parameter; DeepSpeed tells a rank only its own."""
+        own = [number for weight in self._parameters.values() for number in _held(weight)]
+        parts: dict[str, list[Part]] = {name: [] for name in self._parameters}
+        for rank, numbers in enumerate(gather_over_ranks(own, self._topology)):
+            for name, start, stop in zip(parts, numbers[::2], numbers[1::2], strict=True):
+                if stop > start:
+                    parts[name].append(Part(rank, int(start), int(stop)))
+        return parts
 
     def masters(self) -> list[Tensor]:
         return list(self._zero.single_partition_of_fp32_groups)
 
     def full(self, parameter: str, moment: str | None) -> Tensor:
         return _assemble(self._parameters[parameter], moment)
+
+    def full_on(self, owner: int, parameter: str, moment: str | None) -> Tensor | None:
+        weight: Any = self._parameters[parameter]
+        own = None if weight._hp_mapping is None else weight._hp_mapping.get_hp_fragment(moment)
+        parts, place = self._parts[parameter], self._topology
+        flat = bring_together(own, parts, rank=place.rank, owner=owner, device=place.device)
+        return None if flat is None else flat.view(weight.shape)
 
     def assign(self, parameter: str, moment: str | None, value: Tensor) -> None:
         weight = self._parameters[parameter]
@@ -138,10 +172,10 @@ class _PartitionedBuffers:
 class _PartitionedParameters:
     """Stage 3."""
 
-    def __init__(self, engine: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, engine: Any, parameters: Mapping[str, nn.Parameter], topology: Topology) -> None:
         self._zero = engine.optimizer
         self._parameters = parameters
-        self._rank = engine.global_rank
+        self._topology = topology
 
     def masters(self) -> list[Tensor]:
         return list(self._zero.fp32_partitioned_groups_flat)
@@ -149,11 +183,23 @@ class _PartitionedParameters:
     def full(self, parameter: str, moment: str | None) -> Tensor:
         return _assemble(self._parameters[parameter], moment)
 
+    def full_on(self, owner: int, parameter: str, moment: str | None) -> Tensor | None:
+        weight: Any = self._parameters[parameter]
+        place, size = self._topology, weight.ds_tensor.numel()
+        starts = range(0, weight.ds_numel, size)  # the last ranks may hold nothing but padding
+        parts = [Part(rank, at, min(at + size, weight.ds_numel)) for rank, at in enumerate(starts)]
+        own = None
+        if place.rank < len(parts):
+            own = _own_part(weight, moment)[: parts[place.rank].stop - parts[place.rank].start]
+        flat = bring_together(own, parts, rank=place.rank, owner=owner, device=place.device)
+        return None if flat is None else flat.view(weight.ds_shape)
+
     def assign(self, parameter: str, moment: str | None, value: Tensor) -> None:
         weight: Any = self._parameters[parameter]
         # The accessor for whole values reads past the end where the last part is padded.
         part = torch.zeros(weight.ds_tensor.numel(), dtype=torch.float32)
-        own = value.reshape(-1)[self._rank * part.numel() : (self._rank + 1) * part.numel()]
+        rank = self._topology.rank
+        own = value.reshape(-1)[rank * part.numel() : (rank + 1) * part.numel()]
         part[: own.numel()] = own
         if moment is None:
             accessors.safe_set_local_fp32_param(weight, part)
@@ -174,3 +220,21 @@ def _assemble(weight: nn.Parameter, moment: str | None) -> Tensor:
     else:
         full = accessors.safe_get_full_optimizer_state(weight, moment)
     return full
+
+
+def _own_part(weight: nn.Parameter, moment: str | None) -> Tensor:
+    """Return this rank's part of a parameter of stage 3, padded to the size of all parts."""
+    part: Tensor
+    if moment is None:
+        part = accessors.safe_get_local_fp32_param(weight)
+    else:
+        part = accessors.safe_get_local_optimizer_state(weight, moment)
+    return part
+
+
+def _held(weight: Any) -> tuple[int, int]:
+    """Return the elements [start, stop) of a flat parameter that this rank holds under stage 1 or 2."""
+    if weight._hp_mapping is None:
+        return 0, 0
+    address = weight._hp_mapping.lp_fragment_address
+    return address.start, address.start + address.numel

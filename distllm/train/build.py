@@ -49,11 +49,11 @@ from distllm.train.chronicle import Chronicle
 from distllm.train.early_stopping import EarlyStopping
 from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
-from distllm.train.loop import Run
 from distllm.train.pace import OwnTime, Pace
 from distllm.train.reference import reference_model
 from distllm.train.replicas import ReplicaCheck
 from distllm.train.resume import check_resume
+from distllm.train.run import Run
 from distllm.train.run_directory import RunDirectory
 from distllm.train.saving import build_saves, check_room, place_checkpoints
 from distllm.train.signals import StopRequest

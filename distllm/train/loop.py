@@ -6,75 +6,26 @@ each rank its part of the global batch, and one small reduction makes the ranks 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from distllm.config.resolve import Resolved
-from distllm.config.steps import StepSizes
-from distllm.data.batch import Split
+from distllm.data.batch import Batch
 from distllm.data.digest import batch_digest
 from distllm.data.mixture import plan_digest
-from distllm.data.stream import StepStream
-from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree
 from distllm.dist.collectives import gather_over_ranks, sum_over_ranks
-from distllm.dist.engine import Engine, StepResult
-from distllm.dist.topology import Topology
 from distllm.errors import Interrupted
 from distllm.evaluate.perplexity import evaluate_perplexity
-from distllm.heartbeat import HEART, read_beat
+from distllm.heartbeat import HEART
 from distllm.infer.generate import sample_text
-from distllm.observe.metrics import StepRecord, resident_bytes
-from distllm.observe.sinks import Sink
-from distllm.optim.schedule import LearningRate
-from distllm.tasks.base import Task
-from distllm.train.chain import Chain
-from distllm.train.chronicle import Chronicle
 from distllm.train.clock import Phases, StepClock
-from distllm.train.early_stopping import EarlyStopping
-from distllm.train.guard import Guard
 from distllm.train.microbatches import forward_and_backward
-from distllm.train.pace import OwnTime, Pace
-from distllm.train.replicas import Corruption, ReplicaCheck, flipped
+from distllm.train.replicas import Corruption, flipped
 from distllm.train.rewind import go_back
-from distllm.train.run_directory import RunDirectory
+from distllm.train.run import Run
 from distllm.train.samples import count_samples, require_complete, rows_of
-from distllm.train.saving import Saves
-from distllm.train.signals import StopRequest
-from distllm.train.state import TrainState
-
-
-@dataclass
-class Run:
-    """Everything a loop needs, built once by `distllm.train.build`."""
-
-    resolved: Resolved
-    sizes: StepSizes
-    directory: RunDirectory
-    topology: Topology
-    task: Task
-    engine: Engine
-    stream: StepStream
-    valid: Split | None
-    tokenizer: Tokenizer
-    learning_rate: LearningRate
-    state: TrainState
-    guard: Guard
-    stopping: EarlyStopping
-    replicas: ReplicaCheck
-    chain: Chain
-    saves: Saves
-    pace: Pace
-    own_time: OwnTime
-    chronicle: Chronicle
-    sinks: list[Sink]
-    stop: StopRequest
-    attempt: int
-    flops_per_token: float
-    peak_flops: float | None
-    checkpoint_facts: dict[str, object]
+from distllm.train.telling import tell, tell_skipped, tell_step, tell_straggler
 
 
 def train(run: Run) -> None:
@@ -90,7 +41,7 @@ def train(run: Run) -> None:
             evaluate(run)
         clock.restart()
     if state.step >= run.resolved.stop_step:
-        _note(run, f"the run is at step {state.step}: nothing is left to train")
+        tell(run, f"the run is at step {state.step}: nothing is left to train")
     while state.step < run.resolved.stop_step and not run.stopping.over():
         before = state.step
         asked = train_step(run, clock)
@@ -116,7 +67,7 @@ def train(run: Run) -> None:
 
 def train_step(run: Run, clock: StepClock) -> bool:
     """Take one optimizer step on the batch at ``state.samples``; return whether a checkpoint is asked for."""
-    state, config = run.state, run.resolved.config
+    state = run.state
     HEART.phase("data", state.step)
     clock.mark("loop")
     state.samples, damaged_before = state.next_samples(), run.stream.damaged
@@ -124,31 +75,13 @@ def train_step(run: Run, clock: StepClock) -> bool:
         batches = run.stream.step(state.samples, state.step)
     clock.mark("data")
 
-    # One reduction settles what every rank must agree on before it computes: the weight that
-    # normalises the loss, the identity and the samples of the global batch, when to save by rank 0's
-    # clock and who has written its share of a save, and whether anybody was asked to stop, or to save.
-    # Of ranks that share rows, one counts them.
-    counts = run.topology.counts_rows
-    weight, digest, rows, damaged, save_every, written, stops, saves = sum_over_ranks(
-        [
-            counts * sum(map(run.task.weight, batches)),
-            counts * batch_digest(batches),
-            counts * rows_of(batches),
-            counts * (run.stream.damaged - damaged_before),
-            run.saves.every if run.topology.is_main else 0,
-            run.saves.written,
-            run.stop.requested,
-            run.stop.save_requested,
-        ],
-        run.topology,
-    )
-    run.saves.agree(int(save_every), written=written == run.topology.world_size)
-    if stops:
+    agreed = _agree(run, batches, run.stream.damaged - damaged_before)
+    if agreed.stop:
         _stop_here(run)
     clock.mark("loop")
 
     loss_sum = forward_and_backward(
-        run.task, run.engine, batches, weight, run.topology, config.seed, run.own_time
+        run.task, run.engine, batches, agreed.weight, run.topology, run.resolved.config.seed, run.own_time
     )
     clock.mark("compute")
 
@@ -156,10 +89,9 @@ def train_step(run: Run, clock: StepClock) -> bool:
     HEART.phase("update")
     mine = [float(loss_sum), run.replicas.changed_since(), run.own_time.lap()]
     losses, changed, seconds_by_rank = zip(*gather_over_ranks(mine, run.topology), strict=True)
-    loss = sum(losses) / weight
-    corruption = flipped(changed)
+    loss, corruption = sum(losses) / agreed.weight, flipped(changed)
     # Of rows, not of targets: padding and prompts carry no loss, and must not stretch the schedule.
-    lr = run.learning_rate.when(run.sizes.before(state.step + 1) * config.data.seq_len)
+    lr = run.learning_rate.when(run.sizes.before(state.step + 1) * run.resolved.config.data.seq_len)
     result = run.engine.step(lr, lambda norm: corruption is None and run.guard.doubt(loss, norm) is None)
     clock.mark("update")
     if corruption is not None:
@@ -168,30 +100,81 @@ def train_step(run: Run, clock: StepClock) -> bool:
         clock.restart()
         return False
 
-    phases = clock.lap()
-    HEART.took_step(phases.total)
     doubt = run.guard.doubt(loss, result.grad_norm) if result.skipped else None
     must_go_back = run.guard.record(doubt, loss, result.grad_norm)
-    state.samples += run.sizes.at(state.step)
-    state.step += 1
-    state.tokens += int(weight)
-    state.seconds += phases.total
-    state.count_samples(int(rows), int(damaged), skipped=result.skipped)
-    run.saves.count_step(phases.total)
-    run.chronicle.count_step(state.step, phases, wasted=result.skipped)
-    deviation = run.chain.extend(f"{int(digest):x}", loss, result.grad_norm)
+    phases = clock.lap()
+    _count(run, agreed, phases, skipped=result.skipped)
+    deviation = run.chain.extend(agreed.digest, loss, result.grad_norm)
 
-    if state.step % config.logger.every_steps == 0 or result.skipped:
-        _log_step(run, loss, weight, digest, lr, result, phases)
+    if state.step % run.resolved.config.logger.every_steps == 0 or result.skipped:
+        tell_step(run, loss, agreed.weight, agreed.digest, lr, result, phases)
     if deviation is not None:
-        _note(run, deviation)
+        tell(run, deviation)
     if doubt is not None:
-        _tell_skipped(run, doubt, loss, result.grad_norm, losses)
-    _look_for_straggler(run, seconds_by_rank)
+        tell_skipped(run, doubt, loss, result.grad_norm, losses)
+    tell_straggler(run, seconds_by_rank)
     if must_go_back:
         _leave_streak_out(run)
         clock.restart()
-    return saves > 0
+    return agreed.save
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What every rank knows of a step before it computes.
+
+    Attributes:
+        weight: loss targets of the global batch, which normalise the loss.
+        digest: identity of its samples and their tokens.
+        rows: its samples.
+        damaged: those of them that are damaged.
+        stop: somebody was asked to stop before the step.
+        save: somebody was asked to save after it.
+    """
+
+    weight: float
+    digest: str
+    rows: int
+    damaged: int
+    stop: bool
+    save: bool
+
+
+def _agree(run: Run, batches: Sequence[Batch], damaged: int) -> Agreement:
+    """Settle with one reduction what every rank must agree on before it computes. Collective.
+
+    That is the global batch, when to save by rank 0's clock, who has written its share of a save, and
+    whether anybody was asked to stop, or to save. Of ranks that share rows, one counts them.
+    """
+    counts = run.topology.counts_rows
+    weight, digest, rows, damaged_rows, save_every, written, stops, saves = sum_over_ranks(
+        [
+            counts * sum(map(run.task.weight, batches)),
+            counts * batch_digest(batches),
+            counts * rows_of(batches),
+            counts * damaged,
+            run.saves.every if run.topology.is_main else 0,
+            run.saves.written,
+            run.stop.requested,
+            run.stop.save_requested,
+        ],
+        run.topology,
+    )
+    run.saves.agree(int(save_every), written=written == run.topology.world_size)
+    return Agreement(weight, f"{int(digest):x}", int(rows), int(damaged_rows), stops > 0, saves > 0)
+
+
+def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> None:
+    """Count the step just taken wherever steps, samples or seconds are counted."""
+    state = run.state
+    HEART.took_step(phases.total)
+    state.samples += run.sizes.at(state.step)
+    state.step += 1
+    state.tokens += int(agreed.weight)
+    state.seconds += phases.total
+    state.count_samples(agreed.rows, agreed.damaged, skipped=skipped)
+    run.saves.count_step(phases.total)
+    run.chronicle.count_step(state.step, phases, wasted=skipped)
 
 
 def evaluate(run: Run) -> None:
@@ -267,7 +250,7 @@ def _restore_weights(run: Run, corruption: Corruption) -> None:
     """Go back to the newest checkpoint whose weights were seen to agree, and take the steps again."""
     culprits = " and ".join(f"rank {rank}" for rank in corruption.ranks) or "an unknown rank"
     why = f"corrupted memory on {culprits}: {corruption.what}"
-    _note(run, why)
+    tell(run, why)
     run.chronicle.event("corruption", step=run.state.step, ranks=corruption.ranks, what=corruption.what)
     _go_back(run, run.state.agreed_step, None, why)
 
@@ -298,38 +281,9 @@ def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str
         )
     run.replicas.forget()
     left_out = f", samples {exclude[0]} to {exclude[1] - 1} are left out" if exclude else ""
-    _note(run, f"{why}: back to step {step}{left_out}")
+    tell(run, f"{why}: back to step {step}{left_out}")
     run.chronicle.rewound(step, excluded=exclude, why=why)
     save(run, must=True)
-
-
-def _note(run: Run, text: str) -> None:
-    for sink in run.sinks:
-        sink.log_note(run.state.step, text)
-
-
-def _tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_rank: Sequence[float]) -> None:
-    """Say which step was skipped and why, with its samples and the ranks whose own loss is not finite."""
-    stop = run.state.samples
-    _note(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {grad_norm:.4f}")
-    run.chronicle.event(
-        "skipped",
-        step=run.state.step,
-        reason=doubt,
-        loss=loss,
-        grad_norm=grad_norm,
-        samples=[stop - run.sizes.at(run.state.step - 1), stop],
-        ranks=[rank for rank, own in enumerate(loss_by_rank) if not math.isfinite(own)],
-    )
-
-
-def _look_for_straggler(run: Run, seconds_by_rank: Sequence[float]) -> None:
-    straggler = run.pace.slow_rank(seconds_by_rank)
-    if straggler is not None and run.topology.is_main:
-        beat = read_beat(run.directory.path, straggler.rank)
-        host = beat.host if beat is not None else "an unknown machine"
-        _note(run, f"{straggler}; it runs on {host}")
-        run.chronicle.event("straggler", step=run.state.step, host=host, **asdict(straggler))
 
 
 def _samples(run: Run) -> dict[str, int]:
@@ -342,7 +296,7 @@ def _finish(run: Run) -> None:
     HEART.phase("end", state.step)
     early = {"why": run.stopping.why} if run.stopping.over() else {}
     if early:
-        _note(run, f"{run.stopping.why}: ended at step {state.step}")
+        tell(run, f"{run.stopping.why}: ended at step {state.step}")
     elif state.step < run.resolved.max_steps:
         run.chronicle.end("stopped", step=state.step, why="train.stop_at_step", samples=_samples(run))
         return
@@ -355,40 +309,9 @@ def _stop_here(run: Run) -> None:
     if weights_agree(run):
         save(run, must=True)
     text = f"{run.stop.why}: saved at step {run.state.step}"
-    _note(run, text)
+    tell(run, text)
     run.chronicle.end("stopped", step=run.state.step, why=run.stop.why, samples=_samples(run))
     run.stop.obeyed_stop()
     stopped = Interrupted(text, where=str(run.directory.path), remedy="run the same command again to go on")
     stopped.everywhere = True
     raise stopped
-
-
-def _log_step(
-    run: Run, loss: float, weight: float, digest: float, lr: float, result: StepResult, phases: Phases
-) -> None:
-    """Hand the step's record to the sinks."""
-    state = run.state
-    tokens_per_second = weight / phases.total
-    flops = run.flops_per_token * tokens_per_second
-    remaining = run.resolved.max_steps - state.step
-    record = StepRecord(
-        step=state.step,
-        tokens=state.tokens,
-        loss=loss,
-        lr=lr,
-        grad_norm=result.grad_norm,
-        tokens_per_second=tokens_per_second,
-        mfu=flops / run.peak_flops if run.peak_flops else None,
-        data_wait_fraction=phases.data / phases.total,
-        overhead_fraction=phases.loop / phases.total,
-        memory_bytes=resident_bytes(),
-        eta_seconds=remaining * state.seconds / state.step,
-        skipped_steps=state.skipped_steps,
-        attempt=run.attempt,
-        batch_digest=f"{int(digest):x}",
-        damaged_samples=state.damaged_samples,
-        rewinds=state.rewinds,
-        chain=state.chain,
-    )
-    for sink in run.sinks:
-        sink.log_step(record)

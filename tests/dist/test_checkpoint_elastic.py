@@ -10,8 +10,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from engine_jobs import FP32, OFFLOADED, case_name, digest, make_engine, train_step
 from ranks import run_ranks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distllm.checkpoint.commit import Files
 from distllm.checkpoint.format import listed_files, step_path
@@ -53,6 +55,9 @@ def chain_job(topology, directory, place):
         failed = full_disk(saver, engine, first + STEPS, topology, home) if chain == FAILING else None
         saver.save(first + STEPS, engine, {"step": first + STEPS}, {})
         saver.settle()
+        last, made = topology.world_size - 1, Allocated()
+        with made:
+            given = [name for name, _ in engine.state(lambda _shape, last=last: last)]
         files = listed_files(step_path(home, first + STEPS))
         results.append(
             {
@@ -60,10 +65,26 @@ def chain_job(topology, directory, place):
                 "saved": digest(engine),
                 "losses": losses,
                 "failed": failed,
+                "given": len(given),
+                "allocated": made.numel,
                 "files": {name: record.bytes for name, record in files.items()},
             }
         )
     return results
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the elements of every tensor that is made, views not among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not func.is_view and not func._schema.is_mutable:
+            self.numel += made.numel()
+        return made
 
 
 def full_disk(saver, engine, step, topology, home):
@@ -155,6 +176,16 @@ def test_every_rank_writes_its_share(chains):
             # The embedding is a third of the weights, and tensors are not cut.
             assert max(shares) < 1.5 * sum(shares) / world, name(chain, place)
             assert min(shares) > 0.5 * sum(shares) / world, name(chain, place)
+
+
+@pytest.mark.timeout(600)
+def test_what_another_rank_writes_is_assembled_there_alone(chains):
+    results, _ = chains
+    for place, world in enumerate(WORLDS):
+        for chain, outcome in enumerate(results[place]):
+            is_owner = world == 1
+            assert (outcome["given"] > 0) == is_owner, name(chain, place)
+            assert (outcome["allocated"] > 0) == is_owner, name(chain, place)
 
 
 @pytest.mark.timeout(600)

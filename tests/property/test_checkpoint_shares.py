@@ -14,7 +14,7 @@ from distllm.checkpoint.commit import Files, abandon, begin, commit, transaction
 from distllm.checkpoint.format import FileRecord, list_checkpoints, newest_verified
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint
 from distllm.checkpoint.retention import Retention
-from distllm.checkpoint.save import Saver, Share
+from distllm.checkpoint.save import Saver, Shares
 from distllm.config.engine import deepspeed_json
 from distllm.dist.build import build_engine
 from distllm.dist.collectives import gather_json
@@ -31,11 +31,9 @@ def rank_of(rank, world_size):
 
 @given(SHAPES, st.integers(1, 9))
 def test_every_tensor_is_of_one_rank_and_no_share_exceeds_another_by_more_than_a_tensor(shapes, world_size):
-    shares = [Share(rank_of(rank, world_size)) for rank in range(world_size)]
-    held = [0] * world_size
+    shares, held = Shares(world_size), [0] * world_size
     for shape in shapes:
-        (owner,) = [rank for rank, wants in enumerate([share(shape) for share in shares]) if wants]
-        held[owner] += shape.numel()
+        held[shares(shape)] += shape.numel()
     assert max(held) - min(held) <= max((shape.numel() for shape in shapes), default=0)
 
 
@@ -48,8 +46,8 @@ def test_no_two_ranks_write_a_file_of_the_same_name(shapes, world_size, file_byt
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(save_module, "FILE_BYTES", file_bytes)
         for rank in range(world_size):
-            share = Share(rank_of(rank, world_size))
-            own = [(name, tensor) for name, tensor in tensors if share(tensor.shape)]
+            shares = Shares(world_size)
+            own = [(name, tensor) for name, tensor in tensors if shares(tensor.shape) == rank]
             for file, content in save_module._files(iter(own), rank_of(rank, world_size)):
                 names.append(file)
                 written += content

@@ -1,0 +1,85 @@
+"""What the loop tells of a step: its record, and in words what was strange about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from distllm.dist.engine import StepResult
+from distllm.heartbeat import read_beat
+from distllm.observe.metrics import StepRecord, resident_bytes
+from distllm.train.clock import Phases
+from distllm.train.run import Run
+
+
+def tell(run: Run, text: str) -> None:
+    """Say something about the step that the run stands at."""
+    for sink in run.sinks:
+        sink.log_note(run.state.step, text)
+
+
+def tell_step(
+    run: Run, loss: float, weight: float, digest: str, lr: float, result: StepResult, phases: Phases
+) -> None:
+    """Hand the record of the step just counted to the sinks.
+
+    Args:
+        run: the run.
+        loss: mean over the targets of the global batch, in nats.
+        weight: those targets.
+        digest: of the global batch.
+        lr: learning rate.
+        result: of the update.
+        phases: where the time went.
+    """
+    state = run.state
+    tokens_per_second = weight / phases.total
+    flops = run.flops_per_token * tokens_per_second
+    remaining = run.resolved.max_steps - state.step
+    record = StepRecord(
+        step=state.step,
+        tokens=state.tokens,
+        loss=loss,
+        lr=lr,
+        grad_norm=result.grad_norm,
+        tokens_per_second=tokens_per_second,
+        mfu=flops / run.peak_flops if run.peak_flops else None,
+        data_wait_fraction=phases.data / phases.total,
+        overhead_fraction=phases.loop / phases.total,
+        memory_bytes=resident_bytes(),
+        eta_seconds=remaining * state.seconds / state.step,
+        skipped_steps=state.skipped_steps,
+        attempt=run.attempt,
+        batch_digest=digest,
+        damaged_samples=state.damaged_samples,
+        rewinds=state.rewinds,
+        chain=state.chain,
+    )
+    for sink in run.sinks:
+        sink.log_step(record)
+
+
+def tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_rank: Sequence[float]) -> None:
+    """Say which step was skipped and why, with its samples and the ranks whose own loss is not finite."""
+    stop = run.state.samples
+    tell(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {grad_norm:.4f}")
+    run.chronicle.event(
+        "skipped",
+        step=run.state.step,
+        reason=doubt,
+        loss=loss,
+        grad_norm=grad_norm,
+        samples=[stop - run.sizes.at(run.state.step - 1), stop],
+        ranks=[rank for rank, own in enumerate(loss_by_rank) if not math.isfinite(own)],
+    )
+
+
+def tell_straggler(run: Run, seconds_by_rank: Sequence[float]) -> None:
+    """Name the rank that holds the others up, if one does, given each rank's own seconds in a step."""
+    straggler = run.pace.slow_rank(seconds_by_rank)
+    if straggler is not None and run.topology.is_main:
+        beat = read_beat(run.directory.path, straggler.rank)
+        host = beat.host if beat is not None else "an unknown machine"
+        tell(run, f"{straggler}; it runs on {host}")
+        run.chronicle.event("straggler", step=run.state.step, host=host, **asdict(straggler))
