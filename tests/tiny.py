@@ -73,8 +73,12 @@ def distllm(*words: str, timeout: float = 240, **more: str) -> subprocess.Comple
 
 
 def steps(root: Path, name: str = "tiny", attempt: int | None = None) -> dict[int, dict]:
-    """The step records of a run by step: of one attempt, or the newest of each step."""
-    lines = map(json.loads, (root / "runs" / name / "metrics.jsonl").read_text().splitlines())
+    """The step records of a run by step: of one attempt, or the newest of each step.
+
+    The run may be writing: half a line at the end is none yet.
+    """
+    text = (root / "runs" / name / "metrics.jsonl").read_text()
+    lines = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
     wanted = [x for x in lines if x["kind"] == "step" and attempt in (None, x["attempt"])]
     return {line["step"]: line for line in wanted}
 

@@ -19,7 +19,7 @@ KINDS = {
     "stop": "the rank is frozen by SIGSTOP",
     "hang": "the rank sleeps for ever and never arrives at the next collective",
     "skip_collective": "the rank leaves out the exchange after its forward pass",
-    "slow": "the rank needs half a second more for the step",
+    "slow": "the rank needs four times as long for its forward pass, and half a second more",
     "nan": "the rank's loss is not a number",
     "spike": "the rank's loss and gradient are a thousand times too large",
     "bit_flip": "one mantissa bit of one weight of the rank flips before its forward pass",

@@ -26,6 +26,7 @@ from distllm.tasks.base import Task
 from distllm.train.state import TrainState
 
 SLOW_SECONDS = 0.5
+_SLOW_TIMES = 4.0  # of what the others need, also where a busy machine makes all of them slow
 _SPIKE = 1000.0
 _CLOCK_SKEW_SECONDS = 3600.0
 _MANTISSA_BIT = 10
@@ -51,6 +52,7 @@ class FaultyTask:
         self._happened = run_directory / "chaos"
         self._step = 0
         self._factor = 1.0
+        self._slow = False
 
     def weight(self, batch: Batch) -> int:
         """Return the number of loss targets in ``batch``."""
@@ -64,12 +66,16 @@ class FaultyTask:
         """Return the loss of ``batch``, after whatever is due in this step has happened."""
         step = self._state.step + 1
         if step != self._step:
-            self._step, self._factor = step, 1.0
+            self._step, self._factor, self._slow = step, 1.0, False
             _lift_file_size()
             for fault in self._faults:
                 if fault.step <= step < fault.step + fault.steps and self._is_first_time(fault, step):
                     self._inflict(fault, model)
-        return self._task.loss_sum(model, batch) * self._factor
+        began = time.perf_counter()
+        loss = self._task.loss_sum(model, batch) * self._factor
+        if self._slow:
+            time.sleep((_SLOW_TIMES - 1) * (time.perf_counter() - began))
+        return loss
 
     def _is_first_time(self, fault: Fault, step: int) -> bool:
         """Note on disk that the fault happens now, before it does; return whether that is news."""
@@ -98,6 +104,7 @@ class FaultyTask:
                 _set_clock_back()
             case "slow":
                 time.sleep(SLOW_SECONDS)
+                self._slow = True
             case "nan":
                 self._factor = float("nan")
             case "spike":

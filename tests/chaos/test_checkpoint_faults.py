@@ -1,6 +1,7 @@
 """Runs that save beside the training: killed, out of space, or started again where nothing is left."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 import tiny
 
-from distllm.checkpoint.format import list_checkpoints, newest_verified
+from distllm.checkpoint.format import list_checkpoints, list_quarantined, newest_verified
 from distllm.checkpoint.mirror import Mirror
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -38,6 +39,20 @@ def train_all(root, *runs):
     return json.loads(done.stderr.splitlines()[-1]), done.stdout + done.stderr
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "flipped": flip,
+    "deleted": lambda path: path.unlink(),
+}
+HALF_WAY = "train.stop_at_step=5"  # with checkpoints of 2, 4 and 5
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tiny.prepare(tmp_path_factory.mktemp("faults"))
@@ -55,10 +70,14 @@ def outcome(root):
         ("name=full", "chaos.faults=[disk_full@4:0, disk_full@5:0]", "checkpoint.background=false"),
         ("name=fulltoolate", f"chaos.faults=[disk_full@{STEPS}:0]"),
         ("name=noroom", "checkpoint.keep_last=1000000000"),
-        (*remote, "train.stop_at_step=5"),
+        (*remote, HALF_WAY),
+        *((f"name={name}", HALF_WAY) for name in DAMAGE),
     )  # fmt: skip
     shutil.rmtree(root / "runs" / "remote" / "checkpoints")
-    second, told_again = train_all(root, remote)
+    for name, damage in DAMAGE.items():
+        newest = list_checkpoints(root / "runs" / name / "checkpoints")[0]
+        damage(max(newest.iterdir(), key=lambda path: path.stat().st_size))
+    second, told_again = train_all(root, remote, *((f"name={name}",) for name in DAMAGE))
     return first + second, told + told_again
 
 
@@ -112,12 +131,25 @@ def test_a_disk_without_room_for_what_is_kept_is_refused_before_the_first_step(r
 
 def test_a_machine_that_has_nothing_goes_on_from_the_url(root, outcome):
     codes, told = outcome
-    assert codes[5:] == [0, 0]
+    assert (codes[5], codes[9]) == (0, 0)
     url = f"file://{root}/elsewhere/remote"
     assert f"fetched the checkpoint of step 5 from {url}" in told
     assert "resuming from step 5" in told
     assert exact(root, "remote") == exact(root, "whole")
     assert Mirror(url).steps() == [10, 8, 6]
+
+
+def test_a_checkpoint_that_was_damaged_is_set_aside_by_name_and_the_one_before_it_gives_the_same_run(
+    root, outcome
+):
+    codes, told = outcome
+    assert codes[6:9] + codes[10:] == [0] * 6
+    assert told.count("resuming from step 4") == len(DAMAGE)
+    for name in DAMAGE:
+        (aside,) = list_quarantined(root / "runs" / name / "checkpoints")
+        assert aside.name.startswith("step-000000005.")
+        assert str(aside) in told, "one clear line"
+        assert exact(root, name) == exact(root, "whole")
 
 
 def test_a_kill_while_a_save_is_written_loses_no_more_than_that_save(root, outcome):

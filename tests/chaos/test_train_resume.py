@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
@@ -104,6 +105,55 @@ def test_a_signal_saves_exits_75_and_loses_no_step(root):
     shutil.rmtree(root / "runs" / "straight")
 
 
+# Trains with the same command line again and again in one process, and asks itself to stop in a step of each.
+SIGNALLED = """
+import json, os, sys
+from distllm.cli import main
+from distllm.data.stream import StepStream
+
+words, plan, ports = map(json.loads, sys.argv[1:])
+rank, whole = int(os.environ["RANK"]), StepStream.step
+
+def step(self, first_sample, number):
+    if plan and number == plan[0][0]:
+        if rank in plan[0][2]:
+            os.kill(os.getpid(), plan[0][1])
+        plan.pop(0)
+    return whole(self, first_sample, number)
+
+StepStream.step = step
+codes = []
+for port in ports:
+    os.environ["MASTER_PORT"] = port
+    codes.append(main(words))
+print(json.dumps(codes), file=sys.stderr)
+"""
+
+
+def test_each_signal_to_one_rank_or_to_all_stops_all_at_one_step_and_loses_none(root, uninterrupted_local):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    plan = [[step, int(numbers[step // 2]), [0, 1] if step % 2 else [1]] for step in range(8)]
+    ports = [tiny.only_rank()["MASTER_PORT"] for _ in range(len(plan) + 1)]
+    words = ["train", *tiny.overrides(root, "name=signals", *LOCAL)]
+    arguments = [sys.executable, "-c", SIGNALLED, *map(json.dumps, (words, plan, ports))]
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    ranks = [
+        subprocess.Popen(
+            arguments,
+            env=tiny.environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [rank.communicate(timeout=200) for rank in ranks]
+    for _, errors in told:
+        assert json.loads(errors.splitlines()[-1]) == [75] * len(plan) + [0], errors
+    assert [f"asked to stop: saved at step {step}" in told[0][0] for step in range(8)] == [True] * 8
+    assert tiny.exact(tiny.steps(root, "signals")) == uninterrupted_local
+    taken = (root / "runs" / "signals" / "metrics.jsonl").read_text().count('"kind": "step"')
+    assert taken == 8, "no step was taken twice"
+
+
 def test_kill_9_of_the_launcher_orphans_nobody_and_the_run_goes_on_exactly(root, uninterrupted):
     process = start(root, "name=killed")
     wait_for_step(root, "killed", 3, process)
@@ -123,14 +173,18 @@ def test_kill_9_of_the_launcher_orphans_nobody_and_the_run_goes_on_exactly(root,
 
 
 def test_kill_9_of_one_rank_starts_both_again_and_one_signal_then_stops_both(root):
+    began = time.time()
     process = start(root, "name=onerank", "train.max_steps=100000", *LOCAL)
     wait_for_step(root, "onerank", 1, process)
+    starting = time.time() - began
     ranks = ranks_of(process)
     ranks[1].kill()
     killed = time.time()
     assert psutil.wait_procs(ranks, timeout=60)[1] == []
     again = max(tiny.steps(root, "onerank")) + 3
     wait_for_step(root, "onerank", again, process)
+    # Half a minute, where a start alone does not take longer because the machine is busy.
+    assert time.time() - killed < max(30, 2 * starting), "training again"
     ranks_of(process)[1].send_signal(signal.SIGUSR2)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output

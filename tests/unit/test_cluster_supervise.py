@@ -21,6 +21,9 @@ from distllm.observe.ledger import Ledger, read_events
 
 pytestmark = pytest.mark.slow
 
+# Longer than a busy machine keeps a rank from what it does between its last beat and its next move.
+FLOOR = 1.5
+
 # A rank counts its starts in the run directory, and may leave what looks like a checkpoint there.
 PRELUDE = """
 import os, pathlib, signal, sys, time
@@ -46,7 +49,7 @@ def directory(tmp_path, monkeypatch):
 
 
 def job(script, num_ranks=1, max_restarts=2):
-    return Job(["-c", PRELUDE + script], Path("run"), num_ranks, 1, max_restarts, Patience(0.5, 60.0))
+    return Job(["-c", PRELUDE + script], Path("run"), num_ranks, 1, max_restarts, Patience(FLOOR, 60.0))
 
 
 def starts(rank=0):
@@ -157,14 +160,14 @@ def test_ranks_that_stand_still_are_named_killed_and_started_again(capfd):
     assert facts["ranks"] == [1]
     assert facts["hosts"] == [socket.gethostname()]
     assert facts["cause"].startswith(f"rank 1 on {socket.gethostname()} is stopped (SIGSTOP)")
-    assert facts["seconds"] >= 0.5
+    assert facts["seconds"] >= FLOOR
     assert (Path("run") / facts["stacks"] / "rank-00001.json").exists()
     assert "the run stands still: rank 1" in capfd.readouterr().err
 
 
 def test_ranks_that_never_begin_are_named():
     script = "time.sleep(0 if starts > 1 or rank == 0 else 60)\ntime.sleep(0 if starts > 1 else 60)"
-    late = replace(job(script, num_ranks=2), patience=Patience(0.5, 2.0))
+    late = replace(job(script, num_ranks=2), patience=Patience(FLOOR, 5.0))
     assert supervise.supervise(late) == 0
     (hang, facts), _ = events()
     assert (hang, facts["ranks"]) == ("hang", [0, 1])
@@ -172,7 +175,7 @@ def test_ranks_that_never_begin_are_named():
 
 
 def test_a_phase_that_may_take_long_is_no_hang():
-    script = f"{BEAT}\nHEART.phase('save')\ntime.sleep(3)"
+    script = f"{BEAT}\nHEART.phase('save')\ntime.sleep({FLOOR + 2})"
     assert supervise.supervise(job(script)) == 0
     assert events() == []
 

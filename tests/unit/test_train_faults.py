@@ -158,12 +158,14 @@ def test_a_wall_clock_jumps_back(faulty, model, monkeypatch):
     assert inflicting.time.time() == 10000.0 - 3600
 
 
-def test_a_slow_rank_needs_longer(faulty, model, monkeypatch):
-    slept = []
+def test_a_slow_rank_is_slow_also_where_all_are(faulty, model, monkeypatch):
+    """Each pass takes a second: three more, and half a second once a step."""
+    slept, clock = [], iter(range(1000))
     monkeypatch.setattr(inflicting.time, "sleep", slept.append)
+    monkeypatch.setattr(inflicting.time, "perf_counter", lambda: float(next(clock)))
     task, state, _ = faulty("slow@1x3")
     losses(task, state, range(1, 6), model)
-    assert slept == [inflicting.SLOW_SECONDS] * 3
+    assert slept == [inflicting.SLOW_SECONDS, 3.0, 3.0] * 3
 
 
 def test_a_full_disk_refuses_checkpoints_but_not_logs_and_has_room_again(faulty, model, tmp_path):
