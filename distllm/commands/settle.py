@@ -62,7 +62,14 @@ def _resolved(
     if launcher is not None:
         world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
     limit = read_memory_limit(Path(config.runs_dir) / config.name)
-    resolved = resolve(config, world=world, dataset=dataset, memory_limit=limit, problems=problems)
+    resolved = resolve(
+        config,
+        world=world,
+        dataset=dataset,
+        memory_limit=limit,
+        problems=problems,
+        starts_here=need_dataset,  # a run of any machine can be explained on this one
+    )
     if need_dataset:  # it is about to run
         from distllm.plan.admission import check_memory  # a typo need not wait for the planner
 

@@ -170,6 +170,11 @@ def test_config_dir_is_read_by_the_command(tmp_path, capsys):
     assert main(["train", "--config-dir", str(tmp_path / "missing"), "--cfg", "job"]) == 64
 
 
+def test_a_run_of_another_machine_is_explained_on_this_one(capsys):
+    assert main(["explain", "world_size", "experiment=causal_lm", "cluster=h100"]) == 0
+    assert "world_size = 8" in capsys.readouterr().out
+
+
 def test_explain_prints_value_origin_and_help(capsys):
     assert main(["explain", "optim.lr", "experiment=demo"]) == 0
     out = capsys.readouterr().out

@@ -37,6 +37,15 @@ def test_at_scale_a_recipe_has_the_model_that_was_chosen_and_nothing_of_its_smal
         assert compose([f"experiment={recipe}", f"model={LARGE[family]}"]).model == chosen[family], recipe
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_at_scale_a_recipe_needs_another_model_and_another_machine_only(recipe):
+    large = f"model={LARGE[RECIPES[recipe][1]]}"
+    for cluster in ("h100", "slurm-gpu8"):
+        settled = resolve(compose([f"experiment={recipe}", large, f"cluster={cluster}"]), starts_here=False)
+        assert settled.world.size == 8
+        assert settled.shape.num_params > 90_000_000
+
+
 def test_preferences_ask_for_the_model_to_begin_with():
     config = compose(["experiment=dpo"])
     assert config.task.name == "dpo"
