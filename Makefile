@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # A build of a C++ extension that is killed leaves a lock that hangs the next one: keep it to this checkout.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: help setup demo lint check test test-runs test-slurm test-kernels gate readme real gpu-check bench docs clean
+.PHONY: help setup demo lint check test test-runs test-slurm test-kernels gate readme real gpu-check bench error-examples docs clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##/  make \1\t/p' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ gpu-check: $(STAMP)  ## the tests that need a CUDA device
 
 bench: $(STAMP)  ## speed beside the Hugging Face Trainer and a plain loop, in one run
 	$(BIN)/python tests/bench/train_bench.py
+
+error-examples: $(STAMP)  ## keep what errors look like when tests cause them, in docs/errors.json
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -p error_examples -m "not slow" tests/unit
 
 docs: $(STAMP)  ## the documentation site in build/site
 	$(BIN)/mkdocs build --strict --quiet

@@ -34,7 +34,7 @@ COMMANDS = {
     "search": "an index of texts by a trained encoder, and questions to it",
     "serve": "a trained model behind HTTP, and a page to talk to it",
     "export": "write a Hugging Face folder",
-    "explain": "where a configuration value came from",
+    "explain": "where a configuration value came from, and what an error means",
     "inspect": "the exact text of any batch of any step",
     "report": "a run, or several side by side, as one page for the browser",
     "checkpoint": "list, verify, convert or prune the checkpoints of a run",
@@ -59,9 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verbose:
             sys.excepthook(*sys.exc_info())
         if not (error.everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"):
+            from distllm.messages import shown
             from distllm.redact import redact_text
 
-            print(f"distllm: {redact_text(str(error))}", file=sys.stderr)
+            print(f"distllm: {redact_text(shown(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("distllm: interrupted", file=sys.stderr)

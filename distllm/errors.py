@@ -18,7 +18,11 @@ DistllmError
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind", bound="DistllmError")
 
 
 class DistllmError(Exception):
@@ -32,6 +36,7 @@ class DistllmError(Exception):
     Attributes:
         exit_code: how the process ends.
         everywhere: every rank raises this same error, so that only rank 0 needs to print it.
+        made_at: file and line that made it, by which `distllm.messages` finds its page.
     """
 
     exit_code = 70
@@ -41,6 +46,7 @@ class DistllmError(Exception):
         self.cause = cause
         self.where = where
         self.remedy = remedy
+        self.made_at: tuple[str, int] | None = calling_line(1)
         super().__init__(cause)
 
     def __str__(self) -> str:
@@ -50,6 +56,24 @@ class DistllmError(Exception):
         if self.remedy:
             lines.append(f"  remedy: {self.remedy}")
         return "\n".join(lines)
+
+    def retold(
+        self, kind: type[Kind], *, where: str | None, remedy: str | None, cause: str | None = None
+    ) -> Kind:
+        """Return the same as an error of another class, place or remedy; it keeps its page."""
+        told = kind(cause or self.cause, where=where, remedy=remedy)
+        told.made_at = self.made_at
+        return told
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain values of which `of_facts` makes the same error on another rank."""
+        facts = {
+            "error": type(self).__name__,
+            "cause": self.cause,
+            "where": self.where,
+            "remedy": self.remedy,
+        }
+        return {**facts, "made_at": self.made_at}
 
 
 class ConfigError(DistllmError):
@@ -125,3 +149,20 @@ class Interrupted(DistllmError):
     """The run was asked to stop; its state is saved and the same command continues it."""
 
     exit_code = 75
+
+
+def of_facts(facts: dict[str, Any]) -> DistllmError:
+    """Return the error whose `DistllmError.facts` these are."""
+    kind: type[DistllmError] = globals()[facts["error"]]
+    told = kind(facts["cause"], where=facts["where"], remedy=facts["remedy"])
+    told.made_at = tuple(facts["made_at"]) if facts["made_at"] else None
+    return told
+
+
+def calling_line(above: int) -> tuple[str, int] | None:
+    """Return file and line that called the caller, ``above`` calls further up; None outside of any."""
+    try:
+        frame = sys._getframe(above + 1)
+    except ValueError:
+        return None
+    return frame.f_code.co_filename, frame.f_lineno

@@ -138,9 +138,15 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise IntegrityError(f"{path} does not exist", where=str(path)) from error
+        raise IntegrityError(
+            f"{path} does not exist", where=str(path), remedy="restore it from a copy, or make it again"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path} is not valid JSON: {error}", where=str(path)) from error
+        raise IntegrityError(
+            f"{path} is not valid JSON: {error}",
+            where=str(path),
+            remedy="restore it from a copy, or make it again",
+        ) from error
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,11 @@ from mkdocs.structure.files import File
 import distllm
 from distllm import errors
 from distllm.cli import COMMANDS
+from distllm.commands.explain_error import page_of, verbatim
 from distllm.config.keys import leaves
 from distllm.config.schema import Config
 from distllm.config.validate import describe
+from distllm.messages import Message, all_messages
 
 PACKAGE = Path(distllm.__file__).parent
 
@@ -84,36 +87,51 @@ def options_of(module: Any) -> list[type]:
 
 
 def error_pages() -> dict[str, str]:
-    """Return a page for each class of error: meaning, exit code, and every message with its remedy."""
-    classes = {
-        name: one
-        for name, one in vars(errors).items()
-        if inspect.isclass(one) and issubclass(one, errors.DistllmError)
+    """Return a page for each message, one for each class of error with its messages, and the index of all."""
+    examples = json.loads((Path(__file__).parent / "errors.json").read_text(encoding="utf-8"))
+    named = defaultdict(list)
+    for message in all_messages():
+        named[message.name].append(message)
+    pages = {
+        f"reference/errors/{name}.md": page_of(found, example=examples.get(name))
+        for name, found in named.items()
     }
-    raised = defaultdict(list)
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for name, message, remedy in messages(path):
-            raised[name].append((message, remedy, path.relative_to(PACKAGE.parent)))
-    index = ["# Errors", "", "| class | exit code | meaning |", "|---|---|---|"]
-    made = {}
-    for name, one in classes.items():
+    index = [
+        "# Every error",
+        "",
+        "A command prints its error with a name in brackets, which is the name of a page here and of "
+        "`distllm explain error=NAME`. Values stand as `{expression}` of the source.",
+        "",
+        *("| class | exit code | meaning |", "|---|---|---|"),
+    ]
+    for name, one in vars(errors).items():
+        if not (inspect.isclass(one) and issubclass(one, errors.DistllmError)):
+            continue
         what = (inspect.getdoc(one) or "").partition("\n")[0]
         index.append(row(f"[`{name}`]({name}.md)", str(one.exit_code), what))
-        lines = [f"# {name}", "", what, "", f"Exit code {one.exit_code}.", ""]
-        lines += ["| message | remedy | raised in |", "|---|---|---|"] if raised[name] else []
-        lines += [row(message, remedy, f"`{path}`") for message, remedy, path in raised[name]]
-        made[f"reference/errors/{name}.md"] = "\n".join([*lines, ""])
-    return {"reference/errors/index.md": "\n".join([*index, ""]), **made}
+        own = [message for found in named.values() for message in found if message.kind == name]
+        head = [f"# {name}", "", what, "", f"Exit code {one.exit_code}.", ""]
+        pages[f"reference/errors/{name}.md"] = "\n".join([*head, *_listed(own), ""])
+    for room, found in sorted(_by_room(named).items()):
+        index += ["", f"## {room}", "", *_listed(found)]
+    return {"reference/errors/index.md": "\n".join([*index, ""]), **pages}
 
 
-def messages(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (class, message, remedy) of each error that a file makes; values stand as `{name}`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
-            continue
-        if hasattr(errors, node.func.id) and (message := text_of(node.args[0])):
-            remedies = [text_of(word.value) for word in node.keywords if word.arg == "remedy"]
-            yield node.func.id, message, (remedies or [""])[0]
+def _by_room(named: dict[str, list[Message]]) -> dict[str, list[Message]]:
+    rooms = defaultdict(list)
+    for found in named.values():
+        for message in found:
+            rooms[message.room].append(message)
+    return rooms
+
+
+def _listed(messages: list[Message]) -> list[str]:
+    """Return a table of messages that link to their pages, each page once."""
+    once = {message.name: message for message in reversed(messages)}
+    if not once:
+        return []
+    rows = [row(f"[{verbatim(one.cause[0])}]({name}.md)", f"`{name}`") for name, one in sorted(once.items())]
+    return ["| message | name |", "|---|---|", *rows]
 
 
 def module_pages() -> dict[str, str]:
@@ -180,16 +198,11 @@ def shown(docstring: str) -> list[str]:
     return lines
 
 
-def text_of(node: ast.expr) -> str:
-    """Return a string or f-string as it is written, without its quotes."""
-    if isinstance(node, ast.JoinedStr):
-        return "".join(map(text_of, node.values))
-    if isinstance(node, ast.FormattedValue):
-        return f"{{{ast.unparse(node.value)}}}"
-    return str(node.value) if isinstance(node, ast.Constant) else ""
-
-
 def row(*cells: str) -> str:
-    """Return a row of a table."""
-    shown = (str(cell).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;") for cell in cells)
-    return f"| {' | '.join(shown)} |"
+    """Return a row of a table; what is between backticks stays as it is."""
+    shown = (str(cell).replace("|", "\\|").replace("\n", " ").split("`") for cell in cells)
+    safe = (
+        (part if place % 2 else part.replace("<", "&lt;") for place, part in enumerate(cell))
+        for cell in shown
+    )
+    return f"| {' | '.join(map('`'.join, safe))} |"

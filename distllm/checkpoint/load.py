@@ -28,7 +28,7 @@ from distllm.checkpoint.format import (
 from distllm.dist.collectives import broadcast_json, max_over_ranks
 from distllm.dist.engine import Engine, read_checked
 from distllm.dist.topology import Topology
-from distllm.errors import CheckpointError, DistllmError, StorageError
+from distllm.errors import CheckpointError, StorageError, of_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,10 @@ def find_checkpoint(
         try:
             answer = {"found": _search(Path(directory), quarantine, step)}
         except (CheckpointError, StorageError) as error:
-            kind = type(error).__name__
-            answer = {"kind": kind, "cause": error.cause, "where": error.where, "remedy": error.remedy}
+            answer = error.facts()
     answer = broadcast_json(answer, topology)
-    if "kind" in answer:
-        failure: type[DistllmError] = StorageError if answer["kind"] == "StorageError" else CheckpointError
-        raise failure(answer["cause"], where=answer["where"], remedy=answer["remedy"])
+    if "error" in answer:
+        raise of_facts(answer)
     found = answer["found"]
     if found is None:
         return None

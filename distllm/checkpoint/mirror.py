@@ -26,6 +26,7 @@ from distllm.fsio import atomic_write_bytes, digest_bytes
 
 REJECTED = "REJECTED"
 _STALL_SECONDS = 60.0
+_REMEDY = "start from another copy, or take away what lies at the URL"
 
 
 class Mirror:
@@ -112,7 +113,7 @@ class Mirror:
         with adopted(directory, step) as partial, _missing_is_damage(base):
             manifest, marker = self._read(f"{base}/{MANIFEST}"), self._read(f"{base}/{MARKER}")
             if digest_bytes(manifest) != marker.decode(errors="replace").strip():
-                raise CheckpointError(f"{MANIFEST} is not what was committed", where=base)
+                raise CheckpointError(f"{MANIFEST} is not what was committed", where=base, remedy=_REMEDY)
             atomic_write_bytes(partial / MANIFEST, manifest)
             atomic_write_bytes(partial / MARKER, marker)
             for name in _names(manifest, base):
@@ -147,7 +148,7 @@ class Mirror:
         try:
             return self._prune(retention)
         except DataError as error:
-            raise StorageError(error.cause, where=error.where, remedy=error.remedy) from error
+            raise error.retold(StorageError, where=error.where, remedy=error.remedy) from error
 
     def _prune(self, retention: Retention) -> list[int]:
         listing = self._listing()
@@ -182,7 +183,7 @@ def _missing_is_damage(where: str) -> Iterator[None]:
         yield
     except DataError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise CheckpointError(f"a file is missing: {error.cause}", where=where) from error
+            raise CheckpointError(f"a file is missing: {error.cause}", where=where, remedy=_REMEDY) from error
         raise
 
 
@@ -190,7 +191,7 @@ def _names(manifest: bytes, where: str) -> list[str]:
     try:
         names = [str(name) for name in json.loads(manifest)["files"]]
     except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{MANIFEST} is no manifest: {error!r}", where=where) from error
+        raise CheckpointError(f"{MANIFEST} is no manifest: {error!r}", where=where, remedy=_REMEDY) from error
     if any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{MANIFEST} names files outside the checkpoint", where=where)
+        raise CheckpointError(f"{MANIFEST} names files outside the checkpoint", where=where, remedy=_REMEDY)
     return names

@@ -35,7 +35,7 @@ from distllm.dist.agree import agree, agree_at_leisure
 from distllm.dist.collectives import gather_json, max_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
-from distllm.errors import StorageError
+from distllm.errors import StorageError, of_facts
 from distllm.machine import available_memory
 from distllm.units import format_bytes
 
@@ -196,7 +196,7 @@ class Saver:
                 abandon(self._partial)
             rank, why = failed
             of_rank = f" (rank {rank})" if self._topology.world_size > 1 else ""
-            raised = StorageError(f"{why['cause']}{of_rank}", where=why["where"], remedy=why["remedy"])
+            raised = of_facts({**why, "cause": f"{why['cause']}{of_rank}"})
             raised.everywhere = True
             raise raised
         self._committing = True
@@ -211,7 +211,7 @@ class Saver:
         try:
             self._worker.result()
         except StorageError as error:
-            return {"cause": error.cause, "where": error.where, "remedy": error.remedy}
+            return error.facts()
         return {name: asdict(record) for name, record in self._files.records.items()}
 
     def reject_after(self, step: int, why: str) -> None:

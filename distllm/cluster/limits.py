@@ -181,4 +181,4 @@ def check_writable(run_dir: Path, problems: Problems) -> None:
     try:
         ensure_writable(run_dir)
     except StorageError as error:
-        problems.add(error.cause, where=f"runs_dir/name = {run_dir}", remedy=error.remedy or "choose another")
+        problems.pass_on(error, where=f"runs_dir/name = {run_dir}", remedy=error.remedy or "choose another")

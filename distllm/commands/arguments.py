@@ -34,7 +34,11 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ours."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, where="command line", remedy=f"see {self.prog} --help")
+        raise ConfigError(
+            f"cannot read the command line: {message}",
+            where="command line",
+            remedy=f"see {self.prog} --help",
+        )
 
 
 def parse_config_arguments(

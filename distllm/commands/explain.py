@@ -6,17 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from distllm.commands.arguments import parse_config_arguments
+from distllm.commands.explain_error import show_error
 from distllm.commands.settle import settle
 from distllm.config.explain import explanation, render, select
 from distllm.errors import ConfigError
 from distllm.fsio import read_json
 from distllm.train.run_directory import locate_run
 
-_WHAT = "Say where a value came from: distllm explain [KEY|GROUP] [overrides], or with run=NAME."
+_WHAT = (
+    "Say where a value came from: distllm explain [KEY|GROUP] [overrides], or with run=NAME; "
+    "or what an error means: distllm explain error=NAME."
+)
 
 
 def run(words: Sequence[str]) -> int:
-    """Print the origin of one key, one group, or everything."""
+    """Print the origin of one key, one group, or everything; or the page of an error."""
+    if len(words) == 1 and words[0].startswith("error="):
+        show_error(words[0].removeprefix("error="))
+        return 0
     arguments = parse_config_arguments("explain", _WHAT, words)
     wanted = [word for word in arguments.overrides if "=" not in word]
     overrides = [word for word in arguments.overrides if "=" in word]

@@ -56,7 +56,11 @@ def _batch_text(path: Path) -> Callable[[int, int], str]:
         try:
             resolved = stored.resolved()
         except OSError as error:
-            raise DistllmError(f"the dataset of step {step} cannot be read: {error}") from error
+            raise DistllmError(
+                f"the dataset of step {step} cannot be read: {error}",
+                where=f"step {step}",
+                remedy="bring the dataset back to where data.out says, and write the report again",
+            ) from error
         shown = batch_texts(resolved, step, first_sample, range(resolved.world.size))
         return "\n".join(
             f"##### rank {rank}, micro-batch {number} of {of}\n{text}" for rank, number, of, text in shown

@@ -89,9 +89,7 @@ def dataset_facts(config: Config, problems: Problems, *, needed: bool) -> Datase
         manifest = Manifest.load(dataset_directory(config.data))
     except DataError as error:
         if needed:
-            problems.add(
-                error.cause, where=f"data.out={config.data.out}", remedy=error.remedy or "prepare it"
-            )
+            problems.pass_on(error, where=f"data.out={config.data.out}", remedy=error.remedy or "prepare it")
         return None
     return DatasetFacts(
         vocab_size=manifest.vocab_size,

@@ -188,8 +188,8 @@ def _check_dataset(resolved: Resolved, problems: Problems) -> None:
         check_mixture(resolved, manifest, problems)
         fingerprint = Tokenizer.load(directory).fingerprint
     except DistllmError as error:
-        problems.add(
-            error.cause, where=error.where or str(directory), remedy=error.remedy or "prepare it again"
+        problems.pass_on(
+            error, where=error.where or str(directory), remedy=error.remedy or "prepare it again"
         )
         return
     problems.check(
@@ -282,9 +282,13 @@ def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list
         notes = check_configuration(facts["config"], config, run_dir, allow_schedule=False)
         if not Manifest.load(dataset_directory(config.data)).follows(facts["dataset"]):
             raise ConfigError("the dataset changed since then", where=config.data.out, remedy="restore it")
-    except (ConfigError, KeyError) as error:
-        cause, remedy = getattr(error, "cause", repr(error)), getattr(error, "remedy", None)
-        problems.add(cause, where=str(newest), remedy=remedy or "choose another name=...")
+    except ConfigError as error:
+        problems.pass_on(error, where=str(newest), remedy=error.remedy or "choose another name=...")
+        return []
+    except KeyError as error:
+        problems.add(
+            f"the checkpoint says nothing of {error}", where=str(newest), remedy="choose another name=..."
+        )
         return []
     return [f"goes on from {newest}", *notes]
 

@@ -65,7 +65,7 @@ def raise_early(
     try:
         composed = compose_plain(accepted, directories)
     except IntegrityError as error:
-        problems.add(error.cause, where=error.where or "--config-dir", remedy="repair this file")
+        problems.pass_on(error, where=error.where or "--config-dir", remedy="repair this file")
     else:
         if composed is None:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from distllm.errors import ConfigError, ConfigProblems
+from distllm.errors import ConfigError, ConfigProblems, DistllmError, calling_line
 
 
 class Problems:
@@ -22,13 +22,22 @@ class Problems:
 
     def add(self, cause: str, *, where: str, remedy: str) -> None:
         """Note one problem: what is wrong, at which key or file, and what to do."""
-        self.found.append(ConfigError(cause, where=where, remedy=remedy))
+        self._note(cause, where, remedy)
+
+    def pass_on(self, error: DistllmError, *, where: str, remedy: str) -> None:
+        """Note what an error says that was raised, with this place and remedy."""
+        self.found.append(error.retold(ConfigError, where=where, remedy=remedy))
 
     def check(self, holds: bool, cause: str, *, keys: Iterable[str], remedy: str) -> None:
         """Note that a combination of ``keys`` is impossible, unless one of them is suspect."""
         involved = list(keys)
         if not holds and not self.suspects.intersection(involved):
-            self.add(cause, where=", ".join(involved), remedy=remedy)
+            self._note(cause, ", ".join(involved), remedy)
+
+    def _note(self, cause: str, where: str, remedy: str) -> None:
+        problem = ConfigError(cause, where=where, remedy=remedy)
+        problem.made_at = calling_line(2)
+        self.found.append(problem)
 
     def __len__(self) -> int:
         return len(self.found)

@@ -85,7 +85,7 @@ class _Builder:
         try:
             return coerce(value, annotation, item)
         except ValueError as error:
-            return self._wrong(value, error, item, path)
+            return self._wrong_value(value, error, item, path)
 
     def _group_or_wrong(self, cls: type, value: Any, path: str) -> Any:
         if isinstance(value, Mapping):
@@ -100,7 +100,7 @@ class _Builder:
 
     def _mapping(self, value: Any, entry: Any, item: Field[Any], path: str) -> Any:
         if not isinstance(value, Mapping):
-            return self._wrong(value, "expected a mapping, such as {NAME: ...}", item, path)
+            return self._wrong_value(value, "expected a mapping, such as {NAME: ...}", item, path)
         built: dict[str, Any] = {}
         for name, below in value.items():
             if name == TARGET:
@@ -114,11 +114,13 @@ class _Builder:
     def _list(self, value: Any, element: type, item: Field[Any], path: str) -> Any:
         if not isinstance(value, (list, tuple)):
             first = dataclasses.fields(element)[0].name
-            return self._wrong(value, f"expected a list of mappings, such as [{{{first}: ...}}]", item, path)
+            return self._wrong_value(
+                value, f"expected a list of mappings, such as [{{{first}: ...}}]", item, path
+            )
         made = [self._group_or_wrong(element, part, f"{path}[{index}]") for index, part in enumerate(value)]
         return tuple(part for part in made if part is not _WRONG)
 
-    def _wrong(self, value: Any, reason: object, item: Field[Any], path: str) -> Any:
+    def _wrong_value(self, value: Any, reason: object, item: Field[Any], path: str) -> Any:
         self._problems.add(f"{path}={value!r}: {reason}", where=path, remedy=describe(item))
         self._problems.suspects.add(path)
         return _WRONG

@@ -27,9 +27,13 @@ def from_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = OmegaConf.load(path)
     except Exception as error:  # OmegaConf lets through whatever its YAML library raises
-        raise IntegrityError(f"cannot read {path}: {error}", where=str(path)) from error
+        raise IntegrityError(
+            f"cannot read {path}: {error}", where=str(path), remedy="mend the YAML, or restore the file"
+        ) from error
     if not isinstance(loaded, DictConfig):
-        raise IntegrityError(f"{path} holds no configuration", where=str(path))
+        raise IntegrityError(
+            f"{path} holds no configuration", where=str(path), remedy="write keys with values, as in conf/"
+        )
     content = OmegaConf.to_container(loaded, resolve=False)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}

@@ -154,7 +154,7 @@ def check_mixture(resolved: Resolved, manifest: Manifest, problems: Problems) ->
 
 
 def _note(error: DistllmError, problems: Problems) -> None:
-    problems.add(error.cause, where=error.where or "mixture", remedy=error.remedy or "change the mixture")
+    problems.pass_on(error, where=error.where or "mixture", remedy=error.remedy or "change the mixture")
 
 
 def _weights(config: Config, sources: Sequence[SourceSamples]) -> list[Fraction]:

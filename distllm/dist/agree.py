@@ -6,10 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-import distllm.errors
 from distllm.dist.collectives import broadcast_json
 from distllm.dist.topology import Topology
-from distllm.errors import DistllmError
+from distllm.errors import DistllmError, of_facts
 
 _POLL_SECONDS = 5.0
 
@@ -26,17 +25,11 @@ def agree(topology: Topology, decide: Callable[[], Any]) -> Any:
         try:
             answer = {"value": decide()}
         except DistllmError as error:
-            answer = {
-                "error": type(error).__name__,
-                "cause": error.cause,
-                "where": error.where,
-                "remedy": error.remedy,
-            }
+            answer = error.facts()
     answer = broadcast_json(answer, topology)
     if "error" not in answer:
         return answer["value"]
-    failure: type[DistllmError] = getattr(distllm.errors, answer["error"])
-    raised = failure(answer["cause"], where=answer["where"], remedy=answer["remedy"])
+    raised = of_facts(answer)
     raised.everywhere = True
     raise raised
 

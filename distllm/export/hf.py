@@ -118,7 +118,11 @@ def _renamed(
             )
         yield from by_name[name].split(weight.detach())
     if wanted:
-        raise CheckpointError(f"{len(wanted)} weights are missing, such as {min(wanted)}")
+        raise CheckpointError(
+            f"{len(wanted)} weights are missing, such as {min(wanted)}",
+            where=min(wanted),
+            remedy="export with the configuration the weights were trained with",
+        )
 
 
 def _write_weights(pairs: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int) -> None:

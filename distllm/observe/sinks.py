@@ -28,6 +28,7 @@ from distllm.redact import redact_text
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_DIRECTORY = "samples"
 _TAIL_BLOCK = 1 << 16
+_REMEDY = "take that line out of the file, or restore it from a copy"
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +195,11 @@ def _newest(path: Path, kind: str, build: Callable[[dict[str, Any]], Record]) ->
     try:
         return tuple(build(_from_json(newest[step])) for step in sorted(newest))
     except TypeError as error:
-        raise DataError(f"a {kind} line of {path} has other fields than expected: {error}") from error
+        raise DataError(
+            f"a {kind} line of {path} has other fields than expected: {error}",
+            where=str(path),
+            remedy="read it with the version that wrote it",
+        ) from error
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -202,12 +207,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for line in read_json_lines(path):
             if not (isinstance(line, dict) and "kind" in line and "attempt" in line):
-                raise DataError("a line of the metrics is not a record", where=str(path))
+                raise DataError("a line of the metrics is not a record", where=str(path), remedy=_REMEDY)
             yield line
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist", where=str(path)) from error
+        raise DataError(f"{path} does not exist", where=str(path), remedy="train the run first") from error
     except ValueError as error:
-        raise DataError(f"a line of {path} is not valid JSON: {error}", where=str(path)) from error
+        raise DataError(
+            f"a line of {path} is not valid JSON: {error}", where=str(path), remedy=_REMEDY
+        ) from error
 
 
 def _without(line: dict[str, Any], name: str) -> dict[str, Any]:

@@ -140,7 +140,9 @@ def _metrics(path: Path) -> list[Row]:
     try:
         lines = list(read_json_lines(path))
     except ValueError as error:
-        raise DataError(f"a line of {path} is not valid JSON: {error}", where=str(path)) from error
+        raise DataError(
+            f"a line of {path} is not valid JSON: {error}", where=str(path), remedy="take that line out"
+        ) from error
     return [line for line in lines if isinstance(line, dict) and "kind" in line]
 
 

@@ -128,4 +128,5 @@ def _documents(read: ReadConfig) -> Iterator[Document | Dropped]:
             (said or "").replace("data.paths", "corpus").replace("data.", "")
             for said in (error.where, error.remedy)
         )
-        raise DataError(error.cause.replace("data.paths", "corpus"), where=where, remedy=remedy) from error
+        cause = error.cause.replace("data.paths", "corpus")
+        raise error.retold(DataError, where=where, remedy=remedy, cause=cause) from error

@@ -160,7 +160,11 @@ def render_chat(template: str | None, messages: Sequence[Mapping[str, str]]) -> 
             messages=list(messages), add_generation_prompt=True, raise_exception=refuse
         )
     except TemplateError as error:
-        raise ConfigError(f"the chat template refuses these messages: {error}") from error
+        raise ConfigError(
+            f"the chat template refuses these messages: {error}",
+            where="messages",
+            remedy="give the roles in the order that the model was trained on",
+        ) from error
     return rendered
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 
 from distllm.data.tokenizer import Tokenizer
-from distllm.errors import ConfigError, TrainingError
+from distllm.errors import ConfigError
 from distllm.serve.pool import Pool, Recorder
 from distllm.serve.sampling import Sampling, draw
 
@@ -251,7 +251,7 @@ class Scheduler:
         try:
             action()
         except Exception as error:
-            _log.exception("the model failed: %s", TrainingError(str(error)))
+            _log.exception("the model failed: %s", error)
             for request in requests:
                 if request in self._running:
                     self._release(self._running.index(request))

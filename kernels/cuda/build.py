@@ -88,7 +88,11 @@ def run_compiler(command: list[str]) -> str:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=_SECONDS, check=False
     )
     if done.returncode:
-        raise DistllmError(f"{Path(command[0]).name} failed:\n{done.stdout[-2000:]}", where=" ".join(command))
+        raise DistllmError(
+            f"{Path(command[0]).name} failed:\n{done.stdout[-2000:]}",
+            where=" ".join(command),
+            remedy="install what the compiler misses, or do without: engine.kernels=torch",
+        )
     return done.stdout
 
 

@@ -13,6 +13,7 @@ from distllm import errors
 from distllm.cli import COMMANDS
 from distllm.config.keys import leaves
 from distllm.config.schema import Config
+from distllm.messages import all_messages
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -60,14 +61,18 @@ def test_every_room_has_a_page_of_what_is_public_in_it(pages):
     assert "_require_same" not in search
 
 
-def test_every_error_has_a_page_with_its_messages(pages):
+def test_every_error_has_a_page_and_every_class_lists_its_own(pages):
+    index = pages["reference/errors/index.md"]
+    for message in all_messages():
+        page = pages[f"reference/errors/{message.name}.md"]
+        assert f"**{message.kind}**, exit code {message.exit_code}, made in `{message.path}`." in page
+        assert f"]({message.name}.md) |" in index
+        assert f"]({message.name}.md) |" in pages[f"reference/errors/{message.kind}.md"]
     for name, one in vars(errors).items():
         if inspect.isclass(one) and issubclass(one, errors.DistllmError):
-            page = pages[f"reference/errors/{name}.md"]
-            assert f"Exit code {one.exit_code}." in page
-            assert f"({name}.md)" in pages["reference/errors/index.md"]
-    assert "no room" not in pages["reference/errors/ConfigError.md"]
-    assert "no run {run!r}".replace("!r", "") in pages["reference/errors/ConfigError.md"]
+            assert f"Exit code {one.exit_code}." in pages[f"reference/errors/{name}.md"]
+            assert f"({name}.md)" in index
+    assert "```text\ndistllm: no run " in pages["reference/errors/no-run.md"]
 
 
 @pytest.mark.slow
@@ -88,6 +93,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
         "index.html",
         "reference/configuration/index.html",
         "reference/errors/ConfigError/index.html",
+        "reference/errors/no-run/index.html",
         "reference/python/search/index.html",
         "tutorials/first-run/index.html",
     ):

@@ -59,9 +59,13 @@ def _read_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise TokenizerError(f"{file.name} is not valid JSON: {error}", where=str(file)) from error
+        raise TokenizerError(
+            f"{file.name} is not valid JSON: {error}", where=str(file), remedy="get the folder again"
+        ) from error
     if not isinstance(content, dict):
-        raise TokenizerError(f"{file.name} holds no JSON object", where=str(file))
+        raise TokenizerError(
+            f"{file.name} holds no JSON object", where=str(file), remedy="get the folder again"
+        )
     return content
 
 
