@@ -25,8 +25,8 @@ WORDS: Mapping[Feature, str] = {
     "grouped": "grouped key/value heads",
     "window": "a sliding window",
     "softcap": "soft-capped scores",
-    "bias": "a bias by distance (model.positions=relative or alibi)",
-    "alibi": "ALiBi slopes",
+    "bias": "a bias by distance (model.positions=relative)",
+    "alibi": "ALiBi slopes (model.positions=alibi)",
     "sinks": "attention sinks",
     "lse": "the log-sum-exp as a result",
 }
@@ -130,7 +130,7 @@ def _features(*names: Feature) -> frozenset[Feature]:
 
 
 _FLASH = _features("documents", "cross", "grouped", "window", "lse")
-_MASKED = _features("documents", "cross", "grouped", "window", "softcap", "bias")
+_MASKED = _features("documents", "cross", "grouped", "window", "softcap", "bias", "alibi")
 BACKENDS: Mapping[Name, Backend] = {
     backend.name: backend
     for backend in (
@@ -264,7 +264,8 @@ def asked_by(config: Config) -> dict[str, Asked]:
         always.add("grouped")
     if model.attention_softcap:
         always.add("softcap")
-    own: set[Feature] = always | ({"bias"} if model.positions in ("alibi", "relative") else set())
+    told: Mapping[str, set[Feature]] = {"alibi": {"alibi"}, "relative": {"bias"}}
+    own: set[Feature] = always | told.get(model.positions, set())
     kinds: dict[str, set[Feature]] = {}
     slides = set(model.window_pattern) if model.sliding_window else {"G"}
     if "G" in slides:

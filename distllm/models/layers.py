@@ -34,12 +34,14 @@ class Context:
         plan: which positions share a document.
         turns: rotary angles, if positions are told so.
         bias_HR: attention bias by distance, if positions are told so; of this rank's heads.
+        slopes_H: ALiBi's penalty per position of distance, likewise.
         sequence: the ranks that share the batch's rows, if several do.
     """
 
     plan: AttentionPlan
     turns: Rotation | None = None
     bias_HR: Tensor | None = None
+    slopes_H: Tensor | None = None
     sequence: SequenceGroup | None = None
 
 
@@ -117,12 +119,16 @@ class Attention(nn.Module):
         if sequence is not None:
             q_BTHD, k_BTKD, v_BTKD = sequence.to_heads(q_BTHD, k_BTKD, v_BTKD)
         if cache is None:
-            out_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, context.plan, self.pattern, context.bias_HR)
+            out_BTHD = attend(
+                q_BTHD, k_BTKD, v_BTKD, context.plan, self.pattern, context.bias_HR, context.slopes_H
+            )
             if sequence is not None:
                 out_BTHD = sequence.to_positions(out_BTHD)
         else:
             past = cache.extend(k_BTKD, v_BTKD)
-            out_BTHD = attend_cached(q_BTHD, *past, self.pattern, context.bias_HR, cache.starts_B)
+            out_BTHD = attend_cached(
+                q_BTHD, *past, self.pattern, context.bias_HR, context.slopes_H, cache.starts_B
+            )
         out_BTC: Tensor = self.o_proj(out_BTHD.flatten(-2))
         return out_BTC
 

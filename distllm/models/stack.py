@@ -17,7 +17,7 @@ from distllm.dist.sequence import SequenceGroup
 from distllm.models.cache import KVCache
 from distllm.models.layers import Block, Context, Norm, Source
 from distllm.ops.attention import plan_attention
-from distllm.ops.relative import alibi, distances, relative_buckets
+from distllm.ops.relative import alibi_slopes, distances, relative_buckets
 from distllm.ops.rope import rotation
 
 
@@ -126,14 +126,11 @@ class Stack(nn.Module):
             ]
             return Context(plan, turns[0], sequence=sequence), Context(plan, turns[-1], sequence=sequence)
         length = cache.capacity if cache else x_BTC.shape[1] * (sequence.size if sequence else 1)
-        bias_HR = None
-        if shape.positions == "alibi":
-            bias_HR = alibi(length, shape.num_heads, x_BTC.device).to(x_BTC.dtype)
-        elif self.relative is not None:
-            bias_HR = self.relative(length)
-        if bias_HR is not None and sequence is not None:
-            bias_HR = sequence.heads(bias_HR)
-        context = Context(plan, bias_HR=bias_HR, sequence=sequence)
+        bias_HR = self.relative(length) if self.relative is not None else None
+        slopes_H = alibi_slopes(shape.num_heads, x_BTC.device) if shape.positions == "alibi" else None
+        if sequence is not None:
+            bias_HR, slopes_H = (None if x is None else sequence.heads(x) for x in (bias_HR, slopes_H))
+        context = Context(plan, bias_HR=bias_HR, slopes_H=slopes_H, sequence=sequence)
         return context, context
 
 

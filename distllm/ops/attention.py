@@ -23,7 +23,7 @@ from distllm.ops.compiled import anything_compiled
 from distllm.ops.document_attention import biased_documents, fused_documents
 from distllm.ops.gpu_attention import flex_attend, packed_rows
 from distllm.ops.pieces import cross_pieces, self_pieces
-from distllm.ops.relative import along_diagonals
+from distllm.ops.relative import alibi, along_diagonals
 
 _BY_BORDERS = frozenset[Name]({"triton", "fa4", "fa3", "flash"})
 _BY_MASK = frozenset[Name]({"sdpa", "source", "flex"})
@@ -114,6 +114,7 @@ def attend(
     plan: AttentionPlan,
     pattern: Pattern = CAUSAL,
     bias_HR: Tensor | None = None,
+    slopes_H: Tensor | None = None,
 ) -> Tensor:
     """Return the attention out_BTHD of a batch, K dividing H.
 
@@ -124,6 +125,7 @@ def attend(
         plan: what shares a document.
         pattern: what the layer computes.
         bias_HR: added to the scores by distance; the queries' own sequence only.
+        slopes_H: taken from the scores per position of distance (ALiBi), instead of a bias.
     """
     cross = plan.cross or q_BTHD.shape[1] != k_BSKD.shape[1]
     name = serve(
@@ -136,11 +138,14 @@ def attend(
         "window" if pattern.window else None,
         "softcap" if pattern.softcap else None,
         "bias" if bias_HR is not None else None,
+        "alibi" if slopes_H is not None else None,
     )
+    if name == "triton":
+        return _triton(q_BTHD, k_BSKD, v_BSKD, plan.borders_E, pattern, slopes_H)
+    if slopes_H is not None:
+        bias_HR = alibi(slopes_H, k_BSKD.shape[1])
     if name == "documents":
         return _documents(q_BTHD, k_BSKD, v_BSKD, plan.pieces_P4, pattern, bias_HR)
-    if name == "triton":
-        return _triton(q_BTHD, k_BSKD, v_BSKD, plan.borders_E, pattern)
     if name in ("fa4", "fa3", "flash") and (plan.documents or pattern.window):
         return packed_rows(
             q_BTHD, k_BSKD, v_BSKD, plan.borders_E, pattern.causal, pattern.window, pattern.scale
@@ -185,7 +190,12 @@ def _documents(
 
 
 def _triton(
-    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, borders_E: Tensor | None, pattern: Pattern
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    borders_E: Tensor | None,
+    pattern: Pattern,
+    slopes_H: Tensor | None,
 ) -> Tensor:
     from distllm.kernels.attention.op import Packed, attention
 
@@ -196,7 +206,7 @@ def _triton(
         inputs = [x.flatten(0, 1)[None] for x in inputs]
     out_BTHD, _ = attention(
         *inputs, causal=pattern.causal, window=pattern.window, softcap=pattern.softcap, scale=pattern.scale,
-        packed=packed,
+        slopes_H=slopes_H, packed=packed,
     )  # fmt: skip
     return out_BTHD.view(q_BTHD.shape)
 
@@ -207,6 +217,7 @@ def attend_cached(
     v_BSKD: Tensor,
     pattern: Pattern = CAUSAL,
     bias_HR: Tensor | None = None,
+    slopes_H: Tensor | None = None,
     starts_B: Tensor | None = None,
 ) -> Tensor:
     """Return the attention of the last T of S positions to all S that came before or with them.
@@ -214,6 +225,8 @@ def attend_cached(
     ``starts_B`` is the first position of each row that holds anything; rows end together.
     """
     total = k_BSKD.shape[1]
+    if slopes_H is not None:
+        bias_HR = alibi(slopes_H, total)
     visible_B1TS = None
     if starts_B is not None:
         place_S = torch.arange(total, device=q_BTHD.device)

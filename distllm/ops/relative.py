@@ -37,8 +37,8 @@ def relative_buckets(distance_R: Tensor, num_buckets: int, farthest: int, *, cau
     return first_R + torch.where(away_R < exact, away_R, far_R)
 
 
-def alibi(length: int, num_heads: int, device: torch.device) -> Tensor:
-    """Return bias_HR: each head's penalty per position of distance (Press et al. 2022, section 3).
+def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
+    """Return slopes_H: each head's penalty per position of distance (Press et al. 2022, section 3).
 
     Slopes are geometric, from 2 ** (-8 / H) on; for a number of heads that is no power of two the
     missing ones are every other slope of twice as many heads.
@@ -46,8 +46,12 @@ def alibi(length: int, num_heads: int, device: torch.device) -> Tensor:
     whole = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8 * (head + 1) / whole) for head in range(whole)]
     slopes += [2.0 ** (-4 * (2 * head + 1) / whole) for head in range(num_heads - whole)]
-    slope_H = torch.tensor(slopes, device=device)
-    return -slope_H[:, None] * distances(length, device).abs()
+    return torch.tensor(slopes, device=device)
+
+
+def alibi(slopes_H: Tensor, length: int) -> Tensor:
+    """Return bias_HR, what the slopes take from the scores of up to ``length`` positions."""
+    return -slopes_H[:, None] * distances(length, slopes_H.device).abs()
 
 
 def along_diagonals(bias_HR: Tensor, rows: int, columns: int, shift: int) -> Tensor:

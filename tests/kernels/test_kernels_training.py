@@ -4,10 +4,15 @@ import pytest
 import torch
 from interp.sanitizer import Sanitizer
 
+from distllm.config.attention import Asked
+from distllm.config.schema import ModelConfig
+from distllm.config.shape import settle_shape
 from distllm.errors import ConfigError
 from distllm.kernels.attention import launch
+from distllm.models.init import build_model
 from distllm.ops import backend, cross_entropy, mlp, norm, rope
 from distllm.ops.attention import CAUSAL, Pattern, attend, plan_attention
+from distllm.ops.relative import alibi_slopes
 
 CPU = torch.device("cpu")
 STEPS = 20
@@ -24,8 +29,9 @@ def triton_kernels():
 class Layer(torch.nn.Module):
     """A block in the words of `distllm.ops`: every operation that has a kernel takes part."""
 
-    def __init__(self, pattern):
+    def __init__(self, pattern, slopes=None):
         super().__init__()
+        self.slopes = slopes
         channels = HEADS * WIDTH
         self.pattern = pattern
         self.norms = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(channels)) for _ in range(2)])
@@ -38,7 +44,7 @@ class Layer(torch.nn.Module):
         heads = self.qkv(norm.rms_norm(x, self.norms[0], 1e-5)).unflatten(-1, (-1, WIDTH))
         q, k, v = heads.split([HEADS, KEY_HEADS, KEY_HEADS], dim=2)
         q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
-        x = x + self.out(attend(q, k, v, plan, self.pattern).flatten(2))
+        x = x + self.out(attend(q, k, v, plan, self.pattern, slopes_H=self.slopes).flatten(2))
         gate, up = self.up(norm.rms_norm(x, self.norms[1], 1e-5)).chunk(2, dim=-1)
         return x + self.down(mlp.gated(gate, up, "silu"))
 
@@ -48,7 +54,9 @@ def train():
     torch.manual_seed(0)
     embedding = torch.nn.Embedding(VOCABULARY, HEADS * WIDTH)
     torch.nn.init.normal_(embedding.weight, std=0.2)
-    layers = torch.nn.ModuleList([Layer(CAUSAL), Layer(Pattern(window=7, softcap=20.0))])
+    layers = torch.nn.ModuleList(
+        [Layer(CAUSAL, alibi_slopes(HEADS, CPU)), Layer(Pattern(window=7, softcap=20.0))]
+    )
     parameters = [*embedding.parameters(), *layers.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=3e-3)
     tokens = torch.randint(0, VOCABULARY, (ROWS, LENGTH + 1))
@@ -94,6 +102,22 @@ def test_the_choice_says_why(triton_kernels):
     assert triton_kernels.name == "triton"
     assert "TRITON_INTERPRET" in triton_kernels.reason
     assert backend.serve("cpu", torch.float32, WIDTH, "documents", "grouped", "window", "softcap") == "triton"
+
+
+def test_a_model_with_alibi_takes_the_kernels():
+    config = ModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, positions="alibi")
+    model = build_model(settle_shape(config, VOCABULARY, LENGTH), seed=0)
+    tokens, places = torch.arange(LENGTH)[None] % VOCABULARY, torch.arange(LENGTH)[None]
+    asked = Asked("cpu", "fp32", 64, frozenset({"documents", "grouped", "alibi"}))
+    found = {}
+    for kernels in ("torch", "triton"):
+        chosen = backend.use_kernels(kernels, CPU, [asked]).attention[asked].name
+        loss = model(tokens, places, SEGMENTS, tokens.roll(-1, 1))
+        found[chosen] = [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+    backend.use_kernels("torch", CPU)
+    assert list(found) == ["documents", "triton"]
+    for ours, theirs in zip(found["triton"], found["documents"], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
 def test_a_bias_by_distance_is_refused_not_dropped(triton_kernels):

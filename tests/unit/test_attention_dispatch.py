@@ -58,6 +58,11 @@ def stock_choice():
         (ask("softcap", "documents"), BARE, "auto", "sdpa"),
         (ask("bias", "documents"), HOPPER, "auto", "flex"),
         (ask("bias", "documents"), BARE, "auto", "sdpa"),
+        (ask("alibi", "documents"), HOPPER, "auto", "triton"),
+        (ask("alibi", "documents", head_dim=80), HOPPER, "auto", "sdpa"),
+        (ask("alibi", "documents", head_dim=16), HOPPER, "auto", "flex"),
+        (ask("alibi", "documents"), HOPPER, "triton", "triton"),
+        (ask("alibi", "documents", device="cpu"), Machine(), "torch", "documents"),
         (ask("documents", head_dim=192), GEFORCE, "auto", "triton"),
         (ask("documents", "cross"), HOPPER, "auto", "sdpa"),
         (ask("documents", "cross"), HOPPER, "triton", "source"),
@@ -85,7 +90,11 @@ def test_the_first_that_computes_what_is_asked_is_taken(asked, machine, order, n
         (ask(dtype="fp64"), "triton", r"triton \(does not compute in fp64\)"),
         (ask("window", "cross"), "triton", "counts a window over another sequence from its end"),
         (ask("sinks"), "torch", "fa4 .has not attention sinks.*sdpa .has not attention sinks"),
-        (ask("alibi", device="cpu"), "auto", "no attention computes ALiBi slopes in bf16"),
+        (
+            ask("sinks", "alibi", device="cpu"),
+            "auto",
+            "no attention computes ALiBi slopes .*attention sinks in",
+        ),
     ],
 )
 def test_what_no_backend_computes_is_refused_by_name(asked, order, says):
@@ -120,7 +129,7 @@ def test_a_model_asks_for_what_its_layers_have():
             "model.attention_softcap=30", "model.positions=alibi",
         ).config
     )  # fmt: skip
-    always = {"documents", "grouped", "softcap", "bias"}
+    always = {"documents", "grouped", "softcap", "alibi"}
     assert {kind: set(asked.features) for kind, asked in kinds.items()} == {
         "global": always,
         "sliding": always | {"window"},
@@ -151,10 +160,10 @@ def test_what_is_chosen_is_what_runs(fake_gpu):
     cuda, segments = torch.device("cuda"), torch.tensor([[0, 0, 1, 1]])
     q = torch.randn(1, 4, 2, 128, dtype=torch.bfloat16)
 
-    def run(kernels, asked, pattern=CAUSAL, bias=None):
+    def run(kernels, asked, pattern=CAUSAL, **told):
         chosen = backend.use_kernels(kernels, cuda, [asked]).attention[asked].name
         plan = plan_attention(segments.to(CPU), cuda)
-        attend(q, q, q, plan, pattern, bias)
+        attend(q, q, q, plan, pattern, **told)
         return chosen, plan
 
     chosen, plan = run("torch", ask("documents", "window"), Pattern(window=2))
@@ -163,7 +172,9 @@ def test_what_is_chosen_is_what_runs(fake_gpu):
     assert plan.visible_B1TS is None
     chosen, plan = run("auto", ask("documents", "softcap"), Pattern(softcap=5.0))
     assert (chosen, taken.pop()) == ("triton", "triton")
-    chosen, plan = run("auto", ask("documents", "bias"), bias=torch.zeros(2, 7))
+    chosen, plan = run("auto", ask("documents", "alibi"), slopes_H=torch.zeros(2))
+    assert (chosen, taken.pop()) == ("triton", "triton")
+    chosen, plan = run("auto", ask("documents", "bias"), bias_HR=torch.zeros(2, 7))
     assert (chosen, taken.pop()) == ("flex", "flex")
     assert plan.visible_B1TS.shape == (1, 1, 4, 4)
     chosen, _ = run("torch", ask("documents", "softcap"), Pattern(softcap=5.0))

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from distllm.ops.attention import Pattern, attend, attend_cached, plan_attention
-from distllm.ops.relative import alibi, along_diagonals, distances, relative_buckets, sum_diagonals
+from distllm.ops.relative import (
+    alibi,
+    alibi_slopes,
+    along_diagonals,
+    distances,
+    relative_buckets,
+    sum_diagonals,
+)
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 ROWS, LENGTH, SOURCE, HEADS = 2, 150, 9, 4
@@ -138,10 +145,29 @@ def test_relative_buckets_are_those_of_t5(causal):
 
 
 def test_alibi_slopes_are_those_of_the_paper():
-    assert alibi(2, 8, CPU)[:, 0].tolist() == [-(2.0**-n) for n in range(1, 9)]
-    twelve = alibi(2, 12, CPU)[:, 0]
-    assert twelve[:8].tolist() == alibi(2, 8, CPU)[:, 0].tolist()
-    assert twelve[8:].tolist() == pytest.approx([-(2.0 ** -(n + 0.5)) for n in range(4)])
+    assert alibi_slopes(8, CPU).tolist() == [2.0**-n for n in range(1, 9)]
+    twelve = alibi_slopes(12, CPU)
+    assert twelve[:8].tolist() == alibi_slopes(8, CPU).tolist()
+    assert twelve[8:].tolist() == pytest.approx([2.0 ** -(n + 0.5) for n in range(4)])
+    assert alibi(alibi_slopes(2, CPU), 3)[0].tolist() == [-0.125, -0.0625, 0.0, -0.0625, -0.125]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_slopes_are_a_bias_by_distance(causal):
+    q, k, v = (draw(ROWS, LENGTH, 2, 8, seed=s) for s in range(3))
+    slopes, pattern, plan = (
+        torch.tensor([0.5, 0.25]),
+        Pattern(causal, window=5),
+        plan_attention(SEGMENTS, CPU),
+    )
+    bias = torch.stack([-slope * distances(LENGTH, CPU).abs() for slope in slopes])
+    expected = attend(q, k, v, plan, pattern, bias)
+    torch.testing.assert_close(attend(q, k, v, plan, pattern, slopes_H=slopes), expected)
+    assert not torch.allclose(attend(q, k, v, plan, pattern), expected)
+    whole = attend(q, k, v, plan_attention(None, CPU), pattern, slopes_H=slopes)
+    if causal:
+        late = attend_cached(q[:, -2:], k, v, pattern, slopes_H=slopes)
+        torch.testing.assert_close(late, whole[:, -2:])
 
 
 def test_the_operator_keeps_torch_compile_contract():
