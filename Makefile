@@ -48,9 +48,10 @@ test-slurm: $(STAMP)  ## a real SLURM, and several machines, on this one: needs 
 	$(BIN)/pytest -m slurm tests/slurm -n 3 --dist loadfile  # they wait for SLURM more than they compute
 
 # Kernels are interpreted, which is slow: what has passed is not run again until a source changes. The
-# digest covers the kernels, their tests and the pins; it names a file in .cache/kernels.
+# digest covers the kernels, what dispatches to them, their tests and the pins; it names a file in .cache/kernels.
 test-kernels: $(STAMP)  ## the kernels on a CPU: interpreter, sanitizer, mutants, compile gate
-	digest=$$(find kernels tests/kernels tests/interp tests/gate $(LOCK) -type f -not -name '*.pyc' -print0 | sort -z \
+	digest=$$(find kernels distllm/ops tests/kernels tests/interp tests/gate tests/bench/kernel_*.py $(LOCK) \
+	    -type f -not -name '*.pyc' -print0 | sort -z \
 	  | xargs -0 sha256sum | sha256sum | cut -c1-16); \
 	if [[ -e .cache/kernels/$$digest ]]; then \
 	  echo "unchanged since they passed: .cache/kernels/$$digest"; \
@@ -68,8 +69,11 @@ readme: $(STAMP)  ## run the README's commands
 real: $(STAMP)  ## real text of four languages, fetched as Debian packages, to a trained model
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/real
 
-gpu-check: $(STAMP)  ## the tests that need a CUDA device
-	$(BIN)/pytest -m gpu --ignore=tests/kernels
+# Liger is a peer of the kernels' benchmark: beside the environment, not in it, and left out where it cannot be had.
+gpu-check: $(STAMP)  ## the tests that need a CUDA device, and the kernels' times: kernel_speed.json
+	test -d .cache/liger || $(PIP_INSTALL) -q --no-deps --target .cache/liger -r tests/bench/peers/liger-kernel.lock \
+	  || echo "without Liger"
+	PYTHONPATH=.cache/liger $(BIN)/pytest -m gpu --ignore=tests/kernels
 
 bench: $(STAMP)  ## speed beside the Hugging Face Trainer and a plain loop, in one run
 	$(BIN)/python tests/bench/train_bench.py
