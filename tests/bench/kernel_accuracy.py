@@ -1,4 +1,4 @@
-"""Print the errors of the kernels in low precision as a share of eager's, for docs/kernels.md.
+"""Print the errors of the kernels, in low precision as a share of eager's, for docs/kernels.md.
 
 Everything is compared with the definition in fp64; eager is the definition run in the same dtype.
 Run as ``PYTHONPATH=tests python tests/bench/kernel_accuracy.py``; takes about a minute of CPU.
@@ -16,27 +16,44 @@ import torch
 from interp import attention_cases, pointwise_cases, rounding
 
 
+def attention_row(case, dtype):
+    """Return a row: shares of eager's error, and in fp32 the errors themselves."""
+    case = attention_cases.Case(**{**case.__dict__, "dtype": dtype})
+    problem = attention_cases.draw(case)
+    exact = attention_cases.oracle(case, problem)
+    found = attention_cases.errors(attention_cases.ours(case, problem), exact)
+    names = ("out", "dq", "dk", "dv")
+    if dtype == "float32":
+        cells = [f"{found[name]:.0e}" for name in names]
+    else:
+        eager = attention_cases.oracle(case, problem, getattr(torch, dtype))
+        eager = attention_cases.errors(eager, exact)
+        cells = [f"{found[name] / eager[name]:.2f}" for name in names]
+    return f"| {case} | {' | '.join(cells)} | {found['lse']:.0e} |"
+
+
+def pointwise_cell(case, dtype):
+    """Return the largest share of eager's error over outputs and gradients, and in fp32 the error itself."""
+    tensors = pointwise_cases.draw(case, dtype)
+    exact = pointwise_cases.evaluate(case, case.exact, tensors, torch.float64)
+    found = pointwise_cases.errors(pointwise_cases.evaluate(case, case.ours, tensors, dtype), exact)
+    if dtype == torch.float32:
+        return f"{max(found):.0e}"
+    eager = pointwise_cases.errors(pointwise_cases.evaluate(case, case.exact, tensors, dtype), exact)
+    return f"{max(f / e for f, e in zip(found, eager, strict=True) if e):.2f}"
+
+
 def main():
+    """Print the tables."""
     rounding.install()
     print("| attention | out | dq | dk | dv | LSE, absolute |\n|---|---|---|---|---|---|")
     for case in attention_cases.LOW_CASES:
-        for dtype in ("bfloat16", "float16"):
-            case = attention_cases.Case(**{**case.__dict__, "dtype": dtype})
-            problem = attention_cases.draw(case)
-            exact = attention_cases.oracle(case, problem)
-            found = attention_cases.errors(attention_cases.ours(case, problem), exact)
-            eager = attention_cases.oracle(case, problem, getattr(torch, dtype))
-            eager = attention_cases.errors(eager, exact)
-            ratios = [f"{found[name] / eager[name]:.2f}" for name in ("out", "dq", "dk", "dv")]
-            print(f"| {case} | {' | '.join(ratios)} | {found['lse']:.0e} |", flush=True)
-    print("\n| other kernels, bf16 | largest ratio over outputs and gradients |\n|---|---|")
+        for dtype in ("bfloat16", "float16", "float32"):
+            print(attention_row(case, dtype), flush=True)
+    print("\n| other kernels | bf16 | fp16 | fp32, absolute |\n|---|---|---|---|")
     for case in pointwise_cases.CASES:
-        tensors = pointwise_cases.draw(case, torch.bfloat16)
-        runs = [(case.exact, torch.float64), (case.ours, torch.bfloat16), (case.exact, torch.bfloat16)]
-        exact, *low = [pointwise_cases.evaluate(case, function, tensors, dtype) for function, dtype in runs]
-        found, eager = (pointwise_cases.errors(result, exact) for result in low)
-        ratio = max(f / e for f, e in zip(found, eager, strict=True) if e)
-        print(f"| {case} | {ratio:.2f} |", flush=True)
+        cells = [pointwise_cell(case, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+        print(f"| {case} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
