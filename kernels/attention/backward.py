@@ -22,6 +22,7 @@ from distllm.kernels.attention.scores import (
     query_range,
     row_base,
     store_tile,
+    stream_tile,
     visible,
 )
 
@@ -151,21 +152,27 @@ def key_grads_kernel(
 @triton.jit
 def query_grads_of_range(
     dq: tl.tensor, q: tl.tensor, grad: tl.tensor, lse: tl.tensor, delta: tl.tensor, K: tl.tensor,
-    V: tl.tensor, k_stride: tl.tensor, v_stride: tl.tensor, begin: tl.tensor, end: tl.tensor,
+    V: tl.tensor, k_stride: tl.tensor, v_stride: tl.tensor, K_TILES: tl.tensor, V_TILES: tl.tensor,
+    batch: tl.tensor, key_row: tl.tensor, key_head: tl.tensor, begin: tl.tensor, end: tl.tensor,
     place: tl.tensor, keys: tl.tensor, factor: tl.tensor, slope: tl.tensor, D: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Add what the keys [begin, end) give to dQ, without the scale."""
+    STREAM: tl.constexpr = K_TILES is not None and not MASKED
     for start in tl.range(begin, end, BLOCK_K):
         key = start + tl.arange(0, BLOCK_K)
         distance = place[:, None] - key[None, :]
-        k = load_tile(
-            K + tl.cast(start, tl.int64) * k_stride, k_stride, keys - start, D, BLOCK_K, WIDTH, MASKED
-        )
-        v = load_tile(
-            V + tl.cast(start, tl.int64) * v_stride, v_stride, keys - start, D, BLOCK_K, WIDTH, MASKED
-        )
+        if STREAM:
+            k = stream_tile(K_TILES, batch, key_row + start, key_head, BLOCK_K, WIDTH)
+            v = stream_tile(V_TILES, batch, key_row + start, key_head, BLOCK_K, WIDTH)
+        else:
+            k = load_tile(
+                K + tl.cast(start, tl.int64) * k_stride, k_stride, keys - start, D, BLOCK_K, WIDTH, MASKED
+            )
+            v = load_tile(
+                V + tl.cast(start, tl.int64) * v_stride, v_stride, keys - start, D, BLOCK_K, WIDTH, MASKED
+            )
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores, bend_slope = bend(product, factor, distance, slope, SOFTCAP)
         weights = tl.exp2(scores - lse[:, None])
@@ -180,11 +187,11 @@ def query_grads_of_range(
 @triton.jit
 def query_grads_kernel(
     Q: tl.tensor, K: tl.tensor, V: tl.tensor, GRAD: tl.tensor, LSE: tl.tensor, DELTA: tl.tensor,
-    DQ: tl.tensor, SLOPES: tl.tensor, QUERY_BORDERS: tl.tensor, KEY_BORDERS: tl.tensor, q_strides: tl.tuple,
-    k_strides: tl.tuple, v_strides: tl.tuple, grad_strides: tl.tuple, dq_strides: tl.tuple, heads: int,
-    group: int, rows: int, columns: int, factor: float, scale: float, D: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    DQ: tl.tensor, SLOPES: tl.tensor, QUERY_BORDERS: tl.tensor, KEY_BORDERS: tl.tensor, K_TILES: tl.tensor,
+    V_TILES: tl.tensor, q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, grad_strides: tl.tuple,
+    dq_strides: tl.tuple, heads: int, group: int, rows: int, columns: int, factor: float, scale: float,
+    D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write dQ of one tile of queries."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -204,8 +211,9 @@ def query_grads_kernel(
     line = (batch.to(tl.int64) * heads + head) * rows + query_row
     lse = tl.load(LSE + line + query, mask=query < queries, other=float("inf")) * LOG2E
     delta = tl.load(DELTA + line + query, mask=query < queries, other=0.0)
-    k_base = row_base(K, k_strides, batch, key_row, head // group)
-    v_base = row_base(V, v_strides, batch, key_row, head // group)
+    key_head = head // group
+    k_base = row_base(K, k_strides, batch, key_row, key_head)
+    v_base = row_base(V, v_strides, batch, key_row, key_head)
     slope = None
     if SLOPES is not None:
         slope = tl.load(SLOPES + head)
@@ -217,13 +225,15 @@ def query_grads_kernel(
             seen_by_all = tl.minimum(keys, first + shift + 1)
         whole = tl.maximum(seen_by_all, 0) // BLOCK_K * BLOCK_K
         dq = query_grads_of_range(
-            dq, q, grad, lse, delta, k_base, v_base, k_strides[1], v_strides[1], begin, whole, query + shift,
-            keys, factor, slope, D, WIDTH, BLOCK_K, CAUSAL, WINDOW, SOFTCAP, PRECISION, False,
+            dq, q, grad, lse, delta, k_base, v_base, k_strides[1], v_strides[1], K_TILES, V_TILES, batch,
+            key_row, key_head, begin, whole, query + shift, keys, factor, slope, D, WIDTH, BLOCK_K, CAUSAL,
+            WINDOW, SOFTCAP, PRECISION, False,
         )  # fmt: skip
         begin = whole
     dq = query_grads_of_range(
-        dq, q, grad, lse, delta, k_base, v_base, k_strides[1], v_strides[1], begin, end, query + shift, keys,
-        factor, slope, D, WIDTH, BLOCK_K, CAUSAL, WINDOW, SOFTCAP, PRECISION, True,
+        dq, q, grad, lse, delta, k_base, v_base, k_strides[1], v_strides[1], K_TILES, V_TILES, batch, key_row,
+        key_head, begin, end, query + shift, keys, factor, slope, D, WIDTH, BLOCK_K, CAUSAL, WINDOW, SOFTCAP,
+        PRECISION, True,
     )  # fmt: skip
     dq_base = row_base(DQ, dq_strides, batch, query_row + first, head)
     store_tile(dq_base, dq_strides[1], dq * scale, left, D, BLOCK_Q, WIDTH)

@@ -17,6 +17,7 @@ from distllm.kernels.attention.scores import (
     load_tile,
     row_base,
     store_tile,
+    stream_tile,
     visible,
 )
 
@@ -24,19 +25,25 @@ from distllm.kernels.attention.scores import (
 @triton.jit
 def attend_range(
     out: tl.tensor, peak: tl.tensor, total: tl.tensor, q: tl.tensor, K: tl.tensor, V: tl.tensor,
-    k_stride: tl.tensor, v_stride: tl.tensor, begin: tl.tensor, end: tl.tensor, place: tl.tensor,
+    k_stride: tl.tensor, v_stride: tl.tensor, K_TILES: tl.tensor, V_TILES: tl.tensor, batch: tl.tensor,
+    key_row: tl.tensor, key_head: tl.tensor, begin: tl.tensor, end: tl.tensor, place: tl.tensor,
     keys: tl.tensor, factor: tl.tensor, slope: tl.tensor, D: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
     """Fold the keys [begin, end) into (out, peak, total); without MASKED, every query sees all of them.
 
-    ``place`` holds the queries' key positions. A row that has seen no key has the peak -inf.
+    ``place`` holds the queries' key positions. A row that has seen no key has the peak -inf. Tiles that are
+    seen whole come by K_TILES and V_TILES where there are such.
     """
+    STREAM: tl.constexpr = K_TILES is not None and not MASKED
     for start in tl.range(begin, end, BLOCK_K):
-        k = load_tile(
-            K + tl.cast(start, tl.int64) * k_stride, k_stride, keys - start, D, BLOCK_K, WIDTH, MASKED
-        )
+        if STREAM:
+            k = stream_tile(K_TILES, batch, key_row + start, key_head, BLOCK_K, WIDTH)
+        else:
+            k = load_tile(
+                K + tl.cast(start, tl.int64) * k_stride, k_stride, keys - start, D, BLOCK_K, WIDTH, MASKED
+            )
         key = start + tl.arange(0, BLOCK_K)
         distance = place[:, None] - key[None, :]
         scores, _ = bend(tl.dot(q, tl.trans(k), input_precision=PRECISION), factor, distance, slope, SOFTCAP)
@@ -49,9 +56,12 @@ def attend_range(
         weights = tl.exp2(scores - base[:, None])
         shrink = tl.exp2(peak - base)
         total = total * shrink + tl.sum(weights, 1)
-        v = load_tile(
-            V + tl.cast(start, tl.int64) * v_stride, v_stride, keys - start, D, BLOCK_K, WIDTH, MASKED
-        )
+        if STREAM:
+            v = stream_tile(V_TILES, batch, key_row + start, key_head, BLOCK_K, WIDTH)
+        else:
+            v = load_tile(
+                V + tl.cast(start, tl.int64) * v_stride, v_stride, keys - start, D, BLOCK_K, WIDTH, MASKED
+            )
         out = out * shrink[:, None]
         out = tl.dot(weights.to(v.dtype), v, out, input_precision=PRECISION, out_dtype=out.dtype)
         peak = new_peak
@@ -61,11 +71,11 @@ def attend_range(
 @triton.jit
 def forward_kernel(
     Q: tl.tensor, K: tl.tensor, V: tl.tensor, OUT: tl.tensor, LSE: tl.tensor, SINKS: tl.tensor,
-    SLOPES: tl.tensor, QUERY_BORDERS: tl.tensor, KEY_BORDERS: tl.tensor, q_strides: tl.tuple,
-    k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple, heads: int, group: int, rows: int,
-    columns: int, factor: float, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    PRECISION: tl.constexpr, ACC: tl.constexpr,
+    SLOPES: tl.tensor, QUERY_BORDERS: tl.tensor, KEY_BORDERS: tl.tensor, K_TILES: tl.tensor,
+    V_TILES: tl.tensor, q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple,
+    heads: int, group: int, rows: int, columns: int, factor: float, D: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write OUT and LSE (natural logarithm) of one tile of queries.
 
@@ -83,8 +93,9 @@ def forward_kernel(
     query = first + tl.arange(0, BLOCK_Q)
     q_base = row_base(Q, q_strides, batch, query_row + first, head)
     q = load_tile(q_base, q_strides[1], queries - first, D, BLOCK_Q, WIDTH, True)
-    k_base = row_base(K, k_strides, batch, key_row, head // group)
-    v_base = row_base(V, v_strides, batch, key_row, head // group)
+    key_head = head // group
+    k_base = row_base(K, k_strides, batch, key_row, key_head)
+    v_base = row_base(V, v_strides, batch, key_row, key_head)
     slope = None
     if SLOPES is not None:
         slope = tl.load(SLOPES + head)
@@ -101,13 +112,15 @@ def forward_kernel(
             seen_by_all = tl.minimum(keys, first + shift + 1)
         whole = tl.maximum(seen_by_all, 0) // BLOCK_K * BLOCK_K
         out, peak, total = attend_range(
-            out, peak, total, q, k_base, v_base, k_strides[1], v_strides[1], begin, whole, query + shift,
-            keys, factor, slope, D, WIDTH, BLOCK_K, CAUSAL, WINDOW, SOFTCAP, PRECISION, False,
+            out, peak, total, q, k_base, v_base, k_strides[1], v_strides[1], K_TILES, V_TILES, batch, key_row,
+            key_head, begin, whole, query + shift, keys, factor, slope, D, WIDTH, BLOCK_K, CAUSAL, WINDOW,
+            SOFTCAP, PRECISION, False,
         )  # fmt: skip
         begin = whole
     out, peak, total = attend_range(
-        out, peak, total, q, k_base, v_base, k_strides[1], v_strides[1], begin, end, query + shift, keys,
-        factor, slope, D, WIDTH, BLOCK_K, CAUSAL, WINDOW, SOFTCAP, PRECISION, True,
+        out, peak, total, q, k_base, v_base, k_strides[1], v_strides[1], K_TILES, V_TILES, batch, key_row,
+        key_head, begin, end, query + shift, keys, factor, slope, D, WIDTH, BLOCK_K, CAUSAL, WINDOW, SOFTCAP,
+        PRECISION, True,
     )  # fmt: skip
     out = out / tl.where(total == 0.0, 1.0, total)[:, None]
     lse = (peak + tl.log2(tl.where(total == 0.0, 1.0, total))) / LOG2E

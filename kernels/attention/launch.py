@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from distllm.kernels.attention import backward, forward
 from distllm.kernels.attention.tiles import (
@@ -77,10 +78,11 @@ def launch_forward(
     grid = (triton.cdiv(features.max_queries, cut.queries), documents(batch, borders) * heads)
     if out_BTHD.numel() and grid[0]:
         forward.forward_kernel[grid](
-            q_BTHD, k_BSKD, v_BSKD, out_BTHD, lse_BHT, sinks_H, slopes_H, *borders, strides(q_BTHD),
-            strides(k_BSKD), strides(v_BSKD), strides(out_BTHD), heads, heads // k_BSKD.shape[2], rows,
-            k_BSKD.shape[1], features.scale / math.log(2), BLOCK_Q=cut.queries, BLOCK_K=cut.keys,
-            num_warps=cut.warps, num_stages=cut.stages, **constants(features, head_dim, q_BTHD.dtype),
+            q_BTHD, k_BSKD, v_BSKD, out_BTHD, lse_BHT, sinks_H, slopes_H, *borders,
+            *streamed(cut, features, k_BSKD, v_BSKD), strides(q_BTHD), strides(k_BSKD), strides(v_BSKD),
+            strides(out_BTHD), heads, heads // k_BSKD.shape[2], rows, k_BSKD.shape[1],
+            features.scale / math.log(2), BLOCK_Q=cut.queries, BLOCK_K=cut.keys, num_warps=cut.warps,
+            num_stages=cut.stages, **constants(features, head_dim, q_BTHD.dtype),
         )  # fmt: skip
     return out_BTHD, lse_BHT
 
@@ -112,10 +114,11 @@ def launch_backward(
     group, columns = heads // k_BSKD.shape[2], k_BSKD.shape[1]
     sizes = (heads, group, rows, columns, features.scale / math.log(2), features.scale)
     count = documents(batch, borders)
-    cut = choose_tile("key_grads", q_BTHD)
-    grid = (triton.cdiv(features.max_keys, cut.keys), count * k_BSKD.shape[2])
-    wanted = ((True, False), (False, True)) if splits_key_grads(head_dim) else ((True, True),)
-    for want_dk, want_dv in wanted if dk_BSKD.numel() and grid[0] else ():
+    apart = splits_key_grads(head_dim)
+    wanted: list[tuple[Kernel, bool, bool]] = [("key_grads", True, not apart), ("value_grads", False, True)]
+    for kernel, want_dk, want_dv in wanted[: 1 + apart] if dk_BSKD.numel() and features.max_keys else ():
+        cut = choose_tile(kernel, q_BTHD)
+        grid = (triton.cdiv(features.max_keys, cut.keys), count * k_BSKD.shape[2])
         backward.key_grads_kernel[grid](
             *inputs, dk_BSKD, dv_BSKD, slopes_H, *borders, *shape, strides(dk_BSKD), strides(dv_BSKD), *sizes,
             BLOCK_Q=cut.queries, BLOCK_K=cut.keys, WANT_DK=want_dk, WANT_DV=want_dv, num_warps=cut.warps,
@@ -125,10 +128,38 @@ def launch_backward(
     grid = (triton.cdiv(features.max_queries, cut.queries), count * heads)
     if dq_BTHD.numel() and grid[0]:
         backward.query_grads_kernel[grid](
-            *inputs, dq_BTHD, slopes_H, *borders, *shape, strides(dq_BTHD), *sizes, BLOCK_Q=cut.queries,
-            BLOCK_K=cut.keys, num_warps=cut.warps, num_stages=cut.stages, **shared,
+            *inputs, dq_BTHD, slopes_H, *borders, *streamed(cut, features, k_BSKD, v_BSKD), *shape,
+            strides(dq_BTHD), *sizes, BLOCK_Q=cut.queries, BLOCK_K=cut.keys, num_warps=cut.warps,
+            num_stages=cut.stages, **shared,
         )  # fmt: skip
     return dq_BTHD, dk_BSKD, dv_BSKD, delta_BHT
+
+
+def streamed(
+    cut: Tile, features: Features, k_BSKD: Tensor, v_BSKD: Tensor
+) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
+    """Describe keys and values to the tensor memory accelerator, if the tile wants that and they fit it.
+
+    Under a window no tile is seen by all queries, so none is loaded whole. What the accelerator wants: heads
+    side by side, a power of two of channels, steps of 16 bytes (CUDA driver API, cuTensorMapEncodeTiled).
+    """
+    described = [_describe(x, cut.keys) for x in (k_BSKD, v_BSKD)]
+    if not cut.streams or features.window or None in described:
+        return None, None
+    return described[0], described[1]
+
+
+def _describe(x_BSKD: Tensor, rows: int) -> TensorDescriptor | None:
+    """Return a descriptor of (row, position, channels of all heads) in tiles of ``rows`` of one head."""
+    batch, length, heads, width = x_BSKD.shape
+    step = x_BSKD.stride(1) if length > 1 else heads * width
+    jump = x_BSKD.stride(0) if batch > 1 else length * step
+    if not x_BSKD.numel() or width != padded(width) or not step or not jump or jump % step:
+        return None
+    aligned = all(size * x_BSKD.itemsize % 16 == 0 for size in (step, width)) and x_BSKD.data_ptr() % 16 == 0
+    if not aligned or (heads > 1 and x_BSKD.stride(2) != width):
+        return None
+    return TensorDescriptor(x_BSKD, [batch, length, heads * width], [jump, step, 1], [1, rows, width])
 
 
 def accumulate(dtype: torch.dtype) -> torch.dtype:

@@ -80,6 +80,23 @@ def load_tile(
 
 
 @triton.jit
+def stream_tile(
+    TILES: tl.tensor,
+    batch: tl.tensor,
+    row: tl.tensor,
+    head: tl.tensor,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> tl.tensor:
+    """Load [ROWS, WIDTH] of a head by the tensor memory accelerator; all of it must exist.
+
+    TILES describes (batch, row, channels of all heads): one thread asks for a tile, no register holds an
+    address of it.
+    """
+    return TILES.load([batch, row, head * WIDTH]).reshape(ROWS, WIDTH)
+
+
+@triton.jit
 def store_tile(
     base: tl.tensor,
     stride: tl.tensor,

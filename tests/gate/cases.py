@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distllm.kernels.attention.launch import Features, launch_backward, launch_forward
-from distllm.kernels.attention.tiles import HEAD_DIMS, padded
+from distllm.kernels.attention.tiles import HEAD_DIMS, Kernel, padded, tile
 from distllm.kernels.device import ARCHITECTURES
 from distllm.kernels.pointwise import cross_entropy, gated, norm, rotary
 
@@ -23,7 +23,9 @@ _FEATURES: dict[str, dict[str, Any]] = {
     "causal, packed": {},
     "every feature": {"window": 1000, "softcap": 30.0, "sinks": True, "slopes": True},
     "full": {"causal": False, "packed": False},
+    "heads apart": {"apart": True},  # which no descriptor of tiles fits
 }
+_STREAMING: tuple[Kernel, ...] = ("forward", "query_grads")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Case:
         name: what is compiled, unique in the table.
         arch: the architecture.
         matrix: the kernels multiply matrices of 16-bit numbers.
+        streams: the kernels, without their ending, that load tiles by the tensor memory accelerator.
         launch: starts the kernels on meta tensors.
     """
 
@@ -43,26 +46,25 @@ class Case:
     arch: int
     matrix: bool
     launch: Callable[[], Any]
+    streams: frozenset[Kernel] = frozenset()
 
 
 def shipped() -> Iterator[Case]:
     """Yield every configuration that ships: architectures, head widths and dtypes, by sets of features.
 
     A feature is one branch of a kernel: a set of few and a set of all stand for the combinations, in the
-    dtype of training; the other dtypes have the first.
+    dtype of training; the other dtypes have the first. What loads by descriptors is compiled without, too.
     """
     for arch in ARCHITECTURES:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             names = ["causal, packed"] + ["every feature"] * (dtype == torch.bfloat16)
-            for head_dim in head_dims(arch):
-                yield from (attention_case(arch, head_dim, dtype, name) for name in names)
+            for head_dim in HEAD_DIMS:
+                cases = [attention_case(arch, head_dim, dtype, name) for name in names]
+                yield from cases
+                if dtype == torch.bfloat16 and cases[0].streams:
+                    yield attention_case(arch, head_dim, dtype, "heads apart")
             yield from pointwise_cases(arch, dtype)
         yield attention_case(arch, 128, torch.bfloat16, "full")
-
-
-def head_dims(arch: int) -> list[int]:
-    """Return the head widths that ship on an architecture."""
-    return [head_dim for head_dim in HEAD_DIMS if arch < 100 or padded(head_dim) < 256]
 
 
 def sample() -> Case:
@@ -79,14 +81,19 @@ def attention_case(arch: int, head_dim: int, dtype: torch.dtype, features: str) 
         "packed": True,
         "sinks": False,
         "slopes": False,
+        "apart": False,
     }
     chosen |= _FEATURES[features]
-    packed, sinks, slopes = (chosen.pop(name) for name in ("packed", "sinks", "slopes"))
+    packed, sinks, slopes, apart = (chosen.pop(name) for name in ("packed", "sinks", "slopes", "apart"))
 
     def launch() -> None:
         q_BTHD, k_BSKD, v_BSKD, grad_BTHD = (
             _meta(1, _LENGTH, heads, head_dim, dtype=dtype) for heads in (16, 4, 4, 16)
         )
+        if apart:
+            k_BSKD, v_BSKD = (
+                _meta(1, _LENGTH, 4, 2 * head_dim, dtype=dtype)[..., :head_dim] for _ in range(2)
+            )
         borders = (_meta(9, dtype=torch.int32), _meta(9, dtype=torch.int32)) if packed else (None, None)
         sinks_H, slopes_H = (_meta(16, dtype=torch.float32) if wanted else None for wanted in (sinks, slopes))
         resolved = Features(_LENGTH, _LENGTH, scale=head_dim**-0.5, **chosen)
@@ -95,7 +102,9 @@ def attention_case(arch: int, head_dim: int, dtype: torch.dtype, features: str) 
         launch_backward(grads, q_BTHD, k_BSKD, v_BSKD, outputs, borders, slopes_H, resolved)
 
     name = f"attention {head_dim} {_short(dtype)}, {features}"
-    return Case("attention", name, arch, dtype.itemsize == 2, launch)
+    fits = head_dim == padded(head_dim) and not apart and not chosen["window"] and arch in ARCHITECTURES
+    streams = [kernel for kernel in _STREAMING if fits and tile(kernel, arch, head_dim, dtype).streams]
+    return Case("attention", name, arch, dtype.itemsize == 2, launch, frozenset(streams))
 
 
 def pointwise_cases(arch: int, dtype: torch.dtype) -> Iterator[Case]:

@@ -39,7 +39,10 @@ def summary() -> list[str]:
 
 
 def _cell(rows: list[Measured]) -> str:
-    texts = [f"{row.registers}, {row.shared / 1024:.0f} KiB, {row.matrix}" for row in rows]
+    texts = []
+    for row in rows:
+        tma = f", TMA {row.tma}" if row.tma else ""
+        texts.append(f"{row.registers}, {row.shared / 1024:.0f} KiB, {row.matrix}{tma}")
     return " and ".join(texts) or "-"
 
 

@@ -31,7 +31,8 @@ class Measured:
     """One kernel as the compiler left it: registers of a thread, bytes, and counts of instructions.
 
     ``matrix`` counts the architecture's own matrix instruction and ``older`` that of an older one, both in
-    PTX; ``wide`` counts accesses of 128 bits to global memory and ``narrow`` those of 8 and 16.
+    PTX; ``wide`` counts accesses of 128 bits to global memory and ``narrow`` those of 8 and 16; ``tma``
+    counts loads of tiles by the tensor memory accelerator.
     """
 
     kernel: str
@@ -46,6 +47,7 @@ class Measured:
     wide: int
     narrow: int
     instructions: int
+    tma: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ def measure(compiled: Compiled, digest: str) -> Measured:
         wide=compiled.count("LDG.E.128") + compiled.count("STG.E.128"),
         narrow=sum(map(compiled.count, _NARROW)),
         instructions=len(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/", compiled.sass, re.MULTILINE)),
+        tma=compiled.ptx.count("cp.async.bulk.tensor"),
     )  # fmt: skip
 
 
@@ -85,6 +88,9 @@ def problems(case: Case, kernel: Measured) -> list[str]:
             found.append(f"does not use {own}")
         if kernel.older:
             found.append(f"uses the older {older}")
+    streams = kernel.kernel.removesuffix("_kernel") in case.streams
+    if streams != bool(kernel.tma):
+        found.append("loads no tile by cp.async.bulk.tensor" if streams else "uses cp.async.bulk.tensor")
     if not kernel.wide:
         found.append("no 128-bit accesses")
     if case.room == "pointwise" and kernel.narrow > _SCALARS.get(kernel.kernel, 0):

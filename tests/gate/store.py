@@ -16,7 +16,6 @@ from gate.compiler import launched
 from gate.rules import Measured, load_table, measure
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "gate"
-_UNPROVEN = Path(__file__).with_name("unproven.json")
 _WORKERS = 2
 
 
@@ -24,17 +23,6 @@ def load(digest: str) -> Measured | None:
     """Return what a kernel compiled to, None if it has not been compiled."""
     path = FOLDER / f"{digest}.json"
     return Measured(**json.loads(path.read_text("utf-8"))) if path.exists() else None
-
-
-def load_unproven() -> dict[str, str]:
-    """Return the cases that the table lacks, by architecture and name, and why."""
-    content: dict[str, str] = json.loads(_UNPROVEN.read_text("utf-8"))
-    return content
-
-
-def save_unproven(cases: dict[str, str]) -> None:
-    """Write which cases the table lacks."""
-    _UNPROVEN.write_text(json.dumps(cases, indent=1) + "\n", encoding="utf-8")
 
 
 def compile_missing(cases: list[Case], minutes: float) -> None:

@@ -38,10 +38,10 @@ class Sanitizer:
             checker._begin(executor, [*zip(executor.arg_names, placed, strict=False), *placed_named.items()])
             return placed, placed_named
 
-        def load(builder, pointers, mask, *rest):
+        def load(builder, pointers, mask, *rest, **named):
             checker.loads += 1
             checker._touch(pointers, mask, "load")
-            return checker._stock["create_masked_load"](builder, pointers, mask, *rest)
+            return checker._stock["create_masked_load"](builder, pointers, mask, *rest, **named)
 
         def store(builder, pointers, value, mask, *rest):
             checker.stores += 1

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from interp.attention_cases import DOCUMENTS, EXACT_CASES, LOW_CASES, Case, draw, errors, oracle, ours
 
+from distllm.kernels.attention import launch, tiles
 from distllm.kernels.attention.op import attention
 
 FP32_ERROR = 2e-5
@@ -84,14 +85,52 @@ def test_the_order_of_programs_changes_no_bit():
     assert all(torch.equal(x, y) for other in others for x, y in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tiles_that_are_streamed_are_the_tiles_that_are_pointed_at(monkeypatch, dtype):
+    case = Case(documents=((50, 50), (0, 0), (7, 60)), heads=4, key_heads=2, head_dim=32, dtype=dtype)
+    problem, described = draw(case), []
+    stock = launch.streamed
+    monkeypatch.setattr(launch, "streamed", lambda *given: described.append(stock(*given)) or described[-1])
+    streamed = ours(case, problem, order=1)
+    monkeypatch.setattr(tiles, "UNCOMPILED", tiles.Tile(32, 16, 1, 1))
+    pointed = ours(case, problem, order=1)
+    assert [keys is not None for keys, _ in described] == [True, True, False, False]
+    assert all(torch.equal(x, y) for x, y in zip(streamed, pointed, strict=True))
+
+
+def test_what_no_descriptor_fits_is_pointed_at():
+    x = torch.zeros(2, 20, 3, 16)
+    wide = torch.zeros(2, 20, 3, 32)[..., :16]
+    fused = torch.zeros(2, 20, 9, 16)[:, :, 3:6]
+    cut = torch.zeros(1 + x.numel())[1:].view(x.shape)
+    assert launch._describe(x, 16).block_shape == [1, 16, 16]
+    assert launch._describe(fused, 16).strides == [20 * 9 * 16, 9 * 16, 1]
+    assert launch._describe(wide[:, :, :1], 16).shape == [2, 20, 16]
+    odd = (
+        wide,
+        cut,
+        x[..., :12],
+        x.half()[..., :4],
+        x[:1].expand(2, -1, -1, -1),
+        x[:, :0],
+        x[:, :1].expand(x.shape),
+    )
+    assert [launch._describe(one, 16) for one in odd] == [None] * len(odd)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
 def test_documents_do_not_see_each_other():
-    case = Case(documents=((30, 30), (34, 34)))
-    problem = draw(case)
-    before = ours(case, problem)
-    problem.k[:, :30], problem.v[:, :30] = 9.0, -9.0
-    after = ours(case, problem)
-    assert torch.equal(before[0][:, 30:], after[0][:, 30:])
-    assert torch.equal(before[2][:, 30:], after[2][:, 30:])
+    """Not even what is no number: a product with zero would not hide it."""
+    case = Case(documents=((30, 30), (34, 34)), heads=1)
+    before = ours(case, draw(case))
+    for poisoned, spared in ((slice(0, 30), slice(30, 64)), (slice(30, 64), slice(0, 30))):
+        problem = draw(case)
+        for tensor in (problem.q, problem.k, problem.v, problem.grad):
+            tensor[:, poisoned] = torch.nan
+        after = ours(case, problem)
+        for place in (0, 2, 3, 4):  # the output and the gradients of q, k and v
+            assert torch.equal(before[place][:, spared], after[place][:, spared])
+        assert after[0][:, poisoned].isnan().all()
 
 
 def test_parts_of_the_keys_merge_by_their_log_sum_exps():

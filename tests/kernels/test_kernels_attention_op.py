@@ -4,7 +4,8 @@ import pytest
 import torch
 from interp.sanitizer import Sanitizer
 
-from distllm.kernels.attention.launch import Features, launch_forward
+from distllm.kernels.attention import tiles
+from distllm.kernels.attention.launch import Features, launch_backward, launch_forward
 from distllm.kernels.attention.op import Packed, attention, attention_forward
 
 
@@ -55,18 +56,22 @@ def test_meta_tensors_have_the_real_shapes_and_dtypes(dtype):
     assert described[0] == described[1]
 
 
-def test_offsets_beyond_two_to_the_31_are_right():
+@pytest.mark.parametrize("streams", [True, False])
+def test_offsets_beyond_two_to_the_31_are_right(monkeypatch, streams):
     """The second tile of a view starts 2.2e9 elements in: the memory between is reserved, not touched."""
+    monkeypatch.setattr(tiles, "UNCOMPILED", tiles.Tile(32, 16, 1, 1, streams))
     row_step = 68_000_000
     storage = torch.UntypedStorage(2 * (39 * row_step + 16))
     q = torch.empty(0, dtype=torch.float16).set_(storage, 0, (1, 40, 1, 16), (0, row_step, 0, 1))
     q.copy_(draw(1, 40, 1, 16, dtype=torch.float16))
     features = Features(40, 40, True, 0, 0.0, 0.25)
-    with Sanitizer(races=False):
-        far = launch_forward(q, q, q, (None, None), None, None, features)
-    near = launch_forward(*(q.contiguous(),) * 3, (None, None), None, None, features)
-    assert torch.equal(far[0], near[0])
-    assert torch.equal(far[1], near[1])
+    found = []
+    for x in (q, q.contiguous()):
+        with Sanitizer(races=False):
+            outputs = launch_forward(x, x, x, (None, None), None, None, features)
+            grads = x, torch.zeros_like(outputs[1])
+            found.append([*outputs, *launch_backward(grads, x, x, x, outputs, (None, None), None, features)])
+    assert all(torch.equal(far, near) for far, near in zip(*found, strict=True))
 
 
 def packed(query_borders, key_borders, longest=9):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from gate.cases import head_dims
 
 from distllm.kernels.attention.tiles import HEAD_DIMS, Tile, padded, splits_key_grads, tile
 from distllm.kernels.device import ARCHITECTURES, INTERPRETER, architecture, compiling_for, row_of_capability
@@ -41,17 +40,19 @@ def test_the_gate_can_name_another_device():
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_every_configuration_has_a_tile(arch, dtype):
-    for head_dim in head_dims(arch):
-        for kernel in ("forward", "key_grads", "query_grads"):
+    for head_dim in HEAD_DIMS:
+        for kernel in ("forward", "key_grads", "query_grads", "value_grads"):
             found = tile(kernel, arch, head_dim, dtype)
             assert isinstance(found, Tile)
             assert found.queries % 16 == found.keys % 16 == 0
 
 
-@pytest.mark.parametrize("arch", [100, 120])
-def test_a_width_without_a_tile_is_refused(arch):
-    with pytest.raises(ValueError, match=f"head size 192 on sm_{arch}"):
-        tile("forward", arch, 192, torch.bfloat16)
+def test_tiles_are_streamed_where_there_is_a_tensor_memory_accelerator():
+    for arch in ARCHITECTURES:
+        streams = tile("forward", arch, 128, torch.bfloat16).streams
+        assert streams == (arch in (90, 100))
+        assert not tile("forward", arch, 128, torch.float32).streams
+        assert not tile("key_grads", arch, 128, torch.bfloat16).streams
 
 
 def test_widths_are_padded_to_powers_of_two_and_wide_heads_split_their_gradients():
