@@ -1,5 +1,7 @@
 """Every recipe composes and resolves, and the task it names can be learnt by the model it chooses."""
 
+from pathlib import Path
+
 import pytest
 
 from distllm.config.compose import PACKAGE_CONF, compose
@@ -64,3 +66,15 @@ def test_every_recipe_says_what_it_is_for():
         lines = (PACKAGE_CONF / "experiment" / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
         assert lines[1].startswith("# ")
         assert lines[1].endswith(".")
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "dpo"])
+def test_every_recipe_has_a_page_with_its_command_its_curve_and_a_table_beside_a_baseline(recipe):
+    pages = Path(__file__).parents[2] / "docs" / "recipes"
+    page = (pages / f"{recipe}.md").read_text(encoding="utf-8")
+    assert f"\ndistllm train experiment={recipe}" in page
+    assert f"\ndistllm evaluate run={recipe}" in page
+    assert f"]({recipe}.png)" in page
+    assert (pages / f"{recipe}.png").read_bytes().startswith(b"\x89PNG")
+    assert "\n|---|" in page
+    assert f"]({recipe}.md)" in (pages / "index.md").read_text(encoding="utf-8")
