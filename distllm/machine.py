@@ -9,6 +9,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _CGROUP_CPU = _CGROUPS / "cpu.max"
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_MOUNTS = Path("/proc/mounts")
 _CGROUP_MEMORY = _CGROUPS / "memory.max"
 
 
@@ -59,6 +60,17 @@ def _field(file: Path, name: str, unit: int = 1) -> int | None:
     except OSError:
         return None
     return next((int(line[1]) * unit for line in words if line and line[0] == name), None)
+
+
+def filesystem_of(path: Path) -> str:
+    """Return the kind of filesystem ``path`` lies on, such as "ext4"; "" where Linux does not say."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    kinds = {Path(words[1]): words[2] for words in map(str.split, lines)}
+    absolute = path.absolute()
+    return next((kinds[place] for place in (absolute, *absolute.parents) if place in kinds), "")
 
 
 def total_memory() -> int:

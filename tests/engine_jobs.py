@@ -19,12 +19,15 @@ from ranks import run_ranks
 FP32 = [("local", 0, "fp32"), *(("deepspeed", stage, "fp32") for stage in range(4))]
 BF16 = [("deepspeed", stage, "bf16") for stage in range(4)]
 STEPS, HALF, VOCAB = 10, 3, 65
-OFFLOADED = [*(("deepspeed", stage, "fp32", "cpu") for stage in (1, 2, 3)), ("deepspeed", 2, "bf16", "cpu")]
+OFFLOADED = [
+    ("deepspeed", 1, "fp32", "cpu"), ("deepspeed", 2, "fp32", "nvme"), ("deepspeed", 3, "fp32", "nvme"),
+    ("deepspeed", 2, "bf16", "cpu"),
+]  # fmt: skip
 
 
 def case_name(engine, stage, compute, offload="none"):
     name = engine if engine == "local" else f"zero{stage}-{compute}"
-    return name if offload == "none" else f"{name}-offload"
+    return name if offload == "none" else f"{name}-{offload}"
 
 
 def make_model(width=33):
@@ -80,6 +83,7 @@ def make_engine(
         settings=settings,
         topology=topology,
         timeout_seconds=timeout,
+        offload_dir=Path(tempfile.mkdtemp(prefix="offload-")) if offload == "nvme" else None,
     )
 
 
@@ -138,7 +142,8 @@ def _curve(topology, case):
         norms.append(result.grad_norm)
         assert not result.skipped
     assert engine.optimizer_steps == STEPS
-    return {"losses": losses, "norms": norms}
+    files = Path("/proc/self/maps").read_text().count("distllm-offload-")
+    return {"losses": losses, "norms": norms, "files": files}
 
 
 def _skip(topology, case):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distllm.config.attention import ORDERS, asked_by, candidates, refusal
-from distllm.config.checks_parallel import check_sequence_ranks
+from distllm.config.checks_parallel import check_expert_ranks, check_sequence_ranks
 from distllm.config.checks_task import check_task
 from distllm.config.faults import AROUND, KINDS, parse_fault
 from distllm.config.problems import Problems
@@ -18,7 +18,7 @@ from distllm.config.schema import Config
 from distllm.config.schema_optim import WHOLE_MATRICES
 from distllm.config.schema_stopping import METRICS, OF_SOURCE
 from distllm.errors import ConfigError
-from distllm.machine import available_cores
+from distllm.machine import available_cores, filesystem_of
 from distllm.registry import did_you_mean
 
 
@@ -28,6 +28,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_batch(config, problems, world_size, dataset_tokens)
     _check_engine(config, problems)
     check_sequence_ranks(config, problems, world_size=world_size)
+    check_expert_ranks(config, problems, world_size=world_size)
     _check_kernels(config, problems)
     _check_optimizer(config, problems)
     _check_bf16_weights(config, problems)
@@ -70,6 +71,7 @@ def check_machine(config: Config, problems: Problems, *, local_world_size: int) 
             keys=["cluster.device", "cluster.procs_per_node"],
             remedy="run on a GPU machine, lower cluster.procs_per_node, or use cluster=local for the CPU",
         )
+    _check_offload_dir(config.engine.offload_dir, problems)
     problems.check(
         not config.engine.compile
         or cluster.device != "cpu"
@@ -77,6 +79,18 @@ def check_machine(config: Config, problems: Problems, *, local_world_size: int) 
         "engine.compile on a CPU needs a C++ compiler, none is on PATH",
         keys=["engine.compile"],
         remedy="apt-get install g++, or engine.compile=false",
+    )
+
+
+def _check_offload_dir(directory: str | None, problems: Problems) -> None:
+    if directory is None:
+        return
+    kind = filesystem_of(Path(directory))
+    problems.check(
+        kind not in ("tmpfs", "ramfs"),
+        f"{directory} lies on {kind}, which is memory itself",
+        keys=["engine.offload_dir"],
+        remedy="name a directory on a disk, or use engine.offload=cpu",
     )
 
 
@@ -271,6 +285,12 @@ def _check_engine(config: Config, problems: Problems) -> None:
         "only what ZeRO partitions can be offloaded, and zero_stage is 0",
         keys=["engine.offload", "engine.zero_stage"],
         remedy="use engine=zero1, zero2 or zero3, or engine.offload=none",
+    )
+    problems.check(
+        (engine.offload == "nvme") == (engine.offload_dir is not None),
+        "offload=nvme needs a directory for its files, and other offloads have none",
+        keys=["engine.offload", "engine.offload_dir"],
+        remedy="set engine.offload_dir to a directory on a disk of each node, or leave it null",
     )
     problems.check(
         engine.name != "local" or config.precision.compute == "fp32" or config.optim.name == "adamw_bf16",

@@ -7,6 +7,8 @@ from distllm.config.schema import Config
 
 # Their loss is a sum over single positions.
 _BY_POSITION = ("causal_lm", "seq2seq", "instruct")
+# Their update of a weight looks at nothing but that weight.
+_BY_ELEMENT = ("adamw", "adam", "sgd", "lion")
 
 
 def check_sequence_ranks(config: Config, problems: Problems, *, world_size: int) -> None:
@@ -41,6 +43,48 @@ def check_sequence_ranks(config: Config, problems: Problems, *, world_size: int)
         keys=["engine.sequence_ranks", "engine.compile"],
         remedy="engine.compile=false, or engine.sequence_ranks=1",
     )
+
+
+def check_expert_ranks(config: Config, problems: Problems, *, world_size: int) -> None:
+    """Check that ``engine.expert_ranks`` ranks can hold different experts of this run."""
+    ranks, experts = config.engine.expert_ranks, config.model.num_experts
+    if ranks == 1:
+        return
+    problems.check(
+        experts > 0 and experts % ranks == 0,
+        f"{experts} experts do not divide among expert_ranks {ranks}",
+        keys=["engine.expert_ranks", "model.num_experts"],
+        remedy=f"engine.expert_ranks={_divisors(experts)}" if experts else "engine.expert_ranks=1",
+    )
+    problems.check(
+        world_size % ranks == 0,
+        f"{world_size} ranks are no whole number of groups of expert_ranks {ranks}",
+        keys=["engine.expert_ranks", "cluster.procs_per_node", "cluster.nodes"],
+        remedy=f"run on a multiple of {ranks} ranks, or engine.expert_ranks=1",
+    )
+    problems.check(
+        config.optim.name in _BY_ELEMENT,
+        f"optim.name={config.optim.name} looks at more of a stack of experts than a rank has",
+        keys=["engine.expert_ranks", "optim.name"],
+        remedy=f"use {', '.join(_BY_ELEMENT)}, or engine.expert_ranks=1",
+    )
+    problems.check(
+        config.engine.offload == "none",
+        "experts of a rank are updated on its device, beside what DeepSpeed offloads",
+        keys=["engine.expert_ranks", "engine.offload"],
+        remedy="engine.offload=none, or engine.expert_ranks=1",
+    )
+    problems.check(
+        config.model.lora.rank == 0,
+        "experts below adapters are frozen, and frozen weights are held by every rank",
+        keys=["engine.expert_ranks", "model.lora.rank"],
+        remedy="model.lora.rank=0, or engine.expert_ranks=1",
+    )
+
+
+def parts_experts(config: Config) -> bool:
+    """Whether ranks could hold different experts of this model, however they divide."""
+    return bool(config.model.num_experts) and config.optim.name in _BY_ELEMENT and not config.model.lora.rank
 
 
 def shares_rows(config: Config) -> bool:
@@ -80,6 +124,10 @@ def _check_division(config: Config, problems: Problems, ranks: int, world_size: 
         keys=["engine.sequence_ranks", "model.num_heads", "model.num_kv_heads"],
         remedy=f"engine.sequence_ranks={_degrees(model.num_heads, key_values)}",
     )
+
+
+def _divisors(count: int) -> str:
+    return " or ".join(str(n) for n in range(1, count + 1) if count % n == 0)
 
 
 def _degrees(heads: int, key_values: int) -> str:

@@ -26,7 +26,7 @@ def deepspeed_json(
     bucket_bytes: int,
     device: Literal["cpu", "cuda"],
     compiled: bool = False,
-    offload: Literal["none", "cpu"] = "none",
+    offload: Literal["none", "cpu", "nvme"] = "none",
     hpz_ranks: int = 1,
 ) -> dict[str, Any]:
     """Return the document that configures DeepSpeed.
@@ -43,7 +43,8 @@ def deepspeed_json(
         compiled: each block is one compiled graph. Stage 3 then gathers the weights of a whole block
             before the graph runs, because hooks inside it cannot be compiled.
         hpz_ranks: neighbouring ranks that hold one more whole copy of stage 3's weights; 1: none.
-        offload: where fp32 weights and moments live and are updated: on the device, or in main memory.
+        offload: where fp32 weights and moments live and are updated: on the device, or in main memory,
+            which files replace once DeepSpeed has made them (`distllm.dist.mapped`).
     """
     # DeepSpeed counts elements, and wants an even number of them.
     bucket_numel = max(2, bucket_bytes // _BYTES_PER_ELEMENT[compute] // 2 * 2)
@@ -76,7 +77,7 @@ def deepspeed_json(
         | {"zero_hpz_partition_size": hpz_ranks}
         | (
             {"offload_optimizer": {"device": "cpu", "pin_memory": device == "cuda"}}
-            if offload == "cpu"
+            if offload != "none"
             else {}
         ),
         **_quiet_json(),

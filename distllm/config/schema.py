@@ -133,10 +133,12 @@ class EngineConfig:
         minimum=0,
         maximum=3,
     )
-    offload: Literal["none", "cpu"] = option(
+    offload: Literal["none", "cpu", "nvme"] = option(
         "none",
-        "cpu: fp32 weights and moments live in main memory and are updated there; needs zero_stage 1 to 3",
+        "cpu: fp32 weights and moments live in main memory and are updated there; nvme: in files that are "
+        "mapped into it; need zero_stage 1 to 3",
     )
+    offload_dir: str | None = option(None, "directory of the files of offload=nvme, on a disk of each node")
     micro_batch_tokens: int = option(
         4096, "upper bound of tokens in one forward pass of one rank", unit="count", minimum=1
     )
@@ -154,6 +156,12 @@ class EngineConfig:
         1,
         "neighbouring ranks that share each row by its positions, and attention by its heads (Ulysses), "
         "for rows too long for one; 1: none",
+        minimum=1,
+    )
+    expert_ranks: int = option(
+        1,
+        "neighbouring ranks that hold different experts of each mixture; tokens travel to the experts they "
+        "are sent to; 1: every rank holds all",
         minimum=1,
     )
     activation_checkpointing: Literal["none", "selective", "full"] = option(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from distllm.dist.engine import Engine
+from distllm.dist.expert_engine import ExpertEngine, OwnExperts
 from distllm.dist.local import LocalEngine
 from distllm.dist.memory import keep_freed_memory
 from distllm.dist.topology import Topology
@@ -24,6 +26,8 @@ def build_engine(
     settings: Mapping[str, Any],
     topology: Topology,
     timeout_seconds: float,
+    experts: OwnExperts | None = None,
+    offload_dir: Path | None = None,
 ) -> Engine:
     """Build the engine ``name`` around an initialised model. Collective.
 
@@ -34,9 +38,27 @@ def build_engine(
         settings: the document of `config.engine.deepspeed_json`; both engines read it.
         topology: this rank's place; its process group must exist.
         timeout_seconds: longest wait for another rank inside DeepSpeed's own groups.
+        experts: those that only this rank, or ranks like it, train; none are parameters of ``model``.
+        offload_dir: directory of the files for what is offloaded; None: it stays in main memory.
     """
     if topology.device.type == "cpu":
         keep_freed_memory()
+    rest = _engine(name, model, make_optimizer, settings, topology, timeout_seconds, offload_dir)
+    if experts is None:
+        return rest
+    scale = float(topology.world_size) if name == "deepspeed" else 1.0
+    return ExpertEngine(rest, experts.weights, make_optimizer, settings, experts.group, topology, scale)
+
+
+def _engine(
+    name: str,
+    model: nn.Module,
+    make_optimizer: OptimizerFactory,
+    settings: Mapping[str, Any],
+    topology: Topology,
+    timeout_seconds: float,
+    offload_dir: Path | None,
+) -> Engine:
     model.to(topology.device)
     if name == "local":
         if settings["bf16"]["enabled"]:
@@ -45,5 +67,5 @@ def build_engine(
     if name == "deepspeed":
         from distllm.dist.deepspeed import ZeroEngine  # DeepSpeed takes seconds to import
 
-        return ZeroEngine(model, make_optimizer(model), settings, topology, timeout_seconds)
+        return ZeroEngine(model, make_optimizer(model), settings, topology, timeout_seconds, offload_dir)
     raise ValueError(f"unknown engine {name!r}")

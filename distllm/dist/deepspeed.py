@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from distllm.dist.collectives import rank_errors
 from distllm.dist.engine import (
+    CLIP_EPSILON,
     Accept,
     Owner,
     StepResult,
@@ -35,6 +37,7 @@ from distllm.dist.engine import (
     read_checked,
     state_names,
 )
+from distllm.dist.mapped import MappedFiles
 from distllm.dist.topology import Topology
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ class ZeroEngine:
         settings: the document of `config.engine.deepspeed_json`.
         topology: this rank's place; its process group must exist.
         timeout_seconds: longest wait for another rank.
+        offload_dir: directory of the files for what ``settings`` offload; None: it stays in main memory.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class ZeroEngine:
         settings: Mapping[str, Any],
         topology: Topology,
         timeout_seconds: float,
+        offload_dir: Path | None = None,
     ) -> None:
         self._topology = topology
         self._optimizer = optimizer
@@ -67,6 +72,7 @@ class ZeroEngine:
         self._slots = all_slots(optimizer, self._parameters)
         self._grad_accum_steps = int(settings["gradient_accumulation_steps"])
         self._stage = int(settings["zero_optimization"]["stage"])
+        self._grad_clip = float(settings["gradient_clipping"])
         self._micro_steps = 0
         self._optimizer_steps = 0
         deepspeed = _import_deepspeed(topology)
@@ -76,7 +82,8 @@ class ZeroEngine:
         from distllm.dist.zero_state import zero_state
 
         self._gate = NormGate(self._engine.optimizer, self._stage) if self._stage else None
-        self._state = zero_state(self._engine, optimizer, self._parameters, topology)
+        files = MappedFiles(offload_dir) if offload_dir else None
+        self._state = zero_state(self._engine, optimizer, self._parameters, topology, files)
 
     @property
     def model(self) -> nn.Module:
@@ -106,7 +113,7 @@ class ZeroEngine:
         with rank_errors(self._topology, "reducing gradients"):
             self._engine.backward(loss * self._topology.world_size, scale_wrt_gas=False)
 
-    def step(self, lr: float, accept: Accept = math.isfinite) -> StepResult:
+    def step(self, lr: float, accept: Accept = math.isfinite, elsewhere: float = 0.0) -> StepResult:
         """Clip and update; what is not accepted leaves all as it was.
 
         Raises:
@@ -118,13 +125,16 @@ class ZeroEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         with rank_errors(self._topology, "updating weights"):
-            result = self._whole_step(accept) if self._gate is None else self._gated_step(self._gate, accept)
+            if self._gate is None:
+                result = self._whole_step(accept, elsewhere)
+            else:
+                result = self._gated_step(self._gate, accept, elsewhere)
         self._optimizer_steps += not result.skipped
         return result
 
-    def _gated_step(self, gate: NormGate, accept: Accept) -> StepResult:
+    def _gated_step(self, gate: NormGate, accept: Accept, elsewhere: float) -> StepResult:
         """Let DeepSpeed reduce and decide, with our answer in the place where it looks at the norm."""
-        with gate.asking(accept):
+        with gate.asking(accept, elsewhere):
             self._engine.step()
         skipped = not self._engine.was_step_applied()
         if skipped and self._stage < 3:
@@ -133,15 +143,20 @@ class ZeroEngine:
             averaged.update(dict.fromkeys(averaged))
         return StepResult(gate.grad_norm, skipped)
 
-    def _whole_step(self, accept: Accept) -> StepResult:
+    def _whole_step(self, accept: Accept, elsewhere: float) -> StepResult:
         """Look at the gradients first: they are whole and reduced on every rank."""
         gradients = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-        grad_norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        own_norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        grad_norm = math.hypot(own_norm, elsewhere)
         skipped = not accept(grad_norm)
         if skipped:
             self._engine.zero_grad()
         else:
+            if elsewhere and 0 < self._grad_clip < grad_norm:
+                # DeepSpeed would clip by the norm of what it has; so it is left nothing to clip.
+                for gradient in gradients:
+                    gradient.mul_(self._grad_clip / (grad_norm + CLIP_EPSILON))
             self._engine.step()
         return StepResult(grad_norm, skipped)
 

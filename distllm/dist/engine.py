@@ -21,6 +21,8 @@ from distllm.errors import CheckpointError
 
 Accept = Callable[[float], bool]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+CLIP_EPSILON = 1e-6
+"""What torch and DeepSpeed add to the norm they clip by."""
 Slots = Mapping[str, Mapping[str, torch.Size]]
 Owner = Callable[[torch.Size], int]
 """The rank that gets a tensor of this shape; asked for each tensor in the same order on every rank."""
@@ -55,7 +57,7 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss; called once for each micro-batch of a step."""
 
-    def step(self, lr: float, accept: Accept = math.isfinite) -> StepResult:
+    def step(self, lr: float, accept: Accept = math.isfinite, elsewhere: float = 0.0) -> StepResult:
         """Clip, update all weights at learning rate ``lr`` if ``accept`` agrees, and clear the gradients.
 
         Args:
@@ -63,6 +65,7 @@ class Engine(Protocol):
             accept: whether a gradient of this global norm, before clipping, may be applied. It must
                 refuse what is not finite and answer alike on every rank. It is not asked where the
                 engine itself found a gradient that is not finite.
+            elsewhere: norm of gradients that another engine applies with these; part of the global norm.
         """
 
     def replicas(self) -> Iterator[Tensor]:
@@ -145,10 +148,13 @@ def read_checked(read: Callable[[str], Tensor], name: str, shape: torch.Size) ->
     return tensor
 
 
-def allocate_moments(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
+def allocate_moments(
+    optimizer: torch.optim.Optimizer, weight: Tensor, place: Callable[[Tensor], Tensor] | None = None
+) -> None:
     """Give ``weight`` a zero state now, where the optimizer would do so at the first step.
 
-    So memory runs out early if at all, and state can be read and loaded before the first step.
+    So memory runs out early if at all, and state can be read and loaded before the first step. ``place``
+    returns what stands for a moment of zeros.
     """
     group = optimizer.param_groups[0]
     on_device = bool(group.get("fused") or group.get("capturable"))
@@ -157,4 +163,5 @@ def allocate_moments(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
     state["step"] = torch.zeros((), dtype=torch.float32, device=step_device)
     for slot, shape in slots_of(optimizer, weight).items():
         precise = torch.promote_types(weight.dtype, torch.float32)
-        state[slot] = torch.zeros(shape, dtype=precise, device=weight.device)
+        moment = torch.zeros(shape, dtype=precise, device=weight.device)
+        state[slot] = moment if place is None else place(moment)

@@ -74,13 +74,13 @@ class LocalEngine:
         """Add the gradient of ``loss`` to this rank's gradients."""
         torch.autograd.backward(loss)
 
-    def step(self, lr: float, accept: Accept = math.isfinite) -> StepResult:
+    def step(self, lr: float, accept: Accept = math.isfinite, elsewhere: float = 0.0) -> StepResult:
         """Sum gradients over ranks, clip, and update; what is not accepted leaves all as it was."""
         gradients = self._gradients()
         if self._topology.world_size > 1:
             with rank_errors(self._topology, "summing gradients"):
                 _all_reduce(gradients, self._bucket_numel)
-        norm = get_total_norm(gradients)
+        norm = torch.hypot(get_total_norm(gradients), torch.tensor(elsewhere, device=self._topology.device))
         grad_norm = float(norm)
         skipped = not accept(grad_norm)
         if not skipped:

@@ -28,7 +28,8 @@ class Topology:
 
     ``rank`` counts over all machines, ``local_rank`` over this machine; ``device`` is where the
     rank computes. So many neighbours as ``sequence_ranks`` read the same rows, and share each by its
-    positions (`distllm.dist.sequence`).
+    positions (`distllm.dist.sequence`); so many as ``expert_ranks`` hold different experts of each
+    mixture (`distllm.dist.experts`).
     """
 
     rank: int
@@ -37,6 +38,7 @@ class Topology:
     local_world_size: int
     device: torch.device
     sequence_ranks: int = 1
+    expert_ranks: int = 1
 
     @classmethod
     def single(cls, device: str = "cpu") -> Topology:

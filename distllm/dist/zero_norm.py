@@ -35,6 +35,7 @@ class NormGate:
     def __init__(self, optimizer: Any, stage: int) -> None:
         self.grad_norm = math.inf
         self._accept: Accept = math.isfinite
+        self._elsewhere = 0.0
         if stage == 3:
             groups: Callable[[], list[Any]] = optimizer._get_norm_groups
             optimizer._get_norm_groups = lambda: self._of_groups(groups())
@@ -43,21 +44,26 @@ class NormGate:
             optimizer.scaled_global_norm = lambda: self._of_norm(norm())
 
     @contextmanager
-    def asking(self, accept: Accept) -> Iterator[None]:
-        """Let ``accept`` decide about the step that is taken inside the block."""
-        self.grad_norm, self._accept = math.inf, accept
+    def asking(self, accept: Accept, elsewhere: float = 0.0) -> Iterator[None]:
+        """Let ``accept`` decide about the step that is taken inside the block.
+
+        ``elsewhere`` is the norm of gradients that DeepSpeed does not have; it judges and clips by all.
+        """
+        self.grad_norm, self._accept, self._elsewhere = math.inf, accept, elsewhere
         try:
             yield
         finally:
             self._accept = math.isfinite
 
     def _of_groups(self, norms: list[Any]) -> list[Any]:
-        return norms if self._admits(combine_grad_norm_groups(norms)) else [torch.tensor(_REFUSED)]
+        combined = combine_grad_norm_groups(norms)
+        answer = self._of_norm(combined)
+        return norms if answer is combined else [answer]
 
     def _of_norm(self, norm: Any) -> Any:
-        return norm if self._admits(norm) else torch.tensor(_REFUSED)
-
-    def _admits(self, norm: Any) -> bool:
         # DeepSpeed writes -1 for a norm that is not finite.
-        self.grad_norm = math.inf if is_invalid_grad_norm(norm) else float(norm)
-        return self._accept(self.grad_norm)
+        own = math.inf if is_invalid_grad_norm(norm) else float(norm)
+        self.grad_norm = math.hypot(own, self._elsewhere)
+        if not self._accept(self.grad_norm):
+            return torch.tensor(_REFUSED)
+        return norm if self._elsewhere == 0.0 else torch.tensor(self.grad_norm)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from distllm.dist.collectives import gather_over_ranks
 from distllm.dist.engine import allocate_moments
+from distllm.dist.mapped import MappedFiles
 from distllm.dist.parts import Part, bring_together
 from distllm.dist.topology import Topology
 
@@ -45,7 +46,11 @@ class ZeroState(Protocol):
 
 
 def zero_state(
-    engine: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], topology: Topology
+    engine: Any,
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    topology: Topology,
+    files: MappedFiles | None = None,
 ) -> ZeroState:
     """Return the state of a DeepSpeed engine's stage, with moments allocated and all zero.
 
@@ -54,6 +59,7 @@ def zero_state(
         optimizer: the AdamW it was given.
         parameters: the model's parameters by logical name.
         topology: this rank's place; all ranks partition one state.
+        files: where fp32 weights and moments go that DeepSpeed has offloaded to main memory.
     """
     stage = engine.zero_optimization_stage()
     state: ZeroState
@@ -63,8 +69,13 @@ def zero_state(
         state = _PartitionedParameters(engine, parameters, topology)
     else:
         state = _PartitionedBuffers(engine, parameters, topology)
+    if files is not None:
+        for master in state.masters():
+            master.data = files.moved(master.data)
+        if isinstance(state, _PartitionedBuffers):
+            engine.optimizer._link_all_hp_params()  # parameters knew the tensors that the files replace
     for master in state.masters():
-        allocate_moments(optimizer, master)
+        allocate_moments(optimizer, master, files.moved if files else None)
     if isinstance(state, _PartitionedBuffers):
         # DeepSpeed links parameters to their moments after its first update; the tensors exist now.
         engine.optimizer._lazy_init_hp_params_optimizer_state()

@@ -4,16 +4,21 @@ No token is dropped and no expert has a capacity, so a text's logits do not depe
 the batch.
 
 Shapes: B rows, T positions, N = B * T tokens, C channels, E experts, k experts of a token, I MLP width,
-M tokens of one expert.
+M = N * k tokens, once for each of their experts,
+m tokens of one expert.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distllm.config.shape import ModelShape
+from distllm.dist.expert_engine import OwnExperts
+from distllm.dist.experts import ExpertGroup
 from distllm.ops.mlp import gated
 
 
@@ -21,7 +26,8 @@ class MixtureOfExperts(nn.Module):
     """Gated MLPs of which each token uses the k likeliest, weighted by their router's softmax.
 
     Shazeer et al. 2017; Jiang et al. 2024. The experts' matrices are stacked: ``gate_up_proj`` is
-    (E, 2 I, C), gate before up, and ``down_proj`` (E, C, I).
+    (E, 2 I, C), gate before up, and ``down_proj`` (E, C, I). Where ranks hold different experts
+    (`part_experts`), they are stacks of this rank's.
 
     Attributes:
         imbalance: after a forward pass in training, how unevenly tokens were spread: 1 if evenly
@@ -37,6 +43,7 @@ class MixtureOfExperts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * shape.intermediate_size, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, shape.intermediate_size))
         self.imbalance: Tensor | None = None
+        self.group: ExpertGroup | None = None
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Apply to each token the experts it is sent to."""
@@ -46,13 +53,41 @@ class MixtureOfExperts(nn.Module):
         weight_Nk = (weight_Nk / weight_Nk.sum(dim=-1, keepdim=True)).to(x_NC.dtype)
         if self.training:
             self.imbalance = _imbalance(probs_NE, expert_Nk)
-        out_NC = torch.zeros_like(x_NC)
-        for expert, (gate_up, down) in enumerate(zip(self.gate_up_proj, self.down_proj, strict=True)):
-            token_M, choice_M = torch.where(expert_Nk == expert)
-            gate_MI, up_MI = F.linear(x_NC[token_M], gate_up).chunk(2, dim=-1)
-            answer_MC = F.linear(gated(gate_MI, up_MI, self.activation), down)
-            out_NC = out_NC.index_add(0, token_M, answer_MC * weight_Nk[token_M, choice_M, None])
-        return out_NC.view_as(x_BTC)
+        order_M = expert_Nk.flatten().argsort(stable=True)
+        token_M = order_M // self.experts_per_token
+        x_MC = x_NC.index_select(0, token_M)
+        counts_E = torch.bincount(expert_Nk.flatten(), minlength=probs_NE.shape[1])
+        if self.group is None:
+            answer_MC = self._answer(x_MC, counts_E.tolist())
+        else:
+            answer_MC = self.group.answered(x_MC, counts_E, self._answer)
+        weighted_MC = answer_MC * weight_Nk.flatten().index_select(0, order_M)[:, None]
+        return torch.zeros_like(x_NC).index_add(0, token_M, weighted_MC).view_as(x_BTC)
+
+    def _answer(self, x_MC: Tensor, counts: Sequence[int]) -> Tensor:
+        """Let each expert that is here answer its tokens; those of the first one come first."""
+        answers = []
+        for x_mC, gate_up, down in zip(x_MC.split(counts), self.gate_up_proj, self.down_proj, strict=True):  # type: ignore[no-untyped-call]
+            gate_mI, up_mI = F.linear(x_mC, gate_up).chunk(2, dim=-1)
+            answers.append(F.linear(gated(gate_mI, up_mI, self.activation), down))
+        return torch.cat(answers)
+
+
+def part_experts(model: nn.Module, group: ExpertGroup) -> OwnExperts:
+    """Leave a rank the experts that are its own, and let tokens travel to the others, in place.
+
+    Their weights are no parameters of the model any more; they are returned, with the names they had.
+    """
+    own = {}
+    for name, module in model.named_modules():
+        if isinstance(module, MixtureOfExperts):
+            for kind in ("gate_up_proj", "down_proj"):
+                weight_eN = group.own(getattr(module, kind).detach()).clone()
+                delattr(module, kind)
+                setattr(module, kind, weight_eN)
+                own[f"{name}.{kind}"] = weight_eN
+            module.group = group
+    return OwnExperts(own, group)
 
 
 def _imbalance(probs_NE: Tensor, expert_Nk: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from distllm.units import format_bytes
 # A run is refused only where it would not fit even if the prediction were this much too high.
 _DOUBT = 0.1
 _ORDER = ("none", "selective", "full")
+_OFFLOADS = {"none": "none", "optimizer": "cpu", "disk": "nvme", "mapped": "nvme"}
 
 
 def check_memory(resolved: Resolved, problems: Problems) -> None:
@@ -73,6 +74,8 @@ def overrides(asked: Layout, layout: Layout) -> list[str]:
         changed.append(f"engine.micro_batch_tokens={layout.tokens_per_rank}")
     if layout.sequence != asked.sequence:
         changed.append(f"engine.sequence_ranks={layout.sequence}")
+    if layout.expert != asked.expert:
+        changed.append(f"engine.expert_ranks={layout.expert}")
     if layout.zero_stage != asked.zero_stage:
         changed.append(f"engine.zero_stage={layout.zero_stage}")
     if layout.checkpointing != asked.checkpointing:
@@ -80,5 +83,5 @@ def overrides(asked: Layout, layout: Layout) -> list[str]:
     if layout.hpz != asked.hpz:
         changed.append(f"engine.hpz_ranks={layout.hpz}")
     if layout.offload != asked.offload:
-        changed.append(f"engine.offload={'none' if layout.offload == 'none' else 'cpu'}")
+        changed.append(f"engine.offload={_OFFLOADS[layout.offload]}")
     return changed

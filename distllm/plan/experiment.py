@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from distllm.config.checks_parallel import shares_rows
+from distllm.config.checks_parallel import parts_experts, shares_rows
 from distllm.config.resolve import Resolved
 from distllm.config.schema import Config
 from distllm.machine import total_memory
-from distllm.plan.layout import Layout
+from distllm.plan.layout import Layout, Offload
 from distllm.plan.search import Space
 
 # What a CPU rank holds before it has a model: the interpreter, torch and DeepSpeed (measured).
 CPU_PROCESS_BYTES = 640e6
-_SEQUENCE_RANKS = (1, 2, 4, 8)
+_SHARING_RANKS = (1, 2, 4, 8)
 
 
 def layout_of(resolved: Resolved) -> Layout:
@@ -25,23 +25,37 @@ def layout_of(resolved: Resolved) -> Layout:
         zero_stage=config.engine.zero_stage,
         checkpointing=config.engine.activation_checkpointing,
         sequence=config.engine.sequence_ranks,
+        expert=config.engine.expert_ranks,
         hpz=config.engine.hpz_ranks,
-        offload="optimizer" if _leaves_the_device(config) else "none",
+        offload=_offload_of(config),
     )
 
 
-def _leaves_the_device(config: Config) -> bool:
-    """Whether offloading moves anything: the memory of a CPU rank is main memory already."""
-    return config.engine.offload == "cpu" and config.cluster.device == "cuda"
+def _offload_of(config: Config) -> Offload:
+    """Return what offloading moves: the memory of a CPU rank is main memory already."""
+    on_gpu = config.cluster.device == "cuda"
+    if config.engine.offload == "nvme":
+        return "disk" if on_gpu else "mapped"
+    return "optimizer" if config.engine.offload == "cpu" and on_gpu else "none"
 
 
 def space_of(config: Config) -> Space:
     """Return what a search may change of an experiment."""
-    sequence = _SEQUENCE_RANKS if shares_rows(config) else (1,)
+    sequence = _SHARING_RANKS if shares_rows(config) else (1,)
+    expert = _SHARING_RANKS if parts_experts(config) else (1,)
     if config.engine.name == "local":
-        return Space(zero_stages=(0,), sequence=sequence, offload=("none",))
+        return Space(zero_stages=(0,), sequence=sequence, expert=expert, offload=("none",))
     away = config.cluster.device == "cuda"
-    return Space(sequence=sequence, offload=("none", "optimizer") if away else ("none",))
+    offload: list[Offload] = ["none", "optimizer"] if away else ["none"]
+    if config.engine.offload_dir is not None:
+        offload.append("disk" if away else "mapped")
+    # a second copy inside a node spares its backward pass the network
+    hpz = (
+        [1, config.cluster.procs_per_node]
+        if config.cluster.nodes > 1 < config.cluster.procs_per_node
+        else [1]
+    )
+    return Space(sequence=sequence, expert=expert, hpz=hpz, offload=offload)
 
 
 def device_memory(resolved: Resolved) -> float | None:

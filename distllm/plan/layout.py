@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Checkpointing = Literal["none", "selective", "full"]
-Offload = Literal["none", "optimizer", "all"]
+Offload = Literal["none", "optimizer", "disk", "mapped", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,13 @@ class Layout:
         zero_stage: 0 nothing is partitioned, 1 the optimizer, 2 gradients too, 3 weights too.
         checkpointing: activations kept: all; products and attention; or block inputs only.
         sequence: ranks that share a sample by its positions.
+        expert: ranks that hold different experts of each mixture.
         tensor: ranks that share every matrix.
         pipeline: stages.
         virtual_stages: chunks of blocks that each stage holds.
         hpz: ranks that hold one more whole copy of stage 3's weights, for backward; 1 means none.
-        offload: what lives in host memory.
+        offload: what lives in host memory. ``disk``: gradients do, the optimizer in files; ``mapped``: the
+            optimizer in files of a device whose memory is the host's.
     """
 
     ranks: int
@@ -35,6 +37,7 @@ class Layout:
     zero_stage: int = 0
     checkpointing: Checkpointing = "none"
     sequence: int = 1
+    expert: int = 1
     tensor: int = 1
     pipeline: int = 1
     virtual_stages: int = 1
@@ -87,6 +90,7 @@ class Software:
         overlaps_tensor: exchanges of tensor parallelism hide behind products.
         overlaps_data: gradients are reduced behind backward and stage 1's weights gathered behind forward,
             as much as fits, whatever share the fit found for programs that leave it to chance.
+        weighs_stages: a pipeline's stages are cut by weights, not into equally many blocks.
         live_params: weights that stage 3 keeps gathered; 0 means two blocks.
         bucket_bytes: buffers of the exchanges, in sum.
         base_bytes: what a process holds before there is a model.
@@ -112,6 +116,7 @@ class Software:
     gathers: int = 2
     overlaps_tensor: bool = False
     overlaps_data: bool = False
+    weighs_stages: bool = False
     live_params: int = 0
     bucket_bytes: int = 0
     base_bytes: float = 0.0

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distllm.plan.layout import Layout, Software
+from distllm.plan.stages import Stage, stages_of
 from distllm.plan.work import Work
 
 # DeepSpeed keeps the weights of this many blocks gathered: the one at work and the one fetched ahead.
 _LIVE_BLOCKS = 2
+_MASTER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Memory:
         fragmentation: lost between allocations.
         base: what a process holds before there is a model.
         host: bytes of host memory that offloading takes.
+        disk: bytes of files that offloading takes.
     """
 
     weights: float
@@ -41,6 +44,7 @@ class Memory:
     fragmentation: float
     base: float
     host: float = 0.0
+    disk: float = 0.0
 
     @property
     def device(self) -> float:
@@ -55,8 +59,9 @@ class Memory:
 
 def peak_memory(work: Work, layout: Layout, software: Software) -> Memory:
     """Return the peak of the rank that needs most."""
-    stages = range(layout.pipeline)
-    return max((_stage_memory(work, layout, software, stage) for stage in stages), key=lambda m: m.device)
+    stages = enumerate(stages_of(work, layout, software))
+    found = (_stage_memory(work, layout, software, place, stage) for place, stage in stages)
+    return max(found, key=lambda memory: memory.device)
 
 
 def saved_per_token(work: Work, software: Software, checkpointing: str) -> float:
@@ -78,8 +83,39 @@ def saved_per_token(work: Work, software: Software, checkpointing: str) -> float
     return stream + work.attentions * attention + software.mlp_saved * work.active_experts * work.intermediate
 
 
-def _stage_memory(work: Work, layout: Layout, software: Software, stage: int) -> Memory:
-    params = _stage_params(work, layout, stage)
+def _stage_memory(work: Work, layout: Layout, software: Software, place: int, stage: Stage) -> Memory:
+    held = _state(work, layout, software, stage)
+    activations = _activations(work, layout, software, place, stage)
+    return Memory(
+        weights=held.weights,
+        gradients=held.gradients,
+        optimizer=held.optimizer,
+        activations=activations,
+        logits=_logits(work, layout, software) if stage.last else 0.0,
+        buffers=software.bucket_bytes,
+        fragmentation=software.fragmentation * activations,
+        base=software.base_bytes,
+        host=held.host,
+        disk=held.disk,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Bytes of one rank that do not depend on the batch."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    host: float
+    disk: float
+
+
+def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _State:
+    elsewhere = work.expert_params if layout.expert > 1 else 0.0
+    experts = elsewhere * stage.blocks / layout.tensor
+    params = _stage_params(work, layout, stage) - experts
+    block = (work.block_params - elsewhere) / layout.tensor
     shards = layout.replicas
     learning = params * work.trainable_share
     whole = learning / shards
@@ -93,50 +129,46 @@ def _stage_memory(work: Work, layout: Layout, software: Software, stage: int) ->
         gradients = whole * ((software.accumulated_bytes or software.grad_bytes) + software.flattened_bytes)
     if layout.zero_stage == 3:
         held = params / shards + (params / layout.hpz if layout.hpz > 1 else 0)
-        live = min(software.live_params or _LIVE_BLOCKS * work.block_params / layout.tensor, params)
+        live = min(software.live_params or _LIVE_BLOCKS * block, params)
         weights = (held + live) * software.weight_bytes
-        gradients += work.block_params / layout.tensor * software.grad_bytes
-    host = 0.0
-    if layout.offload != "none":
+        gradients += block * software.grad_bytes
+    host = disk = 0.0
+    if layout.offload in ("disk", "mapped"):
+        disk, optimizer = optimizer, 0.0
+    if layout.offload not in ("none", "mapped"):
         host, optimizer = optimizer, 0.0
         # gradients leave for the host bucket by bucket, and wait for the update there
-        host, gradients = host + gradients, work.block_params / layout.tensor * software.grad_bytes
+        host, gradients = host + gradients, block * software.grad_bytes
     if layout.offload == "all":
         host += weights
-        weights = min(_LIVE_BLOCKS * work.block_params, params) * software.weight_bytes
-    activations = _activations(work, layout, software, stage)
-    return Memory(
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        activations=activations,
-        logits=_logits(work, layout, software, stage),
-        buffers=software.bucket_bytes,
-        fragmentation=software.fragmentation * activations,
-        base=software.base_bytes,
-        host=host,
-    )
+        weights = min(_LIVE_BLOCKS * block, params) * software.weight_bytes
+    own = experts / layout.expert
+    # a rank's own experts are whole, their masters, moments and summed gradients divided from stage 1 on
+    share = own / (shards / layout.expert if layout.zero_stage else 1)
+    weights += own * software.weight_bytes
+    gradients += own * software.grad_bytes + share * _MASTER_BYTES
+    optimizer += share * max(software.optimizer_bytes, 3 * _MASTER_BYTES)
+    return _State(weights, gradients, optimizer, host, disk)
 
 
-def _stage_params(work: Work, layout: Layout, stage: int) -> float:
+def _stage_params(work: Work, layout: Layout, stage: Stage) -> float:
     """Return the parameters of one stage's rank; the first and the last stage hold an embedding each."""
-    blocks = work.layers / layout.pipeline * work.block_params
+    blocks = stage.blocks * work.block_params
     ends = work.vocab * work.hidden
     if layout.pipeline == 1:
         embeddings: float = work.embedding_params + work.hidden + work.extra_params
     else:
-        embeddings = (ends if stage == 0 else 0) + (ends if stage == layout.pipeline - 1 else 0)
+        embeddings = ends * (stage.first + stage.last)
     return (blocks + embeddings) / layout.tensor
 
 
-def _activations(work: Work, layout: Layout, software: Software, stage: int) -> float:
-    layers = work.layers / layout.pipeline
+def _activations(work: Work, layout: Layout, software: Software, place: int, stage: Stage) -> float:
     tokens = layout.tokens_per_rank / layout.tensor
     # 1F1B: a stage has begun as many micro-batches as there are stages from it to the end
-    alive: float = min(layout.pipeline - stage, layout.accumulation) if layout.pipeline > 1 else 1
+    alive: float = min(layout.pipeline - place, layout.accumulation) if layout.pipeline > 1 else 1
     if layout.virtual_stages > 1:
         alive *= 1 + (layout.pipeline - 1) / (layout.pipeline * layout.virtual_stages)
-    kept = saved_per_token(work, software, layout.checkpointing) * layers * alive
+    kept = saved_per_token(work, software, layout.checkpointing) * stage.blocks * alive
     if layout.checkpointing != "none":
         kept += saved_per_token(work, software, "none")  # the block that is computed again
     # gradients of activations: most are alive inside an MLP
@@ -145,9 +177,7 @@ def _activations(work: Work, layout: Layout, software: Software, stage: int) -> 
     return kept * tokens * software.element_bytes
 
 
-def _logits(work: Work, layout: Layout, software: Software, stage: int) -> float:
-    if stage != layout.pipeline - 1:
-        return 0.0
+def _logits(work: Work, layout: Layout, software: Software) -> float:
     tokens = layout.tokens_per_rank
     chunk = min(tokens, software.logits_tokens or tokens)
     logits = chunk * work.vocab / layout.tensor * software.logits_bytes

@@ -18,6 +18,12 @@ from distllm.plan.work import work_of
 from distllm.units import format_bytes, format_count
 
 _SHOWN = 5
+_NOT_OFFERED = (
+    "not tried, because distllm does not offer it:",
+    "  quantised exchanges (ZeRO++): DeepSpeed's quantiser has no CPU version to hold its losses to",
+    "  hierarchical partitioning (MiCS): DeepSpeed 0.19 removed it; engine.hpz_ranks is what remains",
+    "  tensor and pipeline parallelism",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ def describe(plan: Plan, resolved: Resolved) -> str:
     ]
     if asked.memory.host:
         lines.append(f"  {'host memory':<16}{format_bytes(asked.memory.host):>12}")
+    if asked.memory.disk:
+        lines.append(f"  {'files':<16}{format_bytes(asked.memory.disk):>12}")
     lines += ["", "seconds of a step", *_times(asked)]
     lines += ["", *_totals(plan), "", *_search(plan, resolved)]
     return "\n".join(lines)
@@ -106,6 +114,7 @@ def _times(asked: Estimate) -> list[str]:
         "head and loss": time.head,
         "recomputation": time.recompute,
         "sequence": time.sequence_exchange,
+        "experts": time.expert_exchange,
         "exchanges": time.exposed,
         "update": time.update,
     }
@@ -146,7 +155,7 @@ def _search(plan: Plan, resolved: Resolved) -> list[str]:
             f"{format_bytes(one.memory.device):>10}  {_words(one.layout)}; limited by {one.limited_by}\n"
             f"     {change}"
         )
-    return lines
+    return [*lines, "", *_NOT_OFFERED]
 
 
 def _words(layout: Layout) -> str:
@@ -155,6 +164,10 @@ def _words(layout: Layout) -> str:
         words.append(f"{layout.checkpointing} checkpointing")
     if layout.sequence > 1:
         words.append(f"{layout.sequence} ranks a sequence")
+    if layout.expert > 1:
+        words.append(f"{layout.expert} ranks the experts")
+    if layout.hpz > 1:
+        words.append(f"hpZ of {layout.hpz} ranks")
     if layout.offload != "none":
         words.append(f"offload {layout.offload}")
     return ", ".join(words)

@@ -1,4 +1,4 @@
-"""The fastest layout that fits: every micro-batch, stage, checkpointing and sequence degree is tried.
+"""The fastest layout that fits: every micro-batch, stage, checkpointing, sequence and expert degree is tried.
 
 There are a few hundred combinations and each costs microseconds, so nothing is pruned and nothing
 can be missed.
@@ -23,6 +23,8 @@ class Space:
     zero_stages: Sequence[int] = (0, 1, 2, 3)
     checkpointing: Sequence[Checkpointing] = _CHECKPOINTING
     sequence: Sequence[int] = (1, 2, 4, 8)
+    expert: Sequence[int] = (1,)
+    hpz: Sequence[int] = (1,)
     offload: Sequence[Offload] = ("none", "optimizer")
 
 
@@ -54,22 +56,33 @@ def layouts(work: Work, ranks: int, seq_len: int, tokens_per_step: int, space: S
         if samples % data:
             continue
         own = samples // data
+        kinds = list(_kinds(work, ranks, sequence, space))
         for micro in (size for size in range(1, own + 1) if own % size == 0):
-            for stage in space.zero_stages:
-                for offload in space.offload:
-                    if offload != "none" and stage < 2:
-                        continue
-                    for kept in space.checkpointing:
-                        yield Layout(
-                            ranks=ranks,
-                            seq_len=seq_len,
-                            micro_batch=micro,
-                            accumulation=own // micro,
-                            zero_stage=stage,
-                            checkpointing=kept,
-                            sequence=sequence,
-                            offload=offload,
-                        )
+            for stage, offload, expert, hpz in kinds:
+                for kept in space.checkpointing:
+                    yield Layout(
+                        ranks=ranks,
+                        seq_len=seq_len,
+                        micro_batch=micro,
+                        accumulation=own // micro,
+                        zero_stage=stage,
+                        checkpointing=kept,
+                        sequence=sequence,
+                        expert=expert,
+                        hpz=hpz,
+                        offload=offload,
+                    )
+
+
+def _kinds(work: Work, ranks: int, sequence: int, space: Space) -> Iterator[tuple[int, Offload, int, int]]:
+    """Yield the stages, offloads, expert degrees and copies of hpZ that go together."""
+    for stage in space.zero_stages:
+        for offload in space.offload:
+            for expert in space.expert:
+                divides = expert == 1 or ranks % expert == 0 == work.experts % expert
+                alone = expert == 1 or (sequence == 1 and offload == "none")
+                if divides and alone and (offload == "none" or stage >= 2):
+                    yield from ((stage, offload, expert, hpz) for hpz in (space.hpz if stage == 3 else (1,)))
 
 
 def search(candidates: Iterator[Layout], judge: Callable[[Layout], Estimate]) -> Found:
@@ -88,7 +101,10 @@ def search(candidates: Iterator[Layout], judge: Callable[[Layout], Estimate]) ->
             nearest = found
         if not found.fits:
             continue
-        kind = (layout.zero_stage, layout.checkpointing, layout.sequence, layout.offload)
+        kind = (
+            *(layout.zero_stage, layout.checkpointing, layout.sequence),
+            *(layout.expert, layout.hpz, layout.offload),
+        )
         if kind not in best or found.time.total < best[kind].time.total:
             best[kind] = found
     if nearest is None:

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from distllm.plan.comms import Group, exchange_seconds, gather_seconds, reduce_seconds
 from distllm.plan.layout import Layout, Software
 from distllm.plan.machine import Machine
+from distllm.plan.stages import stages_of
 from distllm.plan.work import Work
+
+# Bytes of host memory that DeepSpeed moves for an offloaded weight besides the update: its gradient
+# arrives in fp32 (4), is scaled where it lies (8), and the new weight is converted (4 + 2).
+_AROUND_UPDATE = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,9 @@ class Efficiency:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of a step by where they go; ``exposed`` is the part of exchanges nothing hides."""
+    """Seconds of a step by where they go; ``exposed`` is the part of exchanges nothing hides, ``uneven``
+    what all wait for a pipeline's longest stage.
+    """
 
     gemm: float
     attention: float
@@ -43,17 +50,19 @@ class StepTime:
     recompute: float
     tensor_exchange: float
     sequence_exchange: float
+    expert_exchange: float
     exposed: float
     hidden: float
     bubble: float
+    uneven: float
     update: float
 
     @property
     def total(self) -> float:
         """All seconds of the step."""
         parts = (self.gemm, self.attention, self.elementwise, self.head, self.recompute)
-        exchanges = (self.tensor_exchange, self.sequence_exchange, self.exposed)
-        return sum(parts) + sum(exchanges) + self.bubble + self.update
+        exchanges = (self.tensor_exchange, self.sequence_exchange, self.expert_exchange, self.exposed)
+        return sum(parts) + sum(exchanges) + self.bubble + self.uneven + self.update
 
     @property
     def limit(self) -> str:
@@ -64,7 +73,9 @@ class StepTime:
             "memory traffic": self.elementwise,
             "recomputation": self.recompute,
             "exchanges between ranks": self.exposed + self.tensor_exchange + self.sequence_exchange,
+            "tokens on their way to experts": self.expert_exchange,
             "the pipeline's bubble": self.bubble,
+            "the pipeline's longest stage": self.uneven,
             "the optimizer": self.update,
         }
         return max(shares, key=lambda name: shares[name])
@@ -97,8 +108,10 @@ def step_time(
     }[layout.checkpointing]
     tensor = blocks * _tensor_seconds(work, layout, software, machine)
     sequence = blocks * _sequence_seconds(work, layout, software, machine)
-    micro = blocks * (forward.total + backward.total + again) + head + tensor + sequence
+    expert = blocks * _expert_seconds(work, layout, software, machine)
+    micro = blocks * (forward.total + backward.total + again) + head + tensor + sequence + expert
     count = layout.accumulation
+    slowest = _slowest_stage(work, layout, software, micro, head * layout.pipeline)
     exchanges = _data_exchanges(work, layout, software, machine)
     overlap = 1.0 if software.overlaps_data else efficiency.overlap
     hidden = sum(min(overlap * seconds, window * micro) for seconds, window in exchanges)
@@ -110,11 +123,22 @@ def step_time(
         recompute=count * blocks * again,
         tensor_exchange=count * tensor,
         sequence_exchange=count * sequence,
+        expert_exchange=count * expert,
         exposed=sum(seconds for seconds, _ in exchanges) - hidden,
         hidden=hidden,
-        bubble=micro * (layout.pipeline - 1) / layout.virtual_stages,
+        bubble=slowest * (layout.pipeline - 1) / layout.virtual_stages,
+        uneven=count * (slowest - micro),
         update=_update_seconds(work, layout, software, machine, efficiency),
     )
+
+
+def _slowest_stage(work: Work, layout: Layout, software: Software, micro: float, head: float) -> float:
+    """Return the seconds of a micro-batch in the slowest stage, given those in an average one."""
+    if layout.pipeline == 1:
+        return micro
+    block = (micro * layout.pipeline - head) / work.layers
+    stages = stages_of(work, layout, software)
+    return max(stage.blocks * block + stage.last * head for stage in stages)
 
 
 def _block_passes(
@@ -204,11 +228,46 @@ def _sequence_seconds(work: Work, layout: Layout, software: Software, machine: M
     return times * sum(exchange_seconds(elements * width, group, machine) for width in widths)
 
 
+def _expert_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+    """Two all-to-alls of one block forward, two backward: tokens travel once for each of their experts."""
+    if layout.expert == 1:
+        return 0.0
+    group = Group.strided(layout.expert, layout.tensor, machine)
+    own = layout.tokens_per_rank * work.active_experts * work.hidden * software.element_bytes
+    times = 6 if layout.checkpointing == "full" else 4
+    return times * exchange_seconds(own, group, machine)
+
+
 def _data_exchanges(
     work: Work, layout: Layout, software: Software, machine: Machine
 ) -> list[tuple[float, float]]:
     """Return (seconds, micro-batches of work they may hide behind) of exchanges of one step."""
-    params = work.params / (layout.pipeline * layout.tensor)
+    if layout.expert > 1:
+        return [
+            *_rest_exchanges(work, layout, software, machine),
+            *_expert_sums(work, layout, software, machine),
+        ]
+    return _rest_exchanges(work, layout, software, machine)
+
+
+def _expert_sums(
+    work: Work, layout: Layout, software: Software, machine: Machine
+) -> list[tuple[float, float]]:
+    """Gradients, then weights, of a rank's experts go to and fro among those with the same, once a step."""
+    own = work.layers * work.expert_params / (layout.pipeline * layout.tensor * layout.expert)
+    equals = Group.strided(layout.replicas // layout.expert, layout.tensor * layout.expert, machine)
+    if layout.zero_stage == 0:
+        return [(reduce_seconds(own * software.reduced_bytes, equals, machine), 0)]
+    sizes = (software.reduced_bytes, software.weight_bytes)
+    return [(gather_seconds(own * size, equals, machine), 0) for size in sizes]
+
+
+def _rest_exchanges(
+    work: Work, layout: Layout, software: Software, machine: Machine
+) -> list[tuple[float, float]]:
+    """Exchanges of all weights, or of all but experts where ranks hold different ones."""
+    elsewhere = work.layers * work.expert_params if layout.expert > 1 else 0.0
+    params = (work.params - elsewhere) / (layout.pipeline * layout.tensor)
     group = Group.strided(layout.replicas, layout.tensor, machine)
     if group.size == 1:
         return []
@@ -243,6 +302,10 @@ def _update_seconds(
     if layout.offload == "none":
         bandwidth = machine.update_bandwidth or efficiency.memory * machine.memory_bandwidth
         return traffic / bandwidth
-    # gradients down, new weights up; the update itself runs out of host memory
+    if layout.offload == "mapped":
+        return traffic / machine.disk_bandwidth
+    # gradients down, new weights up; the update itself runs out of host memory, or out of files, after
+    # gradients were written there and scaled; then new weights are converted
     moved = share * (4 + software.weight_bytes) / machine.host_bandwidth
-    return moved + traffic / machine.host_memory_bandwidth
+    away = machine.disk_bandwidth if layout.offload == "disk" else machine.host_memory_bandwidth
+    return moved + traffic / away + share * _AROUND_UPDATE / machine.host_memory_bandwidth

@@ -69,6 +69,11 @@ class Work:
         return self.mlp_matrices * self.hidden * self.intermediate
 
     @property
+    def expert_params(self) -> float:
+        """Parameters of the experts of one block; 0 where there is one MLP for all tokens."""
+        return self.experts * self.mlp_params if self.experts > 1 else 0.0
+
+    @property
     def block_params(self) -> float:
         """Parameters of one block, on average: projections, MLPs, router and scales of norms."""
         router = self.hidden * self.experts if self.experts > 1 else 0

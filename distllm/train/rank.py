@@ -46,7 +46,9 @@ def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedul
     torch.set_num_threads(resolved.threads_per_rank)
     set_extension_cache(Path(config.runs_dir) / ".torch_extensions")
     topology = replace(
-        Topology.from_environment(device=config.cluster.device), sequence_ranks=config.engine.sequence_ranks
+        Topology.from_environment(device=config.cluster.device),
+        sequence_ranks=config.engine.sequence_ranks,
+        expert_ranks=config.engine.expert_ranks,
     )
     init_process_group(topology, config.cluster.timeout_seconds)
     try:

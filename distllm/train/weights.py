@@ -12,6 +12,7 @@ from distllm.config.resolve import Resolved
 from distllm.dist.agree import agree
 from distllm.dist.build import build_engine
 from distllm.dist.engine import Engine
+from distllm.dist.experts import ExpertGroup
 from distllm.dist.sequence import SequenceGroup
 from distllm.dist.topology import Topology
 from distllm.export.base import adapt
@@ -19,6 +20,7 @@ from distllm.export.load import load_weights
 from distllm.models.decoder import DecoderLM
 from distllm.models.heads import head_of
 from distllm.models.init import build_model
+from distllm.models.moe import part_experts
 from distllm.models.recompute import recompute_blocks
 from distllm.models.stack import compile_blocks
 from distllm.ops.cross_entropy import LossTerms
@@ -68,6 +70,9 @@ def engine_of(
     if topology.sequence_ranks > 1:
         assert isinstance(model, DecoderLM), "checked with the configuration"
         model.sequence = SequenceGroup(topology, config.cluster.timeout_seconds)
+    experts = None
+    if topology.expert_ranks > 1:
+        experts = part_experts(model, ExpertGroup(topology, config.cluster.timeout_seconds))
     engine = build_engine(
         config.engine.name,
         model,
@@ -75,6 +80,8 @@ def engine_of(
         settings=resolved.deepspeed,
         topology=topology,
         timeout_seconds=config.cluster.timeout_seconds,
+        experts=experts,
+        offload_dir=Path(str(config.engine.offload_dir)) if config.engine.offload == "nvme" else None,
     )
     return engine, notes, facts
 

@@ -94,3 +94,9 @@ def test_ranks_agree_to_the_last_bit(world_size):
 def test_nothing_is_printed(world_size):
     ranks, _ = trained(world_size)
     assert [rank["output"] for rank in ranks] == [""] * world_size
+
+
+@pytest.mark.parametrize("name", [case_name(*case) for case in OFFLOADED if "nvme" in case])
+def test_weights_and_moments_of_an_update_live_in_files(name):
+    ranks, _ = trained(2)
+    assert all(rank["cases"][name]["curve"]["files"] >= 3 for rank in ranks)

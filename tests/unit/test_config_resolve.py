@@ -77,6 +77,9 @@ def test_the_vocabulary_of_the_dataset_wins_and_is_padded():
         (["engine.name=local"], "partitions nothing"),
         (["engine=local", "precision=bf16"], "no fp32 copy"),
         (["engine=zero0", "engine.offload=cpu"], "only what ZeRO partitions"),
+        (["engine.offload=nvme"], "needs a directory"),
+        (["engine.offload=cpu", "engine.offload_dir=/var/tmp/x"], "other offloads have none"),
+        (["engine.offload=nvme", "engine.offload_dir=/dev/shm/x"], "lies on tmpfs, which is memory itself"),
         (["checkpoint.keep_best=1", "eval=none"], "nothing is evaluated"),
         (["checkpoint.every_steps=5", "checkpoint.ephemeral_every_steps=5"], "is not below every_steps"),
         (["cluster.threads_per_rank=3"], "need 3 threads"),
@@ -123,6 +126,34 @@ def test_rows_that_cannot_be_shared_are_refused(ranks, overrides, cause):
     (problem,) = (problem for problem in caught.value.problems if "sequence_ranks" in str(problem.where))
     assert cause in problem.cause
     assert problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides", "cause"),
+    [
+        (2, [], "0 experts do not divide"),
+        (3, ["model.num_experts=6"], "4 ranks are no whole number of groups"),
+        (4, ["model.num_experts=6"], "6 experts do not divide among expert_ranks 4"),
+        (
+            2,
+            ["model.num_experts=4", "optim=muon", "engine=zero0"],
+            "more of a stack of experts than a rank has",
+        ),
+        (2, ["model.num_experts=4", "engine.offload=cpu"], "updated on its device"),
+        (2, ["model.num_experts=4", "model.lora.rank=4", "model.init_from=x"], "frozen"),
+        (2, ["model.num_experts=4"], None),
+    ],
+)
+def test_experts_that_cannot_be_parted_are_refused(ranks, overrides, cause):
+    problems = []
+    try:
+        world = World(4, 4, "test")
+        resolved(f"engine.expert_ranks={ranks}", *overrides, world=world, starts_here=False)
+    except ConfigProblems as caught:
+        problems = [problem for problem in caught.problems if "expert_ranks" in str(problem.where)]
+    assert [problem.cause for problem in problems if cause is None or cause not in problem.cause] == []
+    assert all(problem.remedy for problem in problems)
+    assert len(problems) == (cause is not None)
 
 
 def test_combinations_and_typos_are_reported_together():

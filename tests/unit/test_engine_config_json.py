@@ -30,7 +30,7 @@ arguments = st.fixed_dictionaries(
         "compute": st.sampled_from(["fp32", "bf16"]),
         "bucket_bytes": st.integers(4096, 2**34),
         "device": st.sampled_from(["cpu", "cuda"]),
-        "offload": st.sampled_from(["none", "cpu"]),
+        "offload": st.sampled_from(["none", "cpu", "nvme"]),
     }
 )
 

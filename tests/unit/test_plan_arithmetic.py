@@ -16,6 +16,7 @@ from distllm.plan.layout import Layout, Software
 from distllm.plan.machine import Machine
 from distllm.plan.memory import peak_memory, saved_per_token
 from distllm.plan.speed import step_time
+from distllm.plan.stages import stages_of
 from distllm.plan.work import Work, work_of
 
 WORK = Work(
@@ -109,6 +110,18 @@ def test_offloading_moves_bytes_to_the_host():
     assert moved.optimizer == 0
     assert moved.host == pytest.approx(here.optimizer + here.gradients)
     assert moved.device < here.device
+    away, mapped = (
+        peak_memory(WORK, replace(LAYOUT, zero_stage=2, offload=offload), SOFTWARE)
+        for offload in ("disk", "mapped")
+    )
+    assert (away.device, away.host, away.disk) == (moved.device, here.gradients, here.optimizer)
+    assert (mapped.device, mapped.host, mapped.disk) == (here.device - here.optimizer, 0, here.optimizer)
+    slow = replace(MACHINE, disk_bandwidth=1e9)
+    updates = [
+        step_time(WORK, replace(LAYOUT, zero_stage=2, offload=offload), SOFTWARE, slow, FITTED).update
+        for offload in ("none", "optimizer", "mapped", "disk")
+    ]
+    assert updates == sorted(updates)
 
 
 def test_checkpointing_keeps_less():
@@ -189,6 +202,23 @@ def test_one_rank_exchanges_nothing():
     assert seconds(ranks=1).exposed == 0
 
 
+def test_expert_parallelism_divides_experts_and_costs_exchanges():
+    """What a rank keeps of experts is its share of them; the rest of the model is partitioned as before."""
+    work = replace(WORK, experts=8, active_experts=2)
+    layout = replace(LAYOUT, zero_stage=2)
+    whole, parted = (peak_memory(work, replace(layout, expert=ranks), SOFTWARE) for ranks in (1, 4))
+    experts = work.layers * work.expert_params
+    assert whole.weights - parted.weights == pytest.approx(0.75 * experts * SOFTWARE.weight_bytes)
+    assert parted.optimizer == pytest.approx(whole.optimizer)
+    assert parted.activations == whole.activations
+    times = [step_time(work, replace(layout, expert=ranks), SOFTWARE, MACHINE, FITTED) for ranks in (1, 2, 4)]
+    assert [time.gemm for time in times] == [times[0].gemm] * 3
+    assert times[0].expert_exchange == 0 < times[1].expert_exchange < times[2].expert_exchange
+    again = replace(layout, expert=4, checkpointing="full")
+    kept, recomputed = times[2], step_time(work, again, SOFTWARE, MACHINE, FITTED)
+    assert recomputed.expert_exchange == pytest.approx(1.5 * kept.expert_exchange)
+
+
 def test_sequence_parallelism_divides_activations_and_costs_exchanges():
     alone, shared = (
         replace(LAYOUT, accumulation=1),
@@ -198,6 +228,33 @@ def test_sequence_parallelism_divides_activations_and_costs_exchanges():
     assert step_time(WORK, shared, SOFTWARE, MACHINE, FITTED).sequence_exchange > 0
     one = peak_memory(WORK, replace(LAYOUT, sequence=4), SOFTWARE)
     assert one.activations == pytest.approx(peak_memory(WORK, LAYOUT, SOFTWARE).activations / 4)
+
+
+def test_stages_have_whole_blocks_and_the_longest_sets_the_pace():
+    """nanotron's cut of 28 blocks and an output projection worth 3.6 of them; Megatron's equal counts."""
+    model = replace(
+        WORK,
+        hidden=3072,
+        layers=28,
+        heads=32,
+        kv_heads=32,
+        head_dim=96,
+        intermediate=8192,
+        vocab=131072,
+        tied=True,
+    )
+    layout = replace(LAYOUT, pipeline=2)
+    weighed = [stage.blocks for stage in stages_of(model, layout, replace(SOFTWARE, weighs_stages=True))]
+    assert weighed == [16, 12]
+    assert [stage.blocks for stage in stages_of(model, replace(layout, pipeline=3), SOFTWARE)] == [10, 9, 9]
+    even = [(stage.blocks, stage.first, stage.last) for stage in stages_of(model, layout, SOFTWARE)]
+    assert even == [(14, True, False), (14, False, True)]
+    cut, equal = (
+        step_time(model, layout, replace(SOFTWARE, weighs_stages=weighs), MACHINE, FITTED)
+        for weighs in (True, False)
+    )
+    assert 0 < cut.uneven < equal.uneven  # what weighing is for
+    assert step_time(model, LAYOUT, SOFTWARE, MACHINE, FITTED).uneven == 0
 
 
 def test_the_bubble_shrinks_with_micro_batches():

@@ -68,6 +68,28 @@ def test_heads_bound_the_ranks_of_a_sequence():
     assert of(heads=10, kv_heads=1) == {1, 2}
 
 
+def test_experts_divide_among_ranks_that_share_nothing_else():
+    mixture = replace(WORK, experts=8, active_experts=2)
+    found = list(layouts(mixture, 8, 2048, 131072, Space(expert=(1, 2, 4, 8, 16))))
+    assert {x.expert for x in found} == {1, 2, 4, 8}
+    assert {x.expert for x in layouts(WORK, 8, 2048, 131072, Space(expert=(1, 2)))} == {1}
+    assert all(x.sequence == 1 and x.offload == "none" for x in found if x.expert > 1)
+
+
+def test_a_mixture_too_large_for_every_rank_is_planned_with_experts_parted():
+    run = resolved(
+        "model=mixtral-8x7b", "precision=bf16", "data.seq_len=4096", "train.tokens_per_step=2097152",
+        "cluster.nodes=8", "engine.micro_batch_tokens=4096", "engine.expert_ranks=8", "engine=zero2",
+        "engine.activation_checkpointing=full",
+    )  # fmt: skip
+    plan = make_plan(run, machine_of_profile("h100"), FITTED)
+    assert plan.asked.layout.expert == 8
+    assert "8 ranks the experts" in describe(plan, run)
+    assert {x.layout.expert for x in plan.found.best} > {1}
+    parted = next(x.layout for x in plan.found.best if x.layout.expert == 8)
+    assert "engine.expert_ranks=8" in overrides(replace(parted, expert=1), parted)
+
+
 def test_offloading_needs_partitioned_gradients():
     stages = {x.zero_stage for x in layouts(WORK, 8, 2048, 131072, EVERYTHING) if x.offload != "none"}
     assert stages == {2, 3}
