@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,6 +138,28 @@ def check_interval(config: Config, seconds_per_step: float, origin: str, problem
         f"({every} steps of {seconds_per_step:.3g} s, {origin}), the time limit leaves {left}",
         keys=["cluster.slurm.time_limit", "checkpoint.every_steps"],
         remedy=f"checkpoint.every_steps={fits}, or a longer limit: a node that fails loses a whole start",
+    )
+
+
+def check_warning(
+    config: Config, seconds_per_step: float, save_seconds: float, origin: str, problems: Problems
+) -> None:
+    """Check that what SLURM's warning asks for, one more step and a checkpoint, is done before the limit.
+
+    Args:
+        config: the configuration.
+        seconds_per_step: of one optimizer step.
+        save_seconds: of one checkpoint.
+        origin: where the time of a step comes from.
+        problems: where to note it.
+    """
+    warning, needed = config.cluster.slurm.warning_seconds, seconds_per_step + save_seconds
+    problems.check(
+        warning == 0 or needed <= warning,
+        f"SLURM warns {warning} s before the time limit, and a step and a checkpoint take "
+        f"{format_duration(needed)} ({seconds_per_step:.3g} s a step, {origin})",
+        keys=["cluster.slurm.warning_seconds"],
+        remedy=f"cluster.slurm.warning_seconds={math.ceil(1.5 * needed)}",
     )
 
 

@@ -17,6 +17,7 @@ from distllm.cluster.limits import (
     check_container,
     check_interval,
     check_limits,
+    check_warning,
     check_writable,
     time_limit,
 )
@@ -209,6 +210,7 @@ def _check_time(resolved: Resolved, run_dir: Path, problems: Problems) -> list[s
     if seconds is None:
         return ["the time of a step is unknown: nothing was measured here, the profile states no hardware"]
     check_interval(resolved.config, seconds, origin, problems)
+    check_warning(resolved.config, seconds, _save_seconds(resolved), origin, problems)
     needed = seconds * resolved.max_steps
     note = f"{format_duration(needed)} for {resolved.max_steps} steps of {seconds:.3g} s, {origin}"
     if limit is None:
@@ -231,6 +233,14 @@ def _predicted_seconds(resolved: Resolved) -> float | None:
     return estimate(
         work_of(resolved.shape, resolved.trainable_params), layout_of(resolved), config, machine
     ).time.total
+
+
+def _save_seconds(resolved: Resolved) -> float:
+    """Return the time of writing one checkpoint to the store that the profile names."""
+    from distllm.plan.estimate import CHECKPOINT_BYTES
+
+    store = resolved.config.cluster.hardware.store_gb_per_s * 1e9
+    return resolved.shape.num_params * CHECKPOINT_BYTES / store
 
 
 def _seconds_per_step(run_dir: Path) -> float | None:

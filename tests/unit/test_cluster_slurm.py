@@ -8,7 +8,14 @@ import pytest
 
 from distllm.cluster import slurm
 from distllm.cluster.allocation import Allocation
-from distllm.cluster.limits import check_container, check_interval, check_limits, gpus_per_node, time_limit
+from distllm.cluster.limits import (
+    check_container,
+    check_interval,
+    check_limits,
+    check_warning,
+    gpus_per_node,
+    time_limit,
+)
 from distllm.cluster.render import render, settings_lines, template, train_options
 from distllm.cluster.slurm import NodeGroup, node_groups, parse_time, queued_jobs, submit, unusable
 from distllm.cluster.snapshot import keep_submission, require_same, submissions_of
@@ -143,6 +150,17 @@ def test_a_start_must_reach_a_checkpoint():
     (problem,) = problems.found
     assert "checkpoint.every_steps=99" in problem.remedy
     assert time_limit(config, problems) == 26 * 60
+
+
+def test_a_warning_must_leave_time_for_a_step_and_a_checkpoint():
+    config, problems = compose(["cluster.slurm.warning_seconds=60"]), Problems()
+    check_warning(config, 20.0, 40.0, "measured", problems)
+    assert not problems.found
+    check_warning(config, 20.0, 41.0, "measured", problems)
+    (problem,) = problems.found
+    assert "warns 60 s before" in problem.cause
+    assert "1m01s (20 s a step, measured)" in problem.cause
+    assert problem.remedy == "cluster.slurm.warning_seconds=92"
 
 
 @pytest.mark.parametrize(
