@@ -94,7 +94,7 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         weight_bytes=element,
         grad_bytes=element,
         accumulated_bytes=4 if wide else 0,
-        flattened_bytes=4 if stage in (1, 2) else 0,
+        flattened_bytes=4 if stage > 0 else 0,
         reduced_bytes=element,
         optimizer_bytes=(12 if own_masters else 8) + (0 if config.optim.ema is None else 4),
         element_bytes=element,
@@ -105,6 +105,8 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         logits_bytes=element + 4 + (element if compute == "bf16" else 0),
         compiled=config.engine.compile,
         live_params=_MAX_LIVE_PARAMS,
+        # DeepSpeed copies gathered weights out of a buffer, which glibc's heap does not use again at once
+        gather_copies=1 if config.cluster.device == "cpu" else 0,
         bucket_bytes=int(buckets * config.engine.bucket_bytes) if layout.replicas > 1 or stage else 0,
         base_bytes=base_bytes,
     )

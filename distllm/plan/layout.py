@@ -92,9 +92,10 @@ class Software:
             as much as fits, whatever share the fit found for programs that leave it to chance.
         weighs_stages: a pipeline's stages are cut by weights, not into equally many blocks.
         live_params: weights that stage 3 keeps gathered; 0 means two blocks.
+        gather_copies: how often gathered weights are held besides, by buffers that they were copied from.
         bucket_bytes: buffers of the exchanges, in sum.
         base_bytes: what a process holds before there is a model.
-        fragmentation: memory lost between allocations, as a share of activations.
+        fragmentation: memory lost between allocations, as a share of activations and gathered weights.
     """
 
     weight_bytes: int = 2
@@ -118,6 +119,7 @@ class Software:
     overlaps_data: bool = False
     weighs_stages: bool = False
     live_params: int = 0
+    gather_copies: int = 0
     bucket_bytes: int = 0
     base_bytes: float = 0.0
     fragmentation: float = 0.0

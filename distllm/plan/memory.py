@@ -93,7 +93,7 @@ def _stage_memory(work: Work, layout: Layout, software: Software, place: int, st
         activations=activations,
         logits=_logits(work, layout, software) if stage.last else 0.0,
         buffers=software.bucket_bytes,
-        fragmentation=software.fragmentation * activations,
+        fragmentation=software.fragmentation * (activations + held.gathered),
         base=software.base_bytes,
         host=held.host,
         disk=held.disk,
@@ -109,6 +109,7 @@ class _State:
     optimizer: float
     host: float
     disk: float
+    gathered: float
 
 
 def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _State:
@@ -119,7 +120,7 @@ def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _Sta
     shards = layout.replicas
     learning = params * work.trainable_share
     whole = learning / shards
-    weights = params * software.weight_bytes
+    weights, gathered = params * software.weight_bytes, 0.0
     gradients = learning * (software.grad_bytes + software.accumulated_bytes)
     optimizer = learning * software.optimizer_bytes
     if layout.zero_stage >= 1:
@@ -130,7 +131,8 @@ def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _Sta
     if layout.zero_stage == 3:
         held = params / shards + (params / layout.hpz if layout.hpz > 1 else 0)
         live = min(software.live_params or _LIVE_BLOCKS * block, params)
-        weights = (held + live) * software.weight_bytes
+        gathered = live * software.weight_bytes
+        weights = held * software.weight_bytes + gathered * (1 + software.gather_copies)
         gradients += block * software.grad_bytes
     host = disk = 0.0
     if layout.offload in ("disk", "mapped"):
@@ -148,7 +150,7 @@ def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _Sta
     weights += own * software.weight_bytes
     gradients += own * software.grad_bytes + share * _MASTER_BYTES
     optimizer += share * max(software.optimizer_bytes, 3 * _MASTER_BYTES)
-    return _State(weights, gradients, optimizer, host, disk)
+    return _State(weights, gradients, optimizer, host, disk, gathered)
 
 
 def _stage_params(work: Work, layout: Layout, stage: Stage) -> float:
