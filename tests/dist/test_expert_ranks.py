@@ -7,7 +7,7 @@ import tiny
 from engine_jobs import make_optimizer
 from ranks import run_ranks
 
-ROWS, LENGTH, VOCAB, EXPERTS = 8, 12, 64, 4
+RANKS, SHARING, ROWS, LENGTH, VOCAB, EXPERTS = 6, 2, 12, 12, 64, 4
 TOLERANCE = 2e-6
 CASES = [("local", 0, "none"), ("deepspeed", 0, "full"), ("deepspeed", 1, "none"), ("deepspeed", 2, "selective"), ("deepspeed", 3, "none")]
 
@@ -18,7 +18,8 @@ def model_of(checkpointing="none"):
     from distllm.models.init import build_model
     from distllm.models.recompute import recompute_blocks
 
-    # 2 x 11 rows of an expert: shares are padded. A wide first deviation, so that routers are decided.
+    # Three ranks hold the same two experts, of 22 and 32 rows each: shares are padded. A wide first deviation,
+    # so that routers are decided.
     model = ModelConfig(
         hidden_size=32, num_layers=2, num_heads=4, intermediate_size=11, num_experts=EXPERTS, experts_per_token=2,
         init_std=0.2, balance_loss=0.1,
@@ -29,11 +30,11 @@ def model_of(checkpointing="none"):
 
 
 def rows_of(step, rank, ranks):
-    """Return the rank's micro-batches, two of ROWS / ranks / 2 rows; of one rank all those of the others."""
+    """Return the rank's micro-batches, of one row each; of one rank all those of the others."""
     import torch
 
     tokens = torch.randint(0, VOCAB, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(step))
-    batches = tokens.chunk(8)
+    batches = tokens.chunk(ROWS)
     return [(rows[:, :-1], torch.arange(LENGTH)[None], None, rows[:, 1:].clone()) for rows in batches[rank::ranks]]
 
 
@@ -46,7 +47,7 @@ def engine_of(topology, name, stage, checkpointing, compute="fp32"):
     model = model_of(checkpointing)
     experts = part_experts(model, ExpertGroup(topology, 60.0)) if topology.expert_ranks > 1 else None
     settings = deepspeed_json(
-        zero_stage=stage, micro_batch_size=1, grad_accum_steps=8 // topology.world_size, world_size=topology.world_size,
+        zero_stage=stage, micro_batch_size=1, grad_accum_steps=ROWS // topology.world_size, world_size=topology.world_size,
         grad_clip=0.5, compute=compute, bucket_bytes=4096, device="cpu",
     )  # fmt: skip
     return build_engine(
@@ -90,11 +91,9 @@ def owned(engine, topology):
     return [counted == len(whole), equal == topology.world_size]
 
 
-def train(topology, case, loaded=None):
-    """Take three steps, the second refused; return curve, state, and what a rank holds of experts."""
+def train(topology, case):
+    """Take three steps, the second refused; return the engine and the curve."""
     engine = engine_of(topology, *case)
-    if loaded is not None:
-        engine.load_state(loaded.__getitem__, 0)
     curve = [step_of(engine, topology, 0), step_of(engine, topology, 1, lambda norm: False), step_of(engine, topology, 2)]
     return engine, curve
 
@@ -105,26 +104,25 @@ def everything(topology):
     alone, expected = train(Topology.single(), CASES[0])
     whole = content(alone)
     results = {"alone": expected}
-    for sharing in (2, 4):
-        parted = replace(topology, expert_ranks=sharing)
-        for case in CASES:
-            engine, curve = train(parted, case)
-            held = sum(weight.numel() for weight in engine._weights.values())
-            names = [name for name, _ in engine.state()]
-            results[f"{sharing}, {case}"] = {
-                "curve": curve,
-                "state": furthest(content(engine), whole),
-                "held": held * sharing,
-                "owned": owned(engine, parted),
-                "kinds": [name.split("/")[0] for name in names] == sorted(name.split("/")[0] for name in names),
-                "replicas": sum(weight.numel() for weight in engine.replicas()),
-            }
-    # What one rank has learnt goes on among ranks with experts of their own, and the other way round.
-    going_on = engine_of(replace(topology, expert_ranks=2), "deepspeed", 2, "none")
+    parted = replace(topology, expert_ranks=SHARING)
+    for case in CASES:
+        engine, curve = train(parted, case)
+        held = sum(weight.numel() for weight in engine._weights.values())
+        names = [name for name, _ in engine.state()]
+        results[str(case)] = {
+            "curve": curve,
+            "state": furthest(content(engine), whole),
+            "held": held * SHARING,
+            "owned": owned(engine, parted),
+            "kinds": [name.split("/")[0] for name in names] == sorted(name.split("/")[0] for name in names),
+            "replicas": sum(weight.numel() for weight in engine.replicas()),
+        }
+    # What one rank has learnt goes on among ranks with experts of their own.
+    going_on = engine_of(replace(topology, expert_ranks=SHARING), "deepspeed", 2, "none")
     going_on.load_state(whole.__getitem__, alone.optimizer_steps)
     results["loaded"] = furthest(content(going_on), whole)
     results["after"] = [step_of(going_on, topology, 3), step_of(alone, Topology.single(), 3)]
-    poisoned = engine_of(replace(topology, expert_ranks=2), "deepspeed", 2, "none", "bf16")
+    poisoned = engine_of(replace(topology, expert_ranks=SHARING), "deepspeed", 2, "none", "bf16")
     before = content(poisoned)
     for weight in poisoned._weights.values():
         weight.register_hook(lambda grad: grad * float("nan"))
@@ -136,26 +134,25 @@ def everything(topology):
 @pytest.mark.slow
 @pytest.mark.dist
 def test_ranks_with_experts_of_their_own_train_as_one_rank_with_all():
-    found = run_ranks(everything, 4, timeout=280)[0]
+    found = run_ranks(everything, RANKS, timeout=280)[0]
     expected = found["alone"]
-    assert expected[0][0] > expected[2][0] or expected[0][1] > 0.5  # it learns, and is clipped
+    assert expected[0][1] > 0.5, "gradients are clipped"
     assert [skipped for *_, skipped in expected] == [False, True, False]
-    for sharing in (2, 4):
-        for case in CASES:
-            one = found[f"{sharing}, {case}"]
-            for (loss, norm, skipped), (loss_expected, norm_expected, skipped_expected) in zip(one["curve"], expected, strict=True):
-                assert loss == pytest.approx(loss_expected, rel=TOLERANCE), (sharing, case)
-                assert norm == pytest.approx(norm_expected, rel=1e-5), (sharing, case)
-                assert skipped == skipped_expected, (sharing, case)
-            assert one["state"] < 1e-4, (sharing, case)
-            assert one["held"] == found["experts"], "a rank holds its own experts and no others"
-            assert one["owned"] == [True, True], (sharing, case)
-            assert one["kinds"], "weights come before moments"
-            assert one["replicas"] == (0 if case[1] == 3 else one["replicas"])
+    for case in CASES:
+        one = found[str(case)]
+        for (loss, norm, skipped), (loss_expected, norm_expected, skipped_expected) in zip(one["curve"], expected, strict=True):
+            assert loss == pytest.approx(loss_expected, rel=TOLERANCE), case
+            assert norm == pytest.approx(norm_expected, rel=1e-5), case
+            assert skipped == skipped_expected, case
+        assert one["state"] < 1e-4, case
+        assert one["held"] == found["experts"], "a rank holds its own experts and no others"
+        assert one["owned"] == [True, True], case
+        assert one["kinds"], "weights come before moments"
+        assert (one["replicas"] == 0) == (case[1] == 3)
     assert found["loaded"] == 0.0
     (loss, norm, _), (loss_expected, norm_expected, _) = found["after"]
     assert (loss, norm) == (pytest.approx(loss_expected, rel=TOLERANCE), pytest.approx(norm_expected, rel=1e-5))
-    assert found["poisoned"] == ["[nan, True]", 0.0] or found["poisoned"] == ["[inf, True]", 0.0]
+    assert found["poisoned"] in (["[nan, True]", 0.0], ["[inf, True]", 0.0])
 
 
 @pytest.mark.slow
