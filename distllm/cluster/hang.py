@@ -84,8 +84,13 @@ def find_hang(beats: Sequence[Beat], patience: Patience, now: float) -> float | 
         patience: how long is too long.
         now: the monotonic clock.
     """
-    still = now - max(beat.moved for beat in beats)
+    still = seconds_still(beats, now)
     return still if still > patience.limit(beats) else None
+
+
+def seconds_still(beats: Sequence[Beat], now: float) -> float:
+    """Return for how long no rank has moved."""
+    return now - max(beat.moved for beat in beats)
 
 
 def explain_hang(beats: Sequence[Beat], seconds: float, stopped: Sequence[int]) -> Hang:

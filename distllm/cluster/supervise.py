@@ -21,10 +21,10 @@ from distllm.cluster.hang import (
     Hang,
     Patience,
     explain_hang,
-    find_hang,
     keep_evidence,
     last_collectives,
     never_began,
+    seconds_still,
 )
 from distllm.cluster.lease import TOKEN_VARIABLE, Lease, take_lease
 from distllm.cluster.local import Ranks, RanksEnd, is_stopped, signal_of
@@ -125,22 +125,20 @@ class _Watch:
         found = [read_beat(self.job.directory, rank) for rank in range(len(ranks))]
         beats = [beat for beat in found if beat is not None]
         silent = [rank for rank, beat in enumerate(found) if beat is None]
-        if silent:
-            waited = now - self._began
-            seconds = waited if waited > self.job.patience.long else None
-        else:
-            seconds = find_hang(beats, self.job.patience, now)
-        if seconds is None or slept > _SURE_SECONDS:  # we were not running either
+        # Suspected a moment early, so that it is sure when patience ends.
+        still = (now - self._began) if silent else seconds_still(beats, now)
+        limit = self.job.patience.long if silent else self.job.patience.limit(beats)
+        if still + _SURE_SECONDS <= limit or slept > _SURE_SECONDS:  # we were not running either
             self._suspected = None
             return False
         self._suspected = now if self._suspected is None else self._suspected
-        if now - self._suspected < _SURE_SECONDS:
+        if now - self._suspected < _SURE_SECONDS or still <= limit:
             return False
         if silent:
-            self.hang = never_began(beats, seconds, silent)
+            self.hang = never_began(beats, still, silent)
         else:
             stopped = [number for number, rank in enumerate(ranks) if is_stopped(rank.pid)]
-            self.hang = explain_hang(beats, seconds, stopped)
+            self.hang = explain_hang(beats, still, stopped)
         self._write_down(ranks)
         return True
 

@@ -15,8 +15,10 @@ import pytest
 
 from distllm.cluster import local, supervise
 from distllm.cluster.hang import Patience
+from distllm.cluster.lease import Lease
 from distllm.cluster.supervise import Job
 from distllm.errors import RunDirectoryBusy
+from distllm.heartbeat import Beat
 from distllm.observe.ledger import Ledger, read_events
 
 pytestmark = pytest.mark.slow
@@ -163,6 +165,28 @@ def test_ranks_that_stand_still_are_named_killed_and_started_again(capfd):
     assert facts["seconds"] >= FLOOR
     assert (Path("run") / facts["stacks"] / "rank-00001.json").exists()
     assert "the run stands still: rank 1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("p99", "limit"), [(0.1, 10.0), (5.0, 15.0)])
+def test_a_hang_is_noticed_when_patience_ends_and_not_later(monkeypatch, p99, limit):
+    clock, noticed = [0.0], []
+    still = Beat(0, phase="compute", steps_here=9, p99_seconds=p99, moved=100.0)
+    monkeypatch.setattr(supervise.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(supervise, "read_beat", lambda *_: still)
+    monkeypatch.setattr(supervise, "is_stopped", lambda _: False)
+    monkeypatch.setattr(supervise._Watch, "_write_down", lambda *_: noticed.append(clock[0]))
+    rank = subprocess.Popen([sys.executable, "-c", ""])
+    rank.wait()
+    lease = Lease(Path("owner"), "t")
+    lease.released = True
+    watch = supervise._Watch(replace(job("pass"), patience=Patience(10.0, 60.0)), lease)
+    for tenths in range(1000, 1200):
+        clock[0] = tenths / 10
+        if watch([rank]):
+            break
+    (moment,) = noticed
+    assert limit <= moment - still.moved < limit + 0.2
+    assert watch.hang.seconds == pytest.approx(moment - still.moved)
 
 
 def test_ranks_that_never_begin_are_named():

@@ -71,6 +71,27 @@ def test_another_experiment_is_refused_with_every_reason(allow):
     assert caught.value.where == str(WHERE)
 
 
+@pytest.mark.parametrize(
+    ("after", "change"),
+    [
+        (replace(BEFORE, tokenizer=replace(BEFORE.tokenizer, vocab_size=999)), "tokenizer.vocab_size"),
+        (replace(BEFORE, data=replace(BEFORE.data, seq_len=7)), "data.seq_len: "),
+        (replace(BEFORE, model=replace(BEFORE.model, hidden_size=8)), "model.hidden_size: "),
+    ],
+)
+def test_model_tokenizer_and_data_are_what_a_run_is(after, change):
+    with pytest.raises(ConfigError, match="another experiment") as caught:
+        resume_as(after, allow=True)
+    assert change in caught.value.cause
+
+
+def test_another_dataset_is_refused_by_its_digest(tmp_path):
+    resolved = resolve(BEFORE, world=World(1, 1, "test"), starts_here=False)
+    found = Found(3, tmp_path, 3, {"samples": 8}, {"config": asdict(BEFORE), "dataset": "e", "order": "o"})
+    with pytest.raises(ConfigError, match="the dataset changed: d instead of e"):
+        check_resume(found, resolved, RunDirectory(tmp_path), SameDataset(), None, allow_schedule=True)
+
+
 class SameDataset:
     """As much of a manifest as a resume asks for."""
 
