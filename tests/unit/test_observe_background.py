@@ -81,7 +81,7 @@ def test_any_failure_is_one_warning_and_no_more(broken, caplog):
             raise RuntimeError("server is down")
         return Remembering(broken)
 
-    sink = BackgroundSink("The service", build, close_seconds=5.0)
+    sink = BackgroundSink("The service", build, close_seconds=60.0)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             use(sink)
@@ -93,7 +93,7 @@ def test_any_failure_is_one_warning_and_no_more(broken, caplog):
 
 
 def test_records_keep_coming_after_a_failure_without_filling_memory():
-    sink = BackgroundSink("it", lambda: Remembering("log_step"), capacity=10, close_seconds=5.0)
+    sink = BackgroundSink("it", lambda: Remembering("log_step"), capacity=10, close_seconds=60.0)
     for _ in range(1000):
         sink.log_step(STEP)
         if not sink._waiting.empty():

@@ -47,13 +47,16 @@ def ended():
 
 def test_follows_while_the_run_lives_and_uploads_the_rest_after(tmp_path, run):
     follower = uploader(tmp_path, "time.sleep(0.1); sys.exit(0 if '--live' not in sys.argv else 1)")
-    killer = subprocess.Popen(
-        [sys.executable, "-c", f"import time, os; time.sleep(1); os.kill({run.pid}, 9)"]
-    )
-    reaper = threading.Thread(target=run.wait)
+
+    def end_after_two_calls():
+        while not (tmp_path / "calls").exists() or len(calls(tmp_path)) < 2:
+            time.sleep(0.02)
+        run.kill()
+        run.wait()
+
+    reaper = threading.Thread(target=end_after_two_calls)
     reaper.start()
     assert sync.follow(tmp_path / "run", "id1", run.pid, follower) == 0
-    killer.wait()
     reaper.join()
     *live, last = calls(tmp_path)
     assert len(live) >= 2  # the server did not answer: it tries again
