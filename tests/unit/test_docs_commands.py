@@ -70,8 +70,11 @@ def test_commands_are_found():
 
 
 def test_every_block_of_commands_runs_or_says_why_not():
+    read_first = [*blocks(CHECKOUT / "README.md"), *blocks(CHECKOUT / "CONTRIBUTING.md")]
     silent = [
-        place for place, kind, reason, _ in ALL if kind != "console" and not (reason and len(reason) > 15)
+        place
+        for place, kind, reason, _ in (*ALL, *read_first)
+        if kind != "console" and not (reason and len(reason) > 15)
     ]
     assert silent == [], "make it a console block, or put <!-- not run: REASON --> above it"
     both = [place for place, kind, reason, _ in ALL if kind == "console" and reason]
