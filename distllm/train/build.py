@@ -306,12 +306,9 @@ def _describe_data(resolved: Resolved, split: Split, stream: StepStream) -> list
 
 
 def _announce(resolved: Resolved, sinks: list[Sink], state: TrainState, notes: list[str]) -> None:
-    """Tell every sink, once, what was derived and where the run goes on."""
+    """Tell every sink, once, every number that was derived and where the run goes on."""
+    everything = ("num_params", *(name for name in resolved.derivations if name != "num_params"))
     geometry = ("micro_batch_size", "grad_accum_steps")
-    everything = (
-        "num_params", "world_size", "threads_per_rank", "sequences_per_step", *geometry,
-        "max_steps", "total_tokens",
-    )  # fmt: skip
     shown = everything if state.step == 0 else geometry if resolved.memory_limit else ()
     lines = [
         f"{name} = {resolved.derivations[name].value}  ({resolved.derivations[name].formula})"

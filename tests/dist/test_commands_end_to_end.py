@@ -50,6 +50,14 @@ def test_the_console_has_one_line_per_step_and_every_column(root):
     assert len(re.findall(r"^ *\d+/12 ", printed, re.MULTILINE)) == 12
     assert printed.count("== sample at step") == len(evals(root)) == 4
     assert "grad_accum_steps = 4" in printed
+    explained = json.loads((root / "runs" / "quick" / "explain.json").read_text())
+    derived = [
+        name
+        for name, entry in explained.items()
+        if entry["from"] == "derived" and not name.startswith("deepspeed.")
+    ]
+    assert {"warmup_tokens", "vocab_size", "head_dim", "attention.global"} <= set(derived)
+    assert [name for name in derived if f"== {name} = " not in printed] == []
 
 
 def test_training_lowers_the_validation_loss(root):
