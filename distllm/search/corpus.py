@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from distllm.config.schema_read import ReadConfig
@@ -25,6 +26,7 @@ _KINDS = {
     ".warc": "warc", ".wet": "warc",
 }  # fmt: skip
 _PIECE = re.compile(r"\S+\s*")
+_HEADING = re.compile(r"(?:\A|(?<=\n\n))#{1,6} +\S[^\n]*(?=\n\n|\n?\Z)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def write_passages(read: ReadConfig, tokenizer: Tokenizer, longest: int, path: P
                 continue
             documents += 1
             whole = document.text.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
-            for text in cut(whole, tokenizer, longest):
+            for text in passages_of(whole, tokenizer, longest):
                 name = document.id.removeprefix(folder)
                 line = json.dumps({"document": name, "text": text}, ensure_ascii=False)
                 stream.write(line.encode() + b"\n")
@@ -93,6 +95,59 @@ def write_passages(read: ReadConfig, tokenizer: Tokenizer, longest: int, path: P
 def read_passages(content: bytes) -> list[Passage]:
     """Return the passages of a file's content."""
     return [Passage(**json.loads(line)) for line in content.splitlines()]
+
+
+def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[str]:
+    """Cut a document into passages of ``longest`` ids, each of which says what it is about.
+
+    Sections, which begin at a heading (``# ...`` between empty lines), stay together and whole where
+    they fit. Each passage begins with the title of the document, its first heading, and what continues
+    a section repeats the section's: the words around a piece are often the only ones that name its
+    subject. A text without headings is `cut`.
+    """
+    title = _HEADING.search(text)
+    if title is None:
+        return cut(text, tokenizer, longest)
+    named = _fitting(title[0], tokenizer, longest)
+    room = longest - _size(named, tokenizer)
+    passages, current, held = list[str](), list[str](), 0
+    sections = _sections(text)
+    for section, size in zip(sections, _sizes(sections, tokenizer), strict=True):
+        if current and held + size > room:
+            passages.append("".join(current))
+            current, held = [], 0
+        if size <= room:
+            current.append(section)
+            held += size
+        else:
+            passages += _long_section(section, tokenizer, room)
+    passages.append("".join(current))
+    bare = (passage.strip() for passage in passages if passage.strip())
+    return [passage if passage.startswith(title[0]) else f"{named}{passage}" for passage in bare]
+
+
+def _sections(text: str) -> list[str]:
+    """Return what stands before the first heading, if anything, and each heading with what follows it."""
+    begins = [0, *(found.start() for found in _HEADING.finditer(text)), len(text)]
+    return [text[begin:end] for begin, end in pairwise(begins) if begin < end]
+
+
+def _long_section(section: str, tokenizer: Tokenizer, room: int) -> list[str]:
+    """Cut a section; pieces after the first begin with its heading."""
+    heading = _HEADING.match(section)
+    named = _fitting(heading[0], tokenizer, room) if heading else ""
+    first, *others = cut(section, tokenizer, room - _size(named, tokenizer)) or [""]
+    return [first, *(f"{named}{other}" for other in others)]
+
+
+def _fitting(heading: str, tokenizer: Tokenizer, longest: int) -> str:
+    """Return a heading as a line, or nothing where it would take more than a quarter of a passage."""
+    line = f"{heading}\n"
+    return line if 4 * _size(line, tokenizer) <= longest else ""
+
+
+def _size(text: str, tokenizer: Tokenizer) -> int:
+    return _sizes([text], tokenizer)[0]
 
 
 def cut(text: str, tokenizer: Tokenizer, longest: int) -> list[str]:

@@ -107,6 +107,11 @@ class SearchIndex:
         self._vectors = VectorIndex.from_bytes(contents[VECTORS])
         self._words = BM25.from_arrays(safetensors.numpy.load(contents[WORDS]))
 
+    @property
+    def documents(self) -> list[str]:
+        """Names of the documents, in their order."""
+        return list(dict.fromkeys(passage.document for passage in self._passages))
+
     def hits(self, query: str, top: int, mode: Mode = "hybrid") -> list[Hit]:
         """Return the documents that fit a query best, best first.
 

@@ -16,7 +16,7 @@ from distllm.errors import ConfigError, DataError
 from distllm.evaluate.retrieval import BM25, VectorIndex, search_exact
 from distllm.export.load import shape_of
 from distllm.search.build import BATCH, batches_of
-from distllm.search.corpus import cut, kind_of, read_passages, write_passages
+from distllm.search.corpus import cut, kind_of, passages_of, read_passages, write_passages
 from distllm.search.encoder import encoder_of_folder
 from distllm.search.index import Hit, SearchIndex, fuse
 from distllm.search.snippets import around, snippet
@@ -189,6 +189,33 @@ def test_passages_are_whole_lines_or_words_and_lose_nothing():
     assert len(pieces) > 3
     assert cut("", words, 20) == []
     assert cut("the model\nreads", words, 20) == ["the model\nreads"]
+
+
+def test_passages_say_what_they_are_about():
+    words = serving.tokenizer()
+    long = "a token from before\n" * 40
+    text = f"# reads\n\nthe model\n\n## reads.token\n\n{long}\n## reads.next\n\nlearns\n"
+    found = passages_of(text, words, 80)
+    assert all(passage.startswith("# reads\n") for passage in found)
+    assert sum(passage.count("before") for passage in found) == 40
+    inside = [passage for passage in found if "before" in passage]
+    assert len(inside) > 2
+    assert all("## reads.token" in passage for passage in inside)
+    assert found[0] == "# reads\n\nthe model"
+    assert found[-1] == "# reads\n## reads.next\n\nlearns"
+    assert max(len(words.encode(passage)) for passage in found) <= 82
+    short = "before\n\n# reads\n\nthe model\n\n# next\n\nlearns"
+    assert passages_of(short, words, 200) == [f"# reads\n{short}"]
+
+
+def test_a_text_without_headings_is_cut_and_a_heading_that_is_too_long_is_not_repeated():
+    words = serving.tokenizer()
+    for plain in ("the model\nreads", "# a comment\n# of a program\n" + "reads()\n" * 30):
+        assert passages_of(plain, words, 20) == cut(plain, words, 20)
+    text = f"# {'token ' * 30}\n\n" + "the model\n" * 30
+    found = passages_of(text, words, 40)
+    assert sum(passage.count("token") for passage in found) == 30
+    assert sum(passage.count("model") for passage in found) == 30
 
 
 def test_a_corpus_is_a_folder_a_file_or_lines_and_what_is_left_out_is_counted(tmp_path):
