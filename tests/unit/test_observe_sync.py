@@ -49,7 +49,9 @@ def test_follows_while_the_run_lives_and_uploads_the_rest_after(tmp_path, run):
     follower = uploader(tmp_path, "time.sleep(0.1); sys.exit(0 if '--live' not in sys.argv else 1)")
 
     def end_after_two_calls():
-        while not (tmp_path / "calls").exists() or len(calls(tmp_path)) < 2:
+        for _ in range(3000):
+            if (tmp_path / "calls").exists() and len(calls(tmp_path)) >= 2:
+                break
             time.sleep(0.02)
         run.kill()
         run.wait()
