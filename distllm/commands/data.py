@@ -148,7 +148,7 @@ def _print_packings(directory: Path, split: str, seq_len: int) -> None:
     from distllm.data.stream import PackedSplit
 
     for packing in get_args(Packing):
-        packed = PackedSplit(directory, split, seq_len, packing=packing)
+        packed = PackedSplit(directory, split, seq_len, packing=packing, too_long="cut")
         print(
             f"{split} as rows of {seq_len}, data.packing={packing}: "
             f"{packed.num_samples} rows, {packed.padding:.2%} padding"

@@ -99,6 +99,7 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
         max_tokens=options.max_tokens,
     )
     print(f"step {trained.step}: {measured}", flush=True)
+    _print_exposure(trained, resolved)
     if isinstance(split, ExampleSplit) and options.examples != 0:
         samples: list[tuple[str, str, str]] = []
         scores = (
@@ -121,6 +122,21 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
     if options.tasks:
         _run_tasks(trained, options)
     return trained.step
+
+
+def _print_exposure(trained: Trained, resolved: Resolved) -> None:
+    """Print how far the canaries of the dataset are exposed, if it has any."""
+    from distllm.data.mirror import dataset_directory
+    from distllm.data.privacy.canaries import Canaries
+    from distllm.dist.topology import Topology
+    from distllm.evaluate.canaries import CanaryWatch
+
+    canaries = Canaries.load(dataset_directory(resolved.config.data))
+    if canaries is None or resolved.config.task.name != "causal_lm":
+        return
+    watch = CanaryWatch(canaries, trained.tokenizer, Topology.single())
+    for times, bits in watch.exposure(trained.model).items():
+        print(f"  exposure {times} {bits:.4g} bits", flush=True)
 
 
 def _run_tasks(trained: Trained, options: Options) -> None:

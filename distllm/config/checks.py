@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distllm.config.attention import ORDERS, asked_by, candidates, refusal
 from distllm.config.checks_parallel import check_expert_ranks, check_sequence_ranks
+from distllm.config.checks_private import check_private
 from distllm.config.checks_task import check_task
 from distllm.config.faults import AROUND, KINDS, parse_fault
 from distllm.config.problems import Problems
@@ -33,6 +34,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
     _check_optimizer(config, problems)
     _check_bf16_weights(config, problems)
     check_task(config, problems)
+    check_private(config, problems)
     _check_cluster(config, problems)
     _check_warmup(config, problems)
     _check_checkpoints(config, problems)
@@ -332,12 +334,6 @@ def _check_bf16_weights(config: Config, problems: Problems) -> None:
         "optim.name=adamw_bf16 updates bf16 weights that have no fp32 copy",
         keys=["optim.name", "engine.name", "precision.compute"],
         remedy="use engine=local precision=bf16, or optim=adamw",
-    )
-    problems.check(
-        config.optim.ema is None,
-        "an average of bf16 weights would be one of bf16: updates that small are lost in it",
-        keys=["optim.ema", "optim.name"],
-        remedy="optim.ema=null, or optim=adamw",
     )
 
 

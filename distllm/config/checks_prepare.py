@@ -13,6 +13,7 @@ from distllm.config.schema_read import ReadConfig
 from distllm.registry import did_you_mean
 
 _MANY = "many"
+_FIELDED = ("pairs", "preferences", "qa", "chat")
 
 
 def check_prepare(config: Config, problems: Problems) -> None:
@@ -29,6 +30,7 @@ def check_prepare(config: Config, problems: Problems) -> None:
             remedy="data.source=many, or drop data.sources",
         )
     check_clean(config.clean, problems)
+    _check_canaries(config, problems)
     problems.check(
         "://" not in data.out,
         f"data.out={data.out} is a URL, and a dataset is prepared in a local directory",
@@ -41,6 +43,31 @@ def check_prepare(config: Config, problems: Problems) -> None:
         f"tokenizer {tokenizer} does not exist",
         keys=["tokenizer.path"],
         remedy="give a tokenizer.json or its folder, or tokenizer.path=null to train one",
+    )
+
+
+def _check_canaries(config: Config, problems: Problems) -> None:
+    canaries = config.privacy.canaries
+    if not canaries.repeats:
+        return
+    kinds = [source.source for source in config.data.sources.values()] or [config.data.source]
+    problems.check(
+        not set(kinds) <= set(_FIELDED),
+        f"canaries are plain texts, and documents of {', '.join(sorted(set(kinds)))} have other fields",
+        keys=["privacy.canaries.repeats", "data.source"],
+        remedy="plant them in a source of text, or privacy.canaries.repeats=[]",
+    )
+    problems.check(
+        canaries.text.count("{}") == 1,
+        f"a canary needs one place for its digits: {canaries.text!r} has {canaries.text.count('{}')}",
+        keys=["privacy.canaries.text"],
+        remedy="write {} once, as in 'My access code is {}'",
+    )
+    problems.check(
+        len(canaries.repeats) <= canaries.space,
+        f"{len(canaries.repeats)} canaries are to be planted of {canaries.space} that there are",
+        keys=["privacy.canaries.repeats", "privacy.canaries.space"],
+        remedy=f"privacy.canaries.space={10 * len(canaries.repeats)}",
     )
 
 

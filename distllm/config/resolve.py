@@ -219,6 +219,8 @@ def _batch_geometry(
     allowed, origin = config.engine.micro_batch_tokens, "engine.micro_batch_tokens"
     if memory_limit is not None and memory_limit.allowed_tokens < allowed:
         allowed, origin = max(memory_limit.allowed_tokens, own), str(memory_limit)
+    if config.optim.private.noise is not None:  # a row at a time, since each is clipped
+        allowed, origin = own, "data.seq_len (optim.private)"
     bound = allowed // own
     length, ranks = "data.seq_len", "world_size"
     if sharing > 1:

@@ -62,9 +62,10 @@ class DataConfig(ReadConfig):
         64 * 2**20, "bytes of token ids per shard", unit="bytes", on_resume="identity", minimum=1024
     )
     seq_len: int = option(512, "tokens per packed sample", on_resume="identity", minimum=2)
-    packing: Literal["window", "greedy", "best_fit"] = option(
+    packing: Literal["window", "greedy", "best_fit", "single"] = option(
         "window",
-        "rows of seq_len: windows of the stream, or whole documents in order, or the fullest row that fits",
+        "rows of seq_len: windows of the stream, or whole documents in order, or the fullest row that fits, "
+        "or a row for each document or example",
         on_resume="identity",
     )
     source_len: int | None = option(

@@ -18,6 +18,23 @@ MUP_OPTIMIZERS = ("adamw", "adam", "lion")
 
 
 @dataclass(frozen=True)
+class PrivateConfig:
+    """DP-SGD (Abadi et al. 2016): what one row can change of the weights is bounded, and hidden in noise."""
+
+    noise: float | None = option(
+        None,
+        "standard deviation of the noise, in units of clip; null: not private",
+        on_resume="identity",
+        minimum=0.01,
+    )
+    clip: float = option(1.0, "largest norm of the gradient of one row", on_resume="identity", minimum=1e-6)
+    delta: float = option(
+        1e-5, "chance that the bound epsilon does not hold; below one over the rows",
+        on_resume="identity", minimum=1e-15, maximum=0.1,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """The optimizer."""
 
@@ -42,6 +59,7 @@ class OptimConfig:
     grad_clip: float = option(
         1.0, "largest global gradient norm; 0 turns clipping off", on_resume="schedule", minimum=0.0
     )
+    private: PrivateConfig = option(None, "differential privacy", factory=PrivateConfig)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Keys of privacy: which personal data and secrets are replaced."""
+"""Keys of privacy: which personal data and secrets are replaced, and which canaries are planted."""
 
 from __future__ import annotations
 
@@ -13,8 +13,32 @@ PrivacyKind = Literal[
 
 
 @dataclass(frozen=True)
+class CanaryConfig:
+    """Texts with random digits in the training split, whose exposure tells what a model remembers."""
+
+    repeats: tuple[int, ...] = option(
+        (),
+        "how often each canary is planted, such as [0,1,8,64]; 0 is one that is only watched; empty: none",
+        on_resume="identity",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    text: str = option(
+        "My access code is {}", "a canary, with {} where its nine digits stand", on_resume="identity"
+    )
+    space: int = option(
+        1000,
+        "canaries that could have been planted: an evaluation scores all of them, and an exposure is at most "
+        "log2 of their number",
+        on_resume="identity",
+        minimum=2,
+        maximum=1_000_000,
+    )
+
+
+@dataclass(frozen=True)
 class PrivacyConfig:
-    """What is replaced by typed placeholders such as ``<EMAIL>``."""
+    """What is replaced by typed placeholders such as ``<EMAIL>``, and what is planted."""
 
     scrub: tuple[PrivacyKind, ...] = option(
         (), "kinds of personal data and secrets to replace", on_resume="identity"
@@ -27,3 +51,4 @@ class PrivacyConfig:
         "regions (ISO 3166) whose national phone formats are known; +CC numbers always are",
         on_resume="identity",
     )
+    canaries: CanaryConfig = option(None, "texts planted to be found again", factory=CanaryConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from distllm.config.schema import Config
@@ -26,8 +27,16 @@ def open_split(config: Config, name: str) -> PackedSplit | ExampleSplit:
     directory, data, task = dataset_directory(config.data), config.data, config.task
     if task.name in FRAMED_TASKS:
         return ExampleSplit(directory, name, config)
+    packed = partial(
+        PackedSplit,
+        directory,
+        name,
+        packing=data.packing,
+        on_damage=data.on_damage,
+        too_long=data.too_long,
+    )
     if task.name == "causal_lm":
-        return PackedSplit(directory, name, data.seq_len, packing=data.packing, on_damage=data.on_damage)
+        return packed(data.seq_len)
     tokenizer = Tokenizer.load(directory)
     corrupt: Masking | SpanCorruption
     if task.name == "masked_lm":
@@ -50,9 +59,7 @@ def open_split(config: Config, name: str) -> PackedSplit | ExampleSplit:
             eot_id=tokenizer.eot_id,
             row_len=row_len,
         )
-    return PackedSplit(
-        directory, name, row_len, packing=data.packing, on_damage=data.on_damage, corrupt=corrupt
-    )
+    return packed(row_len, corrupt=corrupt)
 
 
 def mask_id(tokenizer: Tokenizer, directory: Path) -> int:

@@ -6,9 +6,12 @@
 - ``best_fit``: the longest first, each into the fullest row that still holds it ("Fewer Truncations
   Improve Language Modeling", arXiv:2404.10830).
 
-The last two pack each shard for itself. A document longer than a row is cut into full rows and a
-rest. What a row lacks is padding without loss. Every id of the split is an input exactly once an
-epoch, and the id after it its target: at a document's end that is EOT, which opens the next.
+- ``single``: each document has a row of its own.
+
+The last three lay out each shard for itself. What a row lacks is padding without loss. A document longer
+than a row is cut into full rows and a rest, so that every id of the split is an input exactly once an
+epoch, and the id after it its target: at a document's end that is EOT, which opens the next. Only of
+``single`` a rest would be a second row: the policy for what is too long decides.
 
 Shapes: B rows asked for, D documents, K shards, P pieces of documents, R runs of ids.
 """
@@ -17,12 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Packing: TypeAlias = Literal["window", "greedy", "best_fit"]
+from distllm.errors import DataError
+
+Packing: TypeAlias = Literal["window", "greedy", "best_fit", "single"]
+TooLong: TypeAlias = Literal["fail", "drop", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +49,12 @@ class Layout(Protocol):
     Attributes:
         samples: how many rows begin in each shard.
         pads: whether a row may be shorter than seq_len.
+        tokens: inputs of all rows, without padding.
     """
 
     samples: tuple[int, ...]
     pads: bool
+    tokens: int
 
     def runs(self, sample_B: NDArray[np.int64]) -> Runs:
         """Return what fills the rows ``sample_B``; row b of the result is ``sample_B[b]``."""
@@ -75,6 +84,7 @@ class WindowLayout:
         total = max(0, sum(tokens) - 1) // seq_len  # the last input of a row needs a target
         first_K = np.minimum(-(-self._starts_K // seq_len), total)
         self.samples: tuple[int, ...] = tuple(np.diff(first_K, append=total).tolist())
+        self.tokens = total * seq_len
 
     def runs(self, sample_B: NDArray[np.int64]) -> Runs:
         """See ``Layout``."""
@@ -108,17 +118,30 @@ class DocumentLayout:
     Args:
         ends: for each shard, where its documents end.
         seq_len: inputs of a row.
-        packing: ``"greedy"`` or ``"best_fit"``.
+        packing: ``"greedy"``, ``"best_fit"`` or ``"single"``.
+        too_long: of ``"single"``, what becomes of a document that is longer than a row.
+
+    Raises:
+        DataError: there is such a document, and the policy is ``"fail"``.
     """
 
     pads = True
 
-    def __init__(self, ends: Iterable[NDArray[np.int64]], seq_len: int, packing: Packing) -> None:
+    def __init__(
+        self,
+        ends: Iterable[NDArray[np.int64]],
+        seq_len: int,
+        packing: Packing,
+        too_long: TooLong = "fail",
+    ) -> None:
         none = np.zeros(0, dtype=np.int64)
         starts, lengths, pieces_of_rows, samples = [none], [none], [none], list[int]()
         for ends_D in ends:
-            start_P, length_P = _pieces(ends_D, seq_len)
-            if packing == "best_fit":
+            cut = _pieces if packing != "single" else partial(_singles, too_long)
+            start_P, length_P = cut(ends_D, seq_len)
+            if packing == "single":
+                row_P = np.arange(length_P.size)
+            elif packing == "best_fit":
                 order_P, row_P = _best_fit(length_P, seq_len)
                 start_P, length_P = start_P[order_P], length_P[order_P]
             else:
@@ -131,6 +154,7 @@ class DocumentLayout:
         self.samples: tuple[int, ...] = tuple(samples)
         self._start_P = np.concatenate(starts)
         self._before_P = _offsets(lengths)
+        self.tokens = int(self._before_P[-1])
         self._first = _offsets(pieces_of_rows)  # piece of each row
         self._ends_K = np.cumsum(samples, dtype=np.int64)
 
@@ -176,6 +200,24 @@ def _pieces(ends_D: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64],
     cut_P = ranges(np.zeros_like(count_D), count_D) * seq_len
     start_P = np.repeat(ends_D - length_D, count_D) + cut_P
     return start_P, np.minimum(seq_len, np.repeat(length_D, count_D) - cut_P)
+
+
+def _singles(
+    too_long: TooLong, ends_D: NDArray[np.int64], seq_len: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return start and length of the documents of a shard, none longer than ``seq_len``."""
+    length_D = np.diff(ends_D, prepend=0)
+    start_D, long_D = ends_D - length_D, length_D > seq_len
+    if too_long == "fail" and long_D.any():
+        raise DataError(
+            f"{int(long_D.sum())} of {length_D.size} documents are longer than a row of {seq_len}, "
+            f"the longest has {int(length_D.max())} ids",
+            where="data.seq_len",
+            remedy="set a larger one, or data.too_long=cut, or data.too_long=drop",
+        )
+    if too_long == "drop":
+        return start_D[~long_D], length_D[~long_D]
+    return start_D, np.minimum(seq_len, length_D)
 
 
 def _next_fit(length_P: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from distllm.data.mirror import local_shard
-from distllm.data.packing import DocumentLayout, Layout, Packing, Runs, WindowLayout, ranges
+from distllm.data.packing import DocumentLayout, Layout, Packing, Runs, TooLong, WindowLayout, ranges
 from distllm.data.shards import BlockVerifier, IndexedShard, map_shard
 from distllm.data.shards.format import BLOCK_BYTES
 from distllm.errors import DataError
@@ -46,9 +46,10 @@ class SourceRows:
         seq_len: inputs of a row.
         packing: see ``distllm.data.packing``.
         on_damage: what a damaged block does: an error, or rows without loss.
+        too_long: what becomes of a document longer than the row it has for itself.
 
     Raises:
-        DataError: documents are to be packed, and the list of their ends is damaged.
+        DataError: documents are to be packed, and the list of their ends is damaged, or one is too long.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class SourceRows:
         seq_len: int,
         packing: Packing,
         on_damage: OnDamage,
+        too_long: TooLong = "fail",
     ) -> None:
         self.name = name
         self._directory, self._shards, self._dtype = directory, shards, dtype
@@ -77,7 +79,7 @@ class SourceRows:
             self.layout = WindowLayout([shard.record.tokens for shard in shards], seq_len)
         else:
             ends = (self._shard(number).ends_D for number in range(len(shards)))
-            self.layout = DocumentLayout(ends, seq_len, packing)
+            self.layout = DocumentLayout(ends, seq_len, packing, too_long)
 
     def shards_of(self, sample_C: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Return each shard that samples lie in, as the place of its first sample and its number."""

@@ -11,6 +11,8 @@ from distllm.seeds import derive_seed
 
 TRAIN, VALID = "train", "valid"
 SPLITS = (TRAIN, VALID)
+CANARY = "<canary> "
+"""How the names of planted documents begin: they are trained on, never held out."""
 _HASH_RANGE = 2**63
 
 
@@ -54,4 +56,5 @@ class Splitter:
 
     def __call__(self, key: str) -> str:
         """Return the split of what has the key ``key``; see `split_key`."""
-        return VALID if split_hash(self.seed, key) < self.boundary else TRAIN
+        held_out = not key.startswith(CANARY) and split_hash(self.seed, key) < self.boundary
+        return VALID if held_out else TRAIN

@@ -23,7 +23,7 @@ from distllm.data.batch import IGNORE_INDEX, Batch, Split
 from distllm.data.lengths import LengthWarmup
 from distllm.data.manifest import MIRROR_FILE, Manifest
 from distllm.data.order import SampleOrder, SourceSamples
-from distllm.data.packing import Packing
+from distllm.data.packing import Packing, TooLong
 from distllm.data.records import TEXT
 from distllm.data.rows import OnDamage, SourceRows
 from distllm.data.shards import index_of
@@ -46,6 +46,7 @@ class PackedSplit:
         seq_len: T, the inputs of a row.
         packing: how documents become rows.
         on_damage: what a damaged block does: an error, or rows of EOT without loss.
+        too_long: what becomes of a document longer than the row it has for itself.
         corrupt: what hides part of the text; see ``distllm.data.corrupt``.
 
     Attributes:
@@ -68,6 +69,7 @@ class PackedSplit:
         *,
         packing: Packing = "window",
         on_damage: OnDamage = "fail",
+        too_long: TooLong = "fail",
         corrupt: Callable[[Batch], Batch] | None = None,
     ) -> None:
         directory = Path(directory)
@@ -90,6 +92,7 @@ class PackedSplit:
                 seq_len=seq_len,
                 packing=packing,
                 on_damage=on_damage,
+                too_long=too_long,
             )
             for name, shards in ((name, index[name]) for name in self.manifest.sources)
         ]
@@ -111,7 +114,7 @@ class PackedSplit:
         """The share of all inputs that is padding; 0 for windows."""
         if not self._pads:
             return 0.0
-        return 1 - self.num_tokens / (self.num_samples * self.seq_len)
+        return 1 - sum(rows.layout.tokens for rows in self._rows) / (self.num_samples * self.seq_len)
 
     def numbers(self, source_N: NDArray[np.int64], sample_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers in the split of samples that are numbered within their sources."""

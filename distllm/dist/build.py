@@ -13,6 +13,7 @@ from distllm.dist.engine import Engine
 from distllm.dist.expert_engine import ExpertEngine, OwnExperts
 from distllm.dist.local import LocalEngine
 from distllm.dist.memory import keep_freed_memory
+from distllm.dist.private import PrivateEngine
 from distllm.dist.topology import Topology
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
@@ -28,6 +29,7 @@ def build_engine(
     timeout_seconds: float,
     experts: OwnExperts | None = None,
     offload_dir: Path | None = None,
+    private: Mapping[str, Any] | None = None,
 ) -> Engine:
     """Build the engine ``name`` around an initialised model. Collective.
 
@@ -40,6 +42,7 @@ def build_engine(
         timeout_seconds: longest wait for another rank inside DeepSpeed's own groups.
         experts: those that only this rank, or ranks like it, train; none are parameters of ``model``.
         offload_dir: directory of the files for what is offloaded; None: it stays in main memory.
+        private: what `PrivateEngine` takes, where each row is to be clipped and hidden in noise.
     """
     if topology.device.type == "cpu":
         keep_freed_memory()
@@ -63,6 +66,8 @@ def _engine(
     if name == "local":
         if settings["bf16"]["enabled"]:
             model.to(torch.bfloat16)  # no fp32 copy is kept: the optimizer has to round (optim=adamw_bf16)
+        if private is not None:
+            return PrivateEngine(model, make_optimizer(model), settings, topology, **private)
         return LocalEngine(model, make_optimizer(model), settings, topology)
     if name == "deepspeed":
         from distllm.dist.deepspeed import ZeroEngine  # DeepSpeed takes seconds to import

@@ -56,6 +56,8 @@ class ZeroEngine:
         offload_dir: directory of the files for what ``settings`` offload; None: it stays in main memory.
     """
 
+    by_row = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -96,7 +98,7 @@ class ZeroEngine:
         """Updates applied so far."""
         return self._optimizer_steps
 
-    def expect(self, micro_batches: int) -> None:
+    def expect(self, micro_batches: int, first_sample: int = 0) -> None:
         """Reduce over ranks with the last of so many micro-batches.
 
         Raises:

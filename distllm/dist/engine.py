@@ -41,7 +41,14 @@ class StepResult:
 
 
 class Engine(Protocol):
-    """Weights, gradients and optimizer of one model over all ranks."""
+    """Weights, gradients and optimizer of one model over all ranks.
+
+    Attributes:
+        by_row: whether a call of `backward` is one row, of the mean loss of its targets: what the step
+            makes of them is not their sum.
+    """
+
+    by_row: bool
 
     @property
     def model(self) -> nn.Module:
@@ -51,8 +58,13 @@ class Engine(Protocol):
     def optimizer_steps(self) -> int:
         """Updates applied so far; skipped steps do not count."""
 
-    def expect(self, micro_batches: int) -> None:
-        """Let the next step be made of so many calls of `backward`; at first ``grad_accum_steps``."""
+    def expect(self, micro_batches: int, first_sample: int = 0) -> None:
+        """Let the next step be made of so many calls of `backward`; at first ``grad_accum_steps``.
+
+        Args:
+            micro_batches: calls of `backward`.
+            first_sample: the global position of the first sample of this rank.
+        """
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss; called once for each micro-batch of a step."""

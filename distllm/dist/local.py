@@ -39,6 +39,8 @@ class LocalEngine:
         topology: this rank's place.
     """
 
+    by_row = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -67,7 +69,7 @@ class LocalEngine:
         """Updates applied so far."""
         return self._optimizer_steps
 
-    def expect(self, micro_batches: int) -> None:
+    def expect(self, micro_batches: int, first_sample: int = 0) -> None:
         """Do nothing: gradients are summed when the step is taken."""
 
     def backward(self, loss: Tensor) -> None:

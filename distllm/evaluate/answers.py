@@ -10,7 +10,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
+Version: TypeAlias = Literal["1.1", "2.0"]
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -26,34 +28,64 @@ def exact_match(given: str, right: str) -> float:
     return float(normalized(given) == normalized(right))
 
 
-def token_f1(given: str, right: str) -> float:
-    """Return the harmonic mean of precision and recall of words; of two empty answers it is 1."""
+def token_f1(given: str, right: str, version: Version = "2.0") -> float:
+    """Return the harmonic mean of precision and recall of words.
+
+    Of two empty answers it is 1 in version 2.0, which has questions without an answer, and 0 in 1.1.
+    """
     ours, theirs = normalized(given).split(), normalized(right).split()
     if not ours or not theirs:
-        return float(ours == theirs)
+        return float(ours == theirs and version == "2.0")
     shared = (Counter(ours) & Counter(theirs)).total()
     return 2 * shared / (len(ours) + len(theirs))
 
 
-def score_answers(given: Mapping[str, str], right: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Return exact match and F1 in percent over all questions.
+def version_of(right: Mapping[str, Sequence[str]]) -> Version:
+    """Return the version whose rules score these questions: 2.0 where one of them has no answer."""
+    return "1.1" if all(right.values()) else "2.0"
+
+
+def score_answers(
+    given: Mapping[str, str], right: Mapping[str, Sequence[str]], version: Version | None = None
+) -> dict[str, float]:
+    """Return exact match and F1 in percent over all questions, as the official script of a version does.
+
+    Of version 2.0, where there are questions with and without an answer, both kinds apart as well. The
+    versions differ in two more points: an answer of nothing but articles and punctuation is none in 2.0,
+    and a question that was given nothing at all is wrong in 1.1 and not counted in 2.0.
 
     Args:
-        given: an answer for each question; one that lacks it counts as wrong, as if it were not asked
-            for but not answered.
+        given: an answer for each question.
         right: the right answers of each question; none if it has no answer.
+        version: whose rules; None: see `version_of`.
 
     Raises:
-        ValueError: there are no questions.
+        ValueError: there are no questions, or 2.0 counts none of them.
     """
-    if not right:
+    version = version or version_of(right)
+    asked = [name for name in right if name in given or version == "1.1"]
+    if not asked:
         raise ValueError("there are no questions to score")
-    sums = {"exact_match": 0.0, "f1": 0.0}
-    for name, answers in right.items():
-        if name not in given:
-            continue
-        # answers that are nothing but articles and punctuation are none
-        known = [answer for answer in answers if normalized(answer)] or [""]
-        sums["exact_match"] += max(exact_match(given[name], answer) for answer in known)
-        sums["f1"] += max(token_f1(given[name], answer) for answer in known)
-    return {measure: 100 * total / len(right) for measure, total in sums.items()}
+    scores = {name: _score(given.get(name), right[name], version) for name in asked}
+    found = _means("", list(scores.values()))
+    with_answer = [scores[name] for name in asked if right[name]]
+    without = [scores[name] for name in asked if not right[name]]
+    if with_answer and without:
+        found |= _means("answerable_", with_answer) | _means("unanswerable_", without)
+    return found
+
+
+def _score(given: str | None, right: Sequence[str], version: Version) -> tuple[float, float]:
+    """Return exact match and F1 of one question with the best of its answers."""
+    if given is None:
+        return 0.0, 0.0
+    known = right if version == "1.1" else [answer for answer in right if normalized(answer)] or [""]
+    return (
+        max((exact_match(given, answer) for answer in known), default=0.0),
+        max((token_f1(given, answer, version) for answer in known), default=0.0),
+    )
+
+
+def _means(prefix: str, scores: Sequence[tuple[float, float]]) -> dict[str, float]:
+    exact, f1 = (100 * sum(column) / len(scores) for column in zip(*scores, strict=True))
+    return {f"{prefix}exact_match": exact, f"{prefix}f1": f1}

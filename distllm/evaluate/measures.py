@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.examples import ExampleSplit
-from distllm.data.examples.dialogue import ANSWERS, CONTEXT, QUESTION, AnsweredQuestions, json_of
+from distllm.data.examples.answers import CONTEXT, QUESTION, answers_of
+from distllm.data.examples.dialogue import AnsweredQuestions
 from distllm.data.examples.framing import Example, Framing, Record
 from distllm.data.examples.pairs import SOURCE, TARGET, EncoderDecoderPairs
 from distllm.data.examples.split import laid_out
@@ -182,7 +183,7 @@ def _asked(record: Record, tokenizer: Tokenizer) -> str:
 
 
 def _right(record: Record, tokenizer: Tokenizer) -> list[str]:
-    return [answer["text"] for answer in json_of(record, ANSWERS, tokenizer)]
+    return [answer["text"] for answer in answers_of(record, tokenizer)]
 
 
 def _extracted(
@@ -191,8 +192,8 @@ def _extracted(
     given, right = {}, {}
     for number, (framing, record) in enumerate(documents):
         assert isinstance(framing, AnswerSpans)
-        ids = best_span(model, framing, record, tokenizer.eot_id)
-        given[str(number)] = tokenizer.decode(ids).strip()
+        span = find_span(model, framing, record, tokenizer.eot_id)
+        given[str(number)] = framing.answer_text(record, span.first, span.last) if span.margin > 0 else ""
         right[str(number)] = _right(record, tokenizer)
         tell(_asked(record, tokenizer), given[str(number)], " | ".join(right[str(number)]))
     return score_answers(given, right)
@@ -205,13 +206,6 @@ class Span:
     first: int
     last: int
     margin: float
-
-
-def best_span(model: nn.Module, framing: AnswerSpans, record: Record, eot_id: int) -> list[int]:
-    """Return the ids of the likeliest answer over all windows of a question; none if that is likelier."""
-    span = find_span(model, framing, record, eot_id)
-    answer: list[int] = record[CONTEXT][span.first : span.last + 1].tolist()
-    return answer if span.margin > 0 else []
 
 
 @torch.no_grad()

@@ -78,6 +78,7 @@ class ConsoleSink:
         if record.bits_per_byte is not None:
             figures.append(f"{record.bits_per_byte:.4f} bits per byte")
         figures += [f"{name} {_number(loss)}" for name, loss in record.sources.items()]
+        figures += [f"exposure {times} {bits:.2f} bits" for times, bits in record.exposure.items()]
         self._line(
             f"== evaluation at step {record.step}: {', '.join(figures)} ({format_duration(record.seconds)})",
             "bold green",

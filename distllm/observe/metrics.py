@@ -24,7 +24,8 @@ class StepRecord:
     global batch of the step: equal digests mean equal token ids on every rank. ``damaged_samples``
     counts the samples since the run began that carried no loss because their shard is damaged,
     ``rewinds`` how often the run has gone back to a checkpoint. ``chain`` is a hash over this and
-    all steps before it.
+    all steps before it. ``epsilon`` is what a private run has given away of any row so far, and
+    ``epsilon_poisson`` what it would have if batches were drawn by chance; see `distllm.train.privacy`.
     """
 
     step: int
@@ -44,6 +45,8 @@ class StepRecord:
     damaged_samples: int = 0
     rewinds: int = 0
     chain: str = ""
+    epsilon: float | None = None
+    epsilon_poisson: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class EvalRecord:
     """One validation pass: ``loss`` in nats per target, ``bits_per_byte`` of UTF-8 text.
 
     ``perplexity`` is None where targets are no tokens, ``bits_per_byte`` where they are not a whole
-    text. ``sources`` holds the loss of each source, where there are several.
+    text. ``sources`` holds the loss of each source, where there are several, ``exposure`` the mean
+    exposure in bits of the canaries that were planted so many times, by ``x<times>``.
     """
 
     step: int
@@ -61,6 +65,7 @@ class EvalRecord:
     bits_per_byte: float | None
     seconds: float
     sources: Mapping[str, float] = field(default_factory=dict)
+    exposure: Mapping[str, float] = field(default_factory=dict)
 
 
 def resident_bytes() -> int:

@@ -1,7 +1,8 @@
 """What every dashboard shows, by name: one table for Weights & Biases, TensorBoard, MLflow and trackio.
 
 Axes are ``trainer/step`` and ``trainer/tokens``. Namespaces: ``train/`` the objective, ``eval/<task>/``
-evaluations, ``perf/`` speed, ``sys/`` the machine, ``data/`` what is read, ``reliability/`` what went wrong.
+evaluations, ``perf/`` speed, ``sys/`` the machine, ``data/`` what is read, ``reliability/`` what went wrong,
+``privacy/`` what was given away.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _STEP_NAMES = {
     "attempt": "reliability/attempt",
     "skipped_steps": "reliability/skipped_steps",
     "rewinds": "reliability/rewinds",
+    "epsilon": "privacy/epsilon",
+    "epsilon_poisson": "privacy/epsilon_poisson",
 }
 _MOST_NATS = 700.0  # beyond it the perplexity is no number of a double
 
@@ -45,7 +48,7 @@ def definitions(task: str) -> Iterator[tuple[str, str | None, str | None]]:
     yield f"eval/{task}/*", TOKEN_AXIS, None
     yield f"eval/{task}/loss", TOKEN_AXIS, "min"
     yield SAMPLES, TOKEN_AXIS, None
-    for namespace in ("perf", "sys", "data", "reliability"):
+    for namespace in ("perf", "sys", "data", "reliability", "privacy"):
         yield f"{namespace}/*", STEP_AXIS, None
     yield "perf/tokens_per_second", STEP_AXIS, "mean"
     yield "perf/mfu", STEP_AXIS, "max"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distllm.data.examples.dialogue import ANSWERS, CONTEXT, QUESTION
+from distllm.data.examples.answers import CONTEXT, question_record
 from distllm.data.examples.windows import AnswerSpans
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
@@ -21,9 +21,6 @@ class Extractor:
     Args:
         model: an encoder with a span head, in evaluation mode.
         tokenizer: of the model.
-
-    Raises:
-        ConfigError: its ids have no place in a text.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
@@ -50,29 +47,17 @@ class Extractor:
                 f"the question has {asked.size} tokens, the model has room for {self._longest - 1}",
                 remedy="ask in fewer words",
             )
-        none = np.array(self._tokenizer.encode("[]"), dtype=np.int64)
         best, answer, shown = 0.0, "", list[dict[str, Any]]()
         for source in passages:
             text = str(source["passage"])
-            ids = np.array(self._tokenizer.encode(text), dtype=np.int64)
-            if not ids.size:
+            record = question_record(asked, text, self._tokenizer)
+            if not record[CONTEXT].size:
                 continue
-            record = {CONTEXT: ids, QUESTION: asked, ANSWERS: none}
             span = find_span(self._model, self._framing, record, self._tokenizer.eot_id)
             if span.margin <= best:
                 continue
-            begin, end = _characters(text, self._framing.byte_ends(ids), span.first, span.last)
+            begin, end = self._framing.stretch(record, span.first, span.last)
             snippet, matches = around(text, (begin, end))
             best, answer = span.margin, text[begin:end]
             shown = [{"title": source["title"], "score": best, "snippet": snippet, "matches": matches}]
         return answer, shown
-
-
-def _characters(text: str, end_C: Any, first: int, last: int) -> tuple[int, int]:
-    """Return where a span of ids begins and ends in the text, without the spaces around it."""
-    content = text.encode()
-    start_byte = int(end_C[first - 1]) if first else 0
-    begin = len(content[:start_byte].decode(errors="ignore"))
-    end = len(content[: int(end_C[last])].decode(errors="ignore"))
-    found = text[begin:end]
-    return begin + len(found) - len(found.lstrip()), end - len(found) + len(found.rstrip())

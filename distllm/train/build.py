@@ -17,17 +17,20 @@ from distllm.config.attention import asked_by
 from distllm.config.compose import Composition
 from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
+from distllm.config.schema import Config
 from distllm.data.batch import Split
 from distllm.data.examples import ExampleSplit
 from distllm.data.mirror import dataset_directory
 from distllm.data.mixture import describe_order, open_stream
 from distllm.data.open import open_split
+from distllm.data.privacy.canaries import Canaries
 from distllm.data.stream import StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree, agree_after_work
 from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.topology import Topology
 from distllm.errors import StorageError
+from distllm.evaluate.canaries import CanaryWatch
 from distllm.heartbeat import BEATS_DIRECTORY, HEART
 from distllm.observe.ledger import LEDGER_FILE, Event, Ledger
 from distllm.observe.metrics import StepRecord
@@ -50,6 +53,7 @@ from distllm.train.early_stopping import EarlyStopping
 from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
 from distllm.train.pace import OwnTime, Pace
+from distllm.train.privacy import PrivacyAccount, describe_account
 from distllm.train.reference import reference_model
 from distllm.train.replicas import ReplicaCheck
 from distllm.train.resume import check_resume
@@ -173,7 +177,7 @@ def _build(
         sinks = build_sinks(_tracked(resolved, directory, attempt, made_with, facts), resolved.max_steps)
         chronicle.begin(_ledger(directory, attempt, sinks), topology.world_size)
     notes = [*_kernels(resolved, topology), *notes]
-    engine, begun_with, base = engine_of(resolved, topology, found.facts if found else None)
+    engine, begun_with, base = engine_of(resolved, topology, found.facts if found else None, directory.path)
     notes += begun_with
     facts |= base
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
@@ -183,8 +187,11 @@ def _build(
     chain = Chain(state, _recorded_steps(directory, topology))
     notes += filter(None, [chain.checkpoint_deviation()])
     chronicle.resumed(state.step)
+    account = _account(resolved, stream)
+    notes += _privacy_notes(resolved, account, dataset)
     _announce(resolved, sinks, state, [*_describe_data(resolved, train_split, stream), *notes])
     valid = open_split(config, "valid") if config.eval.every_steps else None
+    tokenizer = Tokenizer.load(dataset)
     return Run(
         resolved=resolved,
         sizes=resolved.steps,
@@ -194,7 +201,9 @@ def _build(
         engine=engine,
         stream=stream,
         valid=valid,
-        tokenizer=Tokenizer.load(dataset),
+        tokenizer=tokenizer,
+        canaries=_canaries(config, dataset, tokenizer, topology),
+        account=account,
         learning_rate=_learning_rate(resolved),
         state=state,
         guard=Guard(config.guard, state),
@@ -277,6 +286,33 @@ def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state
         fault for fault in map(parse_fault, resolved.config.chaos.faults) if fault.rank == topology.rank
     ]
     return FaultyTask(task, faults, state, directory.path) if faults else task
+
+
+def _canaries(config: Config, dataset: Path, tokenizer: Tokenizer, topology: Topology) -> CanaryWatch | None:
+    """Return what measures the exposure of canaries, where the task has a likelihood of text."""
+    found = Canaries.load(dataset)
+    if found is None or config.task.name != "causal_lm":
+        return None
+    return CanaryWatch(found, tokenizer, topology)
+
+
+def _account(resolved: Resolved, stream: StepStream) -> PrivacyAccount | None:
+    private = resolved.config.optim.private
+    return (
+        None if private.noise is None else PrivacyAccount(private, stream.order, resolved.sequences_per_step)
+    )
+
+
+def _privacy_notes(resolved: Resolved, account: PrivacyAccount | None, dataset: Path) -> list[str]:
+    """Say what a private run gives away, and where planted canaries are not watched."""
+    config, notes = resolved.config, list[str]()
+    if account is not None:
+        notes.append(
+            describe_account(account, config.optim.private, resolved.steps.before(resolved.max_steps))
+        )
+    if config.task.name != "causal_lm" and Canaries.load(dataset) is not None:
+        notes.append(f"canaries are not watched: task.name={config.task.name} gives no likelihood of a text")
+    return notes
 
 
 def _learning_rate(resolved: Resolved) -> LearningRate:

@@ -173,6 +173,8 @@ def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> Non
     state.tokens += int(agreed.weight)
     state.seconds += phases.total
     state.count_samples(agreed.rows, agreed.damaged, skipped=skipped)
+    if run.account is not None:
+        state.epsilon = run.account.spent(state.samples).epsilon
     run.saves.count_step(phases.total)
     run.chronicle.count_step(state.step, phases, wasted=skipped)
 
@@ -197,6 +199,8 @@ def evaluate(run: Run) -> None:
     if state.step % settings.every_steps == 0:  # not where an attempt happens to end
         run.stopping.judge(measured)
     record = measured.record(state.step, state.tokens, time.perf_counter() - started)
+    if run.canaries is not None:
+        record = run.canaries.beside(record, run.engine.model)
     run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}
     for sink in run.sinks:
         sink.log_eval(record)

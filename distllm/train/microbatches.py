@@ -43,13 +43,13 @@ def forward_and_backward(
     HEART.phase("compute")
     _seed_noise(seed, batches[0], topology)
     task.begin(engine.model, batches, topology)
-    engine.expect(len(batches))
+    engine.expect(len(batches), int(batches[0].sample_ids_B[0]))
     loss_sum = torch.zeros((), device=topology.device)
     for batch in batches:
         _seed_noise(seed, batch, topology)
         with own_time.measured():
             batch_loss = task.loss_sum(engine.model, batch)
-        engine.backward(batch_loss / weight)
+        engine.backward(batch_loss / (max(1, task.weight(batch)) if engine.by_row else weight))
         loss_sum += batch_loss.detach()
     return loss_sum
 

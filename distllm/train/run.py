@@ -11,6 +11,7 @@ from distllm.data.stream import StepStream
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
+from distllm.evaluate.canaries import CanaryWatch
 from distllm.observe.sinks import Sink
 from distllm.optim.schedule import LearningRate
 from distllm.tasks.base import Task
@@ -19,6 +20,7 @@ from distllm.train.chronicle import Chronicle
 from distllm.train.early_stopping import EarlyStopping
 from distllm.train.guard import Guard
 from distllm.train.pace import OwnTime, Pace
+from distllm.train.privacy import PrivacyAccount
 from distllm.train.replicas import ReplicaCheck
 from distllm.train.run_directory import RunDirectory
 from distllm.train.saving import Saves
@@ -39,6 +41,8 @@ class Run:
     stream: StepStream
     valid: Split | None
     tokenizer: Tokenizer
+    canaries: CanaryWatch | None
+    account: PrivacyAccount | None
     learning_rate: LearningRate
     state: TrainState
     guard: Guard

@@ -33,6 +33,7 @@ class TrainState:
         first_valid_loss: validation loss before the first step, in nats per token; nan until known.
         best_metric: lowest value so far of the metric of early stopping; None until there is one.
         evaluations_since_best: evaluations since then.
+        epsilon: what a private run has given away of any row, at its delta; None of others.
     """
 
     step: int = 0
@@ -55,6 +56,7 @@ class TrainState:
     first_valid_loss: float = float("nan")
     best_metric: float | None = None
     evaluations_since_best: int = 0
+    epsilon: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return the state as plain values, for a checkpoint."""

@@ -37,6 +37,7 @@ def tell_step(
     tokens_per_second = weight / phases.total
     flops = run.flops_per_token * tokens_per_second
     remaining = run.resolved.max_steps - state.step
+    spent = run.account.spent(state.samples) if run.account else None
     record = StepRecord(
         step=state.step,
         tokens=state.tokens,
@@ -55,6 +56,8 @@ def tell_step(
         damaged_samples=state.damaged_samples,
         rewinds=state.rewinds,
         chain=state.chain,
+        epsilon=spent.epsilon if spent else None,
+        epsilon_poisson=spent.poisson if spent else None,
     )
     for sink in run.sinks:
         sink.log_step(record)

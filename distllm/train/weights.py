@@ -26,13 +26,14 @@ from distllm.models.stack import compile_blocks
 from distllm.ops.cross_entropy import LossTerms
 from distllm.optim.groups import describe_groups
 from distllm.optim.optimizers import build_optimizer, groups_of
+from distllm.train.privacy import noise_key
 from distllm.units import format_count
 
 BASE_FACT = "base"
 
 
 def engine_of(
-    resolved: Resolved, topology: Topology, known: Mapping[str, Any] | None
+    resolved: Resolved, topology: Topology, known: Mapping[str, Any] | None, directory: Path
 ) -> tuple[Engine, list[str], dict[str, object]]:
     """Build the engine around the weights that the run begins with. Collective.
 
@@ -40,6 +41,7 @@ def engine_of(
         resolved: the run.
         topology: this rank's place.
         known: the facts of the checkpoint that it goes on from; None for a fresh run.
+        directory: the run's, which keeps the secret of a private run.
 
     Returns:
         The engine, what to tell about its weights, and facts for the checkpoints.
@@ -82,8 +84,19 @@ def engine_of(
         timeout_seconds=config.cluster.timeout_seconds,
         experts=experts,
         offload_dir=Path(str(config.engine.offload_dir)) if config.engine.offload == "nvme" else None,
+        private=_private(resolved, topology, directory),
     )
     return engine, notes, facts
+
+
+def _private(resolved: Resolved, topology: Topology, directory: Path) -> dict[str, Any] | None:
+    """Return what a private engine takes; only rank 0 draws noise, and reads the secret."""
+    private = resolved.config.optim.private
+    if private.noise is None:
+        return None
+    key = noise_key(directory) if topology.is_main else 0
+    rows = resolved.sequences_per_step
+    return {"noise": private.noise, "clip": private.clip, "rows": rows, "key": key}
 
 
 def _begin_with(model: nn.Module, resolved: Resolved) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from distllm.commands.runs import run_of
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.examples import ExampleSplit
-from distllm.data.examples.dialogue import ANSWERS, CONTEXT, json_of
+from distllm.data.examples.answers import CONTEXT, answers_of
 from distllm.data.examples.pairs import SOURCE, TARGET
 from distllm.data.open import open_split, sentinel_ids
 from distllm.data.tokenizer import Tokenizer
@@ -67,13 +67,13 @@ def answers(train, valid, tokenizer):
     """Yield name, exact match and F1 of the commonest answer in the context, and of never answering."""
     common = Counter()
     for _, record in train.documents():
-        common.update(answer["text"] for answer in json_of(record, ANSWERS, tokenizer)[:1])
+        common.update(answer["text"] for answer in answers_of(record, tokenizer)[:1])
     ranked = [text for text, _ in common.most_common()]
     given, right = {}, {}
     for number, (_, record) in enumerate(islice(valid.documents(), EXAMPLES)):
         context = tokenizer.decode(record[CONTEXT].tolist())
         given[str(number)] = next((text for text in ranked if text in context), "")
-        right[str(number)] = [answer["text"] for answer in json_of(record, ANSWERS, tokenizer)]
+        right[str(number)] = [answer["text"] for answer in answers_of(record, tokenizer)]
     yield "commonest answer in the context", score_answers(given, right)
     yield "no answer", score_answers(dict.fromkeys(right, ""), right)
 

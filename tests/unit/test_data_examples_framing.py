@@ -159,6 +159,18 @@ def test_documents_that_do_not_fit_are_named_when_the_split_is_opened(
     assert all(word in told for word in words), told
 
 
+def test_every_example_may_have_a_row_of_its_own(tmp_path):
+    root = write(tmp_path / "d", PAIR, [("cat", "sat"), ("dog", "ran"), ("hen", "sang")])
+    packed, single = (
+        open_split(config_of(root, "seq2seq", packing=packing), "train") for packing in ("window", "single")
+    )
+    assert (packed.num_samples, single.num_samples) == (1, 3)
+    for number, said in enumerate(("sat", "ran", "sang")):
+        batch = single.batch(np.array([number]), np.array([0]))
+        assert int(batch.segments_BT.max()) == 1  # one example, and padding
+        assert said in decode(batch.tokens_BT[0].tolist())
+
+
 def test_too_long_examples_can_be_dropped_or_cut(tmp_path):
     root = write(tmp_path / "d", PAIR, [("a", "b"), ("c", "d" * 90)])
     dropped = open_split(config_of(root, "seq2seq", seq_len=32, too_long="drop"), "train")

@@ -151,8 +151,8 @@ def test_sources_are_read_in_the_order_of_the_manifest(tmp_path):
     assert split.numbers(np.array([0, 1]), np.array([1, 4])).tolist() == [1, 6]
 
 
-def layout(lengths, seq_len, packing):
-    return DocumentLayout([np.cumsum(lengths)], seq_len, packing)
+def layout(lengths, seq_len, packing, too_long="fail"):
+    return DocumentLayout([np.cumsum(lengths)], seq_len, packing, too_long)
 
 
 def rows_of(made):
@@ -168,6 +168,17 @@ def test_greedy_keeps_the_order_and_best_fit_fills_the_rows():
     lengths = [6, 5, 4, 3, 23, 2, 7]
     assert rows_of(layout(lengths, 10, "greedy")) == [[6], [5, 4], [3], [10], [10], [3, 2], [7]]
     assert rows_of(layout(lengths, 10, "best_fit")) == [[10], [10], [7, 3], [6, 4], [5, 3, 2]]
+
+
+def test_a_document_may_have_a_row_of_its_own():
+    lengths = [6, 5, 23, 2, 10]
+    assert rows_of(layout([6, 5, 10], 10, "single")) == [[6], [5], [10]]
+    assert rows_of(layout(lengths, 10, "single", "cut")) == [[6], [5], [10], [2], [10]]
+    assert rows_of(layout(lengths, 10, "single", "drop")) == [[6], [5], [2], [10]]
+    assert layout(lengths, 10, "single", "drop").runs(np.array([2])).start_R.tolist() == [34]
+    assert layout(lengths, 10, "single", "drop").holding(0, 33, 35) == [2]
+    with pytest.raises(DataError, match="1 of 5 documents are longer than a row of 10, the longest has 23"):
+        layout(lengths, 10, "single")
 
 
 def test_best_fit_wastes_less_than_greedy():

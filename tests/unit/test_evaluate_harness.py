@@ -35,6 +35,24 @@ metric_list:
   - metric: acc
   - metric: acc_norm
 """
+TEXTS = """
+task: local_texts
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+  cache_dir: {cache}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{said}}}}"
+generation_kwargs:
+  until: ["zz"]
+  max_gen_toks: 8
+metric_list:
+  - metric: bleu
+  - metric: chrf
+"""
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +72,17 @@ def subject(tmp_path_factory):
         {"question": words(3 + n), "choices": [words(1), words(2), words(3)], "answer": n % 3}
         for n in range(24)
     ]
+    greedy = HarnessModel(model, tokenizer).generate_until(
+        asked(*((document["question"], {"max_gen_toks": 8}) for document in documents))
+    )
+    for number, (document, said) in enumerate(zip(documents, greedy, strict=True)):
+        document["said"] = said if number % 2 else words(5)  # right half of the time
     file = root / "docs.jsonl"
     file.write_text("".join(json.dumps(document) + "\n" for document in documents))
     folder = root / "tasks"
     folder.mkdir()
-    (folder / "local_choice.yaml").write_text(TASK.format(file=file, cache=root / "cache"))
+    for name, text in (("choice", TASK), ("texts", TEXTS)):
+        (folder / f"local_{name}.yaml").write_text(text.format(file=file, cache=root / "cache"))
     return model, tokenizer, root
 
 
@@ -70,17 +94,20 @@ def theirs(subject):
     return HFLM(pretrained=folder, tokenizer=folder, device="cpu", batch_size=4, max_length=24)
 
 
-def test_accuracy_is_that_of_the_exported_folder(subject, theirs):
+def test_accuracy_and_bleu_are_those_of_the_exported_folder(subject, theirs):
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     model, tokenizer, root = subject
-    ours = measure_harness(model, tokenizer, ["local_choice"], root / "tasks", None)["local_choice"]
+    tasks = ["local_choice", "local_texts"]
+    ours = measure_harness(model, tokenizer, tasks, root / "tasks", None)
     manager = TaskManager(include_path=str(root / "tasks"))
-    other = simple_evaluate(theirs, tasks=["local_choice"], task_manager=manager, bootstrap_iters=0)
-    other = other["results"]["local_choice"]
-    assert (ours["acc"], ours["acc_norm"]) == (other["acc,none"], other["acc_norm,none"])
-    assert 0 < ours["acc"] < 1
+    other = simple_evaluate(theirs, tasks=tasks, task_manager=manager, bootstrap_iters=0)["results"]
+    for task, measures in (("local_choice", ("acc", "acc_norm")), ("local_texts", ("bleu", "chrf"))):
+        for measure in measures:
+            assert ours[task][measure] == other[task][f"{measure},none"], measure
+    assert 0 < ours["local_choice"]["acc"] < 1
+    assert 1 < ours["local_texts"]["bleu"] < 99
 
 
 def asked(*arguments):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from distllm.evaluate.answers import exact_match, normalized, score_answers, token_f1
+from distllm.evaluate.answers import exact_match, normalized, score_answers, token_f1, version_of
 from distllm.evaluate.retrieval import BM25, VectorIndex, agreement, score_rankings, search_exact
 from distllm.evaluate.text import score_summaries, score_translations
 
@@ -93,15 +93,74 @@ def test_exact_match_and_f1_on_the_edge_cases(given, right, exact, f1):
     assert token_f1(right, given) == pytest.approx(f1)
 
 
-def test_the_best_of_several_right_answers_counts_and_a_missing_one_is_wrong():
-    right = {"1": ["Denver Broncos", "Broncos"], "2": [], "3": ["x"], "4": ["the", "."]}
-    scores = score_answers({"1": "the broncos", "2": "", "4": ""}, right)
-    assert scores == {"exact_match": 75.0, "f1": 75.0}
-    scores = score_answers({"1": "Denver", "2": "something", "3": "x"}, right)
-    assert scores["exact_match"] == 25.0
-    assert scores["f1"] == pytest.approx(100 * (2 / 3 + 1) / 4)
-    with pytest.raises(ValueError, match="no questions"):
-        score_answers({}, {})
+# What the official scripts of SQuAD print, in percent: (given, right answers, exact and F1 of 1.1, of 2.0).
+OFFICIAL = [
+    ("Denver Broncos", ["Denver Broncos", "The Denver Broncos!"], (100.0, 100.0), (100.0, 100.0)),
+    ("the broncos", ["Denver Broncos", "Broncos"], (100.0, 100.0), (100.0, 100.0)),
+    ("Denver", ["Denver Broncos", "Broncos"], (0.0, 200 / 3), (0.0, 200 / 3)),
+    ("gold anniversary", ['a "golden anniversary"', "gold-themed"], (0.0, 50.0), (0.0, 50.0)),
+    ("golden, anniversary", ['"golden anniversary"'], (100.0, 100.0), (100.0, 100.0)),
+    ("theatre", ["the atre"], (0.0, 0.0), (0.0, 0.0)),
+    ("an apple a day", ["apple day"], (100.0, 100.0), (100.0, 100.0)),
+    ("U.S. 1,000", ["us 1000"], (100.0, 100.0), (100.0, 100.0)),
+    ("rock-n-roll", ["rocknroll"], (100.0, 100.0), (100.0, 100.0)),
+    ("rock n roll", ["rock-n-roll"], (0.0, 0.0), (0.0, 0.0)),
+    ("“Gold”", ["gold"], (0.0, 0.0), (0.0, 0.0)),  # only ASCII punctuation is taken out
+    ("Beyoncé\u00a0Knowles", ["beyoncé knowles"], (100.0, 100.0), (100.0, 100.0)),
+    ("Beyonce", ["Beyoncé"], (0.0, 0.0), (0.0, 0.0)),
+    ("Straße", ["STRASSE"], (0.0, 0.0), (0.0, 0.0)),  # lower case, not folded
+    ("İ", ["i"], (0.0, 0.0), (0.0, 0.0)),
+    ("à la carte", ["la carte"], (0.0, 80.0), (0.0, 80.0)),  # à is no article
+    ("a\tb\n c", ["b c"], (100.0, 100.0), (100.0, 100.0)),
+    ("yes yes no", ["yes no no"], (0.0, 200 / 3), (0.0, 200 / 3)),
+    ("", ["cat"], (0.0, 0.0), (0.0, 0.0)),
+    ("the", ["cat"], (0.0, 0.0), (0.0, 0.0)),
+    ("the", ["a"], (100.0, 0.0), (100.0, 100.0)),  # two answers that are nothing
+    ("", ["...", "cat"], (100.0, 0.0), (0.0, 0.0)),  # one that is nothing does not count in 2.0
+    ("", ["..."], (100.0, 0.0), (100.0, 100.0)),
+    ("cat", ["..."], (0.0, 0.0), (0.0, 0.0)),
+    ("", [], None, (100.0, 100.0)),
+    ("a.", [], None, (100.0, 100.0)),
+    ("no answer", [], None, (0.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("given", "right", "first", "second"), OFFICIAL)
+def test_scores_are_those_of_the_official_scripts(given, right, first, second):
+    for version, expected in (("1.1", first), ("2.0", second)):
+        if expected is not None:
+            scores = score_answers({"q": given}, {"q": right}, version)
+            assert (scores["exact_match"], scores["f1"]) == pytest.approx(expected), version
+
+
+def test_a_question_without_a_given_answer_is_wrong_in_one_version_and_not_counted_in_the_other():
+    given, right = {"1": "the broncos", "2": "cat"}, {"1": ["Broncos"], "2": ["dog"], "3": ["x"]}
+    assert score_answers(given, right, "1.1") == {
+        "exact_match": pytest.approx(100 / 3),
+        "f1": pytest.approx(100 / 3),
+    }
+    assert score_answers(given, right, "2.0") == {"exact_match": 50.0, "f1": 50.0}
+    for version in ("1.1", "2.0"):
+        with pytest.raises(ValueError, match="no questions"):
+            score_answers({}, {}, version)
+
+
+def test_questions_with_and_without_answers_are_also_scored_apart():
+    right = {"1": ["Denver Broncos", "Broncos"], "2": [], "3": ["x"], "4": []}
+    given = {"1": "Denver", "2": "something", "3": "x", "4": "the"}
+    assert version_of(right) == "2.0"
+    scores = score_answers(given, right)
+    assert scores == {
+        "exact_match": 50.0,
+        "f1": pytest.approx(100 * (2 / 3 + 1 + 1) / 4),
+        "answerable_exact_match": 50.0,
+        "answerable_f1": pytest.approx(100 * (2 / 3 + 1) / 2),
+        "unanswerable_exact_match": 50.0,
+        "unanswerable_f1": 50.0,
+    }
+    answered = {name: answers for name, answers in right.items() if answers}
+    assert version_of(answered) == "1.1"
+    assert set(score_answers(given, answered)) == {"exact_match", "f1"}
 
 
 def vectors(rows, width=16, seed=0):

@@ -13,7 +13,7 @@ from distllm.config.schema import Config, DataConfig, ModelConfig, TaskConfig
 from distllm.config.shape import settle_shape
 from distllm.data.examples.windows import AnswerSpans
 from distllm.data.open import open_split
-from distllm.evaluate.measures import Search, best_span, measure_task
+from distllm.evaluate.measures import Search, find_span, measure_task
 from distllm.evaluate.preferences import measure_preferences
 from distllm.infer.generate import generate_rows
 from distllm.models.init import build_model
@@ -194,8 +194,9 @@ def record_of(context, answers):
 def test_the_best_span_is_found_in_whichever_window_it_lies(window):
     framing = AnswerSpans(TOKENIZER, window, 8)
     record = record_of("the old cat sat on the mat here", [])
-    assert TOKENIZER.decode(best_span(Pointing(), framing, record, EOT)) == "mat"
-    assert best_span(Pointing(certain=0.05), framing, record, EOT) == []
+    span = find_span(Pointing(), framing, record, EOT)
+    assert (framing.answer_text(record, span.first, span.last), span.margin > 0) == ("mat", True)
+    assert find_span(Pointing(certain=0.05), framing, record, EOT).margin < 0
 
 
 def test_extracted_answers_are_scored(tmp_path):

@@ -53,15 +53,6 @@ def test_it_is_the_weighted_mean_of_the_weights_after_each_update(name):
         assert torch.allclose(state[f"optim/ema/{parameter}"], wanted, atol=1e-6)
 
 
-def test_an_average_of_bf16_weights_is_refused():
-    from distllm.config.checks import check_run
-    from distllm.config.problems import Problems
-
-    config, problems = compose(["optim=adamw_bf16", "optim.ema=0.9", "train.max_steps=1"]), Problems()
-    check_run(config, problems, world_size=1, dataset_tokens=None)
-    assert [problem for problem in problems.found if "an average of bf16" in problem.cause]
-
-
 def test_without_it_nothing_is_kept():
     assert not [name for name, _ in engine_of(nn.Linear(2, 2)).state() if "ema" in name]
 

@@ -13,29 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.data.batch import IGNORE_INDEX
+from distllm.data.examples.answers import ANSWERS, CONTEXT, QUESTION, answers_of
 from distllm.data.examples.framing import Example, Ids, Measured, Record, Segment, forgotten
 from distllm.data.examples.pairs import parse_template, render
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import DataError
 
-CONTEXT, QUESTION, ANSWERS, MESSAGES = "context", "question", "answers", "messages"
+MESSAGES = "messages"
 _ROLES = ("system", "user", "assistant")
 
 
-def json_of(record: Record, field: str, tokenizer: Tokenizer) -> list[Any]:
-    """Return the JSON list that a field holds.
+def messages_of(record: Record, tokenizer: Tokenizer) -> list[Any]:
+    """Return the messages of a conversation.
 
     Raises:
-        DataError: it is none.
+        DataError: the record holds none.
     """
-    text = tokenizer.decode(record[field].tolist())
+    text = tokenizer.decode(record[MESSAGES].tolist())
     try:
         found = json.loads(text)
     except ValueError as error:
         raise DataError(
-            f"the field {field} is not JSON: {error}",
+            f"the messages of a conversation are not JSON: {error}",
             where=f"a document that begins {text[:60]!r}",
-            remedy="prepare the dataset again with data.source=qa or data.source=chat",
+            remedy="prepare the dataset again with data.source=chat",
         ) from error
     return list(found)
 
@@ -103,7 +104,7 @@ class Conversations(_Rendered):
         """See `Framing`."""
         if forgotten(record, self._eot):
             return Example((Segment.unscored([self._eot]),))
-        ids, scored = self.ids(json_of(record, MESSAGES, self._tokenizer))
+        ids, scored = self.ids(messages_of(record, self._tokenizer))
         segment = Segment.predicting(ids, 1)
         segment.targets_P[~np.array(scored[1:])] = IGNORE_INDEX
         return Example((segment,))
@@ -131,7 +132,7 @@ class AnsweredQuestions(_Rendered):
 
     def answer(self, record: Record) -> Ids:
         """Return the ids of the answer to be learnt."""
-        answers = json_of(record, ANSWERS, self._tokenizer)
+        answers = answers_of(record, self._tokenizer)
         text = answers[0]["text"] if answers else self.unanswerable
         return np.array(self._tokenizer.encode(text), dtype=np.int64)
 

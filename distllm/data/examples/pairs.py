@@ -24,12 +24,14 @@ Read = Callable[[int], Record]
 
 
 def parse_template(template: str, fields: tuple[str, ...], tokenizer: Tokenizer) -> list[str | Ids]:
-    """Return a template as names of fields and the ids of the texts between them.
+    r"""Return a template as names of fields and the ids of the texts between them.
+
+    ``\n`` in it is a new line: a command line has no other way to write one.
 
     Raises:
         ConfigError: it names another field, or one of ``fields`` not at all.
     """
-    pieces = _FIELD.split(template)
+    pieces = _FIELD.split(template.replace("\\n", "\n"))
     named = pieces[1::2]
     if sorted(named) != sorted(fields):
         raise ConfigError(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distllm.data.examples.answers import ANSWERS
 from distllm.data.examples.framing import Record
 from distllm.data.shards import BlockVerifier, IndexedShard, map_shard, shard_ids
 from distllm.errors import DataError
@@ -89,7 +90,7 @@ class ShardRecords:
                     "distllm data forget",
                 )
             found = int(self._ids[field].max(initial=0))
-            if found >= largest:
+            if found >= (max(largest, 256) if field == ANSWERS else largest):  # these may be bytes
                 raise DataError(
                     f"the field {field} holds the id {found}, outside the vocabulary of {largest}",
                     where=self._shard.record.path,

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distllm.data.examples.framing import Example, Framing, Measured, Record, Segment, forgotten
 from distllm.data.examples.records import ShardRecords
+from distllm.data.packing import TooLong
 from distllm.data.shards import IndexedShard
 from distllm.errors import DataError
-
-TooLong = Literal["fail", "drop", "cut"]
 
 
 class SourceExamples:
@@ -37,6 +36,7 @@ class SourceExamples:
         source_len: S, the source tokens of a row.
         too_long: what becomes of an example that no row holds.
         eot_id: what the ids of a forgotten document are.
+        one_a_row: whether each example has a row of its own, whatever the task.
 
     Attributes:
         samples: how many rows each shard has.
@@ -61,8 +61,10 @@ class SourceExamples:
         source_len: int,
         too_long: TooLong,
         eot_id: int,
+        one_a_row: bool = False,
     ) -> None:
         self.name, self.framing = name, framing
+        self._one_a_row = one_a_row or framing.one_a_row
         self._eot_id = eot_id
         self._seq_len, self._source_len, self._too_long = seq_len, source_len, too_long
         self._records = [ShardRecords(directory, shard, framing.fields, dtype) for shard in shards]
@@ -167,7 +169,7 @@ class SourceExamples:
     def _pack(self, measured: Measured) -> NDArray[np.int64]:
         """Return the first example of each row, and after the last row the number of examples."""
         count = measured.row_E.size
-        if self.framing.one_a_row:
+        if self._one_a_row:
             return np.arange(count + 1)
         tokens_E, source_E = np.cumsum(measured.tokens_E), np.cumsum(measured.source_E)
         firsts, at, tokens, source = [0], 0, 0, 0

@@ -69,6 +69,7 @@ class ExampleSplit:
                 source_len=self._source_len,
                 too_long=config.data.too_long,
                 eot_id=self.manifest.eot_id,
+                one_a_row=config.data.packing == "single",
             )
             for name in self.manifest.sources
         ]

@@ -16,10 +16,17 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.data.examples.dialogue import ANSWERS, CONTEXT, QUESTION, json_of
-from distllm.data.examples.framing import Example, Ids, Measured, Record, Segment, forgotten
+from distllm.data.examples.answers import (
+    ANSWERS,
+    CONTEXT,
+    QUESTION,
+    answers_of,
+    context_of,
+    places_of,
+)
+from distllm.data.examples.framing import Example, Measured, Record, Segment, forgotten
 from distllm.data.tokenizer import Tokenizer
-from distllm.errors import ConfigError, DataError
+from distllm.errors import DataError
 
 CANDIDATE, START, END = 0, 1, 2
 _MARKS = 3
@@ -29,12 +36,9 @@ class AnswerSpans:
     """Windows of questions; answers are found by their place in the context, in characters.
 
     Args:
-        tokenizer: of the dataset; its ids must be bytes of the text, or answers have no place.
+        tokenizer: of the dataset.
         window: the most positions of a window.
         stride: ids of the context from the start of a window to that of the next.
-
-    Raises:
-        ConfigError: the tokenizer is not byte-level.
     """
 
     fields: tuple[str, ...] = (CONTEXT, QUESTION, ANSWERS)
@@ -42,15 +46,6 @@ class AnswerSpans:
     has_source = False
 
     def __init__(self, tokenizer: Tokenizer, window: int, stride: int) -> None:
-        lengths_V = tokenizer.token_byte_lengths()
-        if lengths_V is None:
-            raise ConfigError(
-                "task.name=extractive_qa needs a byte-level tokenizer: the ids of this one have no place "
-                "in the text",
-                where="tokenizer.path",
-                remedy="prepare the dataset with tokenizer=bpe, or use task.name=instruct",
-            )
-        self._lengths_V = lengths_V
         self._tokenizer = tokenizer
         self._eot = tokenizer.eot_id
         self._window, self._stride = window, stride
@@ -94,31 +89,38 @@ class AnswerSpans:
         segment.targets_P[places[1]] += END
         return Example((segment,))
 
-    def context_start(self, question: Ids) -> int:
-        """Return the position of the first context id of a window."""
-        return int(question.size) + 2
-
     def first_id(self, part: int) -> int:
         """Return which id of the context opens window ``part``."""
         return part * self._stride
 
-    def byte_ends(self, context: Ids) -> NDArray[np.int64]:
-        """Return where each id of a context ends, in bytes."""
-        ends_C: NDArray[np.int64] = np.cumsum(self._lengths_V[context])
-        return ends_C
+    def stretch(self, record: Record, first: int, last: int) -> tuple[int, int]:
+        """Return where the ids ``first`` to ``last`` of a context begin and end in its text, in characters.
+
+        Without the spaces around them.
+        """
+        context = context_of(record, self._tokenizer)
+        starts_C, ends_C = places_of(record, context, self._tokenizer)
+        begin, end = int(starts_C[first]), int(ends_C[last])
+        found = context[begin:end]
+        return begin + len(found) - len(found.lstrip()), end - len(found) + len(found.rstrip())
+
+    def answer_text(self, record: Record, first: int, last: int) -> str:
+        """Return the text of the ids ``first`` to ``last`` of a context, as it stands there."""
+        begin, end = self.stretch(record, first, last)
+        return context_of(record, self._tokenizer)[begin:end]
 
     def _answer(self, record: Record) -> tuple[int | None, int]:
         """Return the first and the last id of the first answer; None if there is none."""
         if forgotten(record, self._eot):
             return None, 0
-        answers = [a for a in json_of(record, ANSWERS, self._tokenizer) if a["start"] is not None]
+        answers = [a for a in answers_of(record, self._tokenizer) if a["start"] is not None]
         if not answers:
             return None, 0
-        text, start = answers[0]["text"], answers[0]["start"]
-        context = self._tokenizer.decode(record[CONTEXT].tolist())
-        first_byte = len(context[:start].encode())
-        last_byte = max(first_byte, first_byte + len(text.encode()) - 1)
-        ends_C = self.byte_ends(record[CONTEXT])
-        # an id holds byte b if it ends after b and the one before it does not
-        first, last = np.searchsorted(ends_C, [first_byte, last_byte], side="right").tolist()
-        return first, min(last, record[CONTEXT].size - 1)
+        begin = answers[0]["start"]
+        end = begin + max(1, len(answers[0]["text"]))
+        context = context_of(record, self._tokenizer)
+        starts_C, ends_C = places_of(record, context, self._tokenizer)
+        # the first id that ends after the answer begins, the last that begins before it ends
+        first = int(np.searchsorted(ends_C, begin, side="right"))
+        last = int(np.searchsorted(starts_C, end, side="left")) - 1
+        return (first, last) if first <= last else (None, 0)

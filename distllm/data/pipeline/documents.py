@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -62,6 +62,11 @@ class Output:
         else:
             self.dropped[item.rule] += 1
             self._log.write(json.dumps(asdict(item)) + "\n")
+
+    def plant(self, document: Document) -> None:
+        """Write a document that no source offered."""
+        self.text_bytes += text_bytes(document)
+        self._spool.add(document)
 
     def facts(self, **more: Any) -> dict[str, Any]:
         """Return the counts as JSON values, with ``more``."""
@@ -125,9 +130,17 @@ def clean_task(unit: Unit, read: Result) -> Task:
 
 
 def refine_task(
-    unit: Unit, clean: Result, removals: Removals, config: Config, decontaminator: Decontaminator
+    unit: Unit,
+    clean: Result,
+    removals: Removals,
+    config: Config,
+    decontaminator: Decontaminator,
+    planted: Mapping[int, Sequence[Document]],
 ) -> Task:
-    """Remove duplicates, decontaminate, replace personal data; note the range of the split hashes."""
+    """Remove duplicates, decontaminate, replace personal data; note the range of the split hashes.
+
+    What is ``planted`` comes after the document of its row, whatever becomes of that.
+    """
     scrub = Scrubber(config.privacy)
 
     def settle(row: int, document: Document, replaced: Counter[str]) -> Document | Dropped:
@@ -149,11 +162,15 @@ def refine_task(
                 output.put(item)
                 if isinstance(item, Document):
                     hashes = _extremes([*hashes, split_hash(config.seed, split_key(item))])
+                for canary in planted.get(row, ()):
+                    output.plant(canary)
             return output.facts(replaced=dict(replaced), split_hashes=hashes)
 
+    rules = {name: value for name, value in asdict(config.privacy).items() if name != "canaries"}
+    copies = [[row, [asdict(canary) for canary in held]] for row, held in sorted(planted.items())]
     key = address(
         "refine", _VERSIONS["refine"], clean.digest, removals.digest, decontaminator.digest,
-        asdict(config.privacy), config.seed,
+        rules, config.seed, *([copies] if copies else []),
     )  # fmt: skip
     return Task(key, _size(clean), perform)
 

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.config.schema import Config
+from distllm.data.examples.answers import ANSWERS, encode_answers
 from distllm.data.pipeline.documents import text_bytes
 from distllm.data.pipeline.sources import Unit
 from distllm.data.pipeline.spool import read_batches
 from distllm.data.pipeline.work import Result, Task, Tick, address
 from distllm.data.records import TEXT, Document
 from distllm.data.shards import token_dtype
-from distllm.data.split import SPLITS, TRAIN, Splitter, split_key
+from distllm.data.split import CANARY, SPLITS, TRAIN, Splitter, split_key
 from distllm.data.tokenizer import Backend, Tokenizer, read_template, training_texts
 
 _VERSIONS = {"tokenizer": 3, "encode": 2}
@@ -47,7 +48,8 @@ def tokenizer_task(
             for batch in read_batches(result.directory):
                 for document in batch:
                     done += text_bytes(document)
-                    if splitter(split_key(document)) == TRAIN:
+                    # A canary's copies would become pieces of their own, and hide what the model remembers.
+                    if splitter(split_key(document)) == TRAIN and not document.id.startswith(CANARY):
                         yield from ((document.id, text) for text in document.fields.values())
                 tick(done)
 
@@ -91,8 +93,10 @@ def encode_task(
             tick(done)
         return {"splits": {split: output.close() for split, output in outputs.items()}}
 
-    key = address("encode", _VERSIONS["encode"], refined.digest, tokenizer.facts["fingerprint"],
-                  splitter.seed, splitter.boundary)  # fmt: skip
+    key = address(
+        "encode", _VERSIONS["encode"], refined.digest, tokenizer.facts["fingerprint"], splitter.seed,
+        splitter.boundary, *(["answers 2"] if ANSWERS in unit.source.fields else []),
+    )  # fmt: skip
     return Task(key, max(1, int(refined.facts["text_bytes"])), perform)
 
 
@@ -121,7 +125,12 @@ class _SplitOutput:
             return
         tokens_N = np.zeros(len(documents), dtype=np.int64)
         for field, stream in self._tokens.items():
-            packed = self._tokenizer.encode_packed([document.fields[field] for document in documents])
+            fields = [document.fields for document in documents]
+            packed = (
+                encode_answers(fields, self._tokenizer)
+                if field == ANSWERS
+                else self._tokenizer.encode_packed([each[field] for each in fields])
+            )
             ids_M, ends_N = packed.ids_M.astype(self._dtype), packed.ends_D
             if field == TEXT:
                 ids_M, ends_N = open_documents(ids_M, ends_N, self._tokenizer.eot_id)

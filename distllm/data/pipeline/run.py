@@ -31,7 +31,8 @@ from distllm.data.pipeline.encode import encode_task, tokenizer_task
 from distllm.data.pipeline.report import REPORT_FILE, SourceReport, as_json, gather, write_removed
 from distllm.data.pipeline.sources import Source, Unit, find_units, settle_sources
 from distllm.data.pipeline.work import Claim, Report, Result, WorkDirectory, address, claim, lock
-from distllm.data.records import Dropped, Progress
+from distllm.data.privacy.canaries import CANARIES_FILE, Canaries, describe_canaries
+from distllm.data.records import TEXT, Dropped, Progress
 from distllm.data.shards import INDEX_FILE, IndexedShard, token_dtype, write_index
 from distllm.data.split import SPLITS, Splitter
 from distllm.data.staging import Staging
@@ -96,6 +97,8 @@ def pipeline_identity(config: Config) -> dict[str, Any]:
     for group in ("dedup", "privacy", "tokenizer"):
         identity |= {f"{group}.{key}": value for key, value in asdict(getattr(config, group)).items()}
     del identity["tokenizer.backend"]  # it changes no byte
+    if not config.privacy.canaries.repeats:
+        del identity["privacy.canaries"]  # nor do canaries that are not planted
     identity |= {
         "data.valid_fraction": config.data.valid_fraction,
         "data.shard_bytes": config.data.shard_bytes,
@@ -141,11 +144,17 @@ def _documents(config: Config, report: Report) -> _Kept:
     clean = work.run("clean", [clean_task(*each) for each in zip(units, read, strict=True)])
     removals = decide_duplicates(work, config, units, clean)
     decontaminator = decontaminator_of(config)
+    # Planted after cleaning and deduplication, which would take the copies out again.
+    rows = [
+        result.facts["kept"] * (unit.source.fields == (TEXT,))
+        for unit, result in zip(units, clean, strict=True)
+    ]
+    planted = Canaries.draw(config.privacy.canaries, config.seed).places(config.seed, rows)
     refined = work.run(
         "refine",
         [
-            refine_task(unit, result, removed, config, decontaminator)
-            for unit, result, removed in zip(units, clean, removals, strict=True)
+            refine_task(unit, result, removed, config, decontaminator, copies)
+            for unit, result, removed, copies in zip(units, clean, removals, planted, strict=True)
         ],
     )
     kept = _Kept(config, work, sources, units, passed_over, [read, clean, refined])
@@ -241,6 +250,11 @@ def _assemble(
     reports = kept.reports(encoded)
     loaded = Tokenizer.load(tokenizer.directory)
     loaded.save(directory)
+    files = [INDEX_FILE, *TOKENIZER_FILES]
+    if config.privacy.canaries.repeats:
+        found = describe_canaries(config.privacy.canaries, config.seed, loaded)
+        atomic_write_json(directory / CANARIES_FILE, found)
+        files.append(CANARIES_FILE)
     write_removed(directory / REMOVED_FILE, kept.passed_over, kept.units, kept.stages)
     atomic_write_json(directory / REPORT_FILE, as_json(reports))
     index: dict[str, dict[str, list[IndexedShard]]] = {}
@@ -270,7 +284,7 @@ def _assemble(
             )
             for name, report in sorted(reports.items())
         },
-        files={name: digest_file(directory / name) for name in (INDEX_FILE, *TOKENIZER_FILES)},
+        files={name: digest_file(directory / name) for name in files},
     ).save(directory)
 
 

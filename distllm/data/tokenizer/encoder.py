@@ -1,6 +1,6 @@
 """Texts to ids in bounded memory, by the library `tokenizers` or, where it agrees, by `gigatoken`.
 
-Shapes: D documents, P pieces of documents, M ids.
+Shapes: D documents, P pieces of documents, M ids, C ids of one text.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from distllm.data.tokenizer.description import cuts_at_spaces, unspellable
 from distllm.data.tokenizer.fast import fast_encoder
@@ -56,6 +57,14 @@ class Encoder:
         ends_P = np.concatenate([part.ends_D + shift for part, shift in zip(parts, shifts, strict=False)])
         ids_M = parts[0].ids_M if len(parts) == 1 else np.concatenate([part.ids_M for part in parts])
         return Packed(ids_M, ends_P if counts_D is None else ends_P[np.cumsum(counts_D) - 1])
+
+    def places(self, text: str) -> NDArray[np.int64]:
+        """Return where in ``text`` each of its ids begins and ends, in characters, places_C2."""
+        try:
+            found = self._inner.encode(text, add_special_tokens=False).offsets
+        except (TypeError, UnicodeEncodeError) as error:
+            raise surrogates_error(error) from error
+        return np.array(found, dtype=np.int64).reshape(-1, 2)
 
     def _encode_groups(self, groups: list[list[str]]) -> list[Packed]:
         """Encode each group; all of them again if gigatoken is given up on the way."""

@@ -4,7 +4,7 @@ Special tokens are never recognised inside text: a document that spells ``<|endo
 ordinary ids, and cannot forge a boundary. What is trained here loses nothing, since its alphabet
 holds all 256 bytes; a tokenizer of another origin is used as it is and says whether it does.
 
-Shapes: D documents, M ids of all of them, V ids of the vocabulary.
+Shapes: D documents, M ids of all of them, C ids of one text, V ids of the vocabulary.
 """
 
 from __future__ import annotations
@@ -186,6 +186,16 @@ class Tokenizer:
             TokenizerError: a text holds lone surrogates.
         """
         return self._encoder.encode(texts)
+
+    def places(self, text: str) -> NDArray[np.int64]:
+        """Return where in ``text`` each of its ids begins and ends, in characters, places_C2.
+
+        The text as it is given, whatever the tokenizer makes of it before it cuts it into ids.
+
+        Raises:
+            TokenizerError: the text holds lone surrogates.
+        """
+        return self._encoder.places(text)
 
     def enclosed(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the ids of a text as an encoder reads it: between ``bot_id`` and ``eot_id``."""

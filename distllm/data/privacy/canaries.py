@@ -1,0 +1,91 @@
+"""Canaries: texts with random digits, planted to measure what a model remembers of its training data.
+
+All canaries that could have been planted are a list that follows from the seed; those that are planted
+are drawn from it, each as often as asked. A model that has learnt nothing of them ranks them anywhere in
+the list; how far above it does is their exposure ("The Secret Sharer", arXiv:1802.08232, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distllm.config.schema_privacy import CanaryConfig
+from distllm.data.records import Document
+from distllm.data.split import CANARY
+from distllm.data.tokenizer import Tokenizer
+from distllm.fsio import read_json
+from distllm.seeds import derive_seed
+
+CANARIES_FILE = "canaries.json"
+_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Canaries:
+    """Canaries of a dataset.
+
+    Attributes:
+        texts: every canary that could have been planted.
+        planted: how often each was, by its number in ``texts``; 0 for one that is only watched.
+    """
+
+    texts: tuple[str, ...]
+    planted: Mapping[int, int]
+
+    @classmethod
+    def draw(cls, config: CanaryConfig, seed: int) -> Canaries:
+        """Return those that a configuration asks for."""
+        texts: dict[str, None] = {}
+        number = 0
+        while len(texts) < config.space:
+            digits = derive_seed(seed, "canary", number) % 10**_DIGITS
+            texts[config.text.replace("{}", f"{digits:0{_DIGITS}d}")] = None
+            number += 1
+        # The digits are random, so the first of the list are a random choice from it.
+        return cls(tuple(texts), dict(enumerate(config.repeats)))
+
+    @classmethod
+    def load(cls, directory: Path) -> Canaries | None:
+        """Return those of a prepared dataset, or None if it has none."""
+        if not (directory / CANARIES_FILE).is_file():
+            return None
+        known = read_json(directory / CANARIES_FILE)
+        asked = CanaryConfig(
+            tuple(item["copies"] for item in known["planted"]), known["text"], known["space"]
+        )
+        return cls.draw(asked, known["seed"])
+
+    def places(self, seed: int, rows: Sequence[int]) -> list[dict[int, list[Document]]]:
+        """Return the copies to plant in units of so many ``rows``: for each unit, after which row which."""
+        placed: list[dict[int, list[Document]]] = [{} for _ in rows]
+        total = sum(rows)
+        for number, copies in self.planted.items() if total else ():
+            for copy in range(copies):
+                row, unit = derive_seed(seed, "canary", number, "place", copy) % total, 0
+                while row >= rows[unit]:
+                    row, unit = row - rows[unit], unit + 1
+                document = Document.of_text(f"{CANARY}{number}.{copy}", self.texts[number])
+                placed[unit].setdefault(row, []).append(document)
+        return placed
+
+
+def describe_canaries(config: CanaryConfig, seed: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what the dataset's directory says of its canaries: each with its text, ids and copies."""
+    drawn = Canaries.draw(config, seed)
+    return {
+        "seed": seed,
+        "text": config.text,
+        "space": config.space,
+        "planted": [
+            {
+                "text": drawn.texts[number],
+                "ids": tokenizer.encode(drawn.texts[number]),
+                "copies": copies,
+                "documents": [f"{CANARY}{number}.{copy}" for copy in range(copies)],
+            }
+            for number, copies in drawn.planted.items()
+        ],
+    }
