@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.examples import ExampleSplit
-from distllm.data.examples.answers import CONTEXT, QUESTION, answers_of
+from distllm.data.examples.answers import QUESTION, answers_of, context_of
 from distllm.data.examples.dialogue import AnsweredQuestions
 from distllm.data.examples.framing import Example, Framing, Record
 from distllm.data.examples.pairs import SOURCE, TARGET, EncoderDecoderPairs
@@ -179,7 +179,7 @@ def _answered(
 
 
 def _asked(record: Record, tokenizer: Tokenizer) -> str:
-    return "\n".join(tokenizer.decode(record[field].tolist()) for field in (CONTEXT, QUESTION))
+    return f"{context_of(record, tokenizer)}\n{tokenizer.decode(record[QUESTION].tolist())}"
 
 
 def _right(record: Record, tokenizer: Tokenizer) -> list[str]:
