@@ -145,7 +145,7 @@ def test_a_pair_has_a_row_of_its_own_for_search(tmp_path):
         ("seq2seq", QA, ("a", "b", "[]"), ["fields source, target", "context, question, answers"]),
         ("extractive_qa", PAIR, ("a", "b"), ["context, question, answers", "source, target"]),
         ("extractive_qa", QA, ("a", "w" * 60, "[]"), ["question 0 has 60 ids", "task.stride=8"]),
-        ("instruct", QA, ("a", "b", "none"), ["the field answers is not JSON"]),
+        ("instruct", QA, ("a", "b", "none"), ["its answers are not JSON", "prepare the dataset again"]),
         ("causal_lm", PAIR, ("a", "b"), ["source, target, not text", "task=seq2seq"]),
     ],
 )

@@ -213,7 +213,8 @@ def test_extracted_answers_are_scored(tmp_path):
         "extractive_qa", Pointing(), split, TOKENIZER, limit=None, tell=lambda *sample: told.append(sample)
     )
     assert told == [("the old cat sat on the mat\nwho", "mat", "mat"), ("nothing here\nwho", "", "")]
-    assert scores == {"exact_match": 100.0, "f1": 100.0}
+    kinds = ("", "answerable_", "unanswerable_")
+    assert scores == {f"{kind}{measure}": 100.0 for kind in kinds for measure in ("exact_match", "f1")}
     assert measure_task("extractive_qa", Pointing(0.0), split, TOKENIZER, limit=None)["f1"] == 50.0
 
 
@@ -222,7 +223,7 @@ def test_generated_answers_are_scored(tmp_path):
     split = split_of(tmp_path / "d", QA, documents, "instruct", "decoder")
     model = model_of("decoder")
     scores = measure_task("instruct", model, split, TOKENIZER, limit=None)
-    assert set(scores) == {"exact_match", "f1"}
+    assert {"exact_match", "f1", "answerable_f1", "unanswerable_f1"} <= set(scores)
     assert 0.0 <= scores["f1"] <= 100.0
 
 
