@@ -168,8 +168,8 @@ def _build(
             found, resolved, directory, train_split.manifest, stream, allow_schedule=allow_schedule
         ),
     )
-    notes = placed + notes
-    notes += filter(None, [agree(topology, lambda: check_room(resolved, directory.checkpoints))])
+    room = agree(topology, lambda: check_room(resolved, directory.checkpoints))
+    notes = [*placed, *notes, *filter(None, [room])]
     sinks: list[Sink] = []
     if topology.is_main:
         made_with = {**environment(), "device": _device(topology)}
@@ -187,11 +187,9 @@ def _build(
     chain = Chain(state, _recorded_steps(directory, topology))
     notes += filter(None, [chain.checkpoint_deviation()])
     chronicle.resumed(state.step)
-    account = _account(resolved, stream)
-    notes += _privacy_notes(resolved, account, dataset)
+    notes += _privacy_notes(resolved, account := _account(resolved, stream), dataset)
     _announce(resolved, sinks, state, [*_describe_data(resolved, train_split, stream), *notes])
     valid = open_split(config, "valid") if config.eval.every_steps else None
-    tokenizer = Tokenizer.load(dataset)
     return Run(
         resolved=resolved,
         sizes=resolved.steps,
@@ -201,8 +199,8 @@ def _build(
         engine=engine,
         stream=stream,
         valid=valid,
-        tokenizer=tokenizer,
-        canaries=_canaries(config, dataset, tokenizer, topology),
+        tokenizer=Tokenizer.load(dataset),
+        canaries=_canaries(config, dataset, topology),
         account=account,
         learning_rate=_learning_rate(resolved),
         state=state,
@@ -288,12 +286,12 @@ def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state
     return FaultyTask(task, faults, state, directory.path) if faults else task
 
 
-def _canaries(config: Config, dataset: Path, tokenizer: Tokenizer, topology: Topology) -> CanaryWatch | None:
+def _canaries(config: Config, dataset: Path, topology: Topology) -> CanaryWatch | None:
     """Return what measures the exposure of canaries, where the task has a likelihood of text."""
     found = Canaries.load(dataset)
     if found is None or config.task.name != "causal_lm":
         return None
-    return CanaryWatch(found, tokenizer, topology)
+    return CanaryWatch(found, Tokenizer.load(dataset), topology)
 
 
 def _account(resolved: Resolved, stream: StepStream) -> PrivacyAccount | None:

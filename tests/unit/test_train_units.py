@@ -40,6 +40,7 @@ STATE = TrainState(
     9.25,
     3.1,
     2,
+    1.5,
 )
 
 
