@@ -46,6 +46,9 @@ def build_engine(
     """
     if topology.device.type == "cpu":
         keep_freed_memory()
+    if private is not None:
+        model.to(topology.device)
+        return PrivateEngine(model, make_optimizer(model), settings, topology, **private)
     rest = _engine(name, model, make_optimizer, settings, topology, timeout_seconds, offload_dir)
     if experts is None:
         return rest
@@ -66,8 +69,6 @@ def _engine(
     if name == "local":
         if settings["bf16"]["enabled"]:
             model.to(torch.bfloat16)  # no fp32 copy is kept: the optimizer has to round (optim=adamw_bf16)
-        if private is not None:
-            return PrivateEngine(model, make_optimizer(model), settings, topology, **private)
         return LocalEngine(model, make_optimizer(model), settings, topology)
     if name == "deepspeed":
         from distllm.dist.deepspeed import ZeroEngine  # DeepSpeed takes seconds to import

@@ -58,6 +58,8 @@ class ExpertEngine:
         loss_scale: by which ``rest`` multiplies a loss before its backward pass.
     """
 
+    by_row = False
+
     def __init__(
         self,
         rest: Engine,
@@ -94,7 +96,7 @@ class ExpertEngine:
         """Updates applied so far."""
         return self._rest.optimizer_steps
 
-    def expect(self, micro_batches: int) -> None:
+    def expect(self, micro_batches: int, first_sample: int = 0) -> None:
         """Tell the other engine; experts are summed when the step is taken."""
         self._rest.expect(micro_batches)
 
