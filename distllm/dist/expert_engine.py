@@ -98,7 +98,7 @@ class ExpertEngine:
 
     def expect(self, micro_batches: int, first_sample: int = 0) -> None:
         """Tell the other engine; experts are summed when the step is taken."""
-        self._rest.expect(micro_batches)
+        self._rest.expect(micro_batches, first_sample)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, also to those of this rank's experts."""
