@@ -61,8 +61,6 @@ def _resolved(
     world = None
     if launcher is not None:
         world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
-    if need_dataset and dataset is not None and config.model.init_from is not None:
-        _check_tokenizer(config, config.model.init_from, problems)
     limit = read_memory_limit(Path(config.runs_dir) / config.name)
     resolved = resolve(
         config,
@@ -83,19 +81,6 @@ def _resolved(
         check_mixture(resolved, Manifest.load(dataset_directory(config.data)), problems)
         problems.raise_if_any()
     return resolved
-
-
-def _check_tokenizer(config: Config, folder: str, problems: Problems) -> None:
-    """Refuse a dataset whose ids are other tokens than those the model was trained with."""
-    from distllm.data.tokenizer.fit import misfit
-
-    found = misfit(dataset_directory(config.data), Path(folder))
-    problems.check(
-        found is None,
-        f"the dataset was prepared with another tokenizer than that of the model in {folder}: {found}",
-        keys=["model.init_from", "data.out"],
-        remedy=f"prepare the data with tokenizer.path={folder}, into another data.out",
-    )
 
 
 def dataset_facts(config: Config, problems: Problems, *, needed: bool) -> DatasetFacts | None:

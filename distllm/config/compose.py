@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from distllm.errors import ConfigError
 
 PACKAGE_CONF = Path(__file__).resolve().parent.parent / "conf"
 ROOT_CONFIG = "config"
-_EXPERIMENT = "experiment"
-_CHOICE = re.compile(r"[\w.-]+")
 _HYDRA_WORD = re.compile(r"[A-Za-z_][\w-]*|0|[1-9](_?[0-9])*", re.ASCII)
 
 
@@ -79,9 +77,7 @@ def sources_of(composition: Composition) -> dict[str, Source]:
     """
     tree = asdict(composition.config)
     sources = {leaf.path: Source("schema", "default of the schema") for leaf in leaves(Config, tree)}
-    layers = list(_layers(composition.overrides, composition.directories))
-    named = _named_beside_an_experiment(composition.overrides)
-    for _, name, values in [*layers, *(layer for layer in layers if layer[0] in named)]:
+    for name, values in _layers(composition.overrides, composition.directories):
         for key in flatten(values):
             if key in sources:
                 sources[key] = Source("file", name)
@@ -129,8 +125,7 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
 
     with _hydra_initialised(directories):
         try:
-            asked = list(map(forced, _experiment_below(overrides, directories)))
-            raw = resolved_container(hydra_compose(ROOT_CONFIG, overrides=asked))
+            raw = resolved_container(hydra_compose(ROOT_CONFIG, overrides=list(map(forced, overrides))))
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             problems.add(
                 " ".join(str(error).split()),
@@ -141,44 +136,6 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
             )
             problems.raise_if_any()
     return {str(key): value for key, value in raw.items()}
-
-
-def _named_beside_an_experiment(overrides: Sequence[str]) -> dict[str, str]:
-    """Return the groups that the command line chooses beside an experiment, with the choices."""
-    parts = [split_override(text) for text in overrides]
-    chosen = {key: value for prefix, key, value in parts if not prefix and value and _CHOICE.fullmatch(value)}
-    if _EXPERIMENT not in chosen:
-        return {}
-    groups = Groups.scan([PACKAGE_CONF]).choices
-    return {key: value for key, value in chosen.items() if key in groups and key != _EXPERIMENT}
-
-
-def _experiment_below(overrides: list[str], directories: list[Path]) -> list[str]:
-    """Return overrides that lay a group named on the command line above the experiment's own keys.
-
-    Hydra merges an experiment last, so that its ``eval.every_steps`` would outlive ``eval=none``.
-    """
-    named = _named_beside_an_experiment(overrides)
-    if not named:
-        return overrides
-    above: dict[str, Any] = {}
-    for group, _, values in _layers(overrides, directories, initialised=True):
-        if group in named:
-            above |= flatten(values)
-    return [f"{key}={_spelled(value)}" for key, value in above.items()] + overrides
-
-
-def _spelled(value: Any) -> str:
-    """Return a value of a file as an override spells it."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_spelled(below)}" for key, below in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_spelled, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
-    return str(value)
 
 
 @contextmanager
@@ -250,14 +207,12 @@ def _keys_set_by(override: str) -> list[str]:
     return list(flatten(nested(parsed.key_or_group, parsed.value())))
 
 
-def _layers(
-    overrides: Sequence[str], directories: Sequence[Path], *, initialised: bool = False
-) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield group, name and values of the configuration files in the order in which Hydra merged them."""
+def _layers(overrides: Sequence[str], directories: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the configuration files in the order in which Hydra merged them, with their values."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    with nullcontext() if initialised else _hydra_initialised(directories):
+    with _hydra_initialised(directories):
         loader = GlobalHydra.instance().config_loader()
         asked = list(map(forced, overrides))
         defaults = loader.compute_defaults_list(ROOT_CONFIG, asked, RunMode.RUN).defaults
@@ -269,4 +224,4 @@ def _layers(
         for part in reversed((entry.package or "").split(".") if entry.package else []):
             values = {part: values}
         group, _, choice = str(entry.config_path).rpartition("/")
-        yield group, f"conf/{entry.config_path}.yaml" + (f" ({group}={choice})" if group else ""), values
+        yield f"conf/{entry.config_path}.yaml" + (f" ({group}={choice})" if group else ""), values

@@ -105,14 +105,8 @@ def _composed(overrides: Sequence[str], directories: Sequence[Path]) -> dict[str
         for group, choice in choices.items()
         if group != _EXPERIMENT and choice is not None
     ]
-    # A group named on the command line stands above the keys of an experiment, not below.
-    named = [
-        _group(group, choice, directories)
-        for group, choice in asked.items()
-        if experiment and group != _EXPERIMENT and choice is not None
-    ]
     empty: dict[str, Any] = {}
-    tree = reduce(_laid, [*layers, root, experiment, *named], empty)
+    tree = reduce(_laid, [*layers, root, experiment], empty)
     for text, prefix, key, value in parts:
         if key not in choices:
             tree = _overlaid(tree, text, prefix, key, value)

@@ -5,7 +5,6 @@ import pytest
 from distllm.config.compose import compose, composition_of, sources_of
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
-from distllm.config.yaml import to_yaml
 from distllm.errors import ConfigError, ConfigProblems
 
 
@@ -188,30 +187,3 @@ def test_where_hydra_composes_nothing_no_further_problem_is_guessed():
     with pytest.raises(ConfigProblems) as caught:
         compose(["optim.lrr=1", "name=[a"], problems=problems)
     assert [problem.where for problem in caught.value.problems] == ["optim.lrr", "configuration"]
-
-
-def test_a_group_named_on_the_command_line_stands_above_the_keys_of_an_experiment(tmp_path):
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\neval: {every_steps: 7, sample_tokens: 3}\noptim: {lr: 1}\n"
-    )
-    plain = compose(["experiment=mine"], config_dir=tmp_path)
-    assert (plain.eval.every_steps, plain.optim.lr) == (7, 1.0)
-    words = ["experiment=mine", "optim=lion", "eval=none", "train.max_steps=11"]
-    named = composition_of(words, config_dir=tmp_path)
-    assert (named.config.eval.every_steps, named.config.eval.sample_tokens) == (0, 3)
-    assert (named.config.optim.name, named.config.optim.lr) == ("lion", 3e-4)
-    assert named.config.train.max_steps == 11
-    sources = sources_of(named)
-    assert sources["eval.every_steps"].detail == "conf/eval/none.yaml (eval=none)"
-    assert sources["eval.sample_tokens"].detail == "conf/experiment/mine.yaml (experiment=mine)"
-    # whatever stands first, a key of the command line is the last word
-    assert compose(["eval.every_steps=5", *words], config_dir=tmp_path).eval.every_steps == 5
-
-
-@pytest.mark.parametrize("value", ["it's", "a\\'b", "x, y: {z} [1]", "two\nlines", "1e-3", "null", ""])
-def test_a_value_of_a_file_is_spelled_as_hydra_reads_it(tmp_path, value):
-    (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "mine.yaml").write_text(to_yaml({"prompt": value}))
-    config = compose(["experiment=demo", "eval=mine"], config_dir=tmp_path)
-    assert config.eval.prompt == value
