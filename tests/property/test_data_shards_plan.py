@@ -21,9 +21,15 @@ def naive_plan(lengths, capacity):
     return [*bounds, (start, len(lengths))] if lengths else []
 
 
-@given(lengths=st.lists(st.integers(0, 30), max_size=40), capacity=st.integers(0, 60))
-def test_a_plan_is_that_of_a_writer_that_takes_documents_one_by_one(lengths, capacity):
-    assert plan_shards(np.array(lengths, dtype=np.int64), capacity) == naive_plan(lengths, capacity)
+@given(
+    lengths=st.lists(st.integers(0, 30), max_size=40),
+    capacity=st.integers(0, 60),
+    cuts=st.lists(st.integers(0, 40), max_size=5).map(sorted),
+)
+def test_a_plan_is_that_of_a_writer_that_takes_documents_one_by_one(lengths, capacity, cuts):
+    plan = list(plan_shards(np.split(np.array(lengths, dtype=np.int64), cuts), capacity))
+    assert [(start, stop) for start, stop, _ in plan] == naive_plan(lengths, capacity)
+    assert [ids for *_, ids in plan] == [sum(lengths[start:stop]) for start, stop, _ in plan]
 
 
 @given(names=st.lists(st.none() | st.text(st.characters(), max_size=12), max_size=20))
@@ -42,10 +48,10 @@ def test_every_document_comes_back_whole_and_from_the_planned_shard(documents, c
         write_dataset(directory, train=documents, shard_bytes=2 * capacity)
         verify(directory)
         index = load_index(directory)["text"]["train"]
-        plan = plan_shards(np.array([len(ids) + 1 for ids in documents]), capacity)
+        plan = list(plan_shards([np.array([len(ids) + 1 for ids in documents])], capacity))
         dtype = np.dtype("<u2")
-        assert [(shard.record.documents) for shard in index] == [stop - start for start, stop in plan]
-        for shard, (start, stop) in zip(index, plan, strict=True):
+        assert [(shard.record.documents) for shard in index] == [stop - start for start, stop, _ in plan]
+        for shard, (start, stop, _) in zip(index, plan, strict=True):
             assert shard_ids(directory, shard) == [f"train-{number}" for number in range(start, stop)]
             ids_M, ends_D = map_shard(directory, shard, dtype)
             assert int(ends_D[-1]) == ids_M.size

@@ -232,7 +232,7 @@ def test_signatures_do_not_depend_on_the_process(tmp_path):
         )
         contents.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 8
+    assert len(contents[0]) == 9
 
 
 EVAL = "the quick brown fox jumps over the lazy dog while the cat sleeps on the mat"

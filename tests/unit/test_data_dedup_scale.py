@@ -1,5 +1,6 @@
 """Deduplication of more than memory holds: what is spilled, what is kept, and in how many bytes."""
 
+import errno
 import multiprocessing
 import sys
 import tracemalloc
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 from distllm.config.schema_dedup import DedupConfig
-from distllm.data.dedup import Removals, SignedDocuments, Unit, decide, sign
+from distllm.data.dedup import Removals, SignedDocuments, Unit, decide, grouping, sign
+from distllm.data.dedup.scratch import Scratch
 from distllm.data.dedup.spill import RECORD, repeats
 from distllm.data.records import Document
+from distllm.errors import DataError, StorageError
 
 
 def records(seed, count, values):
@@ -60,7 +63,7 @@ def test_a_hash_of_nearly_all_records_fills_no_file(tmp_path):
 
 
 def synthetic_unit(directory, number, documents, pieces):
-    """A unit as `sign` writes it, of random digests; a third of the lines repeat."""
+    """A unit as `sign` writes it, of random digests; a third of lines, bands and ids repeat."""
     directory.mkdir()
     draw = np.random.default_rng(number)
     total = documents * pieces
@@ -69,42 +72,86 @@ def synthetic_unit(directory, number, documents, pieces):
     hashes[common] = draw.integers(0, 50, int(common.sum()))
     rows = np.repeat(np.arange(documents), pieces)
     np.save(directory / "digests.npy", draw.integers(0, 2**63, (documents, 2), dtype=np.uint64))
-    np.save(directory / "id_hashes.npy", draw.integers(0, 2**63, documents, dtype=np.uint64))
+    np.save(directory / "id_hashes.npy", draw.integers(0, 3000, documents, dtype=np.uint64))
+    np.save(directory / "bands.npy", draw.integers(0, 3000, (4, documents), dtype=np.uint64))
+    np.save(directory / "signatures.npy", draw.integers(0, 2, (documents, 8), dtype=np.uint32))
     np.save(directory / "lengths.npy", draw.integers(64, 9999, documents))
     np.save(directory / "pieces.npy", hashes)
     np.save(directory / "places.npy", np.stack([rows, np.tile(np.arange(pieces), documents)], axis=1))
-    (directory / "ids.json").write_text("[" + ",".join(f'"{number}-{i}"' for i in range(documents)) + "]")
+    ids = [f"{number}-{i}".encode() for i in range(documents)]
+    np.save(directory / "ids.npy", np.frombuffer(b"".join(ids), dtype=np.uint8))
+    np.save(directory / "id_ends.npy", np.cumsum([len(id_) for id_ in ids]))
 
 
-def peak_bytes(units, scratch):
-    tracemalloc.start()
-    decisions = decide(units, DedupConfig(pieces="lines"), scratch)
-    gone = [sum(map(len, decision.pieces.values())) for decision in decisions]
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak, sum(gone)
-
-
-def peak_bytes_of_directories(directories, scratch, at_once):
+def peak_bytes(directories, scratch):
     """Runs in a process of its own: other tests leave threads and caches whose memory is not decide's."""
-    sys.modules["distllm.data.dedup.decide"]._PIECES_AT_ONCE = at_once
+    grouping.SPAN = 500
+    sys.modules["distllm.data.dedup.decide"]._PIECES_AT_ONCE = 2_000
     units = [Unit(SignedDocuments(directory), "s") for directory in directories]
-    peak_bytes(units[:1], scratch)  # what is allocated once in a process does not count
-    return peak_bytes(units, scratch)
+    peaks = []
+    for count in (1, len(units) // 4, len(units)):  # the first allocates what is allocated once in a process
+        tracemalloc.start()
+        decisions = decide(units[:count], DedupConfig(pieces="lines", near=True, bands=4, rows=2), scratch)
+        gone = [len(decision.documents) + sum(map(len, decision.pieces.values())) for decision in decisions]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    return peaks, sum(gone)
 
 
-def test_memory_follows_documents_and_what_goes_not_the_lines(tmp_path):
-    at_once, documents, pieces, count = 2_000, 150, 80, 24
+def test_memory_grows_neither_with_documents_nor_with_what_goes(tmp_path):
+    documents, pieces, count = 300, 40, 48
     directories = [tmp_path / str(number) for number in range(count)]
     for number, directory in enumerate(directories):
         synthetic_unit(directory, number, documents, pieces)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        peak, gone = process.submit(peak_bytes_of_directories, directories, tmp_path, at_once).result()
-    assert gone > 0.3 * count * documents * pieces
-    one_unit = documents * pieces * 100
-    stated = 150 * count * documents + 36 * gone + 80 * at_once + one_unit
-    assert peak < 1.3 * stated
-    assert stated < 0.5 * count * documents * pieces * 110  # what Python numbers would take
+        (_, quarter, whole), gone = process.submit(peak_bytes, directories, tmp_path).result()
+    assert gone > 2 * count * documents
+    assert whole < 1.15 * quarter
+    assert whole < 8 * (count * documents)  # a single number a document would be more
+
+
+@pytest.mark.parametrize("span", [1, 3, 1000])
+@pytest.mark.parametrize("values", [1, 5, 10**6])
+def test_places_and_repeats_are_those_of_numpy(monkeypatch, span, values):
+    monkeypatch.setattr(grouping, "SPAN", span)
+    drawn = np.random.default_rng(values).integers(0, values, 50).astype(np.uint64) << np.uint64(40)
+    distinct, inverse, counts = np.unique(drawn, return_inverse=True, return_counts=True)
+    place = grouping.places(drawn, Scratch())
+    assert place.tolist() == inverse.tolist()
+    assert grouping.numbers_in_order(place, Scratch()).tolist() == np.argsort(drawn, kind="stable").tolist()
+    ordered = np.sort(place << grouping.HALF | np.arange(50, dtype=np.uint64))
+    again, first = (np.concatenate(each).tolist() for each in zip(*grouping.repeats_of(ordered), strict=True))
+    assert len(again) == counts.sum() - distinct.size
+    assert all(f == drawn.tolist().index(drawn[a]) < a for a, f in zip(again, first, strict=True))
+
+
+def test_nothing_has_no_places():
+    assert grouping.places(np.zeros(0, dtype=np.uint64), Scratch()).size == 0
+    assert list(grouping.repeats_of(np.zeros(0, dtype=np.uint64))) == []
+
+
+def one_unit(directory):
+    directory.mkdir()
+    return Unit(sign([[Document.of_text(name, name) for name in "abc"]], directory, DedupConfig()))
+
+
+def test_a_full_disk_is_named_before_anything_is_mapped(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    unit = one_unit(tmp_path / "unit")
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    with pytest.raises(StorageError, match=f"no space left while writing {tmp_path}"):
+        decide([unit], DedupConfig(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["unit"]
+
+
+def test_more_documents_than_have_numbers_are_refused(tmp_path, monkeypatch):
+    unit = one_unit(tmp_path / "unit")
+    monkeypatch.setattr(sys.modules["distllm.data.dedup.decide"], "MOST", 3)
+    with pytest.raises(DataError, match="3 documents are more than") as raised:
+        decide([unit], DedupConfig(), tmp_path)
+    assert "dedup.against" in str(raised.value)
 
 
 def test_decisions_are_a_sequence_that_can_be_cut(tmp_path):

@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers
 
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.tokenizer import EOT, Tokenizer
-from distllm.data.tokenizer.fast import CHECKED_SHARE, UNICODE_17, FastEncoder, GigatokenDisagrees
+from distllm.data.tokenizer.fast import CHECKED_SHARE, UNICODE_17, FastEncoder, GigatokenDisagrees, _is_odd
 from distllm.data.tokenizer.packed import Packed, pack
 from distllm.data.tokenizer.probe import PROBE
 from distllm.errors import MissingDependency, TokenizerError
@@ -49,6 +49,15 @@ def test_characters_of_unicode_17_are_left_to_tokenizers(both):
     texts = ["plain", odd[0], "", *odd[1:], "end"]
     assert fast.encode_batch(texts) == slow.encode_batch(texts)
     assert fast.backend == "gigatoken"
+
+
+def test_every_character_of_unicode_17_is_seen_in_any_text():
+    points = map(chr, [*range(0xD800), *range(0xE000, 0x110000)])
+    odd = [character for character in points if UNICODE_17.match(character)]
+    assert len(odd) > 4000
+    assert all(_is_odd(text, text.encode()) for text in (f"straße {c}" for c in odd))
+    others = ["\ua7cd\ua7f2", "\u088e\u0890", "\U0001f600", *PROBE]
+    assert not any(_is_odd(text, text.encode()) for text in others if not UNICODE_17.search(text))
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from distllm.data.dedup.decisions import Decision
 from distllm.data.dedup.decontaminate import Decontaminator
 from distllm.data.dedup.removals import Removals
 from distllm.data.dedup.signing import SignedDocuments, sign
-from distllm.data.dedup.stored import stored_documents
+from distllm.data.dedup.stored import shard_documents, stored_documents, stored_shards
 
 __all__ = [
     "Decision",
@@ -14,6 +14,8 @@ __all__ = [
     "SignedDocuments",
     "Unit",
     "decide",
+    "shard_documents",
     "sign",
     "stored_documents",
+    "stored_shards",
 ]

@@ -4,19 +4,19 @@ Of equal or similar documents the one of highest *precedence* stays: lowest prio
 source, then longest, then lowest hash of its id. Precedence depends on the documents alone, so the
 decision is the same for any order of input and any division into units.
 
-Held in memory: about 100 bytes a document, 50 more for one that others make way for, and 12 bytes a
-line or paragraph that goes. Bands are compared one at a time; lines and paragraphs are sorted by ranges
-of their hashes on the disk (`spill`). What goes is spelled out for one unit at a time.
+Memory does not grow with the corpus: what there is of every document lies in mapped files (`scratch`),
+about 150 bytes each while the decision is made; lines and paragraphs are sorted by ranges of their hashes
+on the disk (`spill`). Documents are named by their rank, 0 the highest precedence, wherever precedence
+matters: the first of a group is then its lowest number. What goes is spelled out for one unit at a time.
 
-Shapes: N documents of all units together, D documents that stay so far, G documents that go, K documents
-that others make way for, L pieces of text.
+Shapes: N documents of all units together, D documents of one unit, M some of all, L pieces of text.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.config.schema_dedup import DedupConfig
-from distllm.data.dedup.decisions import (
-    DUPLICATE,
-    DUPLICATE_ID,
-    GONE,
-    NEAR_DUPLICATE,
-    RULES,
-    Decision,
-    Decisions,
+from distllm.data.dedup.decisions import DUPLICATE, DUPLICATE_ID, Decision, Decisions, Verdicts
+from distllm.data.dedup.grouping import (
+    HALF,
+    MOST,
+    numbers_in_order,
+    places,
+    places_of_pairs,
+    repeats_of,
+    spans,
 )
-from distllm.data.dedup.near import find_near_duplicates
+from distllm.data.dedup.near import mark_near_duplicates
+from distllm.data.dedup.scratch import Scratch, append, mapped
 from distllm.data.dedup.signing import SEPARATORS, SignedDocuments
 from distllm.data.dedup.spill import RECORD, repeats
+from distllm.errors import DataError
+from distllm.fsio import storage_errors
 
-_PIECES_AT_ONCE = 1 << 22
+_PIECES_AT_ONCE = 1 << 19
+_LENGTH_BITS = np.uint64(40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,127 +61,116 @@ def decide(units: Sequence[Unit], config: DedupConfig, scratch: Path | None = No
     Args:
         units: the signed documents, in any order and division.
         config: what counts as a repetition.
-        scratch: directory for temporary files, 20 bytes a line or paragraph; None for the system's.
+        scratch: directory for temporary files, 150 bytes a document and 28 a line or paragraph;
+            None for the system's.
 
     Raises:
+        DataError: there are more documents than can be compared at once.
         StorageError: the disk is full or not writable.
     """
     if not units:
         return []
-    corpus = _Corpus(units)
-    keeper_N = np.arange(corpus.size)
-    rule_N = np.zeros(corpus.size, dtype=np.uint8)
-    if config.documents:
-        _mark(keeper_N, rule_N, corpus.digests, corpus.rank_N, DUPLICATE)
-    _mark(keeper_N, rule_N, corpus.id_keys, corpus.rank_N, DUPLICATE_ID)
-    if config.near:
-        open_N = (keeper_N == np.arange(corpus.size)).nonzero()[0]
+    with storage_errors(scratch or Path(tempfile.gettempdir())):
+        files = Scratch(scratch)
+        corpus = _Corpus(units, files)
+        verdicts = Verdicts(corpus.order_N, corpus.rank_N, files)
+        if config.documents:
+            _mark(verdicts, corpus.digest_N, DUPLICATE)
+        _mark(verdicts, corpus.id_N, DUPLICATE_ID)
         signed = [unit.signed for unit in units]
-        similar_N = find_near_duplicates(signed, open_N, corpus.order_N, corpus.starts, config)
-        rule_N[similar_N != np.arange(corpus.size)] = RULES.index(NEAR_DUPLICATE)
-        keeper_N[open_N] = similar_N[open_N]
-    for _ in range(2):  # each of the three rules may take what an earlier one made way for
-        keeper_N = keeper_N[keeper_N]
-    keeper_N[corpus.fixed_N] = corpus.fixed_N.nonzero()[0]
-    pieces_L = np.empty(0, dtype=GONE)
-    if config.pieces in SEPARATORS:
-        pieces_L = _pieces_that_go(corpus, keeper_N == np.arange(corpus.size), scratch)
-    return Decisions(config.pieces, [unit.signed for unit in units], keeper_N, rule_N, pieces_L)
+        if config.near:
+            mark_near_duplicates(signed, corpus.starts, verdicts, config, files)
+        verdicts.settle(corpus.fixed)
+        pieces_L = np.zeros(0, dtype=np.uint64)
+        if config.pieces in SEPARATORS:
+            pieces_L = _pieces_that_go(corpus, verdicts, scratch)
+        return Decisions(config.pieces, signed, verdicts, pieces_L)
 
 
 class _Corpus:
-    """The documents of all units under one numbering."""
+    """The documents of all units under one numbering.
 
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self.units = units
+    Attributes:
+        starts: the number of each unit's first document, and of all.
+        fixed: how many always stay; they have the first ranks.
+        digest_N: equal where texts are equal.
+        id_N: equal where source and id are: an id is a name within one source.
+        order_N: the numbers of the documents by rank.
+        rank_N: the precedence of each document, 0 the highest.
+    """
+
+    def __init__(self, units: Sequence[Unit], files: Scratch) -> None:
+        self.units, self.files = units, files
         counts = [unit.signed.lengths().size for unit in units]
         self.starts = np.cumsum([0, *counts])
         self.size = int(self.starts[-1])
-        self.fixed_N = np.repeat([unit.fixed for unit in units], counts)
-        self.priority_N = np.repeat(np.array([unit.priority for unit in units], dtype=np.int64), counts)
+        if self.size >= MOST:
+            raise DataError(
+                f"{self.size} documents are more than one decision on duplicates can take in ({MOST - 1})",
+                where="dedup",
+                remedy="prepare parts of the corpus one after another, each with dedup.against=[the others]",
+            )
+        self.fixed = sum(count for unit, count in zip(units, counts, strict=True) if unit.fixed)
+        high, low = (
+            places(files.joined((unit.signed.digests()[:, half] for unit in units), np.uint64), files)
+            for half in (0, 1)
+        )
+        self.digest_N = places_of_pairs(high, low, files)
+        sources = sorted({unit.source for unit in units})
+        source_N = files.joined(
+            (np.full(count, sources.index(unit.source)) for unit, count in zip(units, counts, strict=True)),
+            np.uint64,
+        )
+        id_hash_N = places(files.joined((unit.signed.id_hashes() for unit in units), np.uint64), files)
+        self.id_N = places_of_pairs(source_N, id_hash_N, files)
+        standing_N = places(files.joined(self._standings(), np.uint64), files)
+        named_N = places_of_pairs(standing_N, self.id_N, files)
+        self.order_N = numbers_in_order(places_of_pairs(named_N, self.digest_N, files), files)
+        self.rank_N = files.array(self.size, np.uint64)
+        for span in spans(self.size):
+            self.rank_N[self.order_N[span]] = np.arange(span.start, span.stop, dtype=np.uint64)
 
-    @cached_property
-    def digests(self) -> list[NDArray[np.uint64]]:
-        """The two halves of the digest of each text."""
-        digests_N2 = np.concatenate([unit.signed.digests() for unit in self.units])
-        return [digests_N2[:, 0], digests_N2[:, 1]]
-
-    @cached_property
-    def id_keys(self) -> list[NDArray[np.uint64]]:
-        """The hash of each id, and its source: an id is a name within one source."""
-        sources = sorted({unit.source for unit in self.units})
-        counts = np.diff(self.starts)
-        source_N = np.repeat([np.uint64(sources.index(unit.source)) for unit in self.units], counts)
-        return [np.concatenate([unit.signed.id_hashes() for unit in self.units]), source_N]
-
-    @cached_property
-    def order_N(self) -> NDArray[np.int64]:
-        """The documents by precedence, the highest first; only equal texts of equal ids share one."""
-        lengths_N = np.concatenate([unit.signed.lengths() for unit in self.units])
-        low_N, high_N = self.digests
-        return np.lexsort((low_N, high_N, *self.id_keys, -lengths_N, self.priority_N, ~self.fixed_N))
-
-    @cached_property
-    def rank_N(self) -> NDArray[np.int64]:
-        """The precedence of each document, 0 the highest."""
-        rank_N = np.empty(self.size, dtype=np.int64)
-        rank_N[self.order_N] = np.arange(self.size)
-        return rank_N
-
-
-def _first_of_equal(keys: Sequence[NDArray[np.uint64]], rank_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each document the one of highest precedence among those with the same keys."""
-    order = np.lexsort((rank_N, *keys))
-    changes = np.zeros(order.size, dtype=bool)
-    for key in keys:
-        ordered = key[order]
-        changes[1:] |= ordered[1:] != ordered[:-1]
-    changes[:1] = True
-    first = np.maximum.accumulate(np.where(changes, np.arange(order.size), 0))
-    keeper_N = np.empty(order.size, dtype=np.int64)
-    keeper_N[order] = order[first]
-    return keeper_N
+    def _standings(self) -> Iterator[NDArray[np.uint64]]:
+        """Yield what precedence depends on first: fixed or not, priority of the source, length."""
+        classes = sorted({(not unit.fixed, unit.priority) for unit in self.units})
+        for unit in self.units:
+            kind = np.uint64(classes.index((not unit.fixed, unit.priority)) + 1) << _LENGTH_BITS
+            yield kind - unit.signed.lengths().astype(np.uint64)
 
 
-def _mark(
-    keeper_N: NDArray[np.int64],
-    rule_N: NDArray[np.uint8],
-    keys: Sequence[NDArray[np.uint64]],
-    rank_N: NDArray[np.int64],
-    rule: str,
-) -> None:
-    """Note which of the documents that are left make way by ``rule``.
+def _mark(verdicts: Verdicts, place_N: NDArray[np.uint64], rule: str) -> None:
+    """Note which of the documents that are left make way by ``rule`` to one of equal place.
 
     Only those that are left are compared: a document that has gone must take no other with it.
     """
-    open_D = (keeper_N == np.arange(keeper_N.size)).nonzero()[0]
-    found_D = open_D[_first_of_equal([key[open_D] for key in keys], rank_N[open_D])]
-    goes_D = found_D != open_D
-    keeper_N[open_D[goes_D]] = found_D[goes_D]
-    rule_N[open_D[goes_D]] = RULES.index(rule)
+    for again_M, first_M in repeats_of(verdicts.staying_by_place(place_N)):
+        verdicts.mark(again_M, first_M, rule)
 
 
-def _pieces_that_go(corpus: _Corpus, stays_N: NDArray[np.bool_], scratch: Path | None) -> NDArray[Any]:
-    """Of equal lines or paragraphs the first of the document of highest precedence stays."""
+def _pieces_that_go(corpus: _Corpus, verdicts: Verdicts, scratch: Path | None) -> NDArray[np.uint64]:
+    """Of equal lines or paragraphs the first of the document of highest precedence stays.
+
+    Returns:
+        For each of the others the number of its document, above its number in there, ascending.
+    """
     total = sum(unit.signed.pieces()[0].size for unit in corpus.units)
-    found = [np.empty(0, dtype=GONE)]
-    for again_L in repeats(_pieces(corpus, stays_N), total, _PIECES_AT_ONCE, scratch):
-        gone_L = np.empty(again_L.size, dtype=GONE)
-        gone_L["document"], gone_L["place"] = corpus.order_N[again_L["rank"]], again_L["place"]
-        found.append(gone_L[~corpus.fixed_N[gone_L["document"]]])
-    pieces_L = np.concatenate(found)
-    pieces_L.sort(order=("document", "place"))
+    with corpus.files.file() as stream:
+        for again_L in repeats(_pieces(corpus, verdicts), total, _PIECES_AT_ONCE, scratch):
+            gone_L = again_L[again_L["rank"] >= corpus.fixed]
+            append(stream, corpus.order_N[gone_L["rank"]] << HALF | gone_L["place"])
+        pieces_L = mapped(stream, np.uint64)
+    pieces_L.sort()
     return pieces_L
 
 
-def _pieces(corpus: _Corpus, stays_N: NDArray[np.bool_]) -> Iterator[NDArray[Any]]:
+def _pieces(corpus: _Corpus, verdicts: Verdicts) -> Iterator[NDArray[Any]]:
     """Yield the pieces of the documents that stay, unit by unit."""
     for unit, start in zip(corpus.units, corpus.starts, strict=False):
         hashes_L, places_L2 = unit.signed.pieces()
-        documents_L = places_L2[:, 0] + start
-        chosen_L = stays_N[documents_L]
+        rank_L = corpus.rank_N[places_L2[:, 0] + start]
+        chosen_L = verdicts.stays(rank_L)
         records_L = np.empty(int(chosen_L.sum()), dtype=RECORD)
         records_L["hash"] = hashes_L[chosen_L]
-        records_L["rank"] = corpus.rank_N[documents_L[chosen_L]]
+        records_L["rank"] = rank_L[chosen_L]
         records_L["place"] = places_L2[chosen_L, 1]
         yield records_L

@@ -1,26 +1,26 @@
-"""What the global decision says, kept in arrays and spelled out for one unit at a time.
+"""What the global decision says, kept in files and spelled out for one unit at a time.
 
-Shapes: N documents of all units together, G documents that go, K documents that others make way for,
-L lines or paragraphs that go.
+Shapes: N documents of all units together, M some of them, D documents of one unit, L lines or paragraphs
+that go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.data.dedup.signing import SignedDocuments
+from distllm.data.dedup.grouping import HALF, LOW, spans
+from distllm.data.dedup.scratch import Scratch, append, mapped
+from distllm.data.dedup.signing import MAPPED_UNITS, SignedDocuments
 
 DUPLICATE, DUPLICATE_ID, NEAR_DUPLICATE = "duplicate", "duplicate_id", "near_duplicate"
 RULES = ("", DUPLICATE, DUPLICATE_ID, NEAR_DUPLICATE)
 """The rules by the numbers that arrays hold; 0 is none."""
-
-GONE = np.dtype([("document", "<i8"), ("place", "<u4")])
-"""A line or paragraph that goes: number of its document among all, its own number in there."""
 
 
 @dataclass(slots=True)
@@ -38,30 +38,79 @@ class Decision:
     pieces: dict[int, list[int]] = field(default_factory=dict)
 
 
+class Verdicts:
+    """For which document each makes way, itself if it stays, and by which of `RULES`, [N], by rank.
+
+    Rank is precedence, 0 the highest; a document makes way only for one of lower rank.
+
+    Args:
+        order_N: numbers of the documents by rank.
+        rank_N: ranks of the documents by number.
+        files: for what there is of every document.
+    """
+
+    def __init__(self, order_N: NDArray[np.uint64], rank_N: NDArray[np.uint64], files: Scratch) -> None:
+        self.order_N, self.rank_N, self._files = order_N, rank_N, files
+        self.keeper_N: NDArray[np.uint64] = files.array(order_N.size, np.uint64)
+        self.rule_N: NDArray[np.uint8] = files.array(order_N.size, np.uint8)
+        self._keep(order_N.size)
+
+    def stays(self, rank_M: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return which of the documents make way for none."""
+        return np.asarray(self.keeper_N[rank_M] == rank_M)
+
+    def mark(self, rank_M: Any, keeper_M: Any, rule: str) -> None:
+        """Note that documents make way."""
+        self.keeper_N[rank_M] = keeper_M
+        self.rule_N[rank_M] = RULES.index(rule)
+
+    def staying_by_place(self, place_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Return the place, above the rank, of each document that stays so far, ascending, [M].
+
+        Args:
+            place_N: what is compared, by number.
+        """
+        with self._files.file() as stream:
+            for span in spans(place_N.size):
+                rank = self.rank_N[span]
+                append(stream, (place_N[span] << HALF | rank)[self.stays(rank)])
+            ordered_M: NDArray[np.uint64] = mapped(stream, np.uint64)
+        ordered_M.sort()
+        return ordered_M
+
+    def settle(self, fixed: int) -> None:
+        """Let the first ``fixed`` documents stay, and the others make way for such as stay themselves."""
+        for span in spans(self.keeper_N.size):
+            for _ in range(2):  # each of the three rules may take what an earlier one made way for
+                self.keeper_N[span] = self.keeper_N[self.keeper_N[span]]
+        self._keep(fixed)
+
+    def _keep(self, count: int) -> None:
+        for span in spans(count):
+            self.keeper_N[span] = np.arange(span.start, span.stop, dtype=np.uint64)
+
+
 class Decisions(Sequence[Decision]):
     """What goes from each unit, spelled out when it is asked for.
 
     Args:
         kind: what pieces are.
         units: all signed documents, whose numbers follow on across units.
-        keeper_N: for which document each makes way; itself if it stays.
-        rule_N: by which of `RULES`.
-        pieces_L: of `GONE`, ascending.
+        verdicts: what becomes of each document.
+        pieces_L: lines or paragraphs that go: number of the document, above its own in there, ascending.
     """
 
     def __init__(
         self,
         kind: str,
         units: Sequence[SignedDocuments],
-        keeper_N: NDArray[np.int64],
-        rule_N: NDArray[np.uint8],
-        pieces_L: NDArray[Any],
+        verdicts: Verdicts,
+        pieces_L: NDArray[np.uint64],
     ) -> None:
         self._kind = kind
         self._starts = np.cumsum([0, *(unit.lengths().size for unit in units)])
-        self._gone_G = (keeper_N != np.arange(keeper_N.size)).nonzero()[0]
-        self._keeper_G, self._rule_G = keeper_N[self._gone_G], rule_N[self._gone_G]
-        self._names = _Names(units, self._starts, np.unique(self._keeper_G))
+        self._verdicts = verdicts
+        self._ids = lru_cache(maxsize=MAPPED_UNITS)(lambda unit: units[unit].ids())
         self._pieces_L = pieces_L
 
     def __len__(self) -> int:
@@ -77,14 +126,21 @@ class Decisions(Sequence[Decision]):
         unit = range(len(self))[index]
         start, stop = self._starts[unit : unit + 2].tolist()
         decision = Decision(self._kind)
-        low, high = np.searchsorted(self._gone_G, [start, stop]).tolist()
-        for number in range(low, high):
-            rule = RULES[self._rule_G[number]]
-            decision.documents[int(self._gone_G[number]) - start] = rule, self._names[self._keeper_G[number]]
-        low, high = np.searchsorted(self._pieces_L["document"], [start, stop]).tolist()
-        for document, place in self._pieces_L[low:high].tolist():
-            decision.pieces.setdefault(document - start, []).append(place)
+        verdicts = self._verdicts
+        rank_D = verdicts.rank_N[start:stop]
+        keeper_D = verdicts.keeper_N[rank_D]
+        rows = (keeper_D != rank_D).nonzero()[0]
+        keepers, rules = verdicts.order_N[keeper_D[rows]].tolist(), verdicts.rule_N[rank_D[rows]].tolist()
+        for row, keeper, rule in zip(rows.tolist(), keepers, rules, strict=True):
+            decision.documents[row] = RULES[rule], self._name(keeper)
+        low, high = np.searchsorted(self._pieces_L, np.array([start, stop], dtype=np.uint64) << HALF).tolist()
+        for piece in self._pieces_L[low:high].tolist():
+            decision.pieces.setdefault((piece >> int(HALF)) - start, []).append(piece & int(LOW))
         return decision
+
+    def _name(self, document: int) -> str:
+        unit = int(np.searchsorted(self._starts, document, side="right")) - 1
+        return str(self._ids(unit)[document - int(self._starts[unit])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +161,3 @@ class _Selected(Sequence[Decision]):
         if isinstance(index, slice):
             return _Selected(self.decisions, self.numbers[index])
         return self.decisions[self.numbers[index]]
-
-
-class _Names:
-    """The ids of some documents, as one string of bytes."""
-
-    def __init__(
-        self, units: Sequence[SignedDocuments], starts: NDArray[np.int64], documents_K: NDArray[np.int64]
-    ) -> None:
-        self._documents_K = documents_K
-        units_K = np.searchsorted(starts, documents_K, side="right") - 1
-        parts: list[bytes] = []
-        sizes: list[NDArray[np.int64]] = [np.zeros(1, dtype=np.int64)]
-        for unit in np.unique(units_K).tolist():
-            ids, start = units[unit].ids(), int(starts[unit])
-            low, high = np.searchsorted(units_K, [unit, unit + 1]).tolist()
-            rows = (documents_K[low:high] - start).tolist()
-            names = [ids[row].encode("utf-8", "surrogatepass") for row in rows]
-            parts.append(b"".join(names))
-            sizes.append(np.fromiter(map(len, names), dtype=np.int64, count=len(names)))
-        self._ends = np.cumsum(np.concatenate(sizes))
-        self._text = b"".join(parts)
-
-    def __getitem__(self, document: np.int64) -> str:
-        place = int(np.searchsorted(self._documents_K, document))
-        return self._text[self._ends[place] : self._ends[place + 1]].decode("utf-8", "surrogatepass")

@@ -9,7 +9,6 @@ Shapes: N documents, B bands of R rows, P = B * R permutations, L lines or parag
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,10 +25,25 @@ from distllm.data.records import TEXT, Document
 from distllm.data.shingles import hash_ngrams, hash_words, mix, words_of
 
 SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}
-_BATCH_WORDS = 1 << 20
-_IDS, _DIGESTS, _ID_HASHES, _LENGTHS = "ids", "digests", "id_hashes", "lengths"
+MAPPED_UNITS = 1024
+"""Units whose files are kept mapped at a time; a process may map some 65,000."""
+
+_BATCH_WORDS, _BATCH_DOCUMENTS = 1 << 20, 1 << 12
+_IDS, _ID_ENDS, _DIGESTS, _ID_HASHES, _LENGTHS = "ids", "id_ends", "digests", "id_hashes", "lengths"
 _SIGNATURES, _BANDS, _PIECES, _PLACES = "signatures", "bands", "pieces", "places"
 _BASE = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """The ids of one unit: their bytes one after another, and where each ends, [N]."""
+
+    text: NDArray[np.uint8]
+    ends_N: NDArray[np.int64]
+
+    def __getitem__(self, row: int) -> str:
+        start = self.ends_N[row - 1] if row else 0
+        return self.text[start : self.ends_N[row]].tobytes().decode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +79,9 @@ class SignedDocuments:
         places_L2: NDArray[np.int64] = np.load(self._path(_PLACES), mmap_mode="r")
         return self._load(_PIECES), places_L2
 
-    def ids(self) -> list[str]:
+    def ids(self) -> Ids:
         """Return the id of each document."""
-        return list(json.loads((self.directory / f"{_IDS}.json").read_text(encoding="utf-8")))
+        return Ids(np.load(self._path(_IDS), mmap_mode="r"), np.load(self._path(_ID_ENDS), mmap_mode="r"))
 
     def _load(self, name: str) -> NDArray[np.uint64]:
         array: NDArray[np.uint64] = np.load(self._path(name), mmap_mode="r")
@@ -116,14 +130,17 @@ class _Signer:
                 shingles_G = np.array(self._digests[-1][:1], dtype=np.uint64)
             self._shingles.append(shingles_G)
             self._waiting += shingles_G.size
-            if self._waiting >= _BATCH_WORDS:
+            if self._waiting >= _BATCH_WORDS or len(self._shingles) == _BATCH_DOCUMENTS:
                 self._sketch()
 
     def save(self, directory: Path) -> None:
         """Write all arrays."""
         self._sketch()
-        hashes = [xxhash.xxh3_64_intdigest(id_.encode("utf-8", "surrogatepass")) for id_ in self._ids]
+        ids = [id_.encode("utf-8", "surrogatepass") for id_ in self._ids]
+        hashes = [xxhash.xxh3_64_intdigest(id_) for id_ in ids]
         arrays: dict[str, NDArray[Any]] = {
+            _IDS: np.frombuffer(b"".join(ids), dtype=np.uint8),
+            _ID_ENDS: np.cumsum([len(id_) for id_ in ids], dtype=np.int64),
             _DIGESTS: np.array(self._digests, dtype=np.uint64).reshape(-1, 2),
             _ID_HASHES: np.array(hashes, dtype=np.uint64),
             _LENGTHS: np.array(self._lengths, dtype=np.int64),
@@ -137,7 +154,6 @@ class _Signer:
             arrays[_BANDS] = _band_hashes(signatures_NP, self._config.rows)
         for name, values in arrays.items():
             np.save(directory / f"{name}.npy", values, allow_pickle=False)
-        (directory / f"{_IDS}.json").write_text(json.dumps(self._ids), encoding="utf-8")
 
     def _cut(self, row: int, text: str) -> None:
         for number, piece in enumerate(text.split(SEPARATORS[self._config.pieces])):

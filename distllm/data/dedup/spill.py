@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distllm.data.dedup.scratch import append
 from distllm.fsio import storage_errors
 
 RECORD = np.dtype([("hash", "<u8"), ("rank", "<i8"), ("place", "<u4")])
@@ -86,4 +87,4 @@ def _append(directory: Path, records_L: NDArray[Any], parts: int) -> None:
     for part in range(parts):
         if cuts_P[part] < cuts_P[part + 1]:
             with (directory / f"{part}.bin").open("ab") as stream:
-                records_L[cuts_P[part] : cuts_P[part + 1]].tofile(stream)
+                append(stream, records_L[cuts_P[part] : cuts_P[part + 1]])

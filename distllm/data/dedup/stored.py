@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,17 +20,33 @@ def stored_documents(directory: Path, splits: Collection[str] = SPLITS) -> Itera
     Raises:
         DataError: the directory is no dataset, or a shard is damaged.
     """
-    manifest, tokenizer = Manifest.load(directory), Tokenizer.load(directory)
-    dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
-    for parts in load_index(directory).values():
-        for split in splits:
-            for shard in parts.get(split, ()):
-                yield from _shard_documents(directory, shard, dtype, tokenizer)
+    shards, tokenizer = stored_shards(directory, splits), Tokenizer.load(directory)
+    for shard in shards:
+        yield from shard_documents(directory, shard, tokenizer)
 
 
-def _shard_documents(
-    directory: Path, shard: IndexedShard, dtype: np.dtype[Any], tokenizer: Tokenizer
-) -> Iterator[Document]:
+def stored_shards(directory: Path, splits: Collection[str] = SPLITS) -> list[IndexedShard]:
+    """Return the shards of ``splits``, whatever their source.
+
+    Raises:
+        DataError: the directory is no dataset.
+    """
+    Manifest.load(directory)
+    return [
+        shard
+        for parts in load_index(directory).values()
+        for split in splits
+        for shard in parts.get(split, ())
+    ]
+
+
+def shard_documents(directory: Path, shard: IndexedShard, tokenizer: Tokenizer) -> Iterator[Document]:
+    """Yield the documents of one shard; forgotten ones are left out.
+
+    Raises:
+        DataError: the shard is damaged.
+    """
+    dtype = np.dtype(Manifest.load(directory).token_dtype).newbyteorder("<")
     columns = {field: map_shard(directory, shard, dtype, field) for field in shard.fields}
     for field, (ids_M, _) in columns.items():
         BlockVerifier(directory, shard, dtype, field).check(0, ids_M.size)

@@ -48,13 +48,16 @@ class SplitPlan:
 
     def tasks(self) -> list[Task]:
         """Return one task a shard."""
-        lengths = [self._unit(unit).lengths() for unit in self.units]
-        lengths_N = np.concatenate([np.zeros(0, dtype=np.int64), *lengths])
-        starts = np.cumsum([0, *(len(unit) for unit in lengths)])
-        shards = plan_shards(lengths_N, self.shard_bytes // self.dtype.itemsize)
+        counts = [
+            sum(each["documents"] for each in unit.facts["splits"][self.split].values())
+            for unit in self.units
+        ]
+        starts = np.cumsum([0, *counts]).tolist()
+        lengths = (self._unit(unit).lengths() for unit in self.units)
+        stretches = plan_shards(lengths, self.shard_bytes // self.dtype.itemsize)
         return [
-            self._task(number, self._slices(starts.tolist(), start, stop), int(lengths_N[start:stop].sum()))
-            for number, (start, stop) in enumerate(shards)
+            self._task(number, self._slices(starts, start, stop), ids)
+            for number, (start, stop, ids) in enumerate(stretches)
         ]
 
     def _unit(self, unit: Result) -> EncodedUnit:

@@ -12,13 +12,14 @@ from distllm.config.schema import Config
 from distllm.config.schema_dedup import DedupConfig
 from distllm.data import dedup
 from distllm.data.dedup import Decontaminator, Removals, SignedDocuments
-from distllm.data.manifest import Manifest
 from distllm.data.pipeline.sources import Unit
 from distllm.data.pipeline.spool import read_batches
 from distllm.data.pipeline.work import Result, Task, Tick, WorkDirectory, address
 from distllm.data.records import Document
+from distllm.data.shards import IndexedShard
+from distllm.data.tokenizer import Tokenizer
 
-_VERSIONS = {"sign": 2, "duplicates": 2}
+_VERSIONS = {"sign": 3, "duplicates": 2}
 _BATCH = 1024
 
 
@@ -26,11 +27,12 @@ def decide_duplicates(
     work: WorkDirectory, config: Config, units: Sequence[Unit], clean: Sequence[Result]
 ) -> list[Removals]:
     """Return what goes from each unit."""
-    seen = [_sign_dataset(Path(path), config.dedup) for path in config.dedup.against]
-    signed = work.run("sign", [*seen, *(_sign_unit(result, config.dedup) for result in clean)])
+    seen = [(path, task) for path in config.dedup.against for task in _sign_dataset(Path(path), config.dedup)]
+    fresh_tasks = [_sign_unit(result, config.dedup) for result in clean]
+    signed = work.run("sign", [*(task for _, task in seen), *fresh_tasks])
     known = [
         dedup.Unit(SignedDocuments(result.directory), source=path, fixed=True)
-        for path, result in zip(config.dedup.against, signed, strict=False)
+        for (path, _), result in zip(seen, signed, strict=False)
     ]
     fresh = [
         dedup.Unit(SignedDocuments(result.directory), unit.source.name, unit.source.priority)
@@ -71,11 +73,20 @@ def _sign_unit(clean: Result, config: DedupConfig) -> Task:
     return Task(key, size, partial(_sign, read_batches(clean.directory), config))
 
 
-def _sign_dataset(directory: Path, config: DedupConfig) -> Task:
-    manifest = Manifest.load(directory)
-    key = address("sign", _VERSIONS["sign"], _signing_keys(config), "dataset", manifest.digest)
-    size = sum(split.text_bytes for split in manifest.splits.values())
-    return Task(key, max(1, size), partial(_sign, _in_batches(dedup.stored_documents(directory)), config))
+def _sign_dataset(directory: Path, config: DedupConfig) -> list[Task]:
+    """Return one task a shard of a dataset."""
+    shards, tokenizer = dedup.stored_shards(directory), Tokenizer.load(directory)
+
+    def task(shard: IndexedShard) -> Task:
+        content = [tokenizer.fingerprint, shard.record.digest, shard.ids.digest]
+        key = address("sign", _VERSIONS["sign"], _signing_keys(config), "shard", content)
+
+        def perform(out: Path, tick: Tick) -> Mapping[str, Any]:
+            return _sign(_in_batches(dedup.shard_documents(directory, shard, tokenizer)), config, out, tick)
+
+        return Task(key, max(1, shard.record.bytes), perform)
+
+    return [task(shard) for shard in shards]
 
 
 def _sign(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xxhash
@@ -38,20 +38,38 @@ Column: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
 """A field of the documents of a shard: ids_M one after the other, and ends_D, where each ends."""
 
 
-def plan_shards(lengths_N: NDArray[Any], capacity: int) -> list[tuple[int, int]]:
+class Stretch(NamedTuple):
+    """Documents ``[start, stop)`` of a split, and how many ids they have."""
+
+    start: int
+    stop: int
+    ids: int
+
+
+def plan_shards(lengths: Iterable[NDArray[Any]], capacity: int) -> Iterator[Stretch]:
     """Cut documents into shards of at most ``capacity`` ids; a longer document gets one of its own.
 
-    Returns:
-        The first document of each shard and the one after its last; none of them is empty.
+    Args:
+        lengths: ids of each document, part by part; one part is held at a time.
+        capacity: ids in a shard.
+
+    Yields:
+        The documents of each shard; none is empty.
     """
-    ends_N = np.cumsum(lengths_N, dtype=np.int64)
-    bounds: list[tuple[int, int]] = []
-    start, before = 0, 0
-    while start < ends_N.size:
-        stop = max(start + 1, int(np.searchsorted(ends_N, before + capacity, side="right")))
-        bounds.append((start, stop))
-        start, before = stop, int(ends_N[stop - 1])
-    return bounds
+    start = stop = held = 0
+    for lengths_D in lengths:
+        ends_D = np.cumsum(lengths_D, dtype=np.int64)
+        row, before = 0, 0  # documents of the part that have a shard, and their ids
+        while row < ends_D.size:
+            fitting = int(np.searchsorted(ends_D, before + capacity - held, side="right"))
+            if (next_row := max(fitting, row + int(start == stop))) > row:
+                end = int(ends_D[next_row - 1])
+                held, before, stop, row = held + end - before, end, stop + next_row - row, next_row
+            if row < ends_D.size:
+                yield Stretch(start, stop, held)
+                start, held = stop, 0
+    if start < stop:
+        yield Stretch(start, stop, held)
 
 
 def write_shard(
@@ -153,8 +171,21 @@ def _write_tar(path: Path, key: str, payloads: Mapping[str, memoryview]) -> dict
             header = tarfile.TarInfo(f"{key}.{suffix}")  # owner, group and time default to 0
             header.size = len(payload)
             members[suffix] = Member(tar.offset + HEADER_BYTES, len(payload), digest_bytes(payload))
-            tar.addfile(header, io.BytesIO(payload))
+            tar.addfile(header, _Content(payload))
     return members
+
+
+class _Content(io.RawIOBase):
+    """Reads a payload without a copy of the whole."""
+
+    def __init__(self, payload: memoryview) -> None:
+        self._rest = payload
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next ``size`` bytes, fewer at the end."""
+        cut = len(self._rest) if size < 0 else size
+        content, self._rest = bytes(self._rest[:cut]), self._rest[cut:]
+        return content
 
 
 class ShardWriter:
