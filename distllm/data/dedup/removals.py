@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Removals:
-    """What goes from one unit, read when the first document asks.
+    """What goes from one unit, read when the first document asks, and held until another unit is asked.
 
     Attributes:
         path: the file that `save` wrote.
@@ -57,7 +57,13 @@ class Removals:
             return Dropped.of(document, f"duplicate_{kind}", f"all its {kind} stand in other documents")
         return Document(document.id, {**document.fields, TEXT: left.strip("\n")}, document.language)
 
-    @cached_property
+    @property
     def _content(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        return content
+        return _read(self.path, self.digest)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, digest: str) -> dict[str, Any]:
+    """Return the content of the file of this digest: of one unit at a time, as units are gone through."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

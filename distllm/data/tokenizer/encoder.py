@@ -26,7 +26,7 @@ _CUT = re.compile(r"(?<=\S)[ \n]")
 
 
 class Encoder:
-    """Encodes with `tokenizers`, in groups of about a million characters."""
+    """Encodes with `tokenizers`, in groups of about a million characters, or all at once with `gigatoken`."""
 
     def __init__(self, description: Mapping[str, Any], backend: Backend) -> None:
         inner = tokenizers.Tokenizer.from_str(json.dumps(unspellable(description)))
@@ -50,13 +50,25 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> Packed:
         """Return the ids of all texts."""
         pieces, counts_D = self._pieces(texts)
-        parts = self._encode_groups(list(_groups(pieces)))
+        ids_M, ends_P = self._encode_pieces(pieces)
+        return Packed(ids_M, ends_P if counts_D is None else ends_P[np.cumsum(counts_D) - 1])
+
+    def _encode_pieces(self, pieces: list[str]) -> Packed:
+        if self._fast is None or not pieces:
+            return self._encode_slowly(pieces)
+        try:
+            return self._fast.encode(pieces)
+        except UnicodeEncodeError as error:
+            raise surrogates_error(error) from error
+
+    def _encode_slowly(self, texts: list[str]) -> Packed:
+        """Encode by `tokenizers`, a group at a time."""
+        parts = [self._encode_group(group) for group in _groups(texts)]
         if not parts:
             return Packed(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64))
         shifts = np.cumsum([0, *(part.ids_M.size for part in parts)])
-        ends_P = np.concatenate([part.ends_D + shift for part, shift in zip(parts, shifts, strict=False)])
-        ids_M = parts[0].ids_M if len(parts) == 1 else np.concatenate([part.ids_M for part in parts])
-        return Packed(ids_M, ends_P if counts_D is None else ends_P[np.cumsum(counts_D) - 1])
+        ends_D = np.concatenate([part.ends_D + shift for part, shift in zip(parts, shifts, strict=False)])
+        return Packed(np.concatenate([part.ids_M for part in parts]), ends_D)
 
     def places(self, text: str) -> NDArray[np.int64]:
         """Return where in ``text`` each of its ids begins and ends, in characters, places_C2."""
@@ -66,18 +78,7 @@ class Encoder:
             raise surrogates_error(error) from error
         return np.array(found, dtype=np.int64).reshape(-1, 2)
 
-    def _encode_groups(self, groups: list[list[str]]) -> list[Packed]:
-        """Encode each group; all of them again if gigatoken is given up on the way."""
-        fast = self._fast
-        if fast is None or not fast.trusted:
-            return [self._encode_slowly(group) for group in groups]
-        try:
-            parts = [fast.encode(group) for group in groups]
-        except UnicodeEncodeError as error:
-            raise surrogates_error(error) from error
-        return parts if fast.trusted else [self._encode_slowly(group) for group in groups]
-
-    def _encode_slowly(self, texts: list[str]) -> Packed:
+    def _encode_group(self, texts: list[str]) -> Packed:
         try:
             encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:

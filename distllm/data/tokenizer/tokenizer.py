@@ -178,9 +178,9 @@ class Tokenizer:
     def encode_packed(self, texts: Sequence[str]) -> Packed:
         """Return the ids of all texts one after another (uint32), and where each ends (int64).
 
-        The fastest way to encode. Memory is bounded by about a million characters at a time and the
-        result, however long a text is; a long text is encoded by all threads where the tokenizer's
-        rule allows to cut it.
+        The fastest way to encode. Beside the result it holds what `tokenizers` makes of about a million
+        characters, or the UTF-8 of all texts where gigatoken encodes; a long text is encoded by all
+        threads where the tokenizer's rule allows to cut it.
 
         Raises:
             TokenizerError: a text holds lone surrogates.
