@@ -106,8 +106,7 @@ def test_memory_grows_neither_with_documents_nor_with_what_goes(tmp_path):
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         (_, quarter, whole), gone = process.submit(peak_bytes, directories, tmp_path).result()
     assert gone > 2 * count * documents
-    assert whole < 1.15 * quarter
-    assert whole < 8 * (count * documents)  # a single number a document would be more
+    assert whole < 1.15 * quarter  # a few numbers a document would be more
 
 
 @pytest.mark.parametrize("span", [1, 3, 1000])
