@@ -49,6 +49,13 @@ def test_the_error_is_shown_as_it_is_printed(tmp_path):
     assert run(command[2:], tmp_path, expected=64).strip() == expected.strip()
 
 
+def test_the_plan_is_shown_as_it_is_printed(tmp_path):
+    (shown,) = [block for block in blocks("text") if block.startswith("$ distllm plan")]
+    command, *expected = shown.splitlines()
+    printed = run(command[2:], tmp_path).splitlines()
+    assert [line for line in expected if line != "..." and line not in printed] == []
+
+
 @pytest.mark.timeout(1200)
 def test_the_demo_keeps_its_promises(tmp_path):
     (setup,) = blocks("sh")
