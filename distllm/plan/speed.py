@@ -114,7 +114,8 @@ def step_time(
     slowest = _slowest_stage(work, layout, software, micro, head * layout.pipeline)
     exchanges = _data_exchanges(work, layout, software, machine)
     overlap = 1.0 if software.overlaps_data else efficiency.overlap
-    hidden = sum(min(overlap * seconds, window * micro) for seconds, window in exchanges)
+    # Their windows overlap, and the links carry one after another: no second of work hides two of them.
+    hidden = min(sum(min(overlap * seconds, window * micro) for seconds, window in exchanges), count * micro)
     return StepTime(
         gemm=count * blocks * (forward.gemm + backward.gemm),
         attention=count * blocks * (forward.attention + backward.attention),
