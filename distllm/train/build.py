@@ -341,7 +341,9 @@ def _describe_data(resolved: Resolved, split: Split, stream: StepStream) -> list
 
 def _announce(resolved: Resolved, sinks: list[Sink], state: TrainState, notes: list[str]) -> None:
     """Tell every sink, once, every number that was derived and where the run goes on."""
-    everything = ("num_params", *(name for name in resolved.derivations if name != "num_params"))
+    # The choice of attention is among the notes, which every attempt tells.
+    numbers = [name for name in resolved.derivations if not name.startswith("attention.")]
+    everything = sorted(numbers, key=lambda name: name != "num_params")
     geometry = ("micro_batch_size", "grad_accum_steps")
     shown = everything if state.step == 0 else geometry if resolved.memory_limit else ()
     lines = [
