@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import pytest
 import distllm
 from distllm import provenance
 from distllm.train.run_directory import RunDirectory
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
 @pytest.fixture
@@ -39,6 +42,7 @@ def test_outside_git_there_is_no_revision(elsewhere):
     assert provenance.revision() is None
 
 
+@needs_git
 def test_revision_is_the_commit_and_says_when_files_differ(elsewhere):
     commit = committed(elsewhere)
     assert provenance.revision() == commit
@@ -48,6 +52,7 @@ def test_revision_is_the_commit_and_says_when_files_differ(elsewhere):
     assert provenance.revision() == f"{commit}+changes"
 
 
+@needs_git
 def test_the_checkout_of_distllm_comes_before_the_current_directory(elsewhere, tmp_path):
     other = committed(elsewhere)
     checkout = tmp_path / "site-packages"
@@ -60,6 +65,7 @@ def test_the_checkout_of_distllm_comes_before_the_current_directory(elsewhere, t
     assert provenance.revision() not in (None, other)
 
 
+@needs_git
 def test_a_machine_without_git_is_no_error(elsewhere, monkeypatch):
     committed(elsewhere)
     monkeypatch.setenv("PATH", "/nowhere")

@@ -36,7 +36,7 @@ _ISSUERS: tuple[tuple[int, int, range], ...] = (
     (2200, 2204, range(16, 20)),  # Mir
 )
 _IBAN_START = re.compile(rf"{ALONE_BEFORE}(?:[A-Z]{{2}}|[a-z]{{2}})[0-9]{{2}}")
-_IBAN_BODY = re.compile("(?:[ \u00a0\\-]?[A-Za-z0-9]){11,30}+")
+_IBAN_BODY = re.compile("(?>(?:[ \u00a0\\-]?[A-Za-z0-9]){11,30})")
 _GROUPED = re.compile("[A-Za-z0-9]{4}[ \u00a0\\-]")
 _IBAN_LENGTHS: dict[str, int] = {
     country: length

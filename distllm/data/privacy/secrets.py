@@ -45,11 +45,12 @@ _MIN_ENTROPY = 3.2  # bits a character: random base64 of 16 has about 3.8, words
 
 _BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _END = re.compile(r"-----END (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
+# Atomic groups, not possessive repeats: before Python 3.11.5 those forget how their group may backtrack.
 _KEY_LINES = re.compile(
-    r"(?:(?:\r?\n|\\r|\\n|[ \t>])*+(?:(?:Proc-Type|DEK-Info|Version|Comment|Hash): [^\n\\]{1,80}+"
-    r"|[A-Za-z0-9+/]{20,4096}+={0,2}|=[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{1,75}+(?:={1,2}|(?=\s*-----END))))*+"
+    r"(?>(?:(?>(?:\r?\n|\\r|\\n|[ \t>])*)(?:(?:Proc-Type|DEK-Info|Version|Comment|Hash): [^\n\\]{1,80}+"
+    r"|[A-Za-z0-9+/]{20,4096}+={0,2}|=[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{1,75}+(?:={1,2}|(?=\s*-----END))))*)"
 )
-_LAST_GAP = re.compile(r"(?:\s|\\r|\\n|>){0,16}+")
+_LAST_GAP = re.compile(r"(?>(?:\s|\\r|\\n|>){0,16})")
 _KEY_LINE = re.compile(r"[ \t>]*[A-Za-z0-9+/]{20,4096}={0,2}\s*")
 _LAST_KEY_LINE = re.compile(r"[ \t>]*[A-Za-z0-9+/]{1,4096}={0,2}\s*")
 _MAX_KEY_LINES = 200
