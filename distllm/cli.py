@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,10 @@ _VERBOSE = ("-v", "--verbose")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see `distllm.errors`)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            line_buffering=True
+        )  # who reads a pipe or a log sees each line when it is told
     gc.disable()  # start-up makes no garbage worth collecting; commands that work on turn it on again
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbose = any(flag in words for flag in _VERBOSE)

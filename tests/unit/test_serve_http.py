@@ -262,7 +262,10 @@ def test_the_command_serves_a_run_and_stops_on_a_signal(tmp_path):
     assert trained.returncode == 0, trained.stderr
     command = tiny.command("serve", "run=tiny", f"runs_dir={root / 'runs'}", "port=0")
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=tiny.environment(DISTLLM_TOKEN="secret")
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=tiny.environment(DISTLLM_TOKEN="secret", PYTHONUNBUFFERED=""),
     ) as process:
         try:
             assert process.stdout.readline().startswith("tiny: completions, chat")
