@@ -51,9 +51,8 @@ _VERBOSE = ("-v", "--verbose")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see `distllm.errors`)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            line_buffering=True
-        )  # who reads a pipe or a log sees each line when it is told
+        # Who reads a pipe or a log sees each line when it is told.
+        sys.stdout.reconfigure(line_buffering=True)
     gc.disable()  # start-up makes no garbage worth collecting; commands that work on turn it on again
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbose = any(flag in words for flag in _VERBOSE)

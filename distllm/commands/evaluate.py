@@ -141,7 +141,7 @@ def _print_exposure(trained: Trained, resolved: Resolved) -> None:
 
 def _run_tasks(trained: Trained, options: Options) -> None:
     """Print the measures of the harness's tasks."""
-    from distllm.data.extras import require
+    from distllm.extras import require
 
     require("lm_eval", "tasks=", "harness")
     from distllm.evaluate.harness import measure_harness

@@ -162,7 +162,7 @@ def _spawn(words: Sequence[str], ranks: int) -> None:
         LaunchError: a rank was killed.
     """
     from distllm.cluster.local import run_ranks, signal_of
-    from distllm.data.extras import require as require_package
+    from distllm.extras import require as require_package
 
     require_package("faiss", "searching vectors", extra="search")
     command = ["-m", "distllm.cli", "search", "build", *words]

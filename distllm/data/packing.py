@@ -5,7 +5,6 @@
 - ``greedy``: documents in their order; a new row where the next one does not fit.
 - ``best_fit``: the longest first, each into the fullest row that still holds it ("Fewer Truncations
   Improve Language Modeling", arXiv:2404.10830).
-
 - ``single``: each document has a row of its own.
 
 The last three lay out each shard for itself. What a row lacks is padding without loss. A document longer

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distllm.data.extras import require
 from distllm.errors import DataError, DistllmError, MissingDependency, StorageError
+from distllm.extras import require
 from distllm.fsio import digest_bytes, fsync_file, storage_errors
 from distllm.heartbeat import HEART
 

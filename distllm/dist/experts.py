@@ -91,7 +91,9 @@ class ExpertGroup:
 def _exchange(
     x_MC: Tensor, sends: Sequence[int], receives: Sequence[int], group: Any, topology: Topology
 ) -> Tensor:
-    received: Tensor = _AllToAll.apply(x_MC, sends, receives, group, topology)  # type: ignore[no-untyped-call]
+    received: Tensor = _AllToAll.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
+        x_MC, sends, receives, group, topology
+    )
     return received
 
 

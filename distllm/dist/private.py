@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distllm.dist.local import LocalEngine
 from distllm.dist.topology import Topology
-from distllm.errors import MissingDependency
+from distllm.extras import require
 from distllm.seeds import derive_seed
 
 
@@ -52,17 +52,10 @@ class PrivateEngine(LocalEngine):
         key: int,
     ) -> None:
         super().__init__(model, optimizer, settings, topology)
-        try:
-            from opacus.optimizers import DPOptimizer
-        except ImportError as error:
-            raise MissingDependency(
-                "training with optim.private needs the package opacus, which is not installed",
-                where="optim.private.noise",
-                remedy="pip install 'distllm[privacy]'",
-            ) from error
+        optimizers = require("opacus.optimizers", "training with optim.private", "privacy")
         self._key, self._first_sample = key, 0
         self._generator = torch.Generator(topology.device)
-        self._mechanism: Any = DPOptimizer(
+        self._mechanism: Any = optimizers.DPOptimizer(
             optimizer,
             # The gradients of all ranks are summed after the noise of one of them.
             noise_multiplier=noise if topology.is_main else 0.0,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.data.extras import require
+from distllm.extras import require
 
 WORD = re.compile(r"\w+")
 _HNSW_LINKS, _HNSW_EFFORT = 32, 64

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distllm.data.extras import require
+from distllm.extras import require
 
 
 @dataclass(frozen=True, slots=True)

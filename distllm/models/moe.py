@@ -4,8 +4,7 @@ No token is dropped and no expert has a capacity, so a text's logits do not depe
 the batch.
 
 Shapes: B rows, T positions, N = B * T tokens, C channels, E experts, k experts of a token, I MLP width,
-M = N * k tokens, once for each of their experts,
-m tokens of one expert.
+M = N * k tokens (once for each of their experts), m tokens of one expert.
 """
 
 from __future__ import annotations
@@ -67,7 +66,8 @@ class MixtureOfExperts(nn.Module):
     def _answer(self, x_MC: Tensor, counts: Sequence[int]) -> Tensor:
         """Let each expert that is here answer its tokens; those of the first one come first."""
         answers = []
-        for x_mC, gate_up, down in zip(x_MC.split(counts), self.gate_up_proj, self.down_proj, strict=True):  # type: ignore[no-untyped-call]
+        parts = torch.split(x_MC, list(counts))
+        for x_mC, gate_up, down in zip(parts, self.gate_up_proj, self.down_proj, strict=True):
             gate_mI, up_mI = F.linear(x_mC, gate_up).chunk(2, dim=-1)
             answers.append(F.linear(gated(gate_mI, up_mI, self.activation), down))
         return torch.cat(answers)

@@ -84,4 +84,6 @@ def overrides(asked: Layout, layout: Layout) -> list[str]:
         changed.append(f"engine.hpz_ranks={layout.hpz}")
     if layout.offload != asked.offload:
         changed.append(f"engine.offload={_OFFLOADS[layout.offload]}")
+        if _OFFLOADS[asked.offload] == "nvme":  # without it there is nothing to put into its directory
+            changed.append("engine.offload_dir=null")
     return changed

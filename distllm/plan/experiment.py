@@ -50,11 +50,8 @@ def space_of(config: Config) -> Space:
     if config.engine.offload_dir is not None:
         offload.append("disk" if away else "mapped")
     # a second copy inside a node spares its backward pass the network
-    hpz = (
-        [1, config.cluster.procs_per_node]
-        if config.cluster.nodes > 1 < config.cluster.procs_per_node
-        else [1]
-    )
+    spans_nodes = config.cluster.nodes > 1 and config.cluster.procs_per_node > 1
+    hpz = (1, config.cluster.procs_per_node) if spans_nodes else (1,)
     return Space(sequence=sequence, expert=expert, hpz=hpz, offload=offload)
 
 

@@ -7,7 +7,7 @@ can be missed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distllm.plan.estimate import Estimate
 from distllm.plan.layout import Checkpointing, Layout, Offload
@@ -79,7 +79,7 @@ def _kinds(work: Work, ranks: int, sequence: int, space: Space) -> Iterator[tupl
     for stage in space.zero_stages:
         for offload in space.offload:
             for expert in space.expert:
-                divides = expert == 1 or ranks % expert == 0 == work.experts % expert
+                divides = ranks % expert == 0 and (expert == 1 or work.experts % expert == 0)
                 alone = expert == 1 or (sequence == 1 and offload == "none")
                 if divides and alone and (offload == "none" or stage >= 2):
                     yield from ((stage, offload, expert, hpz) for hpz in (space.hpz if stage == 3 else (1,)))
@@ -91,7 +91,7 @@ def search(candidates: Iterator[Layout], judge: Callable[[Layout], Estimate]) ->
     Raises:
         ValueError: there are no candidates.
     """
-    best: dict[tuple[object, ...], Estimate] = {}
+    best: dict[Layout, Estimate] = {}
     nearest: Estimate | None = None
     tried = 0
     for layout in candidates:
@@ -101,10 +101,7 @@ def search(candidates: Iterator[Layout], judge: Callable[[Layout], Estimate]) ->
             nearest = found
         if not found.fits:
             continue
-        kind = (
-            *(layout.zero_stage, layout.checkpointing, layout.sequence),
-            *(layout.expert, layout.hpz, layout.offload),
-        )
+        kind = replace(layout, micro_batch=1, accumulation=1)
         if kind not in best or found.time.total < best[kind].time.total:
             best[kind] = found
     if nearest is None:

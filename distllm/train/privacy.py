@@ -17,7 +17,7 @@ from typing import Any
 
 from distllm.config.schema_optim import PrivateConfig
 from distllm.data.order import SampleOrder
-from distllm.errors import MissingDependency
+from distllm.extras import require
 from distllm.fsio import storage_errors
 
 KEY_FILE = "noise.key"
@@ -45,9 +45,6 @@ class PrivacyAccount:
         config: noise and delta.
         order: which rows are taken when.
         rows: rows of a step.
-
-    Raises:
-        MissingDependency: opacus is not installed.
     """
 
     def __init__(self, config: PrivateConfig, order: SampleOrder, rows: int) -> None:
@@ -55,10 +52,13 @@ class PrivacyAccount:
             raise ValueError("a run without noise has no account")
         self._noise, self._delta = config.noise, config.delta
         self._order, self._rows = order, rows
-        self.spent(0)  # what is missing shows before the first step
 
     def spent(self, samples: int) -> Spent:
-        """Return what the first ``samples`` of the order have given away."""
+        """Return what the first ``samples`` of the order have given away.
+
+        Raises:
+            MissingDependency: opacus is not installed.
+        """
         drawn = [
             (times, source.total)
             for times, source in zip(self._order.drawn(samples), self._order.sources, strict=True)
@@ -102,16 +102,11 @@ def _moments(noise: float, rate: float) -> Sequence[float]:
 @lru_cache(maxsize=1)
 def _analysis() -> tuple[Any, Sequence[float]]:
     """Return Opacus's arithmetic of Rényi divergences, and the orders that it looks at."""
-    try:
-        from opacus.accountants import RDPAccountant
-        from opacus.accountants.analysis import rdp
-    except ImportError as error:
-        raise MissingDependency(
-            "training with optim.private needs the package opacus, which is not installed",
-            where="optim.private.noise",
-            remedy="pip install 'distllm[privacy]'",
-        ) from error
-    return rdp, RDPAccountant.DEFAULT_ALPHAS
+    analysis, accountants = (
+        require(f"opacus.accountants{part}", "the account of optim.private", "privacy")
+        for part in (".analysis.rdp", "")
+    )
+    return analysis, accountants.RDPAccountant.DEFAULT_ALPHAS
 
 
 def noise_key(directory: Path) -> int:

@@ -16,9 +16,9 @@ from tokenizers import models, normalizers, pre_tokenizers
 import distllm.commands.search as command
 from distllm.cli import main
 from distllm.commands.search import BuildOptions, open_index
-from distllm.data.extras import require
 from distllm.errors import CheckpointError, ConfigError, LaunchError, MissingDependency
 from distllm.export.hf import FACTS
+from distllm.extras import require
 from distllm.search import encoder as encoders
 from distllm.search.encoder import Origin, TextEncoder, encoder_of_folder, encoder_of_run
 

@@ -227,6 +227,14 @@ def test_overrides_turn_the_run_into_the_layout():
     assert overrides(layout, layout) == []
 
 
+def test_what_leaves_its_files_leaves_their_directory():
+    asked = replace(layout_of(RUN), zero_stage=2, offload="disk")
+    assert overrides(asked, replace(asked, offload="optimizer")) == [
+        "engine.offload=cpu", "engine.offload_dir=null",
+    ]  # fmt: skip
+    assert overrides(replace(asked, offload="none"), asked) == ["engine.offload=nvme"]
+
+
 @pytest.mark.parametrize("name", ["h100", "h200", "a100", "b200"])
 def test_profiles_state_what_a_plan_needs(name):
     machine = machine_of_profile(name)

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Literal
 
 from distllm.config.schema_clean import CleanConfig
-from distllm.data.extras import require
+from distllm.extras import require
 
 Edit = Callable[[str], str]
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from distllm.data.extras import require
+from distllm.extras import require
 
 _MODEL = Path("resources") / "lid.176.ftz"
 _SAMPLE_CHARS = 600

@@ -20,9 +20,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from distllm.config.schema_dedup import DedupConfig
-from distllm.data.extras import require
 from distllm.data.records import TEXT, Document
 from distllm.data.shingles import hash_ngrams, hash_words, mix, words_of
+from distllm.extras import require
 
 SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}
 MAPPED_UNITS = 1024

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from types import ModuleType
 
-from distllm.data.extras import require
 from distllm.data.privacy.page import Page, Span
 from distllm.errors import ConfigError
+from distllm.extras import require
 
 _BREAK = "[ \u00a0().\\-/\u2010\u2011\u2013]"
 _CANDIDATE = re.compile(

@@ -10,12 +10,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from distllm.config.schema_read import ReadConfig
-from distllm.data.extras import require
 from distllm.data.read.lines import delimited_records, json_records, named, text_of
 from distllm.data.read.part import Part
 from distllm.data.read.streams import DamagedFile, decode, local_copy, open_bytes, read_lines
 from distllm.data.records import Document, Dropped
 from distllm.errors import DataError
+from distllm.extras import require
 
 SOURCE, TARGET = "source", "target"
 PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"

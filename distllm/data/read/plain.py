@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from distllm.config.schema_read import ReadConfig
-from distllm.data.extras import require
 from distllm.data.read.part import Part
 from distllm.data.read.streams import DamagedFile, decode, read_whole
 from distllm.data.records import Document, Dropped
+from distllm.extras import require
 
 _DOCTYPE = re.compile(r"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
 _CONTAINER = "META-INF/container.xml"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from distllm.config.schema_read import ReadConfig
-from distllm.data.extras import require
 from distllm.data.read.part import Part
 from distllm.data.read.plain import main_text
 from distllm.data.read.streams import DamagedFile, decode
 from distllm.data.records import Document, Dropped
+from distllm.extras import require
 
 _HTML = ("text/html", "application/xhtml+xml")
 

@@ -19,11 +19,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from distllm.data.extras import require
 from distllm.data.tokenizer.description import added_plain, why_not_byte_level
 from distllm.data.tokenizer.packed import Backend, Packed, pack
 from distllm.data.tokenizer.probe import PROBE
 from distllm.errors import MissingDependency
+from distllm.extras import require
 
 CHECKED_SHARE = 1000  # one text in so many is encoded twice
 # Letters, marks and digits that Unicode 17 assigned; found by comparing every code point (a slow test does).
