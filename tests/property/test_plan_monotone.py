@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distllm.plan.comms import Group, exchange_seconds, gather_seconds, gathered_bytes
@@ -80,6 +80,11 @@ def test_more_layers_and_longer_batches_cost_more(work, layout, software):
     assert seconds(work, fuller, software) >= at_least(seconds(work, layout, software))
 
 
+@example(  # nothing but exchanges to wait for
+    Work(256, 1, heads=4, kv_heads=1, head_dim=64, intermediate=256, mlp_matrices=2, vocab=320, tied=False),
+    Layout(64, 256, micro_batch=1, accumulation=1, zero_stage=3),
+    Software(),
+)
 @given(works(), layout_values(), softwares())
 def test_checkpointing_trades_memory_for_time(work, layout, software):
     none, full = replace(layout, checkpointing="none"), replace(layout, checkpointing="full")
