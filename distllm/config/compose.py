@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from distllm.config.keys import flatten, holds_keys, is_key, keys, leaves, merged, nested
-from distllm.config.overrides import Groups, accepted_overrides, split_override, strip_launcher_arguments
+from distllm.config.overrides import (
+    EXPERIMENT,
+    Groups,
+    accepted_overrides,
+    chosen_beside_experiment,
+    split_override,
+    strip_launcher_arguments,
+)
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.validate import build
@@ -19,6 +26,7 @@ from distllm.errors import ConfigError
 
 PACKAGE_CONF = Path(__file__).resolve().parent.parent / "conf"
 ROOT_CONFIG = "config"
+_ABOVE = "distllm_above"
 _HYDRA_WORD = re.compile(r"[A-Za-z_][\w-]*|0|[1-9](_?[0-9])*", re.ASCII)
 
 
@@ -77,10 +85,13 @@ def sources_of(composition: Composition) -> dict[str, Source]:
     """
     tree = asdict(composition.config)
     sources = {leaf.path: Source("schema", "default of the schema") for leaf in leaves(Config, tree)}
-    for name, values in _layers(composition.overrides, composition.directories):
-        for key in flatten(values):
+    with _hydra_initialised(composition.directories):
+        layers = list(_layers(composition.overrides, composition.directories))
+    named = chosen_beside_experiment(composition.overrides, Groups.scan(composition.directories))
+    for layer in [*layers, *(layer for layer in layers if layer.group in named)]:
+        for key in flatten(layer.values):
             if key in sources:
-                sources[key] = Source("file", name)
+                sources[key] = Source("file", layer.name)
     for text in composition.overrides:
         for key in _keys_set_by(text):
             if key in sources:
@@ -125,7 +136,8 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
 
     with _hydra_initialised(directories):
         try:
-            raw = resolved_container(hydra_compose(ROOT_CONFIG, overrides=list(map(forced, overrides))))
+            asked = [*map(forced, overrides), *_above_experiment(overrides, directories)]
+            raw = resolved_container(hydra_compose(ROOT_CONFIG, overrides=asked))
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             problems.add(
                 " ".join(str(error).split()),
@@ -207,21 +219,48 @@ def _keys_set_by(override: str) -> list[str]:
     return list(flatten(nested(parsed.key_or_group, parsed.value())))
 
 
-def _layers(overrides: Sequence[str], directories: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the configuration files in the order in which Hydra merged them, with their values."""
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A configuration file as Hydra merges it: its group, its name for people, its values from the root."""
+
+    group: str
+    name: str
+    values: dict[str, Any]
+
+
+def _layers(overrides: Sequence[str], directories: Sequence[Path]) -> Iterator[_Layer]:
+    """Yield the configuration files in the order in which Hydra, which is initialised, merges them."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    with _hydra_initialised(directories):
-        loader = GlobalHydra.instance().config_loader()
-        asked = list(map(forced, overrides))
-        defaults = loader.compute_defaults_list(ROOT_CONFIG, asked, RunMode.RUN).defaults
-    for entry in defaults:
+    loader = GlobalHydra.instance().config_loader()
+    asked = list(map(forced, overrides))
+    for entry in loader.compute_defaults_list(ROOT_CONFIG, asked, RunMode.RUN).defaults:
         path = next((p for d in directories if (p := d / f"{entry.config_path}.yaml").is_file()), None)
         if path is None:
             continue
-        values: Mapping[str, Any] = from_yaml(path)
+        values = {key: value for key, value in from_yaml(path).items() if key != "defaults"}
         for part in reversed((entry.package or "").split(".") if entry.package else []):
             values = {part: values}
         group, _, choice = str(entry.config_path).rpartition("/")
-        yield f"conf/{entry.config_path}.yaml" + (f" ({group}={choice})" if group else ""), values
+        name = f"conf/{entry.config_path}.yaml" + (f" ({group}={choice})" if group else "")
+        yield _Layer(group, name, values)
+
+
+def _above_experiment(overrides: Sequence[str], directories: Sequence[Path]) -> list[str]:
+    """Return the override that lays what the command line chooses above an experiment's own keys.
+
+    Hydra merges an experiment last, since it chooses groups; of its own accord the experiment's
+    ``eval.every_steps`` would outlive ``eval=none``.
+    """
+    named = chosen_beside_experiment(overrides, Groups.scan(directories))
+    if not named:
+        return []
+    from hydra.core.config_store import ConfigStore
+
+    above: dict[str, Any] = {}
+    for layer in _layers(overrides, directories):
+        if layer.group in named:
+            above = merged(above, layer.values)
+    ConfigStore.instance().store(group=_ABOVE, name="chosen", node=above, package="_global_")
+    return [f"+{_ABOVE}=chosen"]

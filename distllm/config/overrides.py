@@ -16,6 +16,8 @@ from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.registry import did_you_mean
 
+EXPERIMENT = "experiment"
+_CHOICE = re.compile(r"[\w.-]+")
 _OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]+?)(?:=(?P<value>.*))?", re.DOTALL)
 _LAUNCHER_ARGUMENT = re.compile(r"--local[_-]rank(=\d+)?")
 
@@ -47,6 +49,13 @@ def split_override(text: str) -> tuple[str, str, str | None]:
     if match is None:
         return "", text, None
     return match["prefix"] or "", match["key"].strip(), match["value"]
+
+
+def chosen_beside_experiment(overrides: Sequence[str], groups: Groups) -> frozenset[str]:
+    """Return the groups that a command line chooses beside an experiment: they stand above its keys."""
+    parts = [split_override(text) for text in overrides]
+    chosen = {key for prefix, key, value in parts if not prefix and value and _CHOICE.fullmatch(value)}
+    return frozenset(chosen & groups.choices.keys() - {EXPERIMENT} if EXPERIMENT in chosen else ())
 
 
 def accepted_overrides(overrides: Iterable[str], groups: Groups, problems: Problems) -> list[str]:
@@ -84,7 +93,7 @@ def _is_choice(group: str, value: str | None, groups: Groups, problems: Problems
     """Whether every plain name in ``value`` (one, or a sweep ``a,b``) is a choice of ``group``."""
     wanted = [] if value in (None, "null", "") else [name.strip() for name in str(value).split(",")]
     missing = [
-        name for name in wanted if re.fullmatch(r"[\w.-]+", name) and name not in groups.choices[group]
+        name for name in wanted if _CHOICE.fullmatch(name) and name not in groups.choices[group]
     ]
     for name in missing:
         problems.add(

@@ -23,7 +23,14 @@ from distllm.config.compose import (
     resolved_container,
 )
 from distllm.config.keys import holds_keys, is_key, keys, merged, nested
-from distllm.config.overrides import Groups, accepted_overrides, split_override, strip_launcher_arguments
+from distllm.config.overrides import (
+    EXPERIMENT,
+    Groups,
+    accepted_overrides,
+    chosen_beside_experiment,
+    split_override,
+    strip_launcher_arguments,
+)
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.validate import build, parse_literal
@@ -39,7 +46,6 @@ _PLAIN = re.compile(rf"{_WORD}?|\[(?:{_WORD}(?:,{_WORD})*)?\]")
 _CHOICE = re.compile(r"[\w.-]+")
 _HEADER = re.compile(r"#\s*@")
 _OVERRIDE = "override /"
-_EXPERIMENT = "experiment"
 
 
 class _NotPlain(Exception):
@@ -96,17 +102,19 @@ def _composed(overrides: Sequence[str], directories: Sequence[Path]) -> dict[str
             if prefix or key in asked:
                 raise _NotPlain
             asked[key] = _value(text, value)
-    experiment = _experiment({**choices, **asked}[_EXPERIMENT], directories)
+    experiment = _experiment({**choices, **asked}[EXPERIMENT], directories)
     for entry in experiment.pop("defaults", []):
         choices |= _overridden(entry, choices)
     choices |= asked
-    layers = [
-        _group(group, choice, directories)
+    layers = {
+        group: _group(group, choice, directories)
         for group, choice in choices.items()
-        if group != _EXPERIMENT and choice is not None
-    ]
+        if group != EXPERIMENT and choice is not None
+    }
+    named = chosen_beside_experiment(overrides, Groups.scan(directories))
+    above = [layer for group, layer in layers.items() if group in named]
     empty: dict[str, Any] = {}
-    tree = reduce(_laid, [*layers, root, experiment], empty)
+    tree = reduce(_laid, [*layers.values(), root, experiment, *above], empty)
     for text, prefix, key, value in parts:
         if key not in choices:
             tree = _overlaid(tree, text, prefix, key, value)
@@ -155,7 +163,7 @@ def _experiment(choice: Any, directories: Sequence[Path]) -> dict[str, Any]:
     """Return an experiment's file, which must stand at the root and override only groups."""
     if choice is None:
         return {}
-    content, package = _read(_EXPERIMENT, choice, directories)
+    content, package = _read(EXPERIMENT, choice, directories)
     if package != "_global_":
         raise _NotPlain
     return content

@@ -187,3 +187,40 @@ def test_where_hydra_composes_nothing_no_further_problem_is_guessed():
     with pytest.raises(ConfigProblems) as caught:
         compose(["optim.lrr=1", "name=[a"], problems=problems)
     assert [problem.where for problem in caught.value.problems] == ["optim.lrr", "configuration"]
+
+
+def test_a_group_named_on_the_command_line_stands_above_the_keys_of_an_experiment(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\neval: {every_steps: 7, sample_tokens: 3, max_tokens: 9}\noptim: {lr: 1}\n"
+        "cluster: {procs_per_node: 2}\n"
+    )
+    plain = compose(["experiment=mine"], config_dir=tmp_path)
+    assert (plain.eval.every_steps, plain.optim.lr, plain.cluster.procs_per_node) == (7, 1.0, 2)
+    words = ["experiment=mine", "optim=lion", "eval=none", "cluster=slurm-pyxis", "train.max_steps=11"]
+    named = composition_of(words, config_dir=tmp_path)
+    assert (named.config.eval.every_steps, named.config.eval.sample_tokens) == (0, 0)
+    assert named.config.eval.max_tokens == 9  # which eval=none says nothing of
+    assert (named.config.optim.name, named.config.optim.lr) == ("lion", 3e-4)
+    # the choices that a choice begins with are of it
+    assert (named.config.cluster.procs_per_node, named.config.cluster.container.kind) == (8, "pyxis")
+    assert named.config.train.max_steps == 11
+    sources = sources_of(named)
+    assert sources["eval.every_steps"].detail == "conf/eval/none.yaml (eval=none)"
+    assert sources["cluster.procs_per_node"].detail == "conf/cluster/h100.yaml (cluster=h100)"
+    assert sources["eval.max_tokens"].detail == "conf/experiment/mine.yaml (experiment=mine)"
+    # whatever stands first, a key of the command line is the last word
+    assert compose(["eval.every_steps=5", *words], config_dir=tmp_path).eval.every_steps == 5
+
+
+def test_a_named_group_keeps_its_lists_mappings_and_references(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text(
+        "source: many\nout: data/${name}\n"
+        "sources: {a: {paths: ['it''s, [x]', \"two\\nlines\"], weight: 2}}\n"
+    )
+    config = compose(["experiment=demo", "data=mine"], config_dir=tmp_path)
+    assert config.data.sources["a"].paths == ("it's, [x]", "two\nlines")
+    assert config.data.out == "data/demo"
+    assert config.data.seq_len == 256
+    assert compose(["experiment=demo"]).data.source == "pydocs"  # nothing of it stays behind

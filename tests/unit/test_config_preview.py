@@ -36,6 +36,7 @@ def test_the_preview_composes_every_choice_as_hydra_does(choice):
         [],
         ["experiment=demo", "optim.lr=1e-4", "seed=3", "model=llama-10m"],
         ["engine=local", "experiment=bench", "train.max_steps=7", "name=2026-11-23"],
+        ["experiment=demo", "eval=none", "optim=lion", "cluster=slurm-pyxis", "eval.sample_tokens=2"],
         ["train.total_tokens=2B", "engine.compile=true", "data.max_bytes=null"],
         ["optim.lr=1", "optim.lr=2"],
         ["data=text", "data.paths=[some/file.txt,other]", "data.out=/tmp/x"],
