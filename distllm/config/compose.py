@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 from distllm.config.keys import flatten, holds_keys, is_key, keys, leaves, merged, nested
 from distllm.config.overrides import (
-    EXPERIMENT,
     Groups,
     accepted_overrides,
     chosen_beside_experiment,

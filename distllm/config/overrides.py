@@ -92,9 +92,7 @@ def _is_accepted(text: str, known: list[str], groups: Groups, problems: Problems
 def _is_choice(group: str, value: str | None, groups: Groups, problems: Problems) -> bool:
     """Whether every plain name in ``value`` (one, or a sweep ``a,b``) is a choice of ``group``."""
     wanted = [] if value in (None, "null", "") else [name.strip() for name in str(value).split(",")]
-    missing = [
-        name for name in wanted if _CHOICE.fullmatch(name) and name not in groups.choices[group]
-    ]
+    missing = [name for name in wanted if _CHOICE.fullmatch(name) and name not in groups.choices[group]]
     for name in missing:
         problems.add(
             f"{group} has no choice {name!r}",

@@ -216,8 +216,7 @@ def test_a_group_named_on_the_command_line_stands_above_the_keys_of_an_experimen
 def test_a_named_group_keeps_its_lists_mappings_and_references(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text(
-        "source: many\nout: data/${name}\n"
-        "sources: {a: {paths: ['it''s, [x]', \"two\\nlines\"], weight: 2}}\n"
+        "source: many\nout: data/${name}\nsources: {a: {paths: ['it''s, [x]', \"two\\nlines\"], weight: 2}}\n"
     )
     config = compose(["experiment=demo", "data=mine"], config_dir=tmp_path)
     assert config.data.sources["a"].paths == ("it's, [x]", "two\nlines")
