@@ -14,7 +14,7 @@ from distllm.config.schema import Config
 from distllm.data.manifest import Manifest
 from distllm.data.mirror import dataset_directory
 from distllm.environment import RankEnvironment
-from distllm.errors import DataError
+from distllm.errors import DataError, TokenizerError
 
 
 def settle(
@@ -61,6 +61,8 @@ def _resolved(
     world = None
     if launcher is not None:
         world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
+    if need_dataset and dataset is not None and config.model.init_from is not None:
+        _check_tokenizer(config, config.model.init_from, problems)
     limit = read_memory_limit(Path(config.runs_dir) / config.name)
     resolved = resolve(
         config,
@@ -81,6 +83,24 @@ def _resolved(
         check_mixture(resolved, Manifest.load(dataset_directory(config.data)), problems)
         problems.raise_if_any()
     return resolved
+
+
+def _check_tokenizer(config: Config, folder: str, problems: Problems) -> None:
+    """Note a dataset whose ids are other tokens than those that the weights to begin with know."""
+    from distllm.data.tokenizer.fit import misfit
+
+    try:
+        found = misfit(dataset_directory(config.data), Path(folder))
+    except TokenizerError as error:
+        problems.pass_on(error, where=error.where or "model.init_from", remedy=error.remedy or "")
+        return
+    problems.check(
+        found is None,
+        f"the dataset's tokenizer does not fit the model in {folder}: {found}",
+        keys=["model.init_from", "data.out"],
+        remedy=f"prepare the data with tokenizer.path={folder} into another data.out; or, if tokens were "
+        "renamed on purpose, put the dataset's tokenizer.json beside the weights",
+    )
 
 
 def dataset_facts(config: Config, problems: Problems, *, needed: bool) -> DatasetFacts | None:

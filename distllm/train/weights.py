@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from distllm.config.resolve import Resolved
+from distllm.data.mirror import dataset_directory
+from distllm.data.tokenizer.fit import notes_on_fit
 from distllm.dist.agree import agree
 from distllm.dist.build import build_engine
 from distllm.dist.engine import Engine
@@ -65,6 +67,8 @@ def engine_of(
     elif known is None and config.model.init_from:
         notes += _begin_with(model, resolved)
     if known is None:
+        if folder := config.model.init_from:
+            notes += notes_on_fit(dataset_directory(config.data), Path(folder))
         notes += describe_groups(groups_of(model, config.optim, resolved.shape.mup)).splitlines()
     if config.engine.compile:
         compile_blocks(model)
