@@ -60,8 +60,10 @@ class Decoding:
         places_T = torch.arange(self._length, self._length + width, device=self._device)
         positions_RT = (places_T - self._starts_R[:, None]).clamp(min=0)
         self._length += width
-        logits_RTV: Tensor = self._model(*self._source, self._inputs_RT, positions_RT, cache=self._cache)
-        return logits_RTV[:, -1].to("cpu", torch.promote_types(logits_RTV.dtype, torch.float32))
+        logits_R1V: Tensor = self._model(
+            *self._source, self._inputs_RT, positions_RT, cache=self._cache, last_only=True
+        )
+        return logits_R1V[:, -1].to("cpu", torch.promote_types(logits_R1V.dtype, torch.float32))
 
     def append(self, ids: Sequence[int], rows: Tensor | None = None) -> None:
         """Let each row go on with its id; ``rows`` says which row's text it goes on from."""

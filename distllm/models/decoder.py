@@ -48,6 +48,8 @@ class DecoderLM(nn.Module):
         segments_BT: Tensor | None = None,
         targets_BT: Tensor | None = None,
         cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
         """Predict the next token at each position.
 
@@ -58,18 +60,23 @@ class DecoderLM(nn.Module):
                 cross from one to another. None: each row is one document.
             targets_BT: ids to predict, ``IGNORE_INDEX`` where there is no loss.
             cache: past positions, which the rows attend to and are appended to; excludes segments.
+            last_only: whether only the logits after the last position are wanted; excludes targets.
 
         Returns:
-            The logits_BTV, or with targets the cross-entropy summed over them, an fp32 scalar. Where
-            ranks share rows, over those at this rank's positions.
+            The logits_BTV or logits_B1V, or with targets the cross-entropy summed over them, an fp32
+            scalar. Where ranks share rows, over those at this rank's positions.
         """
         if cache is not None and segments_BT is not None:
             raise ValueError("a cache holds one document per row: give no segments")
+        if last_only and targets_BT is not None:
+            raise ValueError("targets stand at every position: ask for all of them")
         sequence = self.sequence if targets_BT is not None else None
         if sequence is not None and targets_BT is not None:
             tokens_BT, positions_BT, targets_BT = map(sequence.part, (tokens_BT, positions_BT, targets_BT))
         x_BTC = self.embed_tokens(tokens_BT, positions_BT)
         states_BTC = self.decoder(x_BTC, positions_BT, segments_BT, cache, sequence=sequence)
+        if last_only:  # a prompt's other logits would be its length times the vocabulary, unused
+            states_BTC = states_BTC[:, -1:]
         result: Tensor = self.lm_head(states_BTC, targets_BT)
         if targets_BT is None:
             return result

@@ -52,6 +52,8 @@ class EncoderDecoder(nn.Module):
         segments_BT: Tensor | None = None,
         targets_BT: Tensor | None = None,
         cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
         """Predict the next token of the target at each of its positions.
 
@@ -67,14 +69,17 @@ class EncoderDecoder(nn.Module):
             cache: past positions of the target. After the first call it also holds what is needed of
                 the source, which is not read again. A row of it is one document, whose source is the
                 first segment of the row.
+            last_only: whether only the logits after the last position are wanted; excludes targets.
 
         Returns:
-            The logits_BTV, or with targets the cross-entropy summed over them, an fp32 scalar.
+            The logits_BTV or logits_B1V, or with targets the cross-entropy summed over them, an fp32 scalar.
         """
         if (source_segments_BS is None) != (segments_BT is None) and cache is None:
             raise ValueError("give segments of source and target, or of neither")
         if cache is not None and segments_BT is not None:
             raise ValueError("a cache holds one document per row: give no segments of the target")
+        if last_only and targets_BT is not None:
+            raise ValueError("targets stand at every position: ask for all of them")
         if cache is None:
             hidden_BSC = self._read(source_BS, source_positions_BS, source_segments_BS)
         elif cache.hidden_BSC is None:
@@ -87,6 +92,8 @@ class EncoderDecoder(nn.Module):
             own_BT = source_segments_BS[:, :1].expand(-1, tokens_BT.shape[1])
         source = Source(hidden_BSC, plan_attention(own_BT, x_BTC.device, source_segments_BS))
         hidden_BTC = self.decoder(x_BTC, positions_BT, segments_BT, cache, source)
+        if last_only:
+            hidden_BTC = hidden_BTC[:, -1:]
         result: Tensor = self.lm_head(hidden_BTC, targets_BT)
         if targets_BT is None:
             return result

@@ -127,12 +127,18 @@ class Backend:
         kept = list(ids)[: self.model.shape.max_seq_len]
         tokens_1T = torch.tensor([kept], device=device)
         positions_1T = torch.arange(len(kept), device=device)[None]
-        if self.family == "encoder":
-            out: Tensor = self.model(tokens_1T, positions_1T)
-            if out.ndim == 2:
-                return torch.nn.functional.normalize(out[0].float(), dim=0)
-        x_1TC = _last_hidden(self.model, tokens_1T, positions_1T)
-        return torch.nn.functional.normalize(x_1TC[0].mean(dim=0).float(), dim=0)
+        states: list[Tensor] = []
+        stack = self.model.encoder if self.family == "encoder" else self.model.decoder
+        handle = stack.register_forward_hook(lambda _module, _given, states_1TC: states.append(states_1TC))
+        try:
+            if self.family == "encoder":
+                out: Tensor = self.model(tokens_1T, positions_1T)
+            else:
+                out = self.model(tokens_1T, positions_1T, last_only=True)
+        finally:
+            handle.remove()
+        vector_C = out[0] if out.ndim == 2 else states[0][0].mean(dim=0)
+        return torch.nn.functional.normalize(vector_C.float(), dim=0)
 
 
 def render_chat(template: str | None, messages: Sequence[Mapping[str, str]]) -> str:
@@ -166,18 +172,6 @@ def render_chat(template: str | None, messages: Sequence[Mapping[str, str]]) -> 
             remedy="give the roles in the order that the model was trained on",
         ) from error
     return rendered
-
-
-def _last_hidden(model: Any, tokens_1T: Tensor, positions_1T: Tensor) -> Tensor:
-    """Return what the output projection is given."""
-    seen: list[Tensor] = []
-    head = model.lm_head if hasattr(model, "lm_head") else model.head
-    handle = head.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
-    try:
-        model(tokens_1T, positions_1T)
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 def _a(family: str) -> str:

@@ -179,8 +179,8 @@ class Scheduler:
         recorder = Recorder(self._model.shape, len(request.ids))
         tokens_1T = torch.tensor([list(request.ids)], device=self._device)
         positions_1T = torch.arange(len(request.ids), device=self._device)[None]
-        logits_1TV = self._model(tokens_1T, positions_1T, cache=recorder)
-        if not self._take(request, logits_1TV[0, -1]):
+        logits_11V = self._model(tokens_1T, positions_1T, cache=recorder, last_only=True)
+        if not self._take(request, logits_11V[0, -1]):
             self._pool.admit(recorder.past)
             self._running.append(request)
 

@@ -93,7 +93,8 @@ class Copying(nn.Module):
         self.shape = model_of("encoder_decoder").shape
         self.capitals = capitals
 
-    def forward(self, source, places, segments, token, place, cache):
+    def forward(self, source, places, segments, token, place, cache, *, last_only):
+        assert last_only
         rows = []
         for ids, own in zip(source, segments, strict=True):
             text = TOKENIZER.decode(ids[own == 0].tolist()[:-1])

@@ -1,4 +1,5 @@
 import collections
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
-from distllm.infer.generate import generate, sample_text
+from distllm.infer.generate import generate, generate_rows, sample_text
 from distllm.models.cache import KVCache
 from distllm.models.init import build_model
 from distllm.models.stack import compile_blocks
@@ -49,6 +50,45 @@ def test_cached_logits_are_those_of_the_whole_text_for_every_cut(model):
             parts = zip(ids_BT.split(cuts, 1), positions_BT.split(cuts, 1), strict=True)
             pieces = [model(tokens, positions, cache=cache) for tokens, positions in parts]
             torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-5)
+
+
+@contextmanager
+def rows_of_the_head(model):
+    """Yield a list that gets the rows and positions of which the output projection makes logits."""
+    seen = []
+    handle = model.lm_head.register_forward_hook(lambda _m, _given, out: seen.append(tuple(out.shape[:2])))
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_logits_are_made_for_the_last_position_of_each_row_only(family, beams):
+    config = ModelConfig(
+        family=family, hidden_size=32, num_layers=1, num_heads=4, init_std=0.2, logit_softcap=3.0
+    )
+    model = build_model(settle_shape(config, VOCAB, CONTEXT), seed=1).eval()
+    prompts = [PROMPT, PROMPT[:2], [*PROMPT, 5, 6, 1]]
+    sources = [[1, 2, 3], [4], [5, 6]] if family == "encoder_decoder" else None
+    options = {"vocab_size": VOCAB, "eot_id": -1, "max_tokens": 5, "beams": beams}
+    with rows_of_the_head(model) as seen:
+        few = generate_rows(model, prompts, sources, **options)
+    assert seen == [(3 * beams, 1)] * 5
+    forward = model.forward
+    model.forward = lambda *given, last_only, **named: forward(*given, **named)
+    with rows_of_the_head(model) as seen:
+        assert generate_rows(model, prompts, sources, **options) == few
+    assert seen[0] == (3 * beams, 7)  # it would have been seven times as many for the prompts
+
+
+def test_the_last_logits_are_those_of_all(model):
+    ids_BT = torch.randint(VOCAB, (3, CONTEXT), generator=torch.Generator().manual_seed(2))
+    places_BT = torch.arange(CONTEXT).expand(3, CONTEXT)
+    with torch.no_grad():
+        last_B1V = model(ids_BT, places_BT, last_only=True)
+        torch.testing.assert_close(last_B1V, model(ids_BT, places_BT)[:, -1:], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="every position"):
+        model(ids_BT, places_BT, targets_BT=ids_BT, last_only=True)
 
 
 def test_a_full_cache_and_segments_with_a_cache_are_refused(model):

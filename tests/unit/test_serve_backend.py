@@ -51,6 +51,20 @@ def test_an_encoder_embeds_whole_texts_between_ends(words, head):
         torch.testing.assert_close(torch.tensor(vector), expected)
 
 
+def test_a_decoder_embeds_by_the_mean_of_its_last_states_and_makes_hardly_any_logits(words):
+    model, seen = serving.model(words.vocab_size), []
+    handle = model.lm_head.register_forward_hook(lambda _m, _given, out: seen.append(out.shape[1]))
+    (vector,) = Backend("d", model, words).embed(["the model is"])
+    handle.remove()
+    assert seen == [1]
+    ids_1T = torch.tensor([[words.eot_id, *words.encode("the model is")]])
+    place_1T = torch.arange(ids_1T.shape[1])[None]
+    with torch.no_grad():
+        states_TC = model.decoder(model.embed_tokens(ids_1T, place_1T), place_1T)[0]
+    expected = torch.nn.functional.normalize(states_TC.mean(0), dim=0)
+    torch.testing.assert_close(torch.tensor(vector), expected)
+
+
 def test_a_text_longer_than_the_context_is_cut(words):
     backend = Backend("d", serving.model(words.vocab_size), words)
     long, longer = backend.embed(["the " * 500, "the " * 600])

@@ -53,6 +53,16 @@ class Asked:
         return self.request.new_ids
 
 
+def test_a_prompt_makes_logits_after_its_last_token_only(model, words):
+    seen = []
+    handle = model.lm_head.register_forward_hook(lambda _m, _given, out: seen.append(tuple(out.shape[:2])))
+    scheduler = Scheduler(model, words, slots=4, waiting=64)
+    said = Asked(scheduler, words.encode("the model is"), Sampling(max_tokens=3, temperature=0.0)).result()
+    scheduler.close()
+    handle.remove()
+    assert seen == [(1, 1)] * len(said)
+
+
 def prompts(count, longest=20):
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, longest, (count,), generator=generator).tolist()
