@@ -36,10 +36,10 @@ def overrides(root: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def prepare(root: Path) -> Path:
+def prepare(root: Path, *more: str) -> Path:
     """Write the corpus and prepare the dataset of `overrides`."""
     write_corpus(root / "corpus")
-    done = distllm("prepare", *overrides(root))
+    done = distllm("prepare", *overrides(root, *more))
     assert done.returncode == 0, done.stderr
     return root
 

@@ -6,6 +6,7 @@ empty panel behind.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,28 @@ from distllm.observe.names import SAMPLES, STEP_AXIS, TOKEN_AXIS
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One line plot: title, measures, axis, and whether its scale is logarithmic."""
+    """One line plot.
+
+    Attributes:
+        title: what is shown.
+        measures: names that are logged; one that ends in ``*`` stands for all that begin so.
+        axis: what they are shown over.
+        log: whether the scale is logarithmic.
+    """
 
     title: str
     measures: tuple[str, ...]
     axis: str = STEP_AXIS
     log: bool = False
+
+    @property
+    def pattern(self) -> str | None:
+        """The regular expression of the measures, where their names depend on the run."""
+        if not any(name.endswith("*") for name in self.measures):
+            return None
+        return "|".join(
+            f"^{re.escape(name.removesuffix('*'))}" + ".*" * name.endswith("*") for name in self.measures
+        )
 
 
 def layout(task: str) -> Mapping[str, Sequence[Panel]]:
@@ -32,6 +49,7 @@ def layout(task: str) -> Mapping[str, Sequence[Panel]]:
             Panel("Loss", ("train/loss", f"{evaluation}/loss"), TOKEN_AXIS),
             Panel("Perplexity", ("train/perplexity", f"{evaluation}/perplexity"), TOKEN_AXIS, log=True),
             Panel("Bits per byte", (f"{evaluation}/bits_per_byte",), TOKEN_AXIS),
+            Panel("Validation loss by source", (f"{evaluation}/sources/*",), TOKEN_AXIS),
             Panel("Learning rate", ("train/lr",), TOKEN_AXIS),
             Panel("Gradient norm", ("train/grad_norm",), TOKEN_AXIS, log=True),
         ),
@@ -48,6 +66,10 @@ def layout(task: str) -> Mapping[str, Sequence[Panel]]:
             Panel("Skipped and lost steps", ("reliability/skipped_steps", "reliability/lost_steps")),
             Panel("Mean time to failure", ("reliability/mttf_seconds",)),
             Panel("Damaged samples", ("data/damaged_samples",)),
+        ),
+        "Privacy": (
+            Panel("Exposure of canaries, bits", (f"{evaluation}/exposure/*",), TOKEN_AXIS),
+            Panel("Epsilon", ("privacy/epsilon", "privacy/epsilon_poisson")),
         ),
         "Machine": (Panel("Memory of rank 0", ("sys/memory_bytes",)),),
     }
@@ -76,7 +98,13 @@ def workspace(entity: str, project: str, task: str) -> Any:
             name=name,
             is_open=True,
             panels=[
-                reports.LinePlot(title=panel.title, x=panel.axis, y=list(panel.measures), log_y=panel.log)
+                reports.LinePlot(
+                    title=panel.title,
+                    x=panel.axis,
+                    y=[] if panel.pattern else list(panel.measures),
+                    metric_regex=panel.pattern,
+                    log_y=panel.log,
+                )
                 for panel in panels
             ],
         )

@@ -62,7 +62,8 @@ class RunFacts:
         path: its directory.
         status: ``done``, ``stopped``, ``failed`` or ``unfinished``.
         steps: step lines, each step once, newest attempt first served.
-        evals: evaluation lines, each step once.
+        evals: evaluation lines, each step once; a measure that has parts is one column a part
+            (``exposure_x64``).
         samples: what the model wrote, oldest first.
         logbook: where the time went and what happened; None without a ledger.
         events: the ledger.
@@ -97,7 +98,7 @@ def gather(path: Path, batch_text: BatchText) -> RunFacts:
         DataError: there are no metrics, or they or the ledger cannot be read.
     """
     lines = list(_metrics(path / METRICS_FILE))
-    steps, evals = _newest(lines, "step"), _newest(lines, "eval")
+    steps, evals = _newest(lines, "step"), [_parted(row) for row in _newest(lines, "eval")]
     if not steps and not evals:
         raise DataError(
             f"{path} holds no step", where=str(path / METRICS_FILE), remedy="train it first: distllm train"
@@ -150,6 +151,18 @@ def _newest(lines: Sequence[Row], kind: str) -> list[Row]:
     """Return the lines of a kind by step: of several of one step, the last (the newest attempt's)."""
     found = {line["step"]: line for line in lines if line["kind"] == kind}
     return [found[step] for step in sorted(found)]
+
+
+def _parted(row: Row) -> Row:
+    """Return an evaluation with each part of a measure in a column of its own."""
+    found: Row = {}
+    for name, value in row.items():
+        found |= (
+            {f"{name}_{part}": one for part, one in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return found
 
 
 def _marked(steps: Sequence[Row]) -> list[Row]:

@@ -32,7 +32,13 @@ def write_figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
         ) from error
     written = []
     for chart in data["charts"]:
-        if not any(_drawable(part, chart["column"]) for run in data["runs"] for part in _parts(run)):
+        drawable = [
+            _drawable(part, column)
+            for run in data["runs"]
+            for part in _parts(run)
+            for column in _columns(chart)
+        ]
+        if not any(drawable):
             continue
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         _draw(figure.subplots(), data["runs"], chart)
@@ -44,14 +50,16 @@ def write_figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
 
 
 def _draw(axes: Any, runs: Sequence[Mapping[str, Any]], chart: Mapping[str, Any]) -> None:
-    for index, run in enumerate(runs):
+    lines = [(run, column) for run in runs for column in _columns(chart)]
+    for index, (run, column) in enumerate(lines):
         colour = _COLOURS[index % len(_COLOURS)]
         steps, evals = _parts(run)
-        if _drawable(steps, chart["column"]):
-            axes.plot(steps["step"], _counted(steps, chart), color=colour, lw=1.4, label=run["name"])
-        if chart.get("evals") and _drawable(evals, chart["column"]):
-            values = _counted(evals, chart)
-            label = f"{run['name']}, validation"
+        if _drawable(steps, column):
+            axes.plot(steps["step"], _counted(steps, chart, column), color=colour, lw=1.4, label=run["name"])
+        if chart.get("evals") and _drawable(evals, column):
+            values = _counted(evals, chart, column)
+            what = column.removeprefix(f"{chart['column']}_") if "columns" in chart else "validation"
+            label = f"{run['name']}, {what}"
             axes.plot(evals["step"], values, "--o", color=colour, lw=1.2, ms=3, label=label)
     axes.set_title(chart["title"], loc="left", fontsize=11)
     axes.set_xlabel("step")
@@ -68,8 +76,12 @@ def _drawable(part: Mapping[str, Any], column: str) -> bool:
     return any(value is not None for value in part.get(column, ()))
 
 
-def _counted(part: Mapping[str, Any], chart: Mapping[str, Any]) -> list[float]:
-    values = part[chart["column"]]
+def _columns(chart: Mapping[str, Any]) -> Sequence[str]:
+    return chart.get("columns") or [chart["column"]]
+
+
+def _counted(part: Mapping[str, Any], chart: Mapping[str, Any], column: str) -> list[float]:
+    values = part[column]
     skipped = part["skipped"] if chart.get("skips") and "skipped" in part else [0] * len(values)
     return [
         float("nan") if value is None or skip else float(value)

@@ -53,6 +53,11 @@ CHARTS: tuple[Mapping[str, Any], ...] = (
     {"column": "data_wait_fraction", "title": "Waiting for data", "format": "percent"},
     {"column": "memory_bytes", "title": "Memory of rank 0", "format": "bytes"},
 )
+# Measures of evaluations that have parts, such as canaries planted so many times: a line for each.
+_PARTED: Mapping[str, str] = {
+    "exposure": "Exposure of canaries, bits",
+    "sources": "Validation loss by source, nats per token",
+}
 _NO_CURVES = {
     "step", "tokens", "time", "attempt", "skipped", "skipped_steps", "damaged_samples", "rewinds",
     "eta_seconds", "overhead_fraction", "seconds",
@@ -122,8 +127,21 @@ def page_data(runs: Sequence[RunFacts]) -> dict[str, Any]:
     ]
     known = {chart["column"] for chart in CHARTS} | _NO_CURVES
     extra = sorted({name for run in shown for part in (run["steps"], run["evals"]) for name in part} - known)
-    more = [{"column": name, "title": _words(name), "format": "plain", "evals": True} for name in extra]
-    return {"runs": shown, "charts": [*CHARTS, *more]}
+    parted = {name: [part for part in extra if part.startswith(f"{name}_")] for name in _PARTED}
+    charts = [
+        {"column": name, "columns": sorted(parts, key=_by_number), "title": _PARTED[name], "format": "plain",
+         "evals": True}
+        for name, parts in parted.items()
+        if parts
+    ]  # fmt: skip
+    single = [name for name in extra if not any(name in parts for parts in parted.values())]
+    more = [{"column": name, "title": _words(name), "format": "plain", "evals": True} for name in single]
+    return {"runs": shown, "charts": [*CHARTS, *charts, *more]}
+
+
+def _by_number(column: str) -> tuple[int, str]:
+    """Let ``x8`` come before ``x64``."""
+    return len(column), column
 
 
 def _with_time(run: RunFacts, evals: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -33,8 +33,9 @@ def of_kind(records, kind):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """Two attempts: a step is skipped, rank 1 is killed, the second attempt finishes."""
-    root = tiny.prepare(tmp_path_factory.mktemp("contract"))
+    """Two attempts with canaries: a step is skipped, rank 1 is killed, the second attempt finishes."""
+    root = tmp_path_factory.mktemp("contract")
+    tiny.prepare(root, "privacy.canaries.repeats=[0,8]", "privacy.canaries.space=20")
     more = (
         "engine=local", "logger=wandb", "logger.tensorboard=true", "train.max_steps=10",
         "checkpoint.every_steps=3", "chaos.faults=[nan@2:0, kill@6:1]", "cluster.max_restarts=0",
@@ -62,7 +63,9 @@ def shown(attempts):
 
 def test_names_are_those_of_the_table(attempts):
     promised = {row[0].replace("<task>", TASK) for row in rows("name")}
-    assert set().union(*(names for _, names in shown(attempts))) == promised
+    exposure = next(row[0] for row in rows("only where asked for") if "exposure" in row[0])
+    canaries = {exposure.replace("<task>", TASK).replace("<copies>", copies) for copies in ("0", "8")}
+    assert set().union(*(names for _, names in shown(attempts))) == promised | canaries
 
 
 def test_axes_and_summaries_are_those_of_the_table(attempts):
@@ -136,6 +139,7 @@ def test_tensorboard_has_the_same_names(run_dir):
     events.Reload()
     promised = {row[0].replace("<task>", TASK) for row in rows("name")}
     own = {name for name in promised if name.split("/")[0] not in ("trainer",) and name != "eval/samples"}
+    own |= {f"eval/{TASK}/exposure/x{copies}" for copies in (0, 8)}
     later = {f"reliability/{name}" for name in ("goodput", "ettr", "lost_steps", "restarts", "mttf_seconds")}
     assert set(events.Tags()["scalars"]) == own - later | {"trainer/tokens"}
     assert [event.step for event in events.Scalars("train/lr")][-1] == 10

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -103,10 +104,17 @@ def test_the_layout_shows_every_measure_and_no_other():
     from distllm.observe.goodput import CATEGORIES, Account
 
     account = Account(dict.fromkeys(CATEGORIES, 1.0), 2, 3, 0, {"killed": 1}, 1)
-    logged = {*step_values(STEP), *eval_values(EVAL, "causal_lm"), *reliability_values(account)}
+    step = replace(STEP, epsilon=1.0, epsilon_poisson=0.5)
+    watched = replace(EVAL, exposure={"x0": 1.4, "x64": 9.9}, sources={"wiki": 3.0})
+    logged = {*step_values(step), *eval_values(watched, "causal_lm"), *reliability_values(account)}
     panels = [panel for section in layout("causal_lm").values() for panel in section]
-    shown = [measure for panel in panels for measure in panel.measures]
-    assert sorted(shown) == sorted(logged)
+    found = [(name, panel) for name in logged for panel in panels if shows(panel, name)]
+    assert sorted(name for name, _ in found) == sorted(logged)  # each in one panel
+    assert {panel for _, panel in found} == set(panels)
+
+
+def shows(panel, name):
+    return bool(re.search(panel.pattern, name)) if panel.pattern else name in panel.measures
 
 
 @pytest.mark.slow
@@ -123,6 +131,8 @@ def test_the_layout_is_a_workspace(tmp_path, monkeypatch, capsys):
     names = [section["name"] for section in sections if section["panels"]]
     assert names == [*layout("causal_lm"), "Samples"]
     assert "train/loss" in json.dumps(sections[0])
+    (privacy,) = (json.dumps(section) for section in sections if section["name"] == "Privacy")
+    assert '"^eval/causal_lm/exposure/.*"' in privacy
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("wandb_workspaces.workspaces.Workspace.save", refused)

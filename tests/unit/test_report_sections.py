@@ -89,6 +89,29 @@ def test_the_best_evaluation_is_marked_and_every_measure_is_a_column(storm):
     assert "bleu" in [chart["column"] for chart in page_data([facts])["charts"]]
 
 
+def test_canaries_are_one_chart_with_a_line_for_each_number_of_copies(storm, tmp_path):
+    from distllm.report.figures import write_figures
+
+    path = storm / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "eval":
+            bits = {"x0": 1.5, "x64": line["step"] / 8, "x8": 2.25}
+            line |= {"exposure": bits, "sources": {}}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = facts_of(storm)
+    data = page_data([facts])
+    (chart,) = (chart for chart in data["charts"] if "xposure" in chart["title"])
+    assert chart["columns"] == ["exposure_x0", "exposure_x8", "exposure_x64"]
+    assert data["runs"][0]["evals"]["exposure_x64"] == [1.25, 2.5, 3.75, 5.0]
+    assert not any("sources" in chart["column"] for chart in data["charts"])  # there is one source
+    html = evaluations([facts])
+    assert ">exposure x64<" in html
+    assert ">5<" in html
+    assert "{" not in html
+    assert [file.stem for file in write_figures({**data, "charts": [chart]}, tmp_path)] == ["exposure"]
+
+
 def test_evaluations_stand_at_the_time_of_their_step(storm):
     run = page_data([facts_of(storm)])["runs"][0]
     when = dict(zip(run["steps"]["step"], run["steps"]["time"], strict=True))

@@ -57,14 +57,18 @@ function lines(chart) {
   const found = [];
   data.runs.forEach((run, index) => {
     if (state.hidden.has(index)) return;
-    const add = (source, kind) => {
-      const values = source && source[chart.column];
+    const add = (source, kind, column, part) => {
+      const values = source && source[column];
       if (!values || !values.some((v) => v !== null)) return;
-      const colour = data.runs.length > 1 ? `var(--c${index % 8})` : kind === "eval" ? "var(--c1)" : "var(--c0)";
-      found.push({ x: source[state.axis], y: values, skipped: chart.skips ? source.skipped : undefined, kind, colour, run });
+      const own = chart.columns ? part : kind === "eval" ? 1 : 0;
+      const colour = `var(--c${(data.runs.length > 1 ? index : own) % 8})`;
+      const label = chart.columns ? column.slice(chart.column.length + 1) : "";
+      found.push({ x: source[state.axis], y: values, skipped: chart.skips ? source.skipped : undefined, kind, colour, label, run });
     };
-    add(run.steps, "step");
-    if (chart.evals) add(run.evals, "eval");
+    (chart.columns || [chart.column]).forEach((column, part) => {
+      add(run.steps, "step", column, part);
+      if (chart.evals) add(run.evals, "eval", column, part);
+    });
   });
   return found;
 }
@@ -148,7 +152,7 @@ function readout(figure) {
     const value = line.shown[index] ?? line.y[index];
     const b = document.createElement("b");
     b.style.color = line.colour;
-    b.textContent = value === null ? "not finite" : format[chart.format](value);
+    b.textContent = (line.label && `${line.label} `) + (value === null ? "not finite" : format[chart.format](value));
     if (line.skipped && line.skipped[index]) b.textContent += " skipped";
     output.append(b, " ");
   }
