@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from distllm import errors
 from distllm.errors import ConfigError, ConfigProblems, DistllmError
+from distllm.placeholders import placeholder
 from distllm.registry import did_you_mean
 
 PACKAGE = Path(__file__).parent
@@ -25,6 +26,7 @@ _LONGEST = 10
 _VAGUE = 3
 _NOTES = ("add", "check")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+Spell = Callable[[ast.expr], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Message:
     Attributes:
         name: what its page is called.
         kind: class of the error.
-        cause, where, remedy: as they are written; values stand as ``{expression}``, alternatives
+        cause, where, remedy: as they are written; values stand as ``<name>``, alternatives
             one after the other.
         condition: the expression in the source that decides, empty where it always happens.
         means: what the docstring of the function says of it.
@@ -153,15 +155,19 @@ def _message(node: ast.AST, parents: tuple[ast.AST, ...], path: str) -> Message 
         checks = node.func.attr == "check"
     given = {keyword.arg: keyword.value for keyword in node.keywords}
     cause = node.args[1 if checks else 0] if len(node.args) > checks else given.get("cause")
-    causes = _texts(cause, function)
+    causes = _texts(cause, function, _in_braces)
     if not any(map(_words, causes)) and isinstance(cause, ast.Name) and _is_argument(cause.id, function):
         return None
+
+    def spell(value: ast.expr) -> str:
+        return placeholder(value, parents[0], lambda text, within: _texts(text, within, spell))
+
     return Message(
         name=_name(causes, path, function),
         kind=kind,
-        cause=causes,
-        where=_texts(given.get("where", given.get("keys")), function),
-        remedy=_texts(given.get("remedy"), function),
+        cause=_texts(cause, function, spell),
+        where=_texts(given.get("where", given.get("keys")), function, spell),
+        remedy=_texts(given.get("remedy"), function, spell),
         condition=f"not ({ast.unparse(node.args[0])})" if checks else _condition(node, parents),
         means=_meaning(function, kind),
         path=path,
@@ -193,36 +199,37 @@ def _is_argument(name: str, function: Function | None) -> bool:
     return name in {one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
 
 
-def _texts(node: ast.expr | None, function: Function | None) -> tuple[str, ...]:
-    """Return a string as it is written, or each of its alternatives; values stand as ``{expression}``."""
+def _in_braces(value: ast.expr) -> str:
+    return f"{{{ast.unparse(value)}}}"
+
+
+def _texts(node: ast.expr | None, function: Function | None, spell: Spell) -> tuple[str, ...]:
+    """Return a string as it is written, or each of its alternatives; ``spell`` tells how values stand."""
     if node is None or (isinstance(node, ast.Constant) and node.value is None):
         return ()
-    if isinstance(node, ast.Constant):
-        return (str(node.value),)
-    if isinstance(node, ast.IfExp):
-        return (*_texts(node.body, function), *_texts(node.orelse, function))
-    if isinstance(node, ast.BoolOp):
-        return tuple(text for value in node.values for text in _texts(value, function))
-    if isinstance(node, ast.JoinedStr):
-        return ("".join(_texts(value, function)[0] for value in node.values),)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return ("".join((_texts(side, function) or ("",))[0] for side in (node.left, node.right)),)
-    if isinstance(node, ast.List | ast.Tuple):
-        return (", ".join(text for item in node.elts for text in _texts(item, function)),)
-    if isinstance(node, ast.FormattedValue):
-        inner = node.value
-        is_word = isinstance(inner, ast.IfExp) and isinstance(inner.body, ast.Constant)
-        quote = "'" if node.conversion == ord("r") else ""
-        return _texts(inner, function)[:1] if is_word else (f"{quote}{{{ast.unparse(inner)}}}{quote}",)
-    if isinstance(node, ast.Name) and (assigned := _assigned(node.id, function)):
-        return _texts(assigned, None)
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == did_you_mean.__name__
-    ):
-        return ("did you mean {the closest name}?", "use one of: {all names}")
-    return (f"{{{ast.unparse(node)}}}",)
+    match node:
+        case ast.Constant(value=value):
+            return (str(value),)
+        case ast.IfExp(body=one, orelse=other):
+            return (*_texts(one, function, spell), *_texts(other, function, spell))
+        case ast.BoolOp(values=values):
+            return tuple(text for value in values for text in _texts(value, function, spell))
+        case ast.JoinedStr(values=values):
+            return ("".join(_texts(value, function, spell)[0] for value in values),)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return ("".join((_texts(side, function, spell) or ("",))[0] for side in (left, right)),)
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return (", ".join(text for item in items for text in _texts(item, function, spell)),)
+        case ast.FormattedValue(value=inner, conversion=conversion):
+            if isinstance(inner, ast.IfExp) and isinstance(inner.body, ast.Constant):
+                return _texts(inner, function, spell)[:1]
+            quote = "'" if conversion == ord("r") else ""
+            return (f"{quote}{spell(inner)}{quote}",)
+        case ast.Call(func=ast.Name(id=called)) if called == did_you_mean.__name__:
+            return ("did you mean <the closest name>?", "use one of: <all names>")
+        case ast.Name(id=name) if assigned := _assigned(name, function):
+            return _texts(assigned, None, spell)
+    return (spell(node),)
 
 
 def _assigned(name: str, function: Function | None) -> ast.expr | None:

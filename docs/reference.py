@@ -17,7 +17,7 @@ from mkdocs.structure.files import File
 import distllm
 from distllm import errors
 from distllm.cli import COMMANDS
-from distllm.commands.explain_error import page_of, verbatim
+from distllm.commands.explain_error import page_of, title_of, verbatim
 from distllm.config.keys import leaves
 from distllm.config.schema import Config
 from distllm.config.validate import describe
@@ -100,7 +100,7 @@ def error_pages() -> dict[str, str]:
         "# Every error",
         "",
         "A command prints its error with a name in brackets, which is the name of a page here and of "
-        "`distllm explain error=NAME`. Values stand as `{expression}` of the source.",
+        "`distllm explain error=NAME`. What is in `<angle brackets>` is a value.",
         "",
         *("| class | exit code | meaning |", "|---|---|---|"),
     ]
@@ -130,7 +130,7 @@ def _listed(messages: list[Message]) -> list[str]:
     once = {message.name: message for message in reversed(messages)}
     if not once:
         return []
-    rows = [row(f"[{verbatim(one.cause[0])}]({name}.md)", f"`{name}`") for name, one in sorted(once.items())]
+    rows = [row(f"[{verbatim(title_of(one))}]({name}.md)", f"`{name}`") for name, one in sorted(once.items())]
     return ["| message | name |", "|---|---|", *rows]
 
 

@@ -51,7 +51,7 @@ def page_of(messages: Sequence[Message], *, example: str | None = None, links: b
         example: how it was once printed.
         links: whether other pages are links, from ``reference/errors/NAME.md``, or only named.
     """
-    lines = [f"# {verbatim(_title(messages[0]))}", ""]
+    lines = [f"# {verbatim(title_of(messages[0]))}", ""]
     if example is not None:
         lines += ["```text", f"distllm: {example}", "```", ""]
     for message in messages:
@@ -67,8 +67,10 @@ def verbatim(text: str) -> str:
     return f"`{' '.join(text.replace('`', chr(39)).split())}`"
 
 
-def _title(message: Message) -> str:
-    return message.cause[0] if message.cause else message.name
+def title_of(message: Message) -> str:
+    """Return the first cause, or the words of the name where the cause is nothing but a value."""
+    cause = message.cause[0] if message.cause else ""
+    return cause if re.sub(r"<[^<>]*>", "", cause).strip(" :") else message.name.replace("-", " ")
 
 
 def _sentence(text: str) -> str:

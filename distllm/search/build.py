@@ -35,7 +35,7 @@ from distllm.fsio import (
     digest_file,
 )
 from distllm.search.corpus import Written, read_passages, write_passages
-from distllm.search.encoder import TextEncoder
+from distllm.search.encoder import Precision, TextEncoder
 from distllm.search.index import FORMAT, MANIFEST, PASSAGES, VECTORS, WORDS
 
 BATCH = 32
@@ -51,6 +51,7 @@ def build_index(
     *,
     passage_tokens: int,
     exact: bool,
+    precision: Precision = "fp32",
     tell: Tell,
 ) -> dict[str, Any]:
     """Write an index of a corpus to the directory ``out``; return its manifest. Collective.
@@ -62,6 +63,7 @@ def build_index(
         topology: this rank's place.
         passage_tokens: ids of a passage at most.
         exact: whether vectors are compared with all; else with part of them, in a graph.
+        precision: of the matrix products that make the vectors.
         tell: shown how far this rank has come.
 
     Raises:
@@ -81,29 +83,39 @@ def build_index(
             topology, lambda: asdict(write_passages(read, encoder.tokenizer, longest, staging / PASSAGES))
         )
         texts = [passage.text for passage in read_passages((staging / PASSAGES).read_bytes())]
-        _embed_own(encoder, texts, staging, topology, tell)
+        batches = batches_of(encoder.sizes(texts))
+        _embed_own(encoder, texts, batches, precision, staging, topology, tell)
         barrier(topology)
         manifest: dict[str, Any] = agree_after_work(
-            topology, lambda: _finish(encoder, read, Written(**told), texts, staging, topology, exact)
+            topology,
+            lambda: _finish(
+                encoder, read, Written(**told), texts, batches, precision, staging, topology, exact
+            ),
         )
     return manifest
 
 
-def batches_of(texts: Sequence[str]) -> list[list[int]]:
-    """Return the passages of each batch: texts of about one length together, so that little is padding."""
-    order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
+def batches_of(sizes: Sequence[int]) -> list[list[int]]:
+    """Return the passages of each batch, by their ids: of like lengths, so little is padding."""
+    order = sorted(range(len(sizes)), key=lambda place: (sizes[place], place))
     return [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
 
 
 def _embed_own(
-    encoder: TextEncoder, texts: Sequence[str], staging: Path, topology: Topology, tell: Tell
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    batches: Sequence[list[int]],
+    precision: Precision,
+    staging: Path,
+    topology: Topology,
+    tell: Tell,
 ) -> None:
     """Embed every R-th batch and write the vectors, batch after batch."""
-    own = batches_of(texts)[topology.rank :: topology.world_size]
+    own = batches[topology.rank :: topology.world_size]
     total, done = sum(map(len, own)), 0
     vectors = [np.empty((0, encoder.model.shape.hidden_size), dtype=np.float32)]
     for batch in own:
-        vectors.append(encoder.embed([texts[place] for place in batch]))
+        vectors.append(encoder.embed([texts[place] for place in batch], precision))
         done += len(batch)
         tell(Progress("embed", done, total, "passages"))
     with atomic_open(_part(staging, topology.rank)) as stream:
@@ -114,9 +126,9 @@ def _part(staging: Path, rank: int) -> Path:
     return staging / f"part-{rank:05d}.npy"
 
 
-def _gathered(texts: Sequence[str], staging: Path, world_size: int) -> NDArray[np.float32]:
+def _gathered(batches: Sequence[list[int]], staging: Path, world_size: int) -> NDArray[np.float32]:
     """Return the vectors_PC of all ranks in the order of the passages; their files are removed."""
-    batches, parts = batches_of(texts), []
+    parts = []
     for rank in range(world_size):
         file = _part(staging, rank)
         if not file.is_file():
@@ -129,7 +141,7 @@ def _gathered(texts: Sequence[str], staging: Path, world_size: int) -> NDArray[n
             (list(chain.from_iterable(batches[rank::world_size])), np.load(file, allow_pickle=False))
         )
         file.unlink()
-    vector_PC = np.empty((len(texts), parts[0][1].shape[1]), dtype=np.float32)
+    vector_PC = np.empty((sum(map(len, batches)), parts[0][1].shape[1]), dtype=np.float32)
     for places, vectors in parts:
         vector_PC[places] = vectors
     return vector_PC
@@ -140,12 +152,14 @@ def _finish(
     read: ReadConfig,
     written: Written,
     texts: Sequence[str],
+    batches: Sequence[list[int]],
+    precision: Precision,
     staging: Path,
     topology: Topology,
     exact: bool,
 ) -> dict[str, Any]:
     """Write both indexes and the manifest, on rank 0; return the manifest."""
-    vector_PC = _gathered(texts, staging, topology.world_size)
+    vector_PC = _gathered(batches, staging, topology.world_size)
     index = VectorIndex(vector_PC, exact=exact)
     atomic_write_bytes(staging / VECTORS, index.to_bytes())
     atomic_write_bytes(staging / WORDS, safetensors.numpy.save(BM25(texts).to_arrays()))
@@ -162,7 +176,11 @@ def _finish(
             "paths": list(read.paths),
             "digest": files[PASSAGES]["digest"],
         },
-        "vectors": {"exact": exact, "agreement": None if exact else _agreement(index, vector_PC)},
+        "vectors": {
+            "exact": exact,
+            "agreement": None if exact else _agreement(index, vector_PC),
+            "precision": precision,
+        },
         "files": files,
     }
     atomic_write_json(staging / MANIFEST, manifest)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from distllm.export.load import load_model, shape_of
 from distllm.infer.load import load_trained
 from distllm.models.init import Model
 
+Precision = Literal["fp32", "bf16"]
 _TOGETHER = 32
 _PROBE = "The quick brown Fox jumps over 13 lazy dogs; naïve?\n\tdef f(x): return x"
 _REMEDY = "use an encoder: a run of task=contrastive (experiment=embed), its export, or a sentence encoder"
@@ -85,10 +86,22 @@ class TextEncoder:
             "digest": digest.hexdigest(),
         }
 
+    def sizes(self, texts: Sequence[str]) -> list[int]:
+        """Return the ids of each text, without those around it."""
+        return [len(ids) for ids in self.tokenizer.encode_batch(texts)] if texts else []
+
     @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors_NC; texts longer than the model's context are cut."""
-        parts = [self._embed(texts[at : at + _TOGETHER]) for at in range(0, len(texts), _TOGETHER)]
+    def embed(self, texts: Sequence[str], precision: Precision = "fp32") -> NDArray[np.float32]:
+        """Return unit vectors_NC; texts longer than the model's context are cut.
+
+        Args:
+            texts: any number.
+            precision: of matrix products; ``bf16`` rounds what goes into them, and keeps norms and
+                softmax in fp32.
+        """
+        kind = next(self.model.parameters()).device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+            parts = [self._embed(texts[at : at + _TOGETHER]) for at in range(0, len(texts), _TOGETHER)]
         return np.concatenate([np.empty((0, self.model.shape.hidden_size), dtype=np.float32), *parts])
 
     def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:

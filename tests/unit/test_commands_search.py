@@ -184,6 +184,9 @@ def test_vectors_have_length_one_and_do_not_depend_on_neighbours_or_on_what_is_c
     for row, text in enumerate(texts):
         np.testing.assert_allclose(encoder.embed([text])[0], together[row], atol=1e-5)
     assert encoder.embed([]).shape == (0, 32)
+    rounded = encoder.embed(texts, "bf16")
+    assert 0 < np.abs(rounded - together).max() < 0.05
+    np.testing.assert_allclose(np.linalg.norm(rounded, axis=1), 1.0, atol=1e-5)
     long, longer = encoder.embed(["the " * 900]), encoder.embed(["the " * 901])
     np.testing.assert_array_equal(long, longer)
 

@@ -50,8 +50,8 @@ def found(tmp_path, monkeypatch):
 def test_messages_are_read_from_the_source_with_what_decides(found):
     refused, checked, damaged = found[1]
     assert (refused.name, refused.kind, refused.room) == ("no-thing", "ConfigError", "room")
-    assert refused.cause == ("no thing '{name}'",)
-    assert refused.remedy == ("use {problem}", "make one")
+    assert refused.cause == ("no thing '<name>'",)
+    assert refused.remedy == ("use <problem>", "make one")
     assert refused.condition == "if path is None"
     assert refused.means == "nothing is called so, in any of the places."
     assert refused.exit_code == 64
@@ -59,7 +59,7 @@ def test_messages_are_read_from_the_source_with_what_decides(found):
     assert checked.condition == "not (path.exists())"
     assert damaged.name == "thing-find"
     assert damaged.condition == "except OSError"
-    assert damaged.remedy[0] == "did you mean {the closest name}?"
+    assert damaged.remedy[0] == "did you mean <the closest name>?"
     assert (damaged.means, damaged.exit_code) == ("it is damaged.", 65)
 
 
@@ -123,7 +123,7 @@ def test_the_command_line_names_a_page_and_shows_it(capsys):
     assert printed.endswith("  more:   distllm explain error=no-run\n")
     assert main(["explain", "error=no-run"]) == 0
     page = capsys.readouterr().out
-    assert page.startswith("# `no run '{run}'`\n")
+    assert page.startswith("# `no run '<run>'`\n")
     assert "- remedy: `train one first: distllm train experiment=demo`" in page
     assert "exit code 64" in page
     assert main(["explain", "error=no-runn"]) == 64
