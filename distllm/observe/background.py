@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from distllm.observe.ledger import Event
@@ -15,6 +17,8 @@ from distllm.redact import redact_text
 
 CAPACITY = 10_000
 CLOSE_SECONDS = 120.0
+_PROBE_SECONDS = 5.0
+_PROBE_BYTES = 1 << 16
 
 _log = logging.getLogger(__name__)
 
@@ -27,9 +31,13 @@ class BackgroundSink:
     dropped. So are those that find the queue full, where a server is slower than the run.
     ``metrics.jsonl`` has everything either way.
 
+    wandb, trackio and TensorBoard write on threads or processes of their own, and of a full disk none of
+    them tells its caller. So this one tries now and then whether there is room where they write.
+
     Args:
         name: what people call it.
         build: makes the sink.
+        directory: where its library writes; None: at a server, or it tells itself of a full disk.
         capacity: records that may wait.
         close_seconds: how long `close` waits for what is still in the queue.
     """
@@ -39,12 +47,15 @@ class BackgroundSink:
         name: str,
         build: Callable[[], Sink],
         *,
+        directory: Path | None = None,
         capacity: int = CAPACITY,
         close_seconds: float = CLOSE_SECONDS,
     ) -> None:
         self._name = name
         self._close_seconds = close_seconds
         self._waiting: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(capacity)
+        self._directory = directory
+        self._next_probe = 0.0
         self._dropped = 0
         self._closed = False
         self._thread = threading.Thread(target=self._work, args=(build,), name=f"sink {name}", daemon=True)
@@ -98,12 +109,25 @@ class BackgroundSink:
             while (item := self._waiting.get()) is not None:
                 method, arguments = item
                 getattr(sink, method)(*arguments)
+                self._require_room()
             ended = True
+            self._require_room(now=True)
             sink.close()
         except Exception as error:
             self._warn(f"failed ({type(error).__name__}: {error}); training goes on without it")
             if not ended:
                 self._discard()
+
+    def _require_room(self, *, now: bool = False) -> None:
+        """Write a small file and remove it, every few seconds: a quota or a full disk shows here."""
+        if self._directory is None or (time.monotonic() < self._next_probe and not now):
+            return
+        self._next_probe = time.monotonic() + _PROBE_SECONDS
+        probe = self._directory / f".room-{threading.get_ident()}"
+        try:
+            probe.write_bytes(bytes(_PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
 
     def _discard(self) -> None:
         """Take what still comes, so that nobody waits for room."""

@@ -41,7 +41,8 @@ def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
     known = _shown_in(run.directory, [name for name, _ in wanted])
     for name, build in wanted:
         told = replace(run, shown=recorded if name in known else {})
-        sinks.append(BackgroundSink(name, partial(build, told)))
+        directory = None if name == "MLflow" else run.directory
+        sinks.append(BackgroundSink(name, partial(build, told), directory=directory))
     return sinks
 
 

@@ -19,13 +19,23 @@ from distllm.config.overrides import split_override
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGES = sorted((CHECKOUT / "docs").rglob("*.md"))
 BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```",
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^(?P<indent> *)(?P<fence>```+|~~~+)(?P<kind>\S*)[^\n]*\n"
+    r"(?P<text>.*?)^ *(?P=fence)",
     re.MULTILINE | re.DOTALL,
 )
 COMMAND = re.compile(
-    r"^(?:\$ )?((?:distllm [a-z]+|python|pip|make|wandb|torchrun|deepspeed|srun|sbatch|vllm)(?= |$)[^#\n]*)",
+    r"^ *(?:\$ )?((?:distllm [a-z]+|python|pip|make|wandb|torchrun|deepspeed|srun|sbatch|vllm)(?= |$)"
+    r"[^#\n]*)",
     re.MULTILINE,
 )
+PROMPT = re.compile(r"^ *\$ ([^#\n]*)", re.MULTILINE)
+TOOLS = re.compile(
+    r"^ *(?:[A-Z_]+=\S+ )*(?:\$ |(?:curl|wget|git|docker|podman|apptainer|apt-get|apt|sudo|export|source|"
+    r"tensorboard|mlflow|trackio|mpirun|nsys|pytest|unzip|tar|scancel|squeue|scontrol|ssh|scp|rsync|kubectl|"
+    r"npm|uv|conda)\s)",
+    re.MULTILINE,
+)
+SHELLS = ("sh", "bash", "shell", "zsh", "console")
 COMPOSED = ("train", "prepare", "chaos", "plan")
 MIXED = ("submit", "launch")  # options of their own beside a configuration
 FLAGS = ("--dry-run", "--allow", "--json", "--scale", "--calibrate")
@@ -49,8 +59,10 @@ def blocks(page):
     """Yield (place, kind, reason why it is not run, commands) of each block that holds commands."""
     text = page.read_text(encoding="utf-8")
     for found in BLOCK.finditer(text):
-        commands = [command.strip() for command in COMMAND.findall(found["text"].replace("\\\n", " "))]
-        if commands:
+        told = found["text"].replace("\\\n", " ")
+        asked = PROMPT if found["kind"] == "console" else COMMAND
+        commands = [command.strip() for command in asked.findall(told)]
+        if commands or found["kind"] in SHELLS or TOOLS.search(told):
             line = text[: found.start()].count("\n") + 1
             yield f"{page.name}:{line}", found["kind"], found["reason"], commands
 
@@ -79,6 +91,29 @@ def test_every_block_of_commands_runs_or_says_why_not():
     assert silent == [], "make it a console block, or put <!-- not run: REASON --> above it"
     both = [place for place, kind, reason, _ in ALL if kind == "console" and reason]
     assert both == [], "a console block is run"
+    empty = [place for place, kind, _, commands in ALL if kind == "console" and not commands]
+    assert empty == [], "a command of a console block stands behind $"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "```sh\nls runs\n```",
+        "1. so:\n\n   ```text\n   distllm train experiment=demo\n   ```",
+        "```text\nCUDA_VISIBLE_DEVICES=0 curl localhost:8000\n```",
+        "~~~\n$ distllm doctor\n~~~",
+        "<!-- not run -->\n```python title='x'\n$ ls\n```",
+    ],
+)
+def test_no_way_of_writing_a_block_hides_its_commands(block, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"{block}\n\n<!-- not run: it needs a server that is not here -->\n{block}\n")
+    first, *_ = blocks(page)
+    assert first[2] is None
+    page.write_text(
+        "```console\n$ ls runs\nlisted\n$ distllm doctor   # and this\n```\n```text\nprinted\n```\n"
+    )
+    assert [one[3] for one in blocks(page)] == [["ls runs", "distllm doctor"]]
 
 
 @pytest.mark.parametrize(("place", "command"), OURS, ids=[f"{p} {c[:40]}" for p, c in OURS])
