@@ -32,6 +32,8 @@ COMMANDS = {
     "job": "what a job script runs: nodes checked, ranks started, the job queued again",
     "evaluate": "held-out loss and scores of a checkpoint, or of every one of a live run",
     "generate": "continue a prompt with a trained model",
+    "translate": "what a model trained on pairs makes of a source: a translation, a summary",
+    "answer": "a question to a text, or to the passages of a search index",
     "search": "an index of texts by a trained encoder, and questions to it",
     "serve": "a trained model behind HTTP, and a page to talk to it",
     "export": "write a Hugging Face folder",

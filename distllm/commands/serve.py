@@ -11,22 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from distllm.commands.arguments import parse_options
+from distllm.commands.models import ModelOptions, open_model
 from distllm.config.options import option
-from distllm.config.schema_optim import Weights
 from distllm.errors import ConfigError, MissingDependency
 
 TOKEN_VARIABLE = "DISTLLM_TOKEN"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ModelOptions):
     """What `distllm serve` takes."""
 
-    run: str | None = option(None, "name or directory of the run whose model is served")
-    model: str | None = option(None, "a Hugging Face folder instead")
     index: str | None = option(None, "a search index; alone, its own model is served")
-    step: int | None = option(None, "checkpoint of the run to use; null takes the newest", minimum=0)
-    weights: Weights = option("last", "those after the last update, or their average (optim.ema)")
     host: str = option("127.0.0.1", "address to listen on; off loopback a token is required")
     port: int = option(8000, "port to listen on; 0 takes a free one", minimum=0, maximum=65535)
     slots: int = option(16, "requests that are advanced together", minimum=1, maximum=1024)
@@ -34,7 +30,6 @@ class Options:
     max_bytes: int = option(1 << 20, "largest body of a request", unit="bytes", minimum=1024)
     per_minute: int = option(600, "requests of one address in a minute", minimum=1)
     seconds: float = option(120.0, "longest time of one request", minimum=1.0)
-    runs_dir: str = option("runs", "directory that holds run directories")
 
 
 def run(words: Sequence[str]) -> int:
@@ -92,27 +87,14 @@ def is_loopback(host: str) -> bool:
 
 
 def _backend(options: Options) -> Any:
-    import gc
-
-    gc.enable()
-    from distllm.commands.runs import run_of
-    from distllm.commands.search import open_index
-    from distllm.infer.load import load_trained
     from distllm.serve.backend import Backend
 
-    index = open_index(options.index) if options.index is not None else None
-    if options.model is not None:
-        from distllm.data.tokenizer import Tokenizer
-        from distllm.export.load import load_model, shape_of, stored_head
+    index = None
+    if options.index is not None:
+        from distllm.commands.search import open_index
 
-        folder = Path(options.model)
-        shape_of(folder)  # is there a model at all
-        model = load_model(folder, head=stored_head(folder))
-        return Backend(folder.resolve().name, model, Tokenizer.load(folder), index)
-    if options.run is None:
-        assert index is not None
+        index = open_index(options.index)
+    if index is not None and options.run is None and options.model is None:
         encoder = index.encoder
-        return Backend(Path(encoder.origin.path).name, encoder.model, encoder.tokenizer, index)
-    stored = run_of(options.run, options.runs_dir)
-    trained = load_trained(stored.directory.checkpoints, stored.resolved(), options.step, options.weights)
-    return Backend(stored.config.name, trained.model, trained.tokenizer, index)
+        return Backend(Path(encoder.origin.path).name, encoder.model, encoder.tokenizer, index=index)
+    return open_model(options, "serve", index)

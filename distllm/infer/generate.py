@@ -7,12 +7,12 @@ sampled).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed
 from torch import nn
 
+from distllm.data.examples.asking import Asked
 from distllm.data.tokenizer import Tokenizer
 from distllm.infer.beam import beam_search
 from distllm.infer.decoding import Decoding, evaluating, room
@@ -21,25 +21,18 @@ from distllm.seeds import derive_seed
 
 
 def sample_text(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    prompt: str,
-    *,
-    max_tokens: int,
-    temperature: float,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int,
+    model: nn.Module, tokenizer: Tokenizer, prompt: str, *, max_tokens: int, temperature: float, seed: int
 ) -> str:
-    """Return a continuation of ``prompt``, read as the beginning of a document. See `write_texts`."""
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    return write_texts(model, tokenizer, [prompt], max_tokens=max_tokens, sampling=sampling, seed=seed)[0]
+    """Return a decoder's continuation of ``prompt``, read as the beginning of a document."""
+    asked = Asked([tokenizer.eot_id, *tokenizer.encode(prompt)])
+    sampling = Sampling(temperature=temperature)
+    return write_texts(model, tokenizer, [asked], max_tokens=max_tokens, sampling=sampling, seed=seed)[0]
 
 
 def write_texts(
     model: nn.Module,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    asked: Sequence[Asked],
     *,
     max_tokens: int,
     sampling: Sampling = GREEDY,
@@ -47,18 +40,12 @@ def write_texts(
     length_penalty: float = 1.0,
     seed: int = 0,
 ) -> list[str]:
-    """Return what a model writes after each prompt or, an encoder-decoder, for it as the source.
-
-    A decoder reads the end of text, then the prompt; an encoder-decoder's decoder begins with it.
-    """
-    encoded = tokenizer.encode_batch(list(prompts))
-    inner: Any = model
-    reads = inner.shape.family == "encoder_decoder"
-    begun = [[tokenizer.eot_id]] * len(encoded) if reads else [[tokenizer.eot_id, *ids] for ids in encoded]
+    """Return what a model writes for each of ``asked``, all of them together. See `generate_rows`."""
+    sources = [each.source for each in asked if each.source is not None]
     found = generate_rows(
         model,
-        begun,
-        [ids or [tokenizer.eot_id] for ids in encoded] if reads else None,
+        [each.prompt for each in asked],
+        sources or None,
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,
         max_tokens=max_tokens,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,10 @@ class Pending:
         """Tokens drawn so far."""
         return len(self._request.new_ids)
 
+    def cancel(self) -> None:
+        """Give up what has not been answered yet."""
+        self._request.cancelled = True
+
     async def pieces(self) -> AsyncIterator[str]:
         """Yield the text as it comes; a client that leaves cancels the request."""
         try:
@@ -67,7 +72,7 @@ class Pending:
                 if text:
                     yield text
         finally:
-            self._request.cancelled = True
+            self.cancel()
 
     async def whole(self) -> Answer:
         """Return the answer once it is complete.
@@ -79,6 +84,18 @@ class Pending:
         assert self.ending is not None
         refuse_failed(self.ending)
         return Answer(text, self.ending, self.new_tokens)
+
+
+@contextmanager
+def all_or_none(started: Sequence[Pending] = ()) -> Iterator[list[Pending]]:
+    """Answer several requests of one client: when one fails, or the client leaves, the rest are given up."""
+    pending = list(started)
+    try:
+        yield pending
+    except BaseException:
+        for each in pending:
+            each.cancel()
+        raise
 
 
 def refuse_failed(ending: Ending) -> None:
@@ -110,13 +127,19 @@ def tokens_wanted(body: Sampled) -> int:
     return body.max_completion_tokens or body.max_tokens or _DEFAULT_TOKENS
 
 
-def sampling_of(body: Sampled, room: int) -> Sampling:
-    """Return how a request wants its tokens drawn; without a seed each request has its own."""
+def sampling_of(body: Sampled, room: int, stops: Sequence[str] = ()) -> Sampling:
+    """Return how a request wants its tokens drawn; without a seed each request has its own.
+
+    Args:
+        body: the request.
+        room: tokens that the model's context has left.
+        stops: texts that end the answer beside those of the request.
+    """
     stop = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
     return Sampling(
         max_tokens=max(1, min(tokens_wanted(body), room)),
         temperature=body.temperature,
         top_p=body.top_p,
         seed=uuid.uuid4().int % 2**31 if body.seed is None else body.seed,
-        stop=[mark for mark in stop if mark],
+        stop=[*stops, *(mark for mark in stop if mark)],
     )

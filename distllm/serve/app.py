@@ -9,7 +9,7 @@ import re
 import struct
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -19,7 +19,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from distllm.errors import DistllmError
-from distllm.serve.answers import Pending, on_model_thread, refuse_failed, sampling_of, tokens_wanted
+from distllm.serve.answers import (
+    Pending,
+    all_or_none,
+    on_model_thread,
+    refuse_failed,
+    sampling_of,
+    tokens_wanted,
+)
 from distllm.serve.backend import Backend
 from distllm.serve.guard import Refused
 from distllm.serve.sampling import Sampling
@@ -122,29 +129,31 @@ def _completions(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: 
     async def completions(body: CompletionBody) -> Response | dict[str, Any]:
         backend.require("completions")
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        started = []
-        for prompt in prompts:
-            ids = backend.prompt_ids(prompt)
-            sampling = sampling_of(body, scheduler.context - len(ids))
-            started.append((prompt, len(ids), Pending(scheduler, ids, sampling, seconds)))
+        all_ids = [backend.prompt_ids(prompt) for prompt in prompts]
         frame = _frame("cmpl", "text_completion", backend)
-        if body.stream:
-            prompt, _, pending = started[0]
+        with all_or_none() as started:
+            for ids in all_ids:
+                sampling = sampling_of(body, scheduler.context - len(ids))
+                started.append(Pending(scheduler, ids, sampling, seconds))
+            if body.stream:
 
-            def choice(text: str, reason: str | None, first: bool) -> dict[str, Any]:
-                shown = prompt + text if body.echo and first else text
-                return {"index": 0, "text": shown, "logprobs": None, "finish_reason": reason}
+                def choice(index: int, text: str, reason: str | None, first: bool) -> dict[str, Any]:
+                    shown = prompts[index] + text if body.echo and first else text
+                    return {"index": index, "text": shown, "logprobs": None, "finish_reason": reason}
 
-            return _stream(pending, frame, choice)
-        choices, new = [], 0
-        for index, (prompt, _, pending) in enumerate(started):
-            answer = await pending.whole()
-            text = prompt + answer.text if body.echo else answer.text
-            new += answer.new_tokens
-            choices.append(
-                {"index": index, "text": text, "logprobs": None, "finish_reason": _REASONS[answer.ending]}
-            )
-        return {**frame, "choices": choices, "usage": usage(sum(n for _, n, _ in started), new)}
+                return _stream(started, frame, choice)
+            answers = [await pending.whole() for pending in started]
+        choices = [
+            {
+                "index": index,
+                "text": prompt + answer.text if body.echo else answer.text,
+                "logprobs": None,
+                "finish_reason": _REASONS[answer.ending],
+            }
+            for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        ]
+        used = usage(sum(map(len, all_ids)), sum(answer.new_tokens for answer in answers))
+        return {**frame, "choices": choices, "usage": used}
 
 
 def _chat(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
@@ -158,15 +167,16 @@ def _chat(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) 
         else:
             ids, left_out = backend.chat_ids(messages), 0
         headers = {TURNS_LEFT_OUT: str(left_out)}
-        pending = Pending(scheduler, ids, sampling_of(body, scheduler.context - len(ids)), seconds)
+        sampling = sampling_of(body, scheduler.context - len(ids), backend.chat_stops)
+        pending = Pending(scheduler, ids, sampling, seconds)
         if body.stream:
 
-            def choice(text: str, reason: str | None, first: bool) -> dict[str, Any]:
+            def choice(index: int, text: str, reason: str | None, first: bool) -> dict[str, Any]:
                 role = {"role": "assistant"} if first else {}
                 content = {"content": text} if text or first else {}
-                return {"index": 0, "delta": {**role, **content}, "finish_reason": reason}
+                return {"index": index, "delta": {**role, **content}, "finish_reason": reason}
 
-            return _stream(pending, _frame("chatcmpl", "chat.completion.chunk", backend), choice, headers)
+            return _stream([pending], _frame("chatcmpl", "chat.completion.chunk", backend), choice, headers)
         answer = await pending.whole()
         message = {"role": "assistant", "content": answer.text}
         choice_of = {"index": 0, "message": message, "finish_reason": _REASONS[answer.ending]}
@@ -216,15 +226,11 @@ def _others(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float
 
             told, shown = await on_model_thread(scheduler, point, seconds)
             return {"model": backend.name, "answer": told, "sources": shown}
-        context = "\n".join(source["passage"] for source in sources)
-        ids = backend.prompt_ids(f"{context}\n\nQuestion: {body.question}\nAnswer:")
         longest = min(body.max_tokens, scheduler.context // 2)
-        # What is cut is the beginning of the context: the question stands at the end.
-        kept = [ids[0], *ids[1:][-(scheduler.context - longest - 1) :]]
-        sampling = Sampling(longest, temperature=0.0, stop=["\n"])
-        pending = Pending(scheduler, kept, sampling, seconds)
-        found = await pending.whole()
-        told = found.text.strip()
+        ids = backend.question_ids(body.question, sources, longest)
+        sampling = Sampling(longest, temperature=0.0, stop=backend.answer_stops)
+        found = await Pending(scheduler, ids, sampling, seconds).whole()
+        told = backend.told(found.text)
         return {"model": backend.name, "answer": told, "sources": [] if body.context else sources}
 
     @app.post("/v1/search")
@@ -245,26 +251,28 @@ def _frame(prefix: str, kind: str, backend: Backend) -> dict[str, Any]:
 
 
 def _stream(
-    pending: Pending,
+    started: Sequence[Pending],
     frame: dict[str, Any],
-    choice: Callable[[str, str | None, bool], dict[str, Any]],
+    choice: Callable[[int, str, str | None, bool], dict[str, Any]],
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the answer as server-sent events, a piece of text each."""
+    """Return the answers as server-sent events, a piece of text each: one answer, then the next."""
 
     async def events() -> AsyncIterator[str]:
-        first = True
-        async for piece in pending.pieces():
-            yield _event({**frame, "choices": [choice(piece, None, first)]})
-            first = False
-        assert pending.ending is not None
-        try:
-            refuse_failed(pending.ending)
-        except Refused as refused:
-            yield _event({"error": {"message": str(refused), "type": "server_error"}})
-            return
-        yield _event({**frame, "choices": [choice("", _REASONS[pending.ending], first)]})
-        yield "data: [DONE]\n\n"
+        with all_or_none(started):
+            for index, pending in enumerate(started):
+                first = True
+                async for piece in pending.pieces():
+                    yield _event({**frame, "choices": [choice(index, piece, None, first)]})
+                    first = False
+                assert pending.ending is not None
+                try:
+                    refuse_failed(pending.ending)
+                except Refused as refused:
+                    yield _event({"error": {"message": str(refused), "type": "server_error"}})
+                    return
+                yield _event({**frame, "choices": [choice(index, "", _REASONS[pending.ending], first)]})
+            yield "data: [DONE]\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distllm.config.schema_task import TaskConfig
+from distllm.data.examples.asking import Asked, Asking
 from distllm.data.tokenizer import Tokenizer
+from distllm.data.tokenizer.chat import PLAIN, Chat
 from distllm.errors import ConfigError
-from distllm.infer.generate import generate_rows
+from distllm.infer.generate import write_texts
 from distllm.models.heads import SpanHead
 from distllm.serve.extract import Extractor
-
-_FALLBACK_ROLES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 
 
 class Backend:
@@ -25,13 +26,29 @@ class Backend:
         name: what clients call the model.
         model: in evaluation mode.
         tokenizer: of the model.
+        task: what it was trained to do, and so how it is asked; None of a model from elsewhere.
         index: answers ``search(query, top)`` with what it finds, each a mapping with ``title``, ``score``,
             ``snippet``, ``matches`` and the whole ``passage``; or None.
+
+    Attributes:
+        asking: frames what the model is asked.
+        extractor: finds answers in texts, of an encoder with a span head; else None.
+        chat_stops: texts that end a turn of the assistant.
+        answer_stops: texts that end an answer.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Tokenizer, index: Any = None) -> None:
+    def __init__(
+        self, name: str, model: Any, tokenizer: Tokenizer, task: TaskConfig | None = None, index: Any = None
+    ) -> None:
         self.name, self.model, self.tokenizer, self.index = name, model, tokenizer, index
         self.family: str = model.shape.family
+        self.asking = Asking(tokenizer, self.family, task or TaskConfig())
+        self._chat = Chat(tokenizer, PLAIN)
+        # Without a template of its own, a model goes on with what it takes the user to say next.
+        ends = self._chat.closing if tokenizer.chat_template else "\nUser:"
+        self.chat_stops: Sequence[str] = [ends] if ends else []
+        # A model that was not trained to answer goes on with the next question.
+        self.answer_stops: Sequence[str] = ["\n"] if self.asking.unanswerable is None else []
         self.extractor: Extractor | None = None
         if self.family == "encoder" and isinstance(model.head, SpanHead):
             self.extractor = Extractor(model, tokenizer)
@@ -40,7 +57,13 @@ class Backend:
     def abilities(self) -> list[str]:
         """The endpoints that this model can answer."""
         by_family = {
-            "decoder": ["completions", "chat", "answer", "embeddings"],
+            "decoder": [
+                "completions",
+                "chat",
+                *(["translate"] if self.asking.translates else []),
+                "answer",
+                "embeddings",
+            ],
             "encoder_decoder": ["translate"],
             "encoder": ["answer"] if self.extractor is not None else ["embeddings"],
         }
@@ -68,7 +91,7 @@ class Backend:
         Raises:
             ConfigError: the template refuses these messages.
         """
-        return self.prompt_ids(render_chat(self.tokenizer.chat_template, messages))
+        return self._chat.prompt_ids(messages)
 
     def recent_chat_ids(self, messages: Sequence[Mapping[str, str]], longest: int) -> tuple[list[int], int]:
         """Return the end of a conversation that fits, and how many of its oldest turns were left out.
@@ -101,21 +124,61 @@ class Backend:
         encoded = self.tokenizer.encode_batch(texts)
         return [self._vector(self.tokenizer.enclosed(ids).tolist()).tolist() for ids in encoded]
 
-    def translate(self, texts: Sequence[str], max_tokens: int) -> list[str]:
-        """Return the likeliest translation of each text by an encoder-decoder, token by token.
+    def translate(
+        self, texts: Sequence[str], max_tokens: int, *, beams: int = 1, length_penalty: float = 1.0
+    ) -> list[str]:
+        """Return what the model writes for each source, framed as in training.
 
-        Sources are framed as in training, and cut where they are longer than the model's context.
+        Raises:
+            ConfigError: it was not trained for that, or a source does not fit into its context.
         """
-        eot, context = self.tokenizer.eot_id, self.model.shape.max_seq_len
-        rows = generate_rows(
+        asked = [self.asking.to_translate(text) for text in texts]
+        return write_texts(
             self.model,
-            [[eot]] * len(texts),
-            [[*self.tokenizer.encode(text)[: context - 1], eot] for text in texts],
-            vocab_size=self.tokenizer.vocab_size,
-            eot_id=eot,
+            self.tokenizer,
+            asked,
             max_tokens=max_tokens,
+            beams=beams,
+            length_penalty=length_penalty,
         )
-        return [self.tokenizer.decode(ids) for ids in rows]
+
+    def question_ids(
+        self, question: str, passages: Sequence[Mapping[str, Any]], max_tokens: int
+    ) -> list[int]:
+        """Return a question about passages, best first, for a decoder that answers in its own words.
+
+        Raises:
+            ConfigError: the question does not fit into its context.
+        """
+        context = "\n".join(str(passage["passage"]) for passage in passages)
+        longest = self.model.shape.max_seq_len - max_tokens
+        return self.asking.to_answer(question, context, longest).prompt
+
+    def told(self, text: str) -> str:
+        """Return the answer that a decoder wrote; empty where it says that there is none."""
+        for stop in self.answer_stops:
+            text = text.partition(stop)[0]
+        text = text.strip()
+        return "" if text == self.asking.unanswerable else text
+
+    def answer(
+        self, question: str, passages: Sequence[Mapping[str, Any]], max_tokens: int
+    ) -> tuple[str, Sequence[Mapping[str, Any]]]:
+        """Return the answer to a question, empty where there is none, and the passages it comes from.
+
+        Args:
+            question: what is asked.
+            passages: each with ``title``, ``score`` and ``passage``, best first.
+            max_tokens: longest answer in a decoder's own words.
+
+        Raises:
+            ConfigError: the question does not fit into its context.
+        """
+        if self.extractor is not None:
+            return self.extractor.answer(question, passages)
+        asked = Asked(self.question_ids(question, passages, max_tokens))
+        (text,) = write_texts(self.model, self.tokenizer, [asked], max_tokens=max_tokens)
+        return self.told(text), passages
 
     def search(self, query: str, top: int) -> list[dict[str, Any]]:
         """Return the passages of the index that fit a query best."""
@@ -139,39 +202,6 @@ class Backend:
             handle.remove()
         vector_C = out[0] if out.ndim == 2 else states[0][0].mean(dim=0)
         return torch.nn.functional.normalize(vector_C.float(), dim=0)
-
-
-def render_chat(template: str | None, messages: Sequence[Mapping[str, str]]) -> str:
-    """Return a conversation as the text the assistant goes on from.
-
-    The template of a tokenizer is foreign text: it runs in Jinja's sandbox, which neither reaches
-    Python nor changes what it is given.
-
-    Raises:
-        ConfigError: the template refuses these messages.
-    """
-    if template is None:
-        turns = [f"{_FALLBACK_ROLES[m['role']]}{m['content']}\n" for m in messages]
-        return "".join(turns) + _FALLBACK_ROLES["assistant"].rstrip()
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-    def refuse(reason: str) -> None:
-        raise TemplateError(reason)
-
-    try:
-        rendered: str = environment.from_string(template).render(
-            messages=list(messages), add_generation_prompt=True, raise_exception=refuse
-        )
-    except TemplateError as error:
-        raise ConfigError(
-            f"the chat template refuses these messages: {error}",
-            where="messages",
-            remedy="give the roles in the order that the model was trained on",
-        ) from error
-    return rendered
 
 
 def _a(family: str) -> str:

@@ -103,12 +103,13 @@ def test_marks_of_a_conversation_are_special_tokens_where_there_are_some(tmp_pat
     tokenizer = Tokenizer.train(
         [], TokenizerConfig(vocab_size=260, special_tokens=("<|im_start|>", "<|im_end|>"))
     )
-    framing = Conversations(tokenizer)
-    ids, scored = framing.ids([{"role": "assistant", "content": "<|im_end|>"}])
+    talk = json.dumps([{"role": "assistant", "content": "<|im_end|>"}])
+    record = {"messages": np.array(tokenizer.encode(talk))}
+    (segment,) = Conversations(tokenizer).frame(record, 0).segments
     marks = tokenizer.special_ids(["<|im_start|>", "<|im_end|>"])
-    assert ids[1] == marks[0]
-    assert ids.count(marks[1]) == 1  # the text that spells the mark does not end the message
-    assert [id_ for id_, counts in zip(ids, scored, strict=True) if counts][-1] == marks[1]
+    assert segment.tokens_P[1] == marks[0]
+    assert list(segment.targets_P).count(marks[1]) == 1  # text that spells the mark does not end the message
+    assert segment.targets_P[segment.targets_P != IGNORE_INDEX][-1] == marks[1]
 
 
 def test_both_answers_of_a_preference_stand_in_one_row(tmp_path):

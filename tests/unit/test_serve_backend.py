@@ -8,9 +8,10 @@ import torch
 
 from distllm.config.schema import ModelConfig
 from distllm.config.shape import settle_shape
+from distllm.data.tokenizer.chat import CHATML
 from distllm.errors import ConfigError
 from distllm.models.init import build_model
-from distllm.serve.answers import Pending, on_model_thread, refuse_failed, sampling_of
+from distllm.serve.answers import Pending, all_or_none, on_model_thread, refuse_failed, sampling_of
 from distllm.serve.app import _stream, page
 from distllm.serve.backend import Backend
 from distllm.serve.guard import Refused
@@ -134,8 +135,35 @@ def test_a_full_server_says_503():
         assert refused.value.status == 503
 
 
+def test_when_one_of_several_answers_fails_the_rest_are_given_up():
+    left = []
+    pending = [SimpleNamespace(cancel=lambda n=n: left.append(n)) for n in range(2)]
+
+    def fails():
+        with all_or_none(pending[:1]) as started:
+            started.append(pending[1])
+            raise Refused(504, "late")
+
+    with pytest.raises(Refused):
+        fails()
+    assert left == [0, 1]
+    with all_or_none(pending):
+        pass
+    assert left == [0, 1]
+
+
+def test_a_turn_of_the_assistant_ends_with_the_mark_of_its_template(words):
+    def stops(template):
+        words.chat_template = template
+        return Backend("d", serving.model(words.vocab_size), words).chat_stops
+
+    assert stops(None) == ["\nUser:"]
+    assert stops(CHATML) == ["<|im_end|>"]
+    words.chat_template = None
+
+
 def test_a_stream_that_fails_ends_with_the_error():
-    class Late:
+    class Late(SimpleNamespace):
         ending = None
 
         async def pieces(self):
@@ -143,7 +171,7 @@ def test_a_stream_that_fails_ends_with_the_error():
             self.ending = "timeout"
 
     async def collect():
-        answer = _stream(Late(), {"id": "x"}, lambda text, reason, first: {"text": text})
+        answer = _stream([Late()], {"id": "x"}, lambda index, text, reason, first: {"text": text})
         return [json.loads(event.removeprefix("data: ")) async for event in answer.body_iterator]
 
     first, last = asyncio.run(collect())

@@ -20,7 +20,7 @@ from distllm.config.schema import ModelConfig
 from distllm.config.shape import settle_shape
 from distllm.errors import ConfigError, MissingDependency
 from distllm.models.init import build_model
-from distllm.serve.backend import Backend, render_chat
+from distllm.serve.backend import Backend
 
 pytestmark = pytest.mark.slow
 CLIENTS = 64
@@ -57,6 +57,26 @@ def test_openai_client_completes(client):
     assert first.choices[0].finish_reason == ("stop" if first.usage.completion_tokens < 8 else "length")
     many = client.completions.create(model="small", prompt=["the", "model"], max_tokens=4, echo=True)
     assert [choice.text[:5] for choice in many.choices][1] == "model"
+
+
+def test_several_prompts_are_streamed_each_under_its_number(client):
+    settings = {"model": "small", "prompt": ["the", "model"], "max_tokens": 6, "seed": 3, "echo": True}
+    whole = client.completions.create(**settings)
+    with client.completions.create(**settings, stream=True) as stream:
+        pieces = [piece.choices[0] for piece in stream]
+    for choice in whole.choices:
+        mine = [piece for piece in pieces if piece.index == choice.index]
+        assert "".join(piece.text for piece in mine) == choice.text
+        assert mine[-1].finish_reason == choice.finish_reason
+
+
+def test_a_chat_ends_where_its_template_says(backend, address, monkeypatch):
+    ask = {"messages": [{"role": "user", "content": "the model"}], "max_tokens": 12, "seed": 3}
+    whole = post(address, "chat/completions", **ask).json()["choices"][0]["message"]["content"]
+    monkeypatch.setattr(backend, "chat_stops", [whole[4:7]])
+    (choice,) = post(address, "chat/completions", **ask).json()["choices"]
+    assert choice["message"]["content"] == whole.partition(whole[4:7])[0]
+    assert choice["finish_reason"] == "stop"
 
 
 def test_openai_client_streams_a_chat_as_it_answers_one(client):
@@ -241,18 +261,6 @@ def test_a_taken_port_is_said(address):
     taken = int(address.rpartition(":")[2])
     with pytest.raises(ConfigError, match="cannot listen"):
         listen("127.0.0.1", taken)
-
-
-def test_a_foreign_chat_template_cannot_reach_python():
-    evil = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(ConfigError, match="refuses"):
-        render_chat(evil, [{"role": "user", "content": "x"}])
-    template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}<a>{% endif %}"
-    )
-    assert render_chat(template, [{"role": "user", "content": "x"}]) == "<user>x<a>"
-    assert render_chat(None, [{"role": "user", "content": "x"}]) == "User: x\nAssistant:"
 
 
 def test_the_command_serves_a_run_and_stops_on_a_signal(tmp_path):

@@ -17,10 +17,10 @@ from distllm.data.examples.answers import ANSWERS, CONTEXT, QUESTION, answers_of
 from distllm.data.examples.framing import Example, Ids, Measured, Record, Segment, forgotten
 from distllm.data.examples.pairs import parse_template, render
 from distllm.data.tokenizer import Tokenizer
+from distllm.data.tokenizer.chat import CHATML, Chat
 from distllm.errors import DataError
 
 MESSAGES = "messages"
-_ROLES = ("system", "user", "assistant")
 
 
 def messages_of(record: Record, tokenizer: Tokenizer) -> list[Any]:
@@ -60,10 +60,10 @@ class _Rendered:
 
 
 class Conversations(_Rendered):
-    r"""Every message between its marks; the loss is on what the assistant says and the mark after it.
+    """A conversation in the tokenizer's chat template; the loss is on what the assistant says.
 
-    A message is ``<|im_start|>role\n``, its text, ``<|im_end|>\n``, as in ChatML, with the ids of
-    these marks where the tokenizer has them as special tokens, and spelled out where it has not.
+    That includes the mark that ends its message. Without a template it is ChatML, whose marks are ids
+    where the tokenizer has them as special tokens, and spelled out where it has not.
 
     Args:
         tokenizer: of the dataset.
@@ -73,40 +73,15 @@ class Conversations(_Rendered):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._eot = tokenizer.eot_id
-        self._open = tokenizer.special_ids(["<|im_start|>"]) or tokenizer.encode("<|im_start|>")
-        self._close = tokenizer.special_ids(["<|im_end|>"]) or tokenizer.encode("<|im_end|>")
-        self._newline = tokenizer.encode("\n")
-        self._roles = {role: [*self._open, *tokenizer.encode(f"{role}\n")] for role in _ROLES}
-
-    def ids(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
-        """Return the ids of a conversation and which of them carry loss."""
-        ids, scored = [self._eot], [False]
-        for message in messages:
-            role, text = message["role"], self._tokenizer.encode(message["content"])
-            opening = self._roles.get(role) or [*self._open, *self._tokenizer.encode(f"{role}\n")]
-            ids += opening
-            scored += [False] * len(opening)
-            ids += [*text, *self._close, *self._newline]
-            says = role == "assistant"
-            scored += [says] * (len(text) + len(self._close)) + [False] * len(self._newline)
-        return [*ids, self._eot], [*scored, False]
-
-    def opening(self) -> list[int]:
-        """Return the ids after which the assistant speaks."""
-        return list(self._roles["assistant"])
-
-    def closing(self) -> list[int]:
-        """Return the ids that end a message."""
-        return list(self._close)
+        self._chat = Chat(tokenizer, CHATML)
 
     def frame(self, record: Record, part: int) -> Example:
         """See `Framing`."""
-        if forgotten(record, self._eot):
-            return Example((Segment.unscored([self._eot]),))
-        ids, scored = self.ids(messages_of(record, self._tokenizer))
+        if forgotten(record, self._tokenizer.eot_id):
+            return Example((Segment.unscored([self._tokenizer.eot_id]),))
+        ids, said = self._chat.taught(messages_of(record, self._tokenizer))
         segment = Segment.predicting(ids, 1)
-        segment.targets_P[~np.array(scored[1:])] = IGNORE_INDEX
+        segment.targets_P[~np.array(said[1:])] = IGNORE_INDEX
         return Example((segment,))
 
 

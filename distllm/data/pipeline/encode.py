@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.config.schema import Config
+from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.examples.answers import ANSWERS, encode_answers
+from distllm.data.examples.dialogue import MESSAGES
 from distllm.data.pipeline.documents import text_bytes
 from distllm.data.pipeline.sources import Unit
 from distllm.data.pipeline.spool import read_batches
@@ -26,6 +28,7 @@ from distllm.data.records import TEXT, Document
 from distllm.data.shards import token_dtype
 from distllm.data.split import CANARY, SPLITS, TRAIN, Splitter, split_key
 from distllm.data.tokenizer import Backend, Tokenizer, read_template, training_texts
+from distllm.data.tokenizer.chat import CHATML, MARKS
 
 _VERSIONS = {"tokenizer": 3, "encode": 2}
 _IDS_FILE = "{split}.ids.json"
@@ -38,7 +41,7 @@ def tokenizer_task(
     config: Config, units: Sequence[Unit], refined: Sequence[Result], splitters: Mapping[str, Splitter]
 ) -> Task:
     """Train on the train split of every source, or load ``tokenizer.path``; save it."""
-    asked = config.tokenizer
+    asked = _with_template(config.tokenizer, units)
     total = sum(int(result.facts["text_bytes"]) for result in refined)
 
     def texts(tick: Tick) -> Iterator[tuple[str, str]]:
@@ -71,6 +74,17 @@ def tokenizer_task(
     keys = {name: value for name, value in asdict(asked).items() if name != "backend"}
     key = address("tokenizer", _VERSIONS["tokenizer"], keys, *ingredients)
     return Task(key, max(1, total), perform)
+
+
+def _with_template(asked: TokenizerConfig, units: Sequence[Unit]) -> TokenizerConfig:
+    """Return the configuration of a tokenizer that can render conversations, if there are some."""
+    if asked.chat_template is not None or not any(MESSAGES in unit.source.fields for unit in units):
+        return asked
+    if asked.path is not None:
+        has_one = Tokenizer.load(Path(asked.path)).chat_template is not None
+        return asked if has_one else replace(asked, chat_template=CHATML)
+    marks = [mark for mark in MARKS if mark not in asked.special_tokens]
+    return replace(asked, chat_template=CHATML, special_tokens=(*asked.special_tokens, *marks))
 
 
 def _boundaries(splitters: Mapping[str, Splitter]) -> dict[str, int]:

@@ -72,7 +72,7 @@ def _read_object(file: Path) -> dict[str, Any]:
 def end_token(settings: Mapping[str, Any]) -> str | None:
     """Return the token that ends a text: eos, else sep, else None."""
     for role in _END_ROLES:
-        token = _named(settings.get(role))
+        token = named_token(settings, role)
         if token is not None:
             return token
     return None
@@ -80,10 +80,12 @@ def end_token(settings: Mapping[str, Any]) -> str | None:
 
 def begin_token(settings: Mapping[str, Any]) -> str | None:
     """Return the token that opens a text an encoder reads as a whole (BERT's ``[CLS]``), else None."""
-    return _named(settings.get("cls_token"))
+    return named_token(settings, "cls_token")
 
 
-def _named(token: Any) -> str | None:
+def named_token(settings: Mapping[str, Any], role: str) -> str | None:
+    """Return the token of a role, such as ``bos_token``; None if nothing is said of it."""
+    token = settings.get(role)
     if isinstance(token, Mapping):
         token = token.get("content")
     return token if isinstance(token, str) else None
@@ -120,6 +122,7 @@ def write_folder(
     directory: Path,
     serialized: str,
     bot: str,
+    bos: str,
     eot: str,
     template: str | None,
     max_length: int | None,
@@ -130,7 +133,7 @@ def write_folder(
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "bos_token": eot,
+        "bos_token": bos,
         "eos_token": eot,
         "unk_token": None,
     }

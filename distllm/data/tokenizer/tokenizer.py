@@ -25,7 +25,7 @@ from distllm.data.tokenizer import description as describe
 from distllm.data.tokenizer import folder
 from distllm.data.tokenizer.encoder import Encoder
 from distllm.data.tokenizer.packed import Backend, Packed
-from distllm.data.tokenizer.train import EOT, train_description
+from distllm.data.tokenizer.train import EOT, surrogates_error, train_description
 from distllm.errors import TokenizerError
 
 _EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>")
@@ -43,6 +43,7 @@ class Tokenizer:
         eot_id: the id that ends (here: precedes) a document; no text contains it.
         bot_id: the id that opens a text of its own for an encoder: ``[CLS]`` where the tokenizer has
             one, else that of the end.
+        opening: the token that a chat template knows as ``bos_token``; that of the end if there is none.
         lossless: whether decoding gives back every text exactly.
         lossless_reason: why it does or does not.
         chat_template: a Jinja template of conversations, or None.
@@ -71,6 +72,8 @@ class Tokenizer:
         try:
             self._description: dict[str, Any] = json.loads(serialized)
             self._inner = tokenizers.Tokenizer.from_str(serialized)
+            self._inner.no_truncation()
+            self._inner.no_padding()
         except Exception as error:  # the tokenizers library raises bare Exception
             raise TokenizerError(
                 f"this is not a tokenizer.json: {error}",
@@ -85,6 +88,8 @@ class Tokenizer:
         opening = folder.begin_token(settings)
         self._bot = opening if opening in self._vocab else self._eot
         self.bot_id = self._vocab[self._bot]
+        bos = folder.named_token(settings, "bos_token")
+        self.opening = bos if bos in self._vocab else self._eot
         self.chat_template = folder.chat_template(settings)
         loss = describe.why_lossy(self._description, self._vocab)
         self.lossless = loss is None
@@ -150,6 +155,7 @@ class Tokenizer:
             Path(directory),
             serialized,
             self._bot,
+            self.opening,
             self._eot,
             self.chat_template,
             max_length,
@@ -187,6 +193,18 @@ class Tokenizer:
         """
         return self._encoder.encode(texts)
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Return the ids of a text that we wrote: special tokens that it spells are those tokens.
+
+        Raises:
+            TokenizerError: the text holds lone surrogates.
+        """
+        try:
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError) as error:
+            raise surrogates_error(error) from error
+        return ids
+
     def places(self, text: str) -> NDArray[np.int64]:
         """Return where in ``text`` each of its ids begins and ends, in characters, places_C2.
 
@@ -218,9 +236,18 @@ class Tokenizer:
 
     def special_ids(self, names: Sequence[str]) -> list[int]:
         """Return the ids of special tokens; empty if one of them is none of this tokenizer."""
+        return [self._vocab[name] for name in names] if self.special_tokens.issuperset(names) else []
+
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """The names of the tokens that no text spells."""
         added = self._description.get("added_tokens", [])
-        special = {token["content"] for token in added if token["special"]}
-        return [self._vocab[name] for name in names] if special.issuperset(names) else []
+        return frozenset(token["content"] for token in added if token["special"])
+
+    @property
+    def ending(self) -> str:
+        """The name of the token that ends a document."""
+        return self._eot
 
     def word_starts(self) -> NDArray[np.bool_]:
         """Return for each id whether it begins a word: with a space, or where nothing joins it to the last.

@@ -1,0 +1,40 @@
+"""`distllm translate`: what a model trained on pairs makes of a source: a translation, a summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distllm.commands.arguments import parse_options
+from distllm.commands.models import ModelOptions, open_model, texts_of
+from distllm.config.options import option
+
+
+@dataclass(frozen=True)
+class Options(ModelOptions):
+    """What `distllm translate` takes."""
+
+    text: str | None = option(None, "the source")
+    file: str | None = option(None, "or a file with one source a line, answered as JSON lines")
+    max_tokens: int = option(256, "longest answer", minimum=1)
+    beams: int = option(4, "texts kept by beam search; 1 takes the likeliest token", minimum=1)
+    length_penalty: float = option(1.0, "above 0 favours long texts, below 0 short ones")
+    batch_size: int = option(16, "sources of a file answered together", minimum=1)
+
+
+def run(words: Sequence[str]) -> int:
+    """Print the target of a source, or one JSON line for each source of a file."""
+    options = parse_options("translate", Options, words)
+    sources = texts_of(options.text, options.file, "text")
+    backend = open_model(options, "translate")
+    backend.require("translate")
+    for start in range(0, len(sources), options.batch_size):
+        some = sources[start : start + options.batch_size]
+        told = backend.translate(
+            some, options.max_tokens, beams=options.beams, length_penalty=options.length_penalty
+        )
+        for source, text in zip(some, told, strict=True):
+            as_line = options.file is not None
+            print(json.dumps({"source": source, "text": text}, ensure_ascii=False) if as_line else text)
+    return 0
