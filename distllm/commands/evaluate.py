@@ -13,6 +13,7 @@ from distllm.commands.arguments import parse_options
 from distllm.config.options import option
 from distllm.config.schema_optim import Weights
 from distllm.display import printable
+from distllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from distllm.commands.runs import StoredRun
@@ -29,6 +30,9 @@ class Options:
     run: str | None = option(None, "name or directory of the run")
     step: int | None = option(None, "checkpoint to measure; null takes the newest", minimum=0)
     weights: Weights = option("last", "those after the last update, or their average (optim.ema)")
+    model: str | None = option(
+        None, "Hugging Face folder to measure on the run's data in place of its checkpoints, as a baseline"
+    )
     max_tokens: int | None = option(None, "validation tokens; null takes all", unit="count", minimum=1)
     examples: int | None = option(
         200, "validation documents to generate for and to score; 0 scores none, null all", minimum=0
@@ -47,6 +51,7 @@ def run(words: Sequence[str]) -> int:
     options = parse_options("evaluate", Options, words)
     from distllm.commands.runs import require, run_of
 
+    _check_model(options)
     stored = run_of(require(options.run, "run", "evaluate"), options.runs_dir)
     resolved = stored.resolved()
     gc.enable()
@@ -55,6 +60,21 @@ def run(words: Sequence[str]) -> int:
     else:
         _measure(stored, resolved, options, options.step)
     return 0
+
+
+def _check_model(options: Options) -> None:
+    """Refuse what chooses a checkpoint beside a folder that stands in place of all."""
+    default = Options()
+    chosen = [
+        name for name in ("step", "weights", "follow") if getattr(options, name) != getattr(default, name)
+    ]
+    if options.model is not None and chosen:
+        raise ConfigError(
+            f"{', '.join(chosen)} choose{'s' if len(chosen) == 1 else ''} a checkpoint of the run, "
+            "and model=... is measured in place of one",
+            where="distllm evaluate",
+            remedy=f"leave out {' and '.join(chosen)}, or model",
+        )
 
 
 def _follow(stored: StoredRun, resolved: Resolved, options: Options) -> None:
@@ -74,19 +94,22 @@ def _follow(stored: StoredRun, resolved: Resolved, options: Options) -> None:
 
 
 def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int | None) -> int:
-    """Print the measures of one checkpoint; return its step."""
+    """Print the measures of one checkpoint, or of the folder in place of one; return its step."""
     from distllm.data.examples import ExampleSplit
     from distllm.data.open import open_split
     from distllm.dist.topology import Topology
     from distllm.evaluate.measures import Search, measure_task
     from distllm.evaluate.perplexity import evaluate_perplexity
     from distllm.evaluate.preferences import measure_preferences
-    from distllm.infer.load import load_trained
+    from distllm.infer.load import load_folder, load_trained
     from distllm.tasks.dpo import DPO
     from distllm.tasks.registry import build_task
     from distllm.train.reference import reference_model
 
-    trained = load_trained(stored.directory.checkpoints, resolved, step, options.weights)
+    if options.model is None:
+        trained = load_trained(stored.directory.checkpoints, resolved, step, options.weights)
+    else:
+        trained = load_folder(Path(options.model), resolved)
     config, split = resolved.config, open_split(resolved.config, "valid")
     task = build_task(config, resolved.shape, reference_model(resolved))
     measured = evaluate_perplexity(
@@ -98,7 +121,7 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
         micro_batch_size=resolved.micro_batch_size,
         max_tokens=options.max_tokens,
     )
-    print(f"step {trained.step}: {measured}", flush=True)
+    print(f"{options.model or f'step {trained.step}'}: {measured}", flush=True)
     _print_exposure(trained, resolved)
     if isinstance(split, ExampleSplit) and options.examples != 0:
         samples: list[tuple[str, str, str]] = []

@@ -65,3 +65,7 @@ class TaskConfig:
     beta: float = option(
         0.1, "how dear it is to leave the reference model (dpo)", on_resume="identity", minimum=1e-4
     )
+    nll_weight: float = option(
+        0.0, "factor of the preferred answer's own loss, the mean over its tokens, beside that (dpo)",
+        on_resume="schedule", minimum=0.0,
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from distllm.config.schema_task import TaskConfig
 from distllm.config.shape import ModelShape, settle_shape
 from distllm.errors import CheckpointError, ConfigError
 from distllm.export.hf import FACTS
-from distllm.export.names import BASES, Rule, rules
+from distllm.export.names import BASES, Rule, is_named, rules
 from distllm.fsio import read_json
 from distllm.models.heads import HeadName
 from distllm.models.init import Model, bare_model
@@ -89,10 +89,10 @@ def load_weights(model: nn.Module, shape: ModelShape, folder: Path) -> list[str]
         CheckpointError: a weight is missing or of the wrong size, or a file is damaged.
     """
     model_type = str(read_json(folder / "config.json")["model_type"])
-    missing = []
+    parameters = dict(model.named_parameters())
+    missing = [name for name in parameters if name.startswith("head.") and not is_named(model_type, name)]
     with _Files(folder, BASES.get(model_type, "")) as files:
-        parameters = dict(model.named_parameters())
-        for rule in rules(model_type, shape, parameters):
+        for rule in rules(model_type, shape, (name for name in parameters if name not in missing)):
             if rule.ours.startswith("head.") and rule.theirs[0] not in files:
                 missing.append(rule.ours)
                 continue

@@ -177,6 +177,12 @@ def rules(model_type: str, shape: ModelShape, names: Iterable[str]) -> list[Rule
     return [_rule(model_type, shape, name) for name in names]
 
 
+def is_named(model_type: str, name: str) -> bool:
+    """Whether an architecture has a name for our weight ``name``, one of a head."""
+    ends = _ENDS[model_type]
+    return name in ends or name.rpartition(".")[0] in ends
+
+
 def _rule(model_type: str, shape: ModelShape, name: str) -> Rule:
     ends = _ENDS[model_type]
     stem, _, kind = name.rpartition(".")

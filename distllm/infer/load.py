@@ -14,8 +14,10 @@ from distllm.config.resolve import Resolved
 from distllm.config.schema_optim import Weights
 from distllm.data.mirror import dataset_directory
 from distllm.data.tokenizer import Tokenizer
+from distllm.data.tokenizer.fit import misfit
 from distllm.errors import CheckpointError, ConfigError
 from distllm.export.base import adapt
+from distllm.export.load import load_model
 from distllm.models.heads import head_of
 from distllm.models.init import Model, bare_model
 from distllm.models.lora import AdaptedLinear, adapters_of, learned_beside, merge_adapters
@@ -68,6 +70,34 @@ def load_trained(
     facts = {**found.facts, **found.train_state, "step": found.step}
     tokenizer = Tokenizer.load(dataset_directory(config.data))
     return Trained(model.eval(), tokenizer, found.step, facts, adapters, learned)
+
+
+def load_folder(folder: Path, resolved: Resolved) -> Trained:
+    """Load the Hugging Face folder ``folder`` in place of a checkpoint of a run, on the CPU in fp32.
+
+    Raises:
+        ConfigError: it is no folder of a known architecture, or not one for the task and the ids of the run.
+        CheckpointError: a weight is missing or of the wrong size, also one of the head.
+    """
+    wanted, config = resolved.shape, resolved.config
+    model = load_model(folder, head=head_of(config.task.name))
+    tokenizer = Tokenizer.load(dataset_directory(config.data))
+    if model.shape.family != wanted.family:
+        raise ConfigError(
+            f"{folder} holds a model of family {model.shape.family}, and the run is of {wanted.family}",
+            where="distllm evaluate model=...",
+            remedy=f"name a folder of family {wanted.family}",
+        )
+    found = misfit(dataset_directory(config.data), folder)
+    if found is None and model.shape.vocab_size < tokenizer.vocab_size:
+        found = f"it knows {model.shape.vocab_size} ids of {tokenizer.vocab_size}"
+    if found is not None:
+        raise ConfigError(
+            f"the tokenizer of the run's dataset does not fit the model in {folder}: {found}",
+            where="distllm evaluate model=...",
+            remedy="measure it in a run whose dataset was prepared with tokenizer.path at this folder",
+        )
+    return Trained(model, tokenizer, 0, {})
 
 
 def _total_weight(found: Found, decay: float | None) -> float:

@@ -1,6 +1,8 @@
 """Direct preference optimisation: the answer that was preferred gains on the other one.
 
-"Direct Preference Optimization: Your Language Model is Secretly a Reward Model" (arXiv:2305.18290).
+"Direct Preference Optimization: Your Language Model is Secretly a Reward Model" (arXiv:2305.18290). Beside
+it, on request, the preferred answer's own loss: "Iterative Reasoning Preference Optimization"
+(arXiv:2404.19733), equation 1.
 
 Shapes: B rows, T positions, P pairs, G segments of all rows: preferred and other answer by turns, then
 padding.
@@ -25,24 +27,29 @@ from distllm.tasks.segments import segment_numbers, segment_sum
 class DPO:
     """-log sigmoid of beta times how much more the preferred answer has gained than the other.
 
-    Gains are log-probabilities of an answer under the model, less those under the reference.
+    Gains are log-probabilities of an answer under the model, less those under the reference. A pair's loss
+    can count the preferred answer's own as well, the mean over its tokens: a gain is otherwise had as well
+    by making both answers unlikely.
 
     Args:
         vocab_size: ids the model knows.
         beta: how dear it is to leave the reference.
+        nll_weight: factor of the preferred answer's own loss.
         reference: a frozen copy of the model that training began with.
     """
 
     unit = "pair"
     reads_text = False
 
-    def __init__(self, vocab_size: int, beta: float, reference: nn.Module) -> None:
-        self.vocab_size, self.beta = vocab_size, beta
+    def __init__(
+        self, vocab_size: int, beta: float, reference: nn.Module, *, nll_weight: float = 0.0
+    ) -> None:
+        self.vocab_size, self.beta, self.nll_weight = vocab_size, beta, nll_weight
         self._reference = reference.eval().requires_grad_(False)
 
     def weight(self, batch: Batch) -> int:
         """Return the number of pairs."""
-        return int(_preferred(batch).sum())
+        return _preferred(batch)[0].size
 
     def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
         """Do nothing: pairs are independent."""
@@ -56,7 +63,11 @@ class DPO:
         check_vocabulary(batch, self.vocab_size)
         own_P2, reference_P2 = self.log_p(model, batch)
         gain_P2 = own_P2 - reference_P2
-        return -logsigmoid(self.beta * (gain_P2[:, 0] - gain_P2[:, 1])).sum()
+        loss = -logsigmoid(self.beta * (gain_P2[:, 0] - gain_P2[:, 1])).sum()
+        if self.nll_weight:
+            sizes_P = torch.from_numpy(_preferred(batch)[1]).to(own_P2)
+            loss = loss - self.nll_weight * (own_P2[:, 0] / sizes_P).sum()
+        return loss
 
     def log_p(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of preferred and other answer of each pair, own_P2 and reference_P2.
@@ -68,7 +79,7 @@ class DPO:
         with torch.no_grad():
             known_G = _answer_log_p(self._reference, batch, device)
         own_G = _answer_log_p(model, batch, device)
-        preferred_P = torch.from_numpy(np.flatnonzero(_preferred(batch))).to(device)
+        preferred_P = torch.from_numpy(_preferred(batch)[0]).to(device)
         own_P2, reference_P2 = (
             torch.stack([log_p_G[preferred_P], log_p_G[preferred_P + 1]], dim=-1)
             for log_p_G in (own_G, known_G)
@@ -91,11 +102,11 @@ def _answer_log_p(model: nn.Module, batch: Batch, device: torch.device) -> Tenso
     return segment_sum(log_p_BT.masked_fill(~scored_BT, 0.0), number_BT, count)
 
 
-def _preferred(batch: Batch) -> NDArray[np.bool_]:
-    """Return which of the G segments are preferred answers: even ones with targets."""
+def _preferred(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of the G segments are preferred answers, even ones with targets, and how many targets."""
     width = int(batch.segments_BT.max()) + 1
     number_BT = batch.segments_BT + np.arange(batch.segments_BT.shape[0])[:, None] * width
-    scored_G = np.zeros(batch.segments_BT.shape[0] * width, dtype=bool)
-    scored_G[number_BT[batch.targets_BT != IGNORE_INDEX]] = True
-    preferred_G: NDArray[np.bool_] = scored_G & (np.arange(scored_G.size) % width % 2 == 0)
-    return preferred_G
+    scored_BT = batch.targets_BT != IGNORE_INDEX
+    sizes_G = np.bincount(number_BT[scored_BT], minlength=batch.segments_BT.shape[0] * width)
+    preferred_P = np.flatnonzero((sizes_G > 0) & (np.arange(sizes_G.size) % width % 2 == 0))
+    return preferred_P, sizes_G[preferred_P]

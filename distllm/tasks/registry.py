@@ -40,7 +40,7 @@ def _examples(config: Config, shape: ModelShape, reference: nn.Module | None) ->
 def _dpo(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
     if reference is None:
         raise ValueError("preference optimisation needs the model that training began with")
-    return DPO(shape.vocab_size, config.task.beta, reference)
+    return DPO(shape.vocab_size, config.task.beta, reference, nll_weight=config.task.nll_weight)
 
 
 TASKS: Registry[Builder] = Registry(

@@ -141,6 +141,13 @@ def test_export_agrees_with_transformers_and_says_what_it_is(root):
     assert "wrote" in again
 
 
+def test_a_folder_is_measured_in_place_of_a_checkpoint(root):
+    ask(root, "export", f"out={root}/measured", "verify=false")
+    printed = ask(root, "evaluate", f"model={root}/measured", "max_tokens=512")
+    loss = float(re.search(r"/measured: validation loss (\d+\.\d+)", printed)[1])
+    assert loss == pytest.approx(evals(root)[-1]["loss"], abs=1e-4)
+
+
 def test_the_exported_folder_generates_the_same_greedy_text(root):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -76,7 +76,7 @@ def build(name):
         return ExtractiveQA(VOCAB), FakeEncoder(VOCAB, "span")
     if name == "contrastive":
         return Contrastive(VOCAB, 0.5), FakeEncoder(VOCAB, "embedding", dropout=0.0)
-    return DPO(VOCAB, 0.5, FakeDecoder(VOCAB)), FakeDecoder(VOCAB)
+    return DPO(VOCAB, 0.5, FakeDecoder(VOCAB), nll_weight=0.5), FakeDecoder(VOCAB)
 
 
 def step(name, batches):

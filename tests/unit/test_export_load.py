@@ -86,6 +86,14 @@ def test_a_missing_head_stays_as_it_was_drawn_and_is_named(tmp_path, tokenizer):
         load_model(tmp_path / "hf", head="span")
 
 
+def test_a_head_that_an_architecture_has_no_name_for_is_new(tmp_path, tokenizer):
+    options = {"family": "encoder", "norm": "layer", "embed_norm": True, "activation": "gelu"}
+    body = exported(tmp_path / "hf", tokenizer, "masked_lm", **options)
+    model = build_model(body.shape, seed=1, head="span")
+    assert load_weights(model, body.shape, tmp_path / "hf") == ["head.weight", "head.bias"]
+    assert torch.equal(model.embed_tokens.weight, body.embed_tokens.weight)
+
+
 def test_one_tensor_is_read_at_a_time(tmp_path, tokenizer, monkeypatch):
     from distllm.export import load
 

@@ -219,6 +219,21 @@ def test_the_reference_model_is_frozen_and_the_trained_one_is_not():
     assert not reference.training
 
 
+def test_beside_preferences_the_preferred_answers_own_loss_counts_a_token():
+    reference, model, batch = FakeDecoder(VOCAB), FakeDecoder(VOCAB), targets_batch()
+    plain, both = (DPO(VOCAB, 0.1, reference, nll_weight=weight) for weight in (0.0, 2.0))
+    own_P2, _ = plain.log_p(model, batch)
+    sizes_P = [  # the preferred answers are the segments with even numbers
+        int(((segments_T == number) & (targets_T != IGNORE_INDEX)).sum())
+        for segments_T, targets_T in zip(batch.segments_BT, batch.targets_BT, strict=True)
+        for number in range(0, int(segments_T.max()) + 1, 2)
+    ]
+    own_loss = -(own_P2[:, 0] / torch.tensor([size for size in sizes_P if size])).sum()
+    expected = plain.loss_sum(model, batch) + 2.0 * own_loss
+    torch.testing.assert_close(both.loss_sum(model, batch), expected)
+    assert float(own_loss.detach()) > 0.1
+
+
 def test_the_registry_builds_every_task_it_names():
     config = Config()
     shape = settle_shape(config.model, VOCAB, LENGTH)
