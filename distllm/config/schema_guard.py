@@ -29,7 +29,11 @@ class GuardConfig:
     skip_budget: int = option(
         10, "steps in a row that are not finite before the run goes back to a checkpoint", minimum=1
     )
-    max_rewinds: int = option(3, "times that a run goes back before it gives up", minimum=0)
+    max_rewinds: int = option(
+        3,
+        "times that a run goes back before spikes are believed, and steps that are not finite end it",
+        minimum=0,
+    )
     fingerprint_every_steps: int = option(
         100, "steps between comparisons of the weights over ranks; each save compares too; 0 never", minimum=0
     )

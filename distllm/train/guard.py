@@ -10,7 +10,8 @@ Norms are compared by their logarithms, because they vary by factors. A value th
 enters the window: one NaN would blind the rule for as many steps as the window is long.
 
 What is not believed is skipped: weights, moments and update count stay as they were. When that
-happens too often in a row the run must go back to a checkpoint (`distllm.train.rewind`).
+happens too often in a row the run must go back to a checkpoint (`distllm.train.rewind`). Where it cannot,
+finite steps are believed from then on: that is what training without a guard does, and mostly recovers.
 """
 
 from __future__ import annotations
@@ -82,6 +83,12 @@ class Guard:
         state.skips_in_a_row += 1
         patience = config.skip_budget if reason == "non_finite" else config.spike_patience
         return state.skips_in_a_row >= patience
+
+    def believe(self) -> None:
+        """Forget the level: nothing is a spike until the steps to come have made another."""
+        self._state.recent_losses.clear()
+        self._state.recent_grad_norms.clear()
+        self._state.skips_in_a_row = 0
 
 
 def deviations(

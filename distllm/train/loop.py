@@ -22,7 +22,7 @@ from distllm.infer.generate import sample_text
 from distllm.train.clock import Phases, StepClock
 from distllm.train.microbatches import forward_and_backward
 from distllm.train.replicas import Corruption, flipped
-from distllm.train.rewind import go_back
+from distllm.train.rewind import can_go_back, go_back
 from distllm.train.run import Run
 from distllm.train.samples import count_samples, require_complete, rows_of
 from distllm.train.telling import tell, tell_skipped, tell_step, tell_straggler
@@ -114,7 +114,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
         tell_skipped(run, doubt, loss, result.grad_norm, losses)
     tell_straggler(run, seconds_by_rank)
     if must_go_back:
-        _leave_streak_out(run)
+        _leave_streak_out(run, finite=doubt != "non_finite")
         clock.restart()
     return agreed.save
 
@@ -259,11 +259,23 @@ def _restore_weights(run: Run, corruption: Corruption) -> None:
     _go_back(run, run.state.agreed_step, None, why)
 
 
-def _leave_streak_out(run: Run) -> None:
-    """Go back to before the streak of skipped steps, and do not train on its samples again."""
+def _leave_streak_out(run: Run, *, finite: bool) -> None:
+    """Go back to before the streak of skipped steps, and do not train on its samples again.
+
+    Spikes that going back has not cured, or cannot, are no reason to end a run: they are believed.
+    """
     state = run.state
     why = f"{state.skips_in_a_row} steps in a row were skipped, up to step {state.step}"
-    _go_back(run, state.step - state.skips_in_a_row, (state.streak_samples, state.samples), why)
+    good_step, max_rewinds = state.step - state.skips_in_a_row, run.resolved.config.guard.max_rewinds
+    run.saves.wait()
+    checkpoints = run.directory.checkpoints
+    if finite and not can_go_back(
+        checkpoints, state, run.topology, good_step=good_step, max_rewinds=max_rewinds
+    ):
+        run.guard.believe()
+        tell(run, f"{why}, and the run cannot go back: it goes on from here, at whatever level comes")
+        return
+    _go_back(run, good_step, (state.streak_samples, state.samples), why)
 
 
 def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str) -> None:

@@ -56,13 +56,29 @@ def go_back(
             remedy="lower optim.lr or raise schedule.warmup_fraction; see the data of a step with: "
             f"distllm inspect run=NAME step={state.step}",
         )
-    target = agree(topology, lambda: _newest_good(directory, good_step, why))
+    target = agree(topology, lambda: _newest_good(directory, good_step))
+    if target is None:
+        raise TrainingError(
+            f"{why}, and there is no checkpoint of step {good_step} or before to go back to",
+            where=str(directory),
+            remedy="lower checkpoint.every_steps; lower optim.lr or raise schedule.warmup_fraction",
+        )
     found = find_checkpoint(directory, topology, step=target)
     assert found is not None, "rank 0 has just verified it"
     state.restore(load_checkpoint(found, engine))
     state.excluded, state.rewinds = excluded, rewinds
     agree(topology, lambda: _set_aside_after(directory, target))
     return state.step
+
+
+def can_go_back(
+    directory: Path, state: TrainState, topology: Topology, *, good_step: int, max_rewinds: int
+) -> bool:
+    """Return whether `go_back` would find a checkpoint, and the run may use it. Collective."""
+    return (
+        state.rewinds < max_rewinds
+        and agree(topology, lambda: _newest_good(directory, good_step)) is not None
+    )
 
 
 def leave_out(excluded: list[list[int]], more: tuple[int, int] | None) -> list[list[int]]:
@@ -76,7 +92,7 @@ def leave_out(excluded: list[list[int]], more: tuple[int, int] | None) -> list[l
     return [*(known for known in excluded if not first <= known[0] < stop), [first, stop]]
 
 
-def _newest_good(directory: Path, good_step: int, why: str) -> int:
+def _newest_good(directory: Path, good_step: int) -> int | None:
     for path in list_checkpoints(directory):
         try:
             step = verify(path).step if path <= step_path(directory, good_step) else None
@@ -84,11 +100,7 @@ def _newest_good(directory: Path, good_step: int, why: str) -> int:
             continue  # find_checkpoint sets damaged ones aside when a run starts
         if step is not None:
             return step
-    raise TrainingError(
-        f"{why}, and there is no checkpoint of step {good_step} or before to go back to",
-        where=str(directory),
-        remedy="lower checkpoint.every_steps; lower optim.lr or raise schedule.warmup_fraction",
-    )
+    return None
 
 
 def _set_aside_after(directory: Path, step: int) -> None:

@@ -139,6 +139,16 @@ def test_a_run_that_can_go_nowhere_stops_at_the_second_time_and_says_why(root):
     assert done.stderr.count("starting the ranks again") == 1
 
 
+def test_spikes_that_cannot_be_left_out_are_believed(root):
+    done = train(root, "jumpy", "checkpoint.every_steps=99", "chaos.faults=[spike@18:1x3]")
+    assert done.returncode == 0, done.stderr
+    (told,) = [text for text in notes(root, "jumpy") if "cannot go back" in text]
+    assert told.startswith("3 steps in a row were skipped, up to step 20")
+    steps = tiny.steps(root, "jumpy")
+    assert steps[24]["skipped_steps"] == 3
+    assert steps[24]["loss"] < steps[17]["loss"]
+
+
 def test_the_rewinds_are_bounded(root):
     bounds = ("guard.skip_budget=1", "guard.max_rewinds=1", "cluster.max_restarts=0")
     done = train(root, "bounded", *bounds, "chaos.faults=[nan@5:0x2]")
