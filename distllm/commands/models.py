@@ -47,21 +47,25 @@ def open_model(options: ModelOptions, command: str, index: Any = None) -> Backen
 
     stored = run_of(str(options.run), options.runs_dir)
     resolved = stored.resolved()
+    from distllm.data.examples.asking import Asking
     from distllm.infer.load import load_trained
     from distllm.serve.backend import Backend
 
     trained = load_trained(stored.directory.checkpoints, resolved, options.step, options.weights)
-    return Backend(stored.config.name, trained.model, trained.tokenizer, stored.config.task, index)
+    asking = Asking(trained.tokenizer, resolved.shape.family, stored.config.task)
+    return Backend(stored.config.name, trained.model, trained.tokenizer, asking, index)
 
 
 def _of_folder(folder: Path, index: Any) -> Backend:
     from distllm.data.tokenizer import Tokenizer
-    from distllm.export.load import load_model, shape_of, stored_head, stored_task
+    from distllm.export.asking import stored_asking
+    from distllm.export.load import load_model, shape_of, stored_head
     from distllm.serve.backend import Backend
 
-    shape_of(folder)  # is there a model at all
-    model = load_model(folder, head=stored_head(folder))
-    return Backend(folder.resolve().name, model, Tokenizer.load(folder), stored_task(folder), index)
+    shape = shape_of(folder)  # is there a model at all
+    model, tokenizer = load_model(folder, head=stored_head(folder)), Tokenizer.load(folder)
+    asking = stored_asking(folder, tokenizer, shape.family)
+    return Backend(folder.resolve().name, model, tokenizer, asking, index)
 
 
 def texts_of(text: str | None, file: str | None, key: str) -> list[str]:

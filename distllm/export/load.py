@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distllm.config.huggingface import read_config
-from distllm.config.schema_task import TaskConfig
 from distllm.config.shape import ModelShape, settle_shape
 from distllm.errors import CheckpointError, ConfigError
-from distllm.export.hf import FACTS
 from distllm.export.names import BASES, Rule, is_named, rules
 from distllm.fsio import read_json
 from distllm.models.heads import HeadName
@@ -68,15 +66,6 @@ def stored_head(folder: Path) -> HeadName:
     if str(name).endswith("ForQuestionAnswering"):
         return "span"
     return "embedding" if str(name).endswith("Model") else "masked_lm"
-
-
-def stored_task(folder: Path) -> TaskConfig | None:
-    """Return what the model in ``folder`` was trained to do, if it is one of `distllm export`."""
-    file = folder / FACTS
-    if not file.is_file():
-        return None
-    said = read_json(file).get("facts", {}).get("config", {}).get("task", {})
-    return TaskConfig(**{each.name: said[each.name] for each in fields(TaskConfig) if each.name in said})
 
 
 @torch.no_grad()

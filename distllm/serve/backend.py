@@ -26,23 +26,22 @@ class Backend:
         name: what clients call the model.
         model: in evaluation mode.
         tokenizer: of the model.
-        task: what it was trained to do, and so how it is asked; None of a model from elsewhere.
+        asking: how it is asked; None as one that was trained here on plain text.
         index: answers ``search(query, top)`` with what it finds, each a mapping with ``title``, ``score``,
             ``snippet``, ``matches`` and the whole ``passage``; or None.
 
     Attributes:
-        asking: frames what the model is asked.
         extractor: finds answers in texts, of an encoder with a span head; else None.
         chat_stops: texts that end a turn of the assistant.
         answer_stops: texts that end an answer.
     """
 
     def __init__(
-        self, name: str, model: Any, tokenizer: Tokenizer, task: TaskConfig | None = None, index: Any = None
+        self, name: str, model: Any, tokenizer: Tokenizer, asking: Asking | None = None, index: Any = None
     ) -> None:
         self.name, self.model, self.tokenizer, self.index = name, model, tokenizer, index
         self.family: str = model.shape.family
-        self.asking = Asking(tokenizer, self.family, task or TaskConfig())
+        self.asking = asking or Asking(tokenizer, self.family, TaskConfig())
         self._chat = Chat(tokenizer, PLAIN)
         # Without a template of its own, a model goes on with what it takes the user to say next.
         ends = self._chat.closing if tokenizer.chat_template else "\nUser:"
@@ -83,7 +82,7 @@ class Backend:
 
     def prompt_ids(self, text: str) -> list[int]:
         """Return a text as the beginning of a document."""
-        return [self.tokenizer.eot_id, *self.tokenizer.encode(text)]
+        return [*self.asking.begin, *self.tokenizer.encode(text)]
 
     def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return a conversation up to where the assistant speaks, in the model's own template.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,17 @@ class Asking:
         tokenizer: of the model.
         family: of the model: decoder or encoder_decoder.
         task: what it was trained to do; of a model from elsewhere, the defaults.
+        begin: what the decoder begins with; the end of text, as all that is trained here.
+
+    Attributes:
+        begin: see above.
     """
 
-    def __init__(self, tokenizer: Tokenizer, family: str, task: TaskConfig) -> None:
-        self._tokenizer, self._eot = tokenizer, tokenizer.eot_id
+    def __init__(
+        self, tokenizer: Tokenizer, family: str, task: TaskConfig, begin: Sequence[int] = ()
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.begin = list(begin) or [tokenizer.eot_id]
         self._reads = family == "encoder_decoder"
         self._task = task
 
@@ -49,7 +56,7 @@ class Asking:
     def to_continue(self, text: str) -> Asked:
         """Return a text as the beginning of a document or, for an encoder-decoder, as its source."""
         ids = self._tokenizer.encode(text)
-        return self._source(ids) if self._reads else Asked([self._eot, *ids])
+        return self._source(ids) if self._reads else Asked([*self.begin, *ids])
 
     def to_translate(self, text: str) -> Asked:
         """Return a source as the model met them in training.
@@ -87,9 +94,9 @@ class Asking:
         return self._framed(self._task.question_prompt, {**fields, CONTEXT: fields[CONTEXT][:kept]})
 
     def _source(self, ids: list[int]) -> Asked:
-        return Asked([self._eot], [*ids, self._eot])
+        return Asked(self.begin, [*ids, self._tokenizer.eot_id])
 
     def _framed(self, template: str, fields: Mapping[str, list[int]]) -> Asked:
         parts = parse_template(template, tuple(fields), self._tokenizer)
         record = {name: np.array(ids, dtype=np.int64) for name, ids in fields.items()}
-        return Asked([self._eot, *render(parts, record).tolist()])
+        return Asked([*self.begin, *render(parts, record).tolist()])

@@ -245,6 +245,14 @@ class Tokenizer:
         return frozenset(token["content"] for token in added if token["special"])
 
     @property
+    def before(self) -> list[int]:
+        """The ids that `transformers` puts before a text."""
+        with_them, without = (self._inner.encode("a", add_special_tokens=add).ids for add in (True, False))
+        places = range(len(with_them) - len(without) + 1)
+        first = next(at for at in places if with_them[at : at + len(without)] == without)
+        return list(with_them[:first])
+
+    @property
     def ending(self) -> str:
         """The name of the token that ends a document."""
         return self._eot
