@@ -6,6 +6,7 @@ test has caused, in docs/errors.json. Paths of temporary directories are left ou
 
 import json
 import re
+import socket
 from pathlib import Path
 
 from distllm import errors, messages
@@ -13,6 +14,12 @@ from distllm import errors, messages
 FILE = Path(__file__).resolve().parents[1] / "docs" / "errors.json"
 _TEMPORARY = re.compile(r"/tmp/pytest-of-\w+/pytest-\d+/(popen-gw\d+/)?[\w.-]+/?")
 _LONGEST = 1500
+_VARYING = (
+    (re.compile(r"\b(pid|kill) \d+"), r"\1 4242"),
+    (re.compile(rf"\bon {re.escape(socket.gethostname())}\b"), "on n1"),
+    (re.compile(r"DISTLLM_TOKEN=\S+"), "DISTLLM_TOKEN=..."),
+)
+"""What differs from one run of the tests to the next, and what stands for it."""
 
 
 def pytest_configure(config):
@@ -33,6 +40,8 @@ def pytest_unconfigure(config):
     for error in config.error_examples:
         name = messages.name_of(error)
         text = _TEMPORARY.sub("", str(error)).replace(f"{FILE.parents[1]}/", "")
+        for varying, fixed in _VARYING:
+            text = varying.sub(fixed, text)
         if name is not None and len(text) < _LONGEST and "pytest" not in text:
             kept[name] = min(kept.get(name, text), text, key=lambda one: (len(one), one))
     kept = {name: kept[name] for name in sorted(known & kept.keys())}

@@ -69,7 +69,8 @@ def comparison(runs: Sequence[RunFacts]) -> str:
     rows = []
     for index, run in enumerate(runs):
         values = dict(headline(run))
-        first = f'<td style="--c:var(--c{index % 8})"><span class="dot"></span>{escape(run.name)}</td>'
+        name = f'<span class="dot"></span>{escape(run.name)}'
+        first = f'<td class="name" style="--c:var(--c{index % 8})">{name}</td>'
         status = f'<td><span class="pill {run.status}">{run.status}</span></td>'
         rows.append(f"<tr>{first}{status}{cells([values.get(name, '–') for name in names], 'n')}</tr>")
     return f'<div class="card">{table(["run", "", *names], rows, numeric_from=2)}</div>'
@@ -147,9 +148,15 @@ def _lane(run: RunFacts, logbook: Logbook) -> str:
     )
 
 
+def _day_and_time(seconds: float) -> str:
+    """Return a date and a time of day, each whole on a line where there is no room for both."""
+    return " ".join(f"<span>{part}</span>" for part in clock(seconds).split())
+
+
 def _timeline(logbook: Logbook) -> str:
     rows = [
-        f"<tr>{cells([clock(entry.time), str(entry.attempt)])}<td>{escape(entry.text)}</td></tr>"
+        f'<tr><td class="when">{_day_and_time(entry.time)}</td><td>{entry.attempt}</td>'
+        f'<td class="words">{escape(entry.text)}</td></tr>'
         for entry in logbook.timeline
     ]
     opened = " open" if len(rows) <= _SHOWN_TIMELINE else ""

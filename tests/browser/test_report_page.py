@@ -51,6 +51,8 @@ def test_curves_are_drawn_in_the_colours_of_the_scheme(browser, pages, scheme):
     assert page.locator("#chart-lr path.step").get_attribute("d").count("M") == 1
     assert page.locator("#chart-loss line.skip").count() == 1
     assert page.locator("#chart-loss circle").count() == 4
+    shares = page.evaluate("[0, 0.0312, 0.5, 1, 1.5, 20].map(format.percent)")
+    assert shares == ["0%", "3.12%", "50%", "100%", "150%", "2000%"]
     brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(brightness) > 600) == (scheme == "light")
     page.click("#theme")

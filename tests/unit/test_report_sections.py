@@ -71,7 +71,7 @@ def test_headlines_stand_side_by_side(storm, tmp_path):
     (other / "ledger.jsonl").unlink()
     html = comparison([facts_of(storm), facts_of(other)])
     assert "a&lt;b" in html
-    rows = re.findall(r"<tr><td style.*?</tr>", html)
+    rows = re.findall(r"<tr><td class=.name.*?</tr>", html)
     assert len({row.count("<td") for row in rows}) == 1
     assert "–" in rows[1]
 

@@ -10,7 +10,7 @@ const format = {
   plain: (v) => (v === 0 ? "0" : Math.abs(v) >= 1e5 || Math.abs(v) < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(4))),
   count: (v) => suffixed(v, [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]),
   bytes: (v) => suffixed(v, [[2 ** 40, " TiB"], [2 ** 30, " GiB"], [2 ** 20, " MiB"], [2 ** 10, " KiB"]]),
-  percent: (v) => (100 * v).toPrecision(3).replace(/\.?0+$/, "") + "%",
+  percent: (v) => +(100 * v).toPrecision(3) + "%",
   rate: (v) => (v === 0 ? "0" : v.toExponential(2).replace(/\.?0+e/, "e")),
   time: (v) => (v >= 5400 ? (v / 3600).toPrecision(3) + " h" : v >= 120 ? (v / 60).toPrecision(3) + " min" : +v.toPrecision(3) + " s"),
 };
