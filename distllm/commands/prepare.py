@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from distllm.commands.arguments import parse_config_arguments
@@ -14,6 +14,8 @@ from distllm.config.compose import compose
 from distllm.config.preview import raise_early
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
+from distllm.display import Progress, Report
+from distllm.machine import held_memory
 from distllm.units import format_bytes, format_count
 
 _DRY_RUN = "--dry-run"
@@ -55,8 +57,9 @@ def _prepare(config: Config) -> None:
     from distllm.data.pipeline.report import REPORT_FILE, describe, from_json
     from distllm.display import stage_reporter
 
+    held: dict[str, int] = {}
     with stage_reporter() as report:
-        manifest = prepare(config, report)
+        manifest = prepare(config, _noting_memory(held, report))
     out = Path(config.data.out)
     total = manifest.total
     print(f"dataset {out}: {total.kept} documents kept of {total.read} read")
@@ -68,5 +71,21 @@ def _prepare(config: Config) -> None:
                 f"{format_count(split.tokens)} tokens in {len(split.shards)} shard(s)"
             )
     print(f"  tokenizer: {manifest.vocab_size} ids, fingerprint {manifest.tokenizer_fingerprint}")
+    if held:
+        print("  memory that this process held: " + ", ".join(_amounts(held)))
     if (work := work_directory(config)).is_dir():
         print(f"  finished stages are kept in {work} for the next preparation; remove it when you need none")
+
+
+def _noting_memory(held: dict[str, int], report: Report) -> Report:
+    """Return ``report``, which also notes the most that is held when each stage reports, in ``held``."""
+
+    def note(progress: Progress) -> None:
+        held[progress.stage] = max(held.get(progress.stage, 0), held_memory())
+        report(progress)
+
+    return note
+
+
+def _amounts(held: Mapping[str, int]) -> Iterator[str]:
+    return (f"{stage} {format_bytes(size)}" for stage, size in held.items())

@@ -11,9 +11,9 @@ import pytest
 
 from distllm.config.schema_dedup import DedupConfig
 from distllm.data.dedup import Removals, SignedDocuments, Unit, decide, grouping, sign
-from distllm.data.dedup.scratch import Scratch
 from distllm.data.dedup.spill import RECORD, repeats
 from distllm.data.records import Document
+from distllm.data.scratch import Scratch
 from distllm.errors import DataError, StorageError
 
 

@@ -79,9 +79,11 @@ class Engine:
     def __init__(self, wrong=()):
         self.wrong = wrong
         self.calls = 0
+        self.seen = set()
 
     def encode_batch(self, encoded):
         self.calls += 1
+        self.seen.update(encoded)
         packed = pack([[7] if text.decode() in self.wrong else list(text) for text in encoded])
         bounds = np.concatenate([[0], packed.ends_D])
         offsets, content = SimpleNamespace(data=bounds), SimpleNamespace(data=packed.ids_M)
@@ -104,7 +106,7 @@ def chosen_text():
 def test_a_difference_in_use_ends_it_and_encodes_the_call_again():
     checked = chosen_text()
     engine = Engine(wrong=(checked, "unchecked"))
-    fast = FastEncoder(engine, reference)
+    fast = FastEncoder(lambda: engine, reference)
     assert fast.encode(["unchecked"]).ids_M.tolist() == [7]  # only one in a thousand is compared
     with pytest.warns(GigatokenDisagrees, match="1 of 1 compared"):
         again = fast.encode(["unchecked", checked, "fine"])
@@ -119,7 +121,7 @@ def test_a_difference_in_use_ends_it_and_encodes_the_call_again():
 
 def test_a_difference_on_the_probe_forbids_it():
     with pytest.warns(GigatokenDisagrees, match="otherwise than tokenizers"):
-        fast = FastEncoder(Engine(wrong=(PROBE[0],)), reference)
+        fast = FastEncoder(lambda: Engine(wrong=(PROBE[0],)), reference)
     assert not fast.trusted
 
 
@@ -139,6 +141,27 @@ def test_groups_encoded_before_the_difference_are_encoded_again(folder, monkeypa
         ids = fast.encode_batch(texts)
     assert ids == slow.encode_batch(texts)
     assert (fast.backend, fast.mismatches) == ("tokenizers", 1)
+
+
+def test_what_gigatoken_remembers_is_bounded(monkeypatch):
+    engines = []
+
+    def make():
+        engines.append(Engine())
+        return engines[-1]
+
+    def held():
+        return sum(map(len, engines[-1].seen))
+
+    monkeypatch.setattr("distllm.data.tokenizer.fast.held_memory", held)
+    monkeypatch.setattr("distllm.data.tokenizer.fast.CACHE_BYTES", 3000)
+    monkeypatch.setattr("distllm.data.tokenizer.fast._CACHED_TEXT", 2000)
+    monkeypatch.setattr("distllm.data.tokenizer.fast._GROUP_BYTES", 100)
+    texts = [f"{number:050d}" for number in range(400)]
+    ids_M, ends_D = FastEncoder(make, reference).encode(texts)
+    assert bytes(ids_M.tolist()) == "".join(texts).encode()
+    assert ends_D.tolist() == list(range(50, 20_001, 50))
+    assert max(sum(map(len, engine.seen)) for engine in engines[-5:]) < 3500  # those before saw the probe too
 
 
 def test_what_gigatoken_cannot_do_is_said_if_it_was_asked_for(tmp_path):

@@ -35,9 +35,9 @@ from distllm.data.dedup.grouping import (
     spans,
 )
 from distllm.data.dedup.near import mark_near_duplicates
-from distllm.data.dedup.scratch import Scratch, append, mapped
 from distllm.data.dedup.signing import SEPARATORS, SignedDocuments
 from distllm.data.dedup.spill import RECORD, repeats
+from distllm.data.scratch import Scratch, append, mapped
 from distllm.errors import DataError
 from distllm.fsio import storage_errors
 

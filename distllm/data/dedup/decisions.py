@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.data.dedup.grouping import HALF, LOW, spans
-from distllm.data.dedup.scratch import Scratch, append, mapped
 from distllm.data.dedup.signing import MAPPED_UNITS, SignedDocuments
+from distllm.data.scratch import Scratch, append, mapped
 
 DUPLICATE, DUPLICATE_ID, NEAR_DUPLICATE = "duplicate", "duplicate_id", "near_duplicate"
 RULES = ("", DUPLICATE, DUPLICATE_ID, NEAR_DUPLICATE)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.data.dedup.scratch import Scratch
+from distllm.data.scratch import Scratch
 
 MOST = 1 << 32
 """Documents that can be compared: fewer than this."""

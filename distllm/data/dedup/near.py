@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from distllm.config.schema_dedup import DedupConfig
 from distllm.data.dedup.decisions import NEAR_DUPLICATE, Verdicts
 from distllm.data.dedup.grouping import HALF, LOW, places, repeats_of, spans
-from distllm.data.dedup.scratch import Scratch, append, mapped
 from distllm.data.dedup.signing import MAPPED_UNITS, SignedDocuments
+from distllm.data.scratch import Scratch, append, mapped
 
 
 def mark_near_duplicates(

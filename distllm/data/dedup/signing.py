@@ -28,7 +28,7 @@ SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}
 MAPPED_UNITS = 1024
 """Units whose files are kept mapped at a time; a process may map some 65,000."""
 
-_BATCH_WORDS, _BATCH_DOCUMENTS = 1 << 20, 1 << 12
+_BATCH_WORDS, _BATCH_DOCUMENTS = 1 << 18, 1 << 10
 _IDS, _ID_ENDS, _DIGESTS, _ID_HASHES, _LENGTHS = "ids", "id_ends", "digests", "id_hashes", "lengths"
 _SIGNATURES, _BANDS, _PIECES, _PLACES = "signatures", "bands", "pieces", "places"
 _BASE = np.uint64(0x9E3779B97F4A7C15)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.data.dedup.scratch import append
+from distllm.data.scratch import append
 from distllm.fsio import storage_errors
 
 RECORD = np.dtype([("hash", "<u8"), ("rank", "<i8"), ("place", "<u4")])

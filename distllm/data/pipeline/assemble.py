@@ -18,7 +18,8 @@ import numpy as np
 
 from distllm.data.pipeline.encode import EncodedUnit
 from distllm.data.pipeline.work import Result, Task, Tick, WorkDirectory, address
-from distllm.data.shards import IndexedShard, decode_entry, encode_entry, plan_shards, write_shard
+from distllm.data.scratch import Scratch
+from distllm.data.shards import Column, IndexedShard, decode_entry, encode_entry, plan_shards, write_shard
 from distllm.fsio import fsync_file
 
 _VERSION = 1
@@ -74,7 +75,7 @@ class SplitPlan:
         path = f"{self.source}/{self.split}/{number:05d}.tar"
 
         def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
-            columns = {field: self._column(field, slices) for field in self.fields}
+            columns = {field: self._column(field, slices, Scratch(directory)) for field in self.fields}
             ids = [id_ for part in slices for id_ in self._unit(part.unit).ids(part.start, part.stop)]
             shard = write_shard(directory, path, ids, columns, self.dtype, self.fingerprint)
             tick(shard.record.bytes)
@@ -84,16 +85,18 @@ class SplitPlan:
         key = address("shard", _VERSION, path, pieces, self.fields, self.dtype.name, self.fingerprint)
         return Task(key, max(1, tokens * self.dtype.itemsize), perform)
 
-    def _column(self, field: str, slices: Sequence[Slice]) -> tuple[Any, Any]:
-        """Return the ids of a shard's documents and where each ends; only one slice is held twice."""
+    def _column(self, field: str, slices: Sequence[Slice], files: Scratch) -> Column:
+        """Return the ids of a shard's documents, in a file, and where each ends; one slice is held."""
         units = [self._unit(part.unit) for part in slices]
         spans = [unit.ends(field, part.start, part.stop) for unit, part in zip(units, slices, strict=True)]
-        bounds = np.cumsum([0, *(ends_N[-1] for _, ends_N in spans)])
-        ids_M = np.empty(bounds[-1], dtype=self.dtype)
-        for unit, (first, _), start, stop in zip(units, spans, bounds, bounds[1:], strict=False):
-            ids_M[start:stop] = unit.tokens(field, first, stop - start)
-        ends = [ends_N + start for (_, ends_N), start in zip(spans, bounds, strict=False)]
-        return ids_M, np.concatenate(ends)
+        counts = [int(ends_N[-1]) for _, ends_N in spans]
+        found = (
+            unit.tokens(field, first, count)
+            for unit, (first, _), count in zip(units, spans, counts, strict=True)
+        )
+        starts = np.cumsum([0, *counts])
+        ends = [ends_N + start for (_, ends_N), start in zip(spans, starts, strict=False)]
+        return files.joined(found, self.dtype), np.concatenate(ends)
 
 
 def write_shards(

@@ -97,7 +97,7 @@ def encode_task(
     """Encode the documents of one unit, apart by split; ``backend`` changes no byte of the result."""
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
-        encoder = _encoder(tokenizer.directory, backend)
+        encoder = encoder_of(tokenizer.directory, backend)
         outputs = {split: _SplitOutput(directory, split, unit.source.fields, encoder) for split in SPLITS}
         done = 0
         for batch in read_batches(refined.directory):
@@ -115,7 +115,7 @@ def encode_task(
 
 
 @lru_cache(maxsize=1)
-def _encoder(directory: Path, backend: Backend) -> Tokenizer:
+def encoder_of(directory: Path, backend: Backend) -> Tokenizer:
     """Return the tokenizer of a preparation, one for all units: what a dropped one held is not all freed."""
     return Tokenizer.load(directory, backend=backend)
 

@@ -27,7 +27,7 @@ from distllm.data.pipeline.assemble import SplitPlan, link_shard, write_shards
 from distllm.data.pipeline.assist import assistants
 from distllm.data.pipeline.documents import REMOVED_FILE, clean_task, read_task, refine_task
 from distllm.data.pipeline.duplicates import decide_duplicates, decontaminator_of
-from distllm.data.pipeline.encode import encode_task, tokenizer_task
+from distllm.data.pipeline.encode import encode_task, encoder_of, tokenizer_task
 from distllm.data.pipeline.report import REPORT_FILE, SourceReport, as_json, gather, write_removed
 from distllm.data.pipeline.sources import Source, Unit, find_units, settle_sources
 from distllm.data.pipeline.work import Claim, Report, Result, WorkDirectory, address, claim, lock
@@ -36,7 +36,7 @@ from distllm.data.records import TEXT, Dropped, Progress
 from distllm.data.shards import INDEX_FILE, IndexedShard, token_dtype, write_index
 from distllm.data.split import SPLITS, Splitter
 from distllm.data.staging import Staging
-from distllm.data.tokenizer import TOKENIZER_FILES, Tokenizer
+from distllm.data.tokenizer import TOKENIZER_FILES
 from distllm.errors import DataError, RunDirectoryBusy
 from distllm.fsio import atomic_write_json, digest_bytes, digest_file, storage_errors
 
@@ -248,7 +248,7 @@ def _assemble(
 ) -> None:
     """Write the whole dataset into ``directory``, the manifest last."""
     reports = kept.reports(encoded)
-    loaded = Tokenizer.load(tokenizer.directory)
+    loaded = encoder_of(tokenizer.directory, config.tokenizer.backend)
     loaded.save(directory)
     files = [INDEX_FILE, *TOKENIZER_FILES]
     if config.privacy.canaries.repeats:

@@ -13,12 +13,12 @@ from typing import Any
 from distllm.data.records import Document
 
 SPOOL_FILE = "documents.arrow"
-_BATCH_CHARS = 1 << 22
+_BATCH_CHARS = 1 << 20
 _ID, _LANGUAGE, _FIELD = "id", "language", "field:"
 
 
 class SpoolWriter:
-    """Writes the documents of one part; at most about four million characters wait in memory.
+    """Writes the documents of one part; at most about a million characters wait in memory.
 
     Args:
         directory: gets the file ``documents.arrow``.
@@ -53,6 +53,7 @@ class SpoolWriter:
         if kind is None:
             self._flush()
         self._file.close()
+        self._pa.default_memory_pool().release_unused()
 
     def _flush(self) -> None:
         if self._batch:

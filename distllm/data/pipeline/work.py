@@ -29,6 +29,7 @@ from typing import Any
 from distllm.data.records import Progress
 from distllm.errors import IntegrityError
 from distllm.fsio import digest_bytes, digest_file, fsync_directory, fsync_file, read_json, storage_errors
+from distllm.machine import release_memory
 
 FACTS_FILE = "facts.json"
 LOG_SUFFIX = ".jsonl"
@@ -145,6 +146,7 @@ class WorkDirectory:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
                 board.finished(task)
+                release_memory()
         return True
 
 

@@ -35,7 +35,10 @@ from distllm.data.shards.ids import encode_ids
 from distllm.fsio import atomic_open, atomic_write_bytes, digest_bytes, digest_file
 
 Column: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
-"""A field of the documents of a shard: ids_M one after the other, and ends_D, where each ends."""
+"""A field of the documents of a shard: ids_M one after the other, and ends_D, where each ends.
+
+Ids that are mapped from a file in the format they are written in are never held.
+"""
 
 
 class Stretch(NamedTuple):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distllm.data.tokenizer.description import cuts_at_spaces, unspellable
 from distllm.data.tokenizer.fast import fast_encoder
-from distllm.data.tokenizer.packed import Backend, Packed, pack
+from distllm.data.tokenizer.packed import Backend, Packed, groups, join, pack
 from distllm.data.tokenizer.train import surrogates_error
 
 # `tokenizers` holds about 200 bytes an id until a call returns: a million characters are about 60 MB
@@ -26,7 +26,7 @@ _CUT = re.compile(r"(?<=\S)[ \n]")
 
 
 class Encoder:
-    """Encodes with `tokenizers`, in groups of about a million characters, or all at once with `gigatoken`."""
+    """Encodes with `tokenizers` or `gigatoken`, in groups of about a million characters."""
 
     def __init__(self, description: Mapping[str, Any], backend: Backend) -> None:
         inner = tokenizers.Tokenizer.from_str(json.dumps(unspellable(description)))
@@ -63,12 +63,7 @@ class Encoder:
 
     def _encode_slowly(self, texts: list[str]) -> Packed:
         """Encode by `tokenizers`, a group at a time."""
-        parts = [self._encode_group(group) for group in _groups(texts)]
-        if not parts:
-            return Packed(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64))
-        shifts = np.cumsum([0, *(part.ids_M.size for part in parts)])
-        ends_D = np.concatenate([part.ends_D + shift for part, shift in zip(parts, shifts, strict=False)])
-        return Packed(np.concatenate([part.ids_M for part in parts]), ends_D)
+        return join(self._encode_group(group) for group in groups(texts, _GROUP_CHARS))
 
     def places(self, text: str) -> NDArray[np.int64]:
         """Return where in ``text`` each of its ids begins and ends, in characters, places_C2."""
@@ -100,17 +95,3 @@ def _cut(text: str) -> Iterator[str]:
         yield text[start : found.start()]
         start = found.start()
     yield text[start:]
-
-
-def _groups(texts: list[str]) -> Iterator[list[str]]:
-    """Yield runs of texts of at most a million characters together, or of one text."""
-    group: list[str] = []
-    chars = 0
-    for text in texts:
-        if group and chars + len(text) > _GROUP_CHARS:
-            yield group
-            group, chars = [], 0
-        group.append(text)
-        chars += len(text)
-    if group:
-        yield group

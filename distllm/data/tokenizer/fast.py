@@ -20,12 +20,16 @@ import xxhash
 from numpy.typing import NDArray
 
 from distllm.data.tokenizer.description import added_plain, why_not_byte_level
-from distllm.data.tokenizer.packed import Backend, Packed, pack
+from distllm.data.tokenizer.packed import Backend, Packed, groups, join, pack
 from distllm.data.tokenizer.probe import PROBE
 from distllm.errors import MissingDependency
 from distllm.extras import require
+from distllm.machine import held_memory
 
 CHECKED_SHARE = 1000  # one text in so many is encoded twice
+CACHE_BYTES = 64 * 2**20
+_CACHED_TEXT = 8 * 2**20  # a new engine must read so much before it goes: making one takes 0.05 s
+_GROUP_BYTES = 1 << 20
 # Letters, marks and digits that Unicode 17 assigned; found by comparing every code point (a slow test does).
 UNICODE_17 = re.compile(
     "[\u088f\u0c5c\u0cdc\ua7ce\ua7cf\ua7d2\ua7d4\ua7f1\U00010940-\U00010959\U00010ec5-\U00010ec7"
@@ -50,8 +54,12 @@ class FastEncoder:
 
     Which texts are compared depends on the texts alone, so every process checks the same ones.
 
+    gigatoken remembers the ids of every different word, without bound: of Chinese, written without
+    spaces, that is nearly all of the text. So it is made anew when the process has come to hold
+    ``CACHE_BYTES`` more than after the first texts.
+
     Args:
-        engine: a ``gigatoken.Tokenizer``.
+        make: returns a new ``gigatoken.Tokenizer``.
         reference: what gives the right ids.
         probe: texts that must agree before the first use.
 
@@ -60,8 +68,9 @@ class FastEncoder:
         mismatches: texts for which the two have differed.
     """
 
-    def __init__(self, engine: Any, reference: Reference, probe: Sequence[str] = PROBE) -> None:
-        self._engine = engine
+    def __init__(self, make: Callable[[], Any], reference: Reference, probe: Sequence[str] = PROBE) -> None:
+        self._make = make
+        self._begin()
         self._reference = reference
         self.trusted = True
         self.mismatches = 0
@@ -98,10 +107,23 @@ class FastEncoder:
         return pack(rows)
 
     def _run(self, encoded: list[bytes]) -> Packed:
+        return join(self._run_group(group) for group in groups(encoded, _GROUP_BYTES))
+
+    def _run_group(self, encoded: list[bytes]) -> Packed:
         layout = self._engine.encode_batch(encoded).layout
         bounds_D = np.asarray(layout.offsets.data, dtype=np.int64)
         ids_M = np.asarray(layout.content.data, dtype=np.uint32)
+        self._bound_cache(sum(map(len, encoded)))
         return Packed(ids_M[bounds_D[0] : bounds_D[-1]], bounds_D[1:] - bounds_D[0])
+
+    def _begin(self) -> None:
+        self._engine, self._read, self._held_at_first = self._make(), 0, 0
+
+    def _bound_cache(self, read: int) -> None:
+        self._read += read
+        self._held_at_first = self._held_at_first or held_memory()
+        if self._read >= _CACHED_TEXT and held_memory() > self._held_at_first + CACHE_BYTES:
+            self._begin()
 
     def _compare(self, texts: Sequence[str], packed: Packed, chosen: Sequence[int]) -> None:
         """Encode the ``chosen`` texts again; give up and say so at the first difference."""
@@ -156,8 +178,8 @@ def fast_encoder(
         # gigatoken makes one id of a special token that text spells; without them it is plain text
         unused = dict.fromkeys(("post_processor", "truncation", "padding"))
         try:
-            engine = gigatoken.Tokenizer.from_json(json.dumps({**description, **unused, "added_tokens": []}))
-            return FastEncoder(engine, reference)
+            content = json.dumps({**description, **unused, "added_tokens": []})
+            return FastEncoder(lambda: gigatoken.Tokenizer.from_json(content), reference)
         except (RuntimeError, ValueError, NotImplementedError) as error:
             problem = str(error)
     if backend == "gigatoken":

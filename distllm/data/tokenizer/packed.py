@@ -5,13 +5,14 @@ Shapes: D documents, M ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Backend = Literal["auto", "tokenizers", "gigatoken"]
+Text = TypeVar("Text", str, bytes)
 
 
 class Packed(NamedTuple):
@@ -30,3 +31,27 @@ def pack(rows: Sequence[Sequence[int] | NDArray[np.uint32]]) -> Packed:
         ids_M[start:end] = row
         start = end
     return Packed(ids_M, ends_D)
+
+
+def join(parts: Iterable[Packed]) -> Packed:
+    """Join the ids of groups of documents."""
+    found = list(parts)
+    if not found:
+        return Packed(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64))
+    shifts = np.cumsum([0, *(part.ids_M.size for part in found)])
+    ends_D = np.concatenate([part.ends_D + shift for part, shift in zip(found, shifts, strict=False)])
+    return Packed(np.concatenate([part.ids_M for part in found]), ends_D)
+
+
+def groups(texts: Sequence[Text], size: int) -> Iterator[list[Text]]:
+    """Yield runs of texts of at most ``size`` characters or bytes together, or of one text."""
+    group: list[Text] = []
+    held = 0
+    for text in texts:
+        if group and held + len(text) > size:
+            yield group
+            group, held = [], 0
+        group.append(text)
+        held += len(text)
+    if group:
+        yield group
