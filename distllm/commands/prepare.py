@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def run(words: Sequence[str]) -> int:
     check_prepare(config, problems)
     problems.raise_if_any()
     gc.enable()
+    # Arrow's own allocators keep what they have freed; assistants inherit the choice.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     if _DRY_RUN in arguments.flags:
         _rehearse(config)
     else:

@@ -27,9 +27,9 @@ from distllm.extras import require
 from distllm.machine import held_memory
 
 CHECKED_SHARE = 1000  # one text in so many is encoded twice
-CACHE_BYTES = 64 * 2**20
+CACHE_BYTES = 24 * 2**20
 _CACHED_TEXT = 8 * 2**20  # a new engine must read so much before it goes: making one takes 0.05 s
-_GROUP_BYTES = 1 << 20
+_GROUP_BYTES = 1 << 18
 # Letters, marks and digits that Unicode 17 assigned; found by comparing every code point (a slow test does).
 UNICODE_17 = re.compile(
     "[\u088f\u0c5c\u0cdc\ua7ce\ua7cf\ua7d2\ua7d4\ua7f1\U00010940-\U00010959\U00010ec5-\U00010ec7"
@@ -70,6 +70,7 @@ class FastEncoder:
 
     def __init__(self, make: Callable[[], Any], reference: Reference, probe: Sequence[str] = PROBE) -> None:
         self._make = make
+        self._engine: Any
         self._begin()
         self._reference = reference
         self.trusted = True
@@ -117,6 +118,7 @@ class FastEncoder:
         return Packed(ids_M[bounds_D[0] : bounds_D[-1]], bounds_D[1:] - bounds_D[0])
 
     def _begin(self) -> None:
+        self._engine = None  # the old one goes before there is a new one
         self._engine, self._read, self._held_at_first = self._make(), 0, 0
 
     def _bound_cache(self, read: int) -> None:
