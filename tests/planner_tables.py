@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import NormalDist, median
 from typing import Any
 
 from distllm.plan.conventions import CONVENTIONS
@@ -29,6 +30,10 @@ _DIRECTORY = Path(__file__).parent / "anchors"
 # FlashAttention-3 over FlashAttention-2 on H100, forward and backward together, head width 128, causal,
 # 8k: (1/306 + 2.5/166) / (1/660 + 2.5/575) of Dao-AILab/flash-attention, issue 1893.
 _FLASH_3 = 3.13
+# cuDNN's over FlashAttention-2's, the same, at 4k: (1/319 + 2.5/310) / (1/518 + 2.5/499), figures 5 and 6 of
+# Shah et al. 2024 (FlashAttention-3).
+_CUDNN = 1.61
+_ATTENTION = {"fa3": _FLASH_3, "cudnn": _CUDNN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +111,11 @@ def _point(name: str, table: Mapping[str, Any], row: Mapping[str, Any], machine:
         virtual_stages=row.get("virtual_stages", 1),
         offload=row.get("offload", "none"),
     )
-    habits = {key: row[key] for key in ("compiled", "overlaps_tensor", "gathers") if key in row}
-    if row.get("attention") == "fa3":
-        machine = dataclasses.replace(machine, attention_share=_FLASH_3)
+    stage = f"stage_{layout.zero_stage}"
+    habits = {**table.get(stage, {})}
+    habits |= {key: row[key] for key in ("compiled", "tensor_exposed", "gathers") if key in row}
+    if kernel := row.get("attention") or table.get("attention"):
+        machine = dataclasses.replace(machine, attention_share=_ATTENTION[kernel])
     convention = table["convention"]
     mfu = row.get("mfu")
     if mfu is None:
@@ -138,8 +145,8 @@ def _label(row: Mapping[str, Any], layout: Layout) -> str:
         words.append(f"tp{layout.tensor} pp{layout.pipeline}")
     words.append(f"z{layout.zero_stage}")
     words += [layout.checkpointing] if layout.checkpointing != "none" else []
-    words += [key for key in ("compiled", "overlaps_tensor", "offload") if row.get(key)]
-    return " ".join(words).replace("overlaps_tensor", "async-tp")
+    words += [key for key in ("compiled", "tensor_exposed", "offload") if row.get(key)]
+    return " ".join(words).replace("tensor_exposed", "async-tp")
 
 
 def mfu_residuals(found: list[Point], efficiency: Efficiency) -> list[Residual]:
@@ -181,6 +188,33 @@ def rank_correlation(residuals: list[Residual]) -> float:
     covariance = sum((a - mean) * (b - mean) for a, b in zip(published, predicted, strict=True))
     spread = sum((a - mean) ** 2 for a in published) * sum((b - mean) ** 2 for b in predicted)
     return covariance / math.sqrt(spread)
+
+
+def left_by_chance(residuals: list[Residual], trials: int = 200) -> float:
+    """Return the rank correlation that published figures keep, on average, with themselves disturbed.
+
+    Errors are independent and log-normal, with the median size of those of ``residuals``: what would be left
+    if the predictions knew the order of everything but for errors of their size.
+    """
+    generator = random.Random(0)
+    sigma = math.log1p(median_error(residuals)) / NormalDist().inv_cdf(0.75)
+
+    def once() -> float:
+        disturbed = [r.published * math.exp(generator.gauss(0.0, sigma)) for r in residuals]
+        pairs = zip(residuals, disturbed, strict=True)
+        return rank_correlation([dataclasses.replace(r, predicted=value) for r, value in pairs])
+
+    return sum(once() for _ in range(trials)) / trials
+
+
+def without_worst(residuals: list[Residual]) -> tuple[list[Residual], Residual]:
+    """Return all but the residual whose absence does most for the rank correlation, and that one."""
+
+    def rest(index: int) -> list[Residual]:
+        return residuals[:index] + residuals[index + 1 :]
+
+    worst = max(range(len(residuals)), key=lambda index: rank_correlation(rest(index)))
+    return rest(worst), residuals[worst]
 
 
 def _ranks(values: list[float]) -> list[float]:

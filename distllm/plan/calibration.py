@@ -93,5 +93,6 @@ def machine_of_calibration(found: Calibration, resolved: Resolved) -> Machine:
         local_seconds=0.0,
         update_bandwidth=found.update_bandwidth * scale,
         link_efficiency=1.0,
+        stream_efficiency=1.0,
         hides_traffic=True,
     )

@@ -90,6 +90,8 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
     wide = compute == "bf16" and stage >= 2
     gated = config.model.gated
     buckets = 0.0 if config.engine.name == "local" else _BUCKETS[stage]
+    # partitioned gradients are copied into a bucket, whole ones are added where they are
+    adds = 2 if stage >= 2 else 3 * (layout.accumulation > 1)
     return Software(
         weight_bytes=element,
         grad_bytes=element,
@@ -104,6 +106,8 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         logits_tokens=_CHUNK_TOKENS,
         logits_bytes=element + 4 + (element if compute == "bf16" else 0),
         compiled=config.engine.compile,
+        adding_bytes=adds * element,
+        bucket_params=0 if config.engine.name == "local" else config.engine.bucket_bytes // element,
         live_params=_MAX_LIVE_PARAMS,
         # DeepSpeed copies gathered weights out of a buffer, which glibc's heap does not use again at once
         gather_copies=1 if config.cluster.device == "cpu" else 0,
@@ -142,7 +146,7 @@ def bill(config: Config, work: Work, chosen: Estimate, total_tokens: int) -> Bil
     hardware, layout = config.cluster.hardware, chosen.layout
     steps = -(-total_tokens // layout.tokens_per_step)
     busy = steps * chosen.time.total
-    save = work.params * CHECKPOINT_BYTES / (hardware.store_gb_per_s * 1e9)
+    save = work.params * work.trainable_share * CHECKPOINT_BYTES / (hardware.store_gb_per_s * 1e9)
     goodput = expected_goodput(
         nodes=-(-layout.ranks // hardware.devices_per_node),
         node_mttf_seconds=hardware.node_mttf_hours * 3600,

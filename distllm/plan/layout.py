@@ -87,9 +87,15 @@ class Software:
         compiled: element-wise operations are fused.
         reduces_each_pass: stage 2 reduces after every forward pass, not once a step.
         gathers: times that partitioned weights are gathered for each forward pass.
-        overlaps_tensor: exchanges of tensor parallelism hide behind products.
+        tensor_exposed: share of the exchanges of tensor parallelism that nothing hides.
+        stage_messages: exchanges between stages in a micro-batch that nothing hides.
         overlaps_data: gradients are reduced behind backward and stage 1's weights gathered behind forward,
             as much as fits, whatever share the fit found for programs that leave it to chance.
+        sums_late: stage 1 sums gradients by one all-reduce after backward, and gathers tensor by tensor.
+        gather_pieces: tensors of a block that such a gather copies one by one for each rank.
+        bucket_params: gradients that are exchanged at once below stage 3; 0 means all.
+        adding_bytes: memory traffic of a gradient that is added to those of earlier micro-batches.
+        clipping_bytes: memory traffic of a gradient between backward and update, partitioned or not.
         weighs_stages: a pipeline's stages are cut by weights, not into equally many blocks.
         live_params: weights that stage 3 keeps gathered; 0 means two blocks.
         gather_copies: how often gathered weights are held besides, by buffers that they were copied from.
@@ -115,8 +121,14 @@ class Software:
     compiled: bool = False
     reduces_each_pass: bool = True
     gathers: int = 2
-    overlaps_tensor: bool = False
+    tensor_exposed: float = 1.0
+    stage_messages: int = 0
     overlaps_data: bool = False
+    sums_late: bool = False
+    gather_pieces: int = 0
+    bucket_params: int = 0
+    adding_bytes: int = 0
+    clipping_bytes: int = 0
     weighs_stages: bool = False
     live_params: int = 0
     gather_copies: int = 0

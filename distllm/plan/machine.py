@@ -29,6 +29,7 @@ class Machine:
         update_bandwidth: bytes/s of the optimizer; 0 means that of other element-wise operations.
         hides_traffic: the speed of products was measured with their operands' traffic in it.
         link_efficiency: bandwidth of a large collective over the rated one of the link, as nccl-tests see it.
+        stream_efficiency: memory bandwidth of a pass over large arrays, over the rated one.
         attention_share: speed of fused attention, as a share of FlashAttention-2's on the same device.
     """
 
@@ -49,6 +50,7 @@ class Machine:
     update_bandwidth: float = 0.0
     hides_traffic: bool = False
     link_efficiency: float = 0.85
+    stream_efficiency: float = 0.9
     attention_share: float = 1.0
 
     def throttled(self, share: float) -> Machine:

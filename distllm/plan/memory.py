@@ -131,8 +131,8 @@ def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _Sta
     if layout.zero_stage == 3:
         held = params / shards + (params / layout.hpz if layout.hpz > 1 else 0)
         live = min(software.live_params or _LIVE_BLOCKS * block, params)
-        gathered = live * software.weight_bytes
-        weights = held * software.weight_bytes + gathered * (1 + software.gather_copies)
+        gathered = live * software.weight_bytes * (1 + software.gather_copies)
+        weights = held * software.weight_bytes + gathered
         gradients += block * software.grad_bytes
     host = disk = 0.0
     if layout.offload in ("disk", "mapped"):

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distllm.plan.comms import Group, exchange_seconds, gather_seconds, reduce_seconds
+from distllm.plan.exchanges import (
+    data_exchanges,
+    expert_seconds,
+    sequence_seconds,
+    stage_seconds,
+    tensor_seconds,
+)
 from distllm.plan.layout import Layout, Software
 from distllm.plan.machine import Machine
 from distllm.plan.stages import stages_of
@@ -51,6 +57,7 @@ class StepTime:
     tensor_exchange: float
     sequence_exchange: float
     expert_exchange: float
+    stage_exchange: float
     exposed: float
     hidden: float
     bubble: float
@@ -61,8 +68,8 @@ class StepTime:
     def total(self) -> float:
         """All seconds of the step."""
         parts = (self.gemm, self.attention, self.elementwise, self.head, self.recompute)
-        exchanges = (self.tensor_exchange, self.sequence_exchange, self.expert_exchange, self.exposed)
-        return sum(parts) + sum(exchanges) + self.bubble + self.uneven + self.update
+        exchanges = (self.tensor_exchange, self.sequence_exchange, self.expert_exchange, self.stage_exchange)
+        return sum(parts) + sum(exchanges) + self.exposed + self.bubble + self.uneven + self.update
 
     @property
     def limit(self) -> str:
@@ -72,7 +79,10 @@ class StepTime:
             "attention": self.attention,
             "memory traffic": self.elementwise,
             "recomputation": self.recompute,
-            "exchanges between ranks": self.exposed + self.tensor_exchange + self.sequence_exchange,
+            "exchanges between ranks": self.exposed
+            + self.tensor_exchange
+            + self.sequence_exchange
+            + self.stage_exchange,
             "tokens on their way to experts": self.expert_exchange,
             "the pipeline's bubble": self.bubble,
             "the pipeline's longest stage": self.uneven,
@@ -106,26 +116,31 @@ def step_time(
         "selective": forward.elementwise,
         "full": forward.total,
     }[layout.checkpointing]
-    tensor = blocks * _tensor_seconds(work, layout, software, machine)
-    sequence = blocks * _sequence_seconds(work, layout, software, machine)
-    expert = blocks * _expert_seconds(work, layout, software, machine)
-    micro = blocks * (forward.total + backward.total + again) + head + tensor + sequence + expert
+    tensor = blocks * tensor_seconds(work, layout, software, machine)
+    sequence = blocks * sequence_seconds(work, layout, software, machine)
+    expert = blocks * expert_seconds(work, layout, software, machine)
+    stages = stage_seconds(work, layout, software, machine)
+    adding = _streaming_seconds(work, layout, software.adding_bytes, machine)
+    micro = blocks * (forward.total + backward.total + again) + head + adding
+    micro += tensor + sequence + expert + stages
     count = layout.accumulation
     slowest = _slowest_stage(work, layout, software, micro, head * layout.pipeline)
-    exchanges = _data_exchanges(work, layout, software, machine)
+    exchanges = data_exchanges(work, layout, software, machine)
     overlap = 1.0 if software.overlaps_data else efficiency.overlap
     # Their windows overlap, and the links carry one after another: no second of work hides two of them.
-    hidden = min(sum(min(overlap * seconds, window * micro) for seconds, window in exchanges), count * micro)
+    hidden = sum(min(overlap * exchange.seconds, exchange.window * micro) for exchange in exchanges)
+    hidden = min(hidden, count * micro)
     return StepTime(
         gemm=count * blocks * (forward.gemm + backward.gemm),
         attention=count * blocks * (forward.attention + backward.attention),
-        elementwise=count * blocks * (forward.elementwise + backward.elementwise),
+        elementwise=count * (blocks * (forward.elementwise + backward.elementwise) + adding),
         head=count * head,
         recompute=count * blocks * again,
         tensor_exchange=count * tensor,
         sequence_exchange=count * sequence,
         expert_exchange=count * expert,
-        exposed=sum(seconds for seconds, _ in exchanges) - hidden,
+        stage_exchange=count * stages,
+        exposed=sum(exchange.seconds for exchange in exchanges) - hidden,
         hidden=hidden,
         bubble=slowest * (layout.pipeline - 1) / layout.virtual_stages,
         uneven=count * (slowest - micro),
@@ -156,7 +171,9 @@ def _block_passes(
     attention = 4 * tokens * keys * work.heads * work.head_dim / layout.tensor / speed
     bandwidth = efficiency.memory * machine.memory_bandwidth
     traffic = element_traffic(work, software) * tokens / layout.tensor / bandwidth
-    return _Pass(gemm, attention, traffic), _Pass(2 * gemm, 2.5 * attention, 1.5 * traffic)
+    # weights that are frozen have no gradient
+    behind = 1 + work.trainable_share
+    return _Pass(gemm, attention, traffic), _Pass(behind * gemm, 2.5 * attention, 1.5 * traffic)
 
 
 def _products(work: Work, tensor: int) -> list[tuple[int, int, float]]:
@@ -203,106 +220,24 @@ def _head_seconds(
     tokens, vocab = layout.tokens_per_rank, work.vocab / layout.tensor
     product = _product_seconds(tokens, work.hidden, int(vocab), software, machine, efficiency)
     passes = 3 * tokens * vocab * software.logits_bytes
-    return 3 * product + passes / (efficiency.memory * machine.memory_bandwidth)
+    return (2 + work.trainable_share) * product + passes / (efficiency.memory * machine.memory_bandwidth)
 
 
-def _tensor_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
-    """Exchanges of one block for one micro-batch: two all-reduces forward, two backward."""
-    if layout.tensor == 1:
-        return 0.0
-    group = Group.strided(layout.tensor, 1, machine)
-    own = layout.tokens_per_rank * work.hidden * software.element_bytes
-    times = 6 if layout.checkpointing == "full" else 4
-    exposed = 0.5 if software.overlaps_tensor else 1.0
-    return exposed * times * reduce_seconds(own, group, machine)
-
-
-def _sequence_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
-    """Ulysses: four all-to-alls of one block forward, four backward (Jacobs et al. 2023)."""
-    if layout.sequence == 1:
-        return 0.0
-    group = Group.strided(layout.sequence, layout.tensor, machine)
-    elements = layout.tokens_per_rank * work.head_dim * software.element_bytes
-    times = 3 if layout.checkpointing == "full" else 2
-    key_value = max(work.kv_heads, layout.sequence)  # ranks that share a head get a copy each
-    widths = (work.heads, key_value, key_value, work.heads)
-    return times * sum(exchange_seconds(elements * width, group, machine) for width in widths)
-
-
-def _expert_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
-    """Two all-to-alls of one block forward, two backward: tokens travel once for each of their experts."""
-    if layout.expert == 1:
-        return 0.0
-    group = Group.strided(layout.expert, layout.tensor, machine)
-    own = layout.tokens_per_rank * work.active_experts * work.hidden * software.element_bytes
-    times = 6 if layout.checkpointing == "full" else 4
-    return times * exchange_seconds(own, group, machine)
-
-
-def _data_exchanges(
-    work: Work, layout: Layout, software: Software, machine: Machine
-) -> list[tuple[float, float]]:
-    """Return (seconds, micro-batches of work they may hide behind) of exchanges of one step."""
-    if layout.expert > 1:
-        return [
-            *_rest_exchanges(work, layout, software, machine),
-            *_expert_sums(work, layout, software, machine),
-        ]
-    return _rest_exchanges(work, layout, software, machine)
-
-
-def _expert_sums(
-    work: Work, layout: Layout, software: Software, machine: Machine
-) -> list[tuple[float, float]]:
-    """Gradients, then weights, of a rank's experts go to and fro among those with the same, once a step."""
-    own = work.layers * work.expert_params / (layout.pipeline * layout.tensor * layout.expert)
-    equals = Group.strided(layout.replicas // layout.expert, layout.tensor * layout.expert, machine)
-    if layout.zero_stage == 0:
-        return [(reduce_seconds(own * software.reduced_bytes, equals, machine), 0)]
-    sizes = (software.reduced_bytes, software.weight_bytes)
-    return [(gather_seconds(own * size, equals, machine), 0) for size in sizes]
-
-
-def _rest_exchanges(
-    work: Work, layout: Layout, software: Software, machine: Machine
-) -> list[tuple[float, float]]:
-    """Exchanges of all weights, or of all but experts where ranks hold different ones."""
-    elsewhere = work.layers * work.expert_params if layout.expert > 1 else 0.0
-    params = (work.params - elsewhere) / (layout.pipeline * layout.tensor)
-    group = Group.strided(layout.replicas, layout.tensor, machine)
-    if group.size == 1:
-        return []
-    weights, gradients = params * software.weight_bytes, params * software.reduced_bytes
-    count = layout.accumulation
-    if layout.zero_stage == 3:
-        near = Group.strided(layout.hpz, layout.tensor, machine) if layout.hpz > 1 else group
-        # one exchange for each block: latencies add up
-        calls = work.layers / layout.pipeline
-        first = calls * gather_seconds(weights / calls, group, machine)
-        again = (software.gathers - 1) * calls * gather_seconds(weights / calls, near, machine)
-        scatter = calls * gather_seconds(gradients / calls, group, machine)
-        return [(count * (first + again), count), (count * scatter, count * 2 / 3)]
-    if layout.zero_stage == 2:
-        reduces = count if software.reduces_each_pass else 1
-        seconds = reduces * gather_seconds(gradients, group, machine)
-        return [(seconds, reduces * 2 / 3), (gather_seconds(weights, group, machine), 0)]
-    if layout.zero_stage == 1:
-        return [
-            (gather_seconds(gradients, group, machine), 2 / 3),
-            (gather_seconds(weights, group, machine), 1 / 3 if software.overlaps_data else 0),
-        ]
-    return [(reduce_seconds(gradients, group, machine), 2 / 3)]
+def _streaming_seconds(work: Work, layout: Layout, size: float, machine: Machine) -> float:
+    """One pass over all gradients of a rank, in large arrays, at ``size`` bytes each."""
+    gradients = work.params * work.trainable_share / (layout.pipeline * layout.tensor)
+    return gradients * size / (machine.stream_efficiency * machine.memory_bandwidth)
 
 
 def _update_seconds(
     work: Work, layout: Layout, software: Software, machine: Machine, efficiency: Efficiency
 ) -> float:
-    params = work.params / (layout.pipeline * layout.tensor)
+    params = work.params * work.trainable_share / (layout.pipeline * layout.tensor)
     share = params / (layout.replicas if layout.zero_stage else 1)
     traffic = share * software.update_bytes
     if layout.offload == "none":
         bandwidth = machine.update_bandwidth or efficiency.memory * machine.memory_bandwidth
-        return traffic / bandwidth
+        return _streaming_seconds(work, layout, software.clipping_bytes, machine) + traffic / bandwidth
     if layout.offload == "mapped":
         return traffic / machine.disk_bandwidth
     # gradients down, new weights up; the update itself runs out of host memory, or out of files, after

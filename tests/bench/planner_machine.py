@@ -1,18 +1,22 @@
-"""Predicted against measured tokens/s and memory of real runs on this machine.
+"""Predicted against measured speed and memory of real runs on this machine.
 
-``python tests/bench/planner_machine.py DATASET [FRACTION]`` measures the machine as
-``distllm plan --calibrate`` does, trains each case twice with a different number of steps, and takes
-the difference, so that starting costs nothing. With one thread a rank, a step's time is compared in
-CPU seconds of a rank, which other programs on the machine hardly change; exchanges, in which a CPU
-waits, are left out of both sides. It ends with 1 where a case is off by more than FRACTION.
+``python tests/bench/planner_machine.py DATASET [FRACTION [CASE...]]`` measures the machine as
+``distllm plan --calibrate`` does and trains each case (or those that are numbered) with one thread a
+rank. Tokens/s count twice: by the clock, exchanges and waiting included, which means something on a
+quiet machine only; and by the CPU seconds that the ranks took between two steps, which other programs
+hardly change, against a prediction without exchanges, in which a CPU waits. The dataset is made by
+``distllm prepare`` if it is not there. It ends with 1 where a case is off by more than FRACTION in CPU
+seconds.
 """
 
 import dataclasses
 import json
 import os
-import resource
+import statistics
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,7 +31,7 @@ from distllm.plan.experiment import base_bytes, layout_of
 from distllm.plan.work import work_of
 from distllm.train.calibrate import calibrate
 
-SHORT, LONG = 2, 8
+STEPS, WARM = 10, 3
 RANKS = 2
 CASES = {
     "hidden 192, 4 layers, ZeRO-0": ["engine=zero0", "model.hidden_size=192", "model.num_layers=4"],
@@ -40,36 +44,65 @@ CASES = {
 }  # fmt: skip
 
 
-def words(root, dataset, case, steps):
+def words(root, dataset, case):
     return [
         "data=pydocs", f"data.out={dataset}", "data.seq_len=512", f"runs_dir={root}",
-        f"name={list(CASES).index(case)}-{steps}", "tokenizer.vocab_size=8192", "model.num_heads=8",
-        "train.tokens_per_step=4096", f"train.max_steps={steps}", "engine.micro_batch_tokens=2048",
+        f"name={list(CASES).index(case)}", "tokenizer.vocab_size=8192", "model.num_heads=8",
+        "train.tokens_per_step=4096", f"train.max_steps={STEPS}", "engine.micro_batch_tokens=2048",
         "engine.bucket_bytes=16MiB", f"cluster.procs_per_node={RANKS}", "cluster.threads_per_rank=1",
         "eval=none", "checkpoint.every_steps=1000", *CASES[case],
     ]  # fmt: skip
 
 
-def children_seconds():
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def steps_of(path):
+    """The step records that are written so far."""
+    text = path.read_text() if path.exists() else ""
+    records = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
+    return [record for record in records if record["kind"] == "step"]
+
+
+def cpu_seconds(process):
+    """CPU seconds so far of a process and of all below it that still run."""
+    parents, used = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # ended meanwhile
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+        used[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def below(one):
+        while one in parents and one != process.pid:
+            one = parents[one]
+        return one == process.pid
+
+    return sum(seconds for one, seconds in used.items() if below(one))
 
 
 def measured(root, dataset, case):
-    """Return CPU seconds of one rank for one step, and the memory of rank 0."""
-    seconds, memory = {}, 0
-    for steps in (SHORT, LONG):
-        start = children_seconds()
-        done = tiny.distllm("train", *words(root, dataset, case, steps), timeout=1200, OMP_NUM_THREADS="1")
-        assert done.returncode == 0, done.stderr
-        seconds[steps] = children_seconds() - start
-        lines = (root / f"{list(CASES).index(case)}-{steps}" / "metrics.jsonl").read_text().splitlines()
-        memory = max(json.loads(line).get("memory_bytes") or 0 for line in lines)
-    return (seconds[LONG] - seconds[SHORT]) / (LONG - SHORT) / RANKS, memory
+    """Return tokens/s by the clock, tokens for each CPU second of every rank, and memory of rank 0."""
+    path = root / str(list(CASES).index(case)) / "metrics.jsonl"
+    command = tiny.command("train", *words(root, dataset, case))
+    environment = tiny.environment(OMP_NUM_THREADS="1")
+    seen = {}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        while process.poll() is None:
+            if (done := len(steps_of(path))) not in seen:
+                seen[done] = cpu_seconds(process)
+            time.sleep(0.02)
+    assert process.returncode == 0
+    steps = steps_of(path)
+    assert len(steps) == STEPS, steps
+    first, last = min(step for step in seen if step >= WARM), max(step for step in seen if step < STEPS)
+    own = (seen[last] - seen[first]) / RANKS
+    clock = statistics.median(step["tokens_per_second"] for step in steps[WARM:])
+    tokens = steps[-1]["tokens"] / STEPS
+    return clock, tokens * (last - first) / own, max(step["memory_bytes"] for step in steps)
 
 
 def predicted(root, dataset, case):
-    run = resolve(compose(words(root, dataset, case, SHORT)), starts_here=False)
+    run = resolve(compose(words(root, dataset, case)), starts_here=False)
     found = read_calibration(root)
     machine = machine_of_calibration(found, run)
     return estimate(
@@ -82,26 +115,33 @@ def predicted(root, dataset, case):
     )
 
 
-def main(dataset, fraction):
+def main(dataset, fraction, cases):
     root = Path(tempfile.mkdtemp(prefix="planner-machine-"))
+    if not Path(dataset).exists():
+        done = tiny.distllm("prepare", *words(root, dataset, cases[0]), timeout=1200)
+        assert done.returncode == 0, done.stderr
     calibrate(1, RANKS, root)
     print(dataclasses.asdict(read_calibration(root)), f"load {os.getloadavg()[0]:.1f}", flush=True)
-    print("| Case | CPU s a step | predicted | error | memory MiB | predicted | error |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| Case | tokens/CPU s | predicted | error | tokens/s | predicted | error | MiB | predicted | error |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     worst = 0.0
-    for case in CASES:
-        seconds, memory = measured(root, dataset, case)
+    for case in cases:
+        clock, own, memory = measured(root, dataset, case)
         plan = predicted(root, dataset, case)
-        busy = plan.time.total - plan.time.exposed
-        errors = busy / seconds - 1, plan.memory.device / memory - 1
-        worst = max(worst, *map(abs, errors))
+        busy = plan.layout.tokens_per_step / (plan.time.total - plan.time.exposed)
+        worst = max(worst, abs(busy / own - 1))
+        size = plan.memory.device
         print(
-            f"| {case} | {seconds:.3f} | {busy:.3f} | {errors[0]:+.1%} "
-            f"| {memory / 2**20:.0f} | {plan.memory.device / 2**20:.0f} | {errors[1]:+.1%} |",
+            f"| {case} | {own:.0f} | {busy:.0f} | {busy / own - 1:+.1%} "
+            f"| {clock:.0f} | {plan.tokens_per_second:.0f} | {plan.tokens_per_second / clock - 1:+.1%} "
+            f"| {memory / 2**20:.0f} | {size / 2**20:.0f} | {size / memory - 1:+.1%} |",
             flush=True,
         )
     return int(worst > fraction)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.15))
+    chosen = [list(CASES)[int(number)] for number in sys.argv[3:]] or list(CASES)
+    sys.exit(main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.15, chosen))

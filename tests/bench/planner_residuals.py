@@ -16,6 +16,7 @@ from planner_tables import (
     FIT,
     Residual,
     fit,
+    left_by_chance,
     median_error,
     memory_residuals,
     mfu_residuals,
@@ -23,6 +24,7 @@ from planner_tables import (
     rank_correlation,
     read_table,
     speed_residuals,
+    without_worst,
 )
 
 from distllm.plan.fitted import FITTED
@@ -43,6 +45,7 @@ def residuals() -> str:
     blind = [residual for name in BLIND for residual in utilisation[name]]
     wanted = [residual for name in _MEMORY_TARGETS for residual in memory[name]]
     fitted = utilisation[FIT]
+    others, odd = without_worst(blind)
     lines = [
         "| Figure | Rows | Predicted | Wanted |",
         "|---|---|---|---|",
@@ -55,6 +58,11 @@ def residuals() -> str:
             for name in BLIND
         ),
         f"| Rank correlation of tokens/s, blind | {len(speed)} | {rank_correlation(speed):.2f} | |",
+        f"| Rank correlation of memory, nanotron and H200 | {len(wanted)} "
+        f"| {rank_correlation(wanted):.2f} | |",
+        f"| Rank correlation of MFU left by random errors of that median | {len(blind)} | "
+        f"{left_by_chance(blind):.2f} | |",
+        f"| Rank correlation of MFU without {odd.label} | {len(others)} | {rank_correlation(others):.2f} | |",
         _summary("MFU, median error, the fitted table", len(fitted), median_error(fitted), ""),
     ]
     for name in (FIT, *BLIND):

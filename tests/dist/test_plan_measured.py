@@ -43,11 +43,6 @@ def peak(records):
     return max(record["memory_bytes"] for record in records.values())
 
 
-def _bound(stage, kept):
-    """Equal runs of ZeRO-3 held 1.58 to 1.84 GB where 1.67 is predicted; other stages repeat themselves."""
-    return 0.12 if (stage, kept) == (3, "none") else 0.10
-
-
 def predicted(root, case):
     run = resolve(compose(words(root, *case)), starts_here=False)
     layout = layout_of(run)
@@ -65,7 +60,8 @@ def test_memory_is_near_the_prediction(measured):
         return predicted(root, case) / peak(found) - 1
 
     errors = {case: error(case, found) for case, found in records.items()}
-    assert all(abs(missed) < _bound(*case) for case, missed in errors.items()), errors
+    # equal runs of ZeRO-3 held 1.58 to 1.84 GB where 1.69 is predicted; other stages repeat themselves
+    assert all(abs(missed) < 0.10 for missed in errors.values()), errors
 
 
 @pytest.mark.slow

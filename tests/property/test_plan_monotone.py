@@ -52,6 +52,8 @@ def layout_values(draw):
 def softwares(draw):
     return Software(
         logits_tokens=draw(st.sampled_from([0, 512])),
+        bucket_params=draw(st.sampled_from([0, 10**6])),
+        adding_bytes=draw(st.sampled_from([0, 10])),
         compiled=draw(st.booleans()),
         accumulated_bytes=draw(st.sampled_from([0, 4])),
     )
@@ -100,6 +102,25 @@ def test_no_stage_needs_more_optimizer_memory_than_the_one_before(work, layout, 
     assert optimizer == sorted(optimizer, reverse=True)
     assert min(memory.device for memory in stages) > 0
     assert all(size >= 0 for memory in stages for size in memory.parts().values())
+
+
+@given(works(), layout_values(), softwares(), st.floats(0.001, 0.99))
+def test_what_learns_less_takes_neither_more_time_nor_more_memory(work, layout, software, share):
+    part = replace(work, trainable_share=share)
+    assert device(part, layout, software) <= device(work, layout, software)
+    assert seconds(part, layout, software) <= seconds(work, layout, software) * (1 + 1e-12)
+
+
+@given(works(), layout_values(), softwares(), st.floats(1, 4))
+def test_faster_links_and_memory_never_make_a_step_slower(work, layout, software, factor):
+    better = replace(
+        MACHINE,
+        memory_bandwidth=factor * MACHINE.memory_bandwidth,
+        local_bandwidth=factor * MACHINE.local_bandwidth,
+        network_bandwidth=factor * MACHINE.network_bandwidth,
+    )
+    found = step_time(work, layout, software, better, FITTED).total
+    assert found <= seconds(work, layout, software) * (1 + 1e-12)
 
 
 @given(works(), layout_values(), softwares())

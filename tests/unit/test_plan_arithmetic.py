@@ -68,6 +68,20 @@ def test_the_causal_convention_is_the_one_training_reports():
     assert CONVENTIONS["causal"](work_of(shape), 512) == pytest.approx(flops_per_token(shape, 512))
 
 
+def test_weights_that_are_frozen_cost_no_gradients():
+    shape = settle_shape(ModelConfig(), 4096, 512)
+    share = 0.01
+    part = work_of(shape, round(share * shape.num_params))
+    flops = flops_per_token(shape, 512, part.trainable_share)
+    assert CONVENTIONS["causal"](part, 512) == pytest.approx(flops, rel=1e-9)
+    layout = Layout(16, 512, 8, 2, zero_stage=1)
+    whole = step_time(work_of(shape), layout, Software(), MACHINE, FITTED)
+    some = step_time(part, layout, Software(), MACHINE, FITTED)
+    assert some.gemm == pytest.approx((2 + part.trainable_share) / 3 * whole.gemm)
+    assert some.update == pytest.approx(part.trainable_share * whole.update)
+    assert some.exposed + some.hidden < whole.exposed + whole.hidden
+
+
 def test_conventions_differ_by_embedding_and_by_half_of_attention():
     square, causal = CONVENTIONS["full_square"](WORK, 2048), CONVENTIONS["causal"](WORK, 2048)
     attention = 12 * 8 * 1024 * 2048
@@ -166,6 +180,30 @@ def test_rings_move_all_but_the_own_part_over_the_slower_link():
 
 def seconds(**changes):
     return step_time(WORK, replace(LAYOUT, **changes), SOFTWARE, MACHINE, FITTED)
+
+
+def test_a_tree_sums_small_arrays_over_many_nodes_faster_than_a_ring():
+    far = Group(64, 1)
+    assert reduce_seconds(1e6, far, MACHINE) < 2 * gather_seconds(1e6, far, MACHINE)
+    # and moves large ones more slowly
+    assert reduce_seconds(1e12, far, MACHINE) == 2 * gather_seconds(1e12, far, MACHINE)
+
+
+def test_each_bucket_pays_the_latency_of_an_exchange():
+    whole, buckets = Software(), Software(bucket_params=10**6)
+    for stage in (0, 1, 2):
+        layout = Layout(64, 512, 1, 1, zero_stage=stage)
+        one, many = (step_time(WORK, layout, habit, MACHINE, FITTED) for habit in (whole, buckets))
+        assert many.exposed + many.hidden > one.exposed + one.hidden
+
+
+def test_micro_batches_are_added_at_the_speed_of_memory():
+    layout = Layout(1, 512, 1, 4)
+    plain, added = (
+        step_time(WORK, layout, Software(adding_bytes=size), MACHINE, FITTED).elementwise for size in (0, 10)
+    )
+    bandwidth = MACHINE.stream_efficiency * MACHINE.memory_bandwidth
+    assert added - plain == pytest.approx(4 * 10 * WORK.params / bandwidth)
 
 
 def test_no_step_is_faster_than_its_arithmetic():

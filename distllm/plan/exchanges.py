@@ -1,0 +1,127 @@
+"""Seconds of a step in exchanges between ranks, by what is exchanged, and what work they may hide behind."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from distllm.plan.comms import Group, exchange_seconds, gather_seconds, reduce_seconds, send_seconds
+from distllm.plan.layout import Layout, Software
+from distllm.plan.machine import Machine
+from distllm.plan.work import Work
+
+# What eager torch takes to view, slice and copy one small tensor on a GPU: a launch and its Python.
+_PIECE_SECONDS = 10e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Seconds of exchanges of one step, and the micro-batches of work that they may hide behind."""
+
+    seconds: float
+    window: float = 0.0
+
+
+def tensor_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+    """Exchanges of one block for one micro-batch that nothing hides.
+
+    Two scatters and two gathers forward, as many backward (Megatron: two all-reduces each way).
+    """
+    if layout.tensor == 1:
+        return 0.0
+    group = Group.strided(layout.tensor, 1, machine)
+    own = layout.tokens_per_rank * work.hidden * software.element_bytes
+    times = 12 if layout.checkpointing == "full" else 8
+    return software.tensor_exposed * times * gather_seconds(own, group, machine)
+
+
+def sequence_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+    """Ulysses: four all-to-alls of one block forward, four backward (Jacobs et al. 2023)."""
+    if layout.sequence == 1:
+        return 0.0
+    group = Group.strided(layout.sequence, layout.tensor, machine)
+    elements = layout.tokens_per_rank * work.head_dim * software.element_bytes
+    times = 3 if layout.checkpointing == "full" else 2
+    key_value = max(work.kv_heads, layout.sequence)  # ranks that share a head get a copy each
+    widths = (work.heads, key_value, key_value, work.heads)
+    return times * sum(exchange_seconds(elements * width, group, machine) for width in widths)
+
+
+def expert_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+    """Two all-to-alls of one block forward, two backward: tokens travel once for each of their experts."""
+    if layout.expert == 1:
+        return 0.0
+    group = Group.strided(layout.expert, layout.tensor, machine)
+    own = layout.tokens_per_rank * work.active_experts * work.hidden * software.element_bytes
+    times = 6 if layout.checkpointing == "full" else 4
+    return times * exchange_seconds(own, group, machine)
+
+
+def stage_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+    """Activations and their gradients between a pipeline's stages for one micro-batch that nothing hides.
+
+    Stages are the outermost dimension of ranks: all wait for those whose neighbour is in another node.
+    """
+    if layout.pipeline == 1:
+        return 0.0
+    own = layout.tokens_per_rank * work.hidden * software.element_bytes / layout.tensor
+    return software.stage_messages * send_seconds(own, layout.ranks > machine.per_node, machine)
+
+
+def data_exchanges(work: Work, layout: Layout, software: Software, machine: Machine) -> list[Exchange]:
+    """Return the exchanges among ranks that read different rows, of weights and gradients."""
+    rest = _rest_exchanges(work, layout, software, machine)
+    return rest if layout.expert == 1 else rest + _expert_sums(work, layout, software, machine)
+
+
+def _expert_sums(work: Work, layout: Layout, software: Software, machine: Machine) -> list[Exchange]:
+    """Gradients, then weights, of a rank's experts go to and fro among those with the same, once a step."""
+    own = work.layers * work.expert_params / (layout.pipeline * layout.tensor * layout.expert)
+    equals = Group.strided(layout.replicas // layout.expert, layout.tensor * layout.expert, machine)
+    if layout.zero_stage == 0:
+        return [Exchange(reduce_seconds(own * software.reduced_bytes, equals, machine))]
+    sizes = (software.reduced_bytes, software.weight_bytes)
+    return [Exchange(gather_seconds(own * size, equals, machine)) for size in sizes]
+
+
+def _rest_exchanges(work: Work, layout: Layout, software: Software, machine: Machine) -> list[Exchange]:
+    """Exchanges of all weights, or of all but experts where ranks hold different ones."""
+    elsewhere = work.layers * work.expert_params if layout.expert > 1 else 0.0
+    params = (work.params - elsewhere) / (layout.pipeline * layout.tensor)
+    learning = params * work.trainable_share
+    group = Group.strided(layout.replicas, layout.tensor, machine)
+    if group.size == 1:
+        return []
+    if layout.zero_stage == 3:
+        return _whole_partition(work, layout, software, machine, group, params)
+    # gradients leave in buckets, each of which pays the latency of an exchange
+    calls = math.ceil(learning / software.bucket_params) if software.bucket_params else 1
+    gradients, weights = learning * software.reduced_bytes / calls, learning * software.weight_bytes / calls
+    gather = calls * gather_seconds(weights, group, machine)
+    # chunks of an interleaved pipeline end their backward pass one after the other, in turns of all stages
+    turns = layout.pipeline if layout.virtual_stages > 1 else 1
+    if layout.zero_stage == 0:
+        return [Exchange(calls * reduce_seconds(gradients, group, machine), turns * 2 / 3)]
+    if layout.zero_stage == 1 and software.sums_late:
+        pieces = (work.layers / layout.pipeline) * software.gather_pieces * group.size * _PIECE_SECONDS
+        summed = reduce_seconds(learning * software.reduced_bytes, group, machine)
+        spread = gather_seconds(learning * software.weight_bytes, group, machine)
+        return [Exchange(summed), Exchange(spread + pieces)]
+    passes = layout.accumulation if layout.zero_stage == 2 and software.reduces_each_pass else 1
+    scatter = passes * calls * gather_seconds(gradients, group, machine)
+    behind = turns / 3 if software.overlaps_data and layout.zero_stage == 1 else 0.0
+    return [Exchange(scatter, passes * turns * 2 / 3), Exchange(gather, behind)]
+
+
+def _whole_partition(
+    work: Work, layout: Layout, software: Software, machine: Machine, group: Group, params: float
+) -> list[Exchange]:
+    """Stage 3: one exchange for each block, so latencies add up."""
+    near = Group.strided(layout.hpz, layout.tensor, machine) if layout.hpz > 1 else group
+    weights = params * software.weight_bytes
+    gradients = params * work.trainable_share * software.reduced_bytes
+    count, calls = layout.accumulation, work.layers / layout.pipeline
+    first = calls * gather_seconds(weights / calls, group, machine)
+    again = (software.gathers - 1) * calls * gather_seconds(weights / calls, near, machine)
+    scatter = calls * gather_seconds(gradients / calls, group, machine)
+    return [Exchange(count * (first + again), count), Exchange(count * scatter, count * 2 / 3)]
