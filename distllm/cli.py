@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from distllm.errors import ConfigError, DistllmError
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Who reads a pipe or a log sees each line when it is told.
         sys.stdout.reconfigure(line_buffering=True)
+    warnings.formatwarning = _warned
     gc.disable()  # start-up makes no garbage worth collecting; commands that work on turn it on again
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbose = any(flag in words for flag in _VERBOSE)
@@ -95,6 +97,15 @@ def _dispatch(words: list[str]) -> int:
     module = importlib.import_module(f"distllm.commands.{name}")
     code: int = module.run(rest)
     return code
+
+
+def _warned(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning of ours as a user reads it; of others, with the place in the code."""
+    if category.__module__.startswith("distllm."):
+        return f"distllm: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def usage() -> str:

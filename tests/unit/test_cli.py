@@ -2,6 +2,7 @@ import os
 import resource
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -189,6 +190,17 @@ def test_a_sweep_names_each_run_after_its_values():
     assert names[0] == "name='demo.optim.lr=0.001,seed=1'"
     assert len(set(names)) == 4
     assert all(run[0] == "experiment=demo" for run in runs)
+
+
+def test_a_warning_of_ours_is_a_line_for_users_and_of_others_a_place_in_the_code(monkeypatch):
+    from distllm.data.tokenizer import LossyTokenizer
+
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    main(["--version"])
+    assert (
+        warnings.formatwarning(LossyTokenizer("it loses"), LossyTokenizer, "f.py", 3) == "distllm: it loses\n"
+    )
+    assert warnings.formatwarning(UserWarning("old"), UserWarning, "f.py", 3) == "f.py:3: UserWarning: old\n"
 
 
 def test_errors_show_a_traceback_only_when_asked(capsys):
