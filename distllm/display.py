@@ -52,7 +52,7 @@ def stage_reporter(stream: TextIO | None = None) -> Iterator[Report]:
     """Yield a function that shows progress.
 
     On a terminal it draws a bar for each stage. Elsewhere it prints a line when a stage begins, one
-    every few seconds, and one with the stage's last report.
+    every few seconds, and one with the stage's last report, each of which tells something new.
     """
     output = stream or sys.stdout
     with _bars(output) if output.isatty() else _lines(output) as report:
@@ -62,6 +62,7 @@ def stage_reporter(stream: TextIO | None = None) -> Iterator[Report]:
 @contextmanager
 def _lines(stream: TextIO) -> Iterator[Report]:
     unprinted: tuple[Progress, str] | None = None
+    printed: Progress | None = None
     current, printed_at = "", 0.0
     pace = _Pace()
 
@@ -70,14 +71,16 @@ def _lines(stream: TextIO) -> Iterator[Report]:
         print(f"  {progress.stage:<12}{amount(progress)}{remarks}", file=stream, flush=True)
 
     def report(progress: Progress) -> None:
-        nonlocal unprinted, current, printed_at
+        nonlocal unprinted, printed, current, printed_at
+        if progress == printed:
+            return  # a stage whose tasks are all done begins as it ends
         if unprinted is not None and progress.stage != current:
             show(*unprinted)
         now = time.monotonic()
         rate = pace.of(progress, now)
         if progress.stage != current or now - printed_at >= SECONDS_BETWEEN_LINES:
             show(progress, rate)
-            unprinted, current, printed_at = None, progress.stage, now
+            unprinted, printed, current, printed_at = None, progress, progress.stage, now
         else:
             unprinted = progress, rate
 
@@ -89,15 +92,15 @@ def _lines(stream: TextIO) -> Iterator[Report]:
 @contextmanager
 def _bars(stream: TextIO) -> Iterator[Report]:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
     from rich.progress import TaskID as BarId
 
+    # All of it fits 80 columns: the bar is short, and stands for the percentage.
     columns = (
-        TextColumn("  {task.description:<12}", markup=False),
-        BarColumn(bar_width=30),
+        TextColumn("  {task.description:<10}", markup=False),
+        BarColumn(bar_width=10),
         TextColumn("{task.fields[amount]}", markup=False),
-        TimeElapsedColumn(),
         TextColumn("{task.fields[rate]}", markup=False),
         TextColumn("{task.fields[note]}", markup=False),
     )
@@ -112,7 +115,7 @@ def _bars(stream: TextIO) -> Iterator[Report]:
                 bars[progress.stage],
                 completed=progress.done,
                 total=progress.total,
-                amount=amount(progress),
+                amount=amount(progress, percent=False),
                 rate=pace.of(progress, time.monotonic()),
                 note=progress.note,
             )
@@ -138,7 +141,7 @@ class _Pace:
         return f"{rate}, ETA {format_duration(left * seconds / done)}" if left > 0 else rate
 
 
-def amount(progress: Progress) -> str:
+def amount(progress: Progress, *, percent: bool = True) -> str:
     """``1.5 MiB of 10.0 MiB (15%)``, or ``12.3k documents`` where the end is unknown."""
     if progress.unit == "bytes":
         done, unit = format_bytes(progress.done), ""
@@ -148,7 +151,8 @@ def amount(progress: Progress) -> str:
         total = format_count(progress.total or 0)
     if not progress.total:
         return done + unit
-    return f"{done} of {total}{unit} ({100 * progress.done / progress.total:.0f}%)"
+    share = f" ({100 * progress.done / progress.total:.0f}%)" if percent else ""
+    return f"{done} of {total}{unit}{share}"
 
 
 def printable(text: str) -> str:

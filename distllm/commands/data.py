@@ -122,6 +122,9 @@ def _stats(words: Sequence[str]) -> None:
 
     manifest = Manifest.load(directory)
     for stats in split_stats(directory, manifest):
+        if not stats.documents:
+            print(f"{stats.source}/{stats.split}: no documents")
+            continue
         print(
             f"{stats.source}/{stats.split}: {stats.documents} documents, "
             f"{format_count(stats.tokens)} tokens, {format_bytes(stats.text_bytes)} of text, "

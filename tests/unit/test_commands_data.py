@@ -25,7 +25,7 @@ def dataset(tmp_path):
     tokenizer = byte_tokenizer()
     sources = {
         "web": {"train": [tokenizer.encode(f"text {i}") for i in range(9)], "valid": [[5, 6]]},
-        "pairs": {"train": [(tokenizer.encode("eins"), tokenizer.encode("one"))]},
+        "pairs": {"train": [(tokenizer.encode("eins"), tokenizer.encode("one"))], "valid": []},
     }
     write_sources(tmp_path / "set", sources, fields={"pairs": ("source", "target")}, shard_bytes=60)
     return tmp_path / "set"
@@ -76,6 +76,7 @@ def test_stats_count(capsys, dataset):
     out = said(capsys, "stats", f"out={dataset}")
     assert "web/train: 9 documents, 63 tokens, 54 B of text, 0.857 bytes/token" in out
     assert "tokens a document: 0% 7, 25% 7, 50% 7" in out
+    assert "pairs/valid: no documents\n" in out
     assert "forgotten" not in out
     said(capsys, "forget", f"out={dataset}", "id=train-3", "source=web")
     assert "forgotten documents: 1" in said(capsys, "stats", f"out={dataset}")

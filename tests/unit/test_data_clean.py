@@ -1,5 +1,6 @@
 import json
 import random
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -321,3 +322,19 @@ def test_baselines_lose_case_and_stop_words():
         == "Hund Katze"
     )
     assert clean("the and of", CleanConfig(min_chars=0, stop_words="remove"), "en")[0].rule == "too_short"
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ("İSTANBUL I IŞIK", "tr", "istanbul ı ışık"),
+        ("ISTANBUL", "az", "ıstanbul"),
+        ("ΟΔΟΣ", "el", "οδο\u03c2"),
+        ("A do you to", "pl", "a do you to"),  # no list, so nothing goes: these are Polish words
+        ("The cat", "", "cat"),
+        ("i\u0307stanbul i", "en", "i\u0307stanbul"),  # a mark belongs to its letter, which is no stop word
+    ],
+)
+def test_baselines_follow_the_language(text, language, expected):
+    config = CleanConfig(min_chars=0, lower_case=True, stop_words="remove")
+    assert clean(text, config, language)[0].text == unicodedata.normalize("NFC", expected)

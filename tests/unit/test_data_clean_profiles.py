@@ -1,3 +1,4 @@
+import inspect
 import pickle
 from importlib.metadata import EntryPoint
 
@@ -9,10 +10,10 @@ from distllm.config.checks_prepare import check_prepare
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.schema_clean import CleanConfig, GopherConfig, RepetitionConfig
-from distllm.data.clean import Cleaner, load_profile
+from distllm.data.clean import Cleaner, load_profile, marks_of_filters
 from distllm.data.clean.profiles import profile_names
 from distllm.data.records import Document
-from distllm.errors import ConfigError
+from distllm.errors import ConfigError, DataError
 
 PROSE = (
     "The river rose in the night and took the bridge with it. Nobody had expected that much water, "
@@ -53,6 +54,42 @@ def test_filters_of_a_package_are_found_by_name(monkeypatch):
     with pytest.raises(ConfigError) as error:
         Cleaner(CleanConfig(filters=("no_bridge",)))
     assert "no_bridges" in error.value.remedy
+
+
+def broken(document):
+    raise KeyError(document.text[:9])
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda document: None, "it returned None"),
+        (broken, "it raised KeyError: 'The river'"),
+        (lambda document: Document.of_text("other", "x"), "it returned the document other"),
+    ],
+)
+def test_a_filter_that_fails_is_named_with_its_document(monkeypatch, function, told):
+    offer(monkeypatch, mine=function)
+    with pytest.raises(DataError) as error:
+        clean(PROSE, CleanConfig(filters=("mine",)))
+    assert f"the filter 'mine' failed on the document d: {told}" in error.value.cause
+    assert error.value.where == "clean.filters"
+
+
+def test_a_filter_that_cannot_be_imported_is_a_problem_of_the_configuration(monkeypatch):
+    points = [EntryPoint("mine", "no_such_package:mine", checks_clean.FILTER_GROUP)]
+    monkeypatch.setattr(checks_clean, "entry_points", lambda group: points)
+    with pytest.raises(ConfigError, match=r"'mine' cannot be loaded from no_such_package:mine"):
+        Cleaner(CleanConfig(filters=("mine",)))
+
+
+def test_another_code_of_a_filter_is_another_filter(monkeypatch):
+    offer(monkeypatch, mine=no_bridges, other=inspect.getsource)
+    (name, here), (_, elsewhere) = marks_of_filters(["mine", "other"])
+    assert name == "mine"
+    assert here != elsewhere
+    offer(monkeypatch, mine=shout)
+    assert marks_of_filters(["mine"]) == [["mine", here]]  # the same module
 
 
 def test_an_unknown_filter_without_any_offered_says_how_to_offer_one():

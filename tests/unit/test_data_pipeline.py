@@ -304,6 +304,39 @@ def test_the_report_shows_what_each_rule_did(tmp_path, corpus):
     assert f"{counts['tokens'] / counts['words']:.2f} tokens a word" in lines
 
 
+def test_the_report_shows_lines_that_were_cut_out_of_documents_that_stay(tmp_path, corpus):
+    footer = "All pages of this corpus end with the same line, which says nothing of them."
+    (corpus / "copy.txt").unlink()
+    for path in sorted(corpus.glob("0*.txt")):
+        path.write_text(f"{path.read_text()}\n{footer}")
+    config = dataclasses.replace(config_for(tmp_path), dedup=DedupConfig(pieces="lines"))
+    prepare(config)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["text"]["edited"]["duplicate_lines"] == 59
+    samples = report["text"]["samples"]["duplicate_lines"]
+    assert len(samples) == 3
+    assert samples[0]["reason"] == f"1 of its lines stand in other documents, the first: {footer}"
+    assert f"    such as {samples[0]['id']}: {samples[0]['reason']}" in describe(from_json(report))
+
+
+def test_fertility_is_told_of_each_side_of_a_pair_and_by_characters_where_there_are_no_spaces(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    rows = "".join(f"The house has {i} rooms\t房子有{i}间屋子\n" for i in range(20))
+    (tmp_path / "corpus" / "p.tsv").write_text(rows)
+    prepare(config_for(tmp_path, source="pairs", min_chars=0, languages=("en", "zh")))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    languages = report["pairs"]["languages"]
+    assert {name: (counts["documents"], counts["words"]) for name, counts in languages.items()} == {
+        "en": (20, 100),
+        "zh": (20, 140),
+    }
+    assert sum(counts["bytes"] for counts in languages.values()) == len(rows.encode()) - 40
+    manifest = Manifest.load(tmp_path / "out")
+    tokens = sum(split.tokens for split in manifest.sources["pairs"].values())
+    assert sum(counts["tokens"] for counts in languages.values()) == tokens
+    assert sum(split.documents for split in manifest.sources["pairs"].values()) == 20
+
+
 def test_many_sources_are_read_cleaned_and_written_apart(tmp_path, corpus):
     rows = [{"body": f"{sentence(100 + i)}  "} for i in range(20)] + [{"body": sentence(3)}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))

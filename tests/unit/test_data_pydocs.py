@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from distllm.config.schema_read import ReadConfig
+from distllm.data.read import find_parts, read_part
+from distllm.data.read import pydocs as pydocs_module
 from distllm.data.read.part import Part
 from distllm.data.read.pydocs import environment_fingerprint, find_modules, read_module, read_pydocs
 from distllm.data.records import Document, Dropped
@@ -112,6 +114,7 @@ PART = Part("pydocs", ("",), "", 1)
 
 
 def pydocs():
+    pydocs_module._catalogue.cache_clear()
     return read_pydocs(Path(), PART, ReadConfig())
 
 
@@ -122,6 +125,33 @@ def test_the_source_is_a_deterministic_spread_and_imports_nothing():
     assert new <= {"pydoc_data", "pydoc_data.topics"}
     assert head == [item.id for item in itertools.islice(pydocs(), 25)]
     assert len({id_.removeprefix("module:")[0] for id_ in head}) > 6
+
+
+def test_parts_are_ranges_of_the_documents_with_as_many_bytes_as_there_are_to_read(monkeypatch, tmp_path):
+    modules = {}
+    for number in range(20):
+        modules[f"m{number}"] = tmp_path / f"m{number}.py"
+        modules[f"m{number}"].write_text(f'"""Module {number}."""' + "#" * 100 * number)
+    monkeypatch.setattr("distllm.data.read.pydocs.find_modules", lambda roots: modules)
+    monkeypatch.setattr("distllm.data.read.pydocs._help_topics", lambda: {"if": "A topic."})
+    pydocs_module._catalogue.cache_clear()
+    try:
+        whole, _ = find_parts("pydocs", ReadConfig())
+        parts, _ = find_parts("pydocs", ReadConfig(), part_bytes=4000)
+        ids = [[item.id for part in cut for item in read_part(part, ReadConfig())] for cut in (whole, parts)]
+    finally:
+        pydocs_module._catalogue.cache_clear()
+    assert len(whole) == 1 < len(parts)
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 21
+    total = 8 + sum(path.stat().st_size for path in modules.values())
+    assert sum(part.size for part in parts) == whole[0].size == total
+    assert len({part.fingerprint for part in parts}) == len(parts)
+
+
+def test_with_a_bound_the_text_up_to_it_is_what_there_is_to_read():
+    ((part,), _) = find_parts("pydocs", ReadConfig(max_bytes=12345))
+    assert part.size == 12345
 
 
 def test_the_fingerprint_tells_environments_apart(monkeypatch, tmp_path):

@@ -277,7 +277,8 @@ def test_the_fingerprint_follows_the_content_and_nothing_else(tmp_path):
     assert find_parts("s", config)[0][0].fingerprint != first[0][0].fingerprint
 
 
-def test_an_empty_file_is_no_document(tmp_path):
+def test_an_empty_file_is_no_document_but_a_refusal(tmp_path):
     for source, suffix in (("jsonl", "jsonl"), ("csv", "csv"), ("pairs", "tsv")):
         (tmp_path / f"empty.{suffix}").write_text("")
-        assert items_of(source, tmp_path / f"empty.{suffix}") == []
+        (item,) = items_of(source, tmp_path / f"empty.{suffix}")
+        assert (item.id, item.rule) == (str(tmp_path / f"empty.{suffix}"), "empty_file")

@@ -70,6 +70,26 @@ def test_log_does_not_repeat_a_line(monkeypatch):
     ]
 
 
+def test_a_stage_that_ends_as_it_begins_is_told_once(monkeypatch):
+    done = progress("read", 32, 32, "bytes", "2/2 parts, 2 reused")
+    assert lines([done, done, progress("clean", 1, 1)], 1.0, monkeypatch) == [
+        "  read        32 B of 32 B (100%)  2/2 parts, 2 reused",
+        "  clean       1 of 1 documents (100%)",
+    ]
+
+
+def test_a_terminal_of_80_columns_shows_how_much_how_fast_and_how_long(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    now = iter(range(1000))
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(now) * 2.0)
+    terminal = Terminal()
+    with stage_reporter(terminal) as report:
+        for done in (0, 107, 214):
+            report(progress("duplicates", done * 2**20, 747 * 2**20, "bytes", "17/54 parts"))
+    for part in ("214.0 MiB of 747.0 MiB", "MiB/s, ETA ", "17/54 parts"):
+        assert part in terminal.getvalue()
+
+
 def test_bytes_have_a_rate_and_the_time_that_is_left(monkeypatch):
     reports = [progress("clean", n * 2**20, 10 * 2**20, "bytes", "x") for n in (2, 4, 6, 10)]
     assert lines(reports, 8.0, monkeypatch) == [
@@ -96,7 +116,7 @@ def test_log_holds_no_escape_codes_and_terminal_draws_a_bar():
     shown = terminal.getvalue()
     assert "\x1b[" in shown
     assert "━" in shown
-    assert "2 of 2 documents (100%)" in shown
+    assert "2 of 2 documents" in shown
     assert "[red]no markup" in shown
 
 

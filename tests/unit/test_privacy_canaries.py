@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.manifest import Manifest
 from distllm.data.pipeline import pipeline_identity, prepare
 from distllm.data.privacy.canaries import CANARIES_FILE, Canaries
-from distllm.data.shards import load_index, map_shard, shard_ids
+from distllm.data.shards import load_index, map_shard, merge, shard_ids, verify
 from distllm.data.tokenizer import Tokenizer
 from distllm.dist.topology import Topology
+from distllm.errors import DataError
 from distllm.evaluate.canaries import CanaryWatch
 
 PLANTED = CanaryConfig(repeats=(0, 3, 8, 3), text="The code of the door is {}", space=60)
@@ -74,6 +76,32 @@ def test_copies_are_planted_in_the_training_split_alone(root):
     places = [place for place, name in enumerate(train) if "canary" in name]
     assert min(places) < 15
     assert max(places) > 25
+
+
+def test_a_merged_dataset_says_what_was_planted_in_all_of_it(root, tmp_path):
+    tokenizer = TokenizerConfig(path=str(root / "out"))
+    plain = replace(config_of(root, CanaryConfig(), out="bare"), tokenizer=tokenizer)
+    more = replace(
+        config_of(root, replace(PLANTED, repeats=(2, 0, 0, 0, 4)), out="more"), tokenizer=tokenizer
+    )
+    prepare(plain)
+    prepare(more)
+    merge([root / "bare", root / "out", root / "more"], tmp_path / "merged")
+    known = json.loads((tmp_path / "merged" / CANARIES_FILE).read_text())
+    assert [entry["copies"] for entry in known["planted"]] == [2, 3, 8, 3, 4]
+    loaded = Canaries.load(tmp_path / "merged")
+    assert loaded.planted == dict(enumerate([2, 3, 8, 3, 4]))
+    assert loaded.texts == Canaries.load(root / "out").texts
+    for entry in known["planted"]:
+        assert len(entry["documents"]) == entry["copies"]
+    assert CANARIES_FILE in verify(tmp_path / "merged").files
+    merge([root / "bare"], tmp_path / "none")
+    assert not (tmp_path / "none" / CANARIES_FILE).exists()
+    other = replace(config_of(root, seed=1, out="unlike"), tokenizer=tokenizer)
+    prepare(other)
+    with pytest.raises(DataError, match="canaries of different lists"):
+        merge([root / "out", root / "unlike"], tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 def test_the_manifest_proves_them_and_another_choice_is_another_dataset(root):

@@ -22,13 +22,11 @@ from distllm.data.clean.measures import Measures
 from distllm.data.clean.quality import judge_fineweb, judge_gopher
 from distllm.data.clean.repetition import judge_repetition
 from distllm.data.clean.structured import edit_fields
-from distllm.data.clean.words import STOP_WORDS
+from distllm.data.clean.words import lower, without_stop_words
 from distllm.data.records import TEXT, Document, Dropped
 
 _MOST_PASSES = 10
-_WORD_OR_NOT = re.compile(r"(\w+)")
 _LINE_BREAKS = re.compile(r"\n{2,}")
-_SPACES = re.compile(r"[^\S\n]{2,}")
 
 
 class Cleaner:
@@ -137,8 +135,8 @@ class Cleaner:
         config = self._config
 
         def reduce(text: str, _: list[str]) -> str:
-            text = text.lower() if config.lower_case else text
-            return _without_stop_words(text, document.language) if config.stop_words == "remove" else text
+            text = lower(text, document.language) if config.lower_case else text
+            return without_stop_words(text, document.language) if config.stop_words == "remove" else text
 
         item = edit_fields(document, reduce, edited)
         if isinstance(item, Dropped) or item.fields == document.fields:
@@ -146,10 +144,3 @@ class Cleaner:
         edited.append("baseline")
         item = edit_fields(item, self._edit, edited)
         return (self._short(item) or item) if isinstance(item, Document) else item
-
-
-def _without_stop_words(text: str, language: str) -> str:
-    """Remove the stop words of ``language``, of English if it has no list; spaces close up."""
-    gone = STOP_WORDS.get(language, STOP_WORDS["en"])
-    kept = "".join(part for part in _WORD_OR_NOT.split(text) if part.lower() not in gone)
-    return "\n".join(_SPACES.sub(" ", line).strip() for line in kept.split("\n"))

@@ -23,6 +23,7 @@ _MOST_JOINED = 8
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _PIECES = re.compile(f"[{_UNSPACED}]|[^{_UNSPACED}]+")
+_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _PLAIN_WORD = re.compile(r"\w+|[^\w\s]")
 _SPANS = re.compile(r"\S+|\s{2,}|[^\S ]")
 
@@ -34,6 +35,13 @@ def words_of(text: str) -> list[str]:
     for chunk in text.split():
         extend(split(chunk))
     return found
+
+
+def count_words(text: str) -> int:
+    """Return the words of ``text``: what spaces part, and each character of a script without spaces."""
+    if not text.isascii() and _UNSPACED_CHARACTER.search(text):
+        return sum(len(_PIECES.findall(chunk)) for chunk in text.split())
+    return len(text.split())
 
 
 def count_sentences(line: str) -> int:

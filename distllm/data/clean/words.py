@@ -1,7 +1,8 @@
-"""Stop words by language: the commonest words, which every running text holds."""
+"""Words by language: its commonest, which every running text holds, and how it writes them small."""
 
 from __future__ import annotations
 
+import re
 from types import MappingProxyType
 
 _LISTS = {
@@ -33,3 +34,26 @@ QUALITY_STOP_WORDS = MappingProxyType(
     {**STOP_WORDS, "en": frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))}
 )
 """Words of which a good document holds some; the English ones are those of Gopher."""
+
+# Turkish and Azerbaijani have two letters i: with the dot (İ i) and without (I ı).
+_TWO_I = str.maketrans({"I": "ı", "İ": "i"})
+_DOTTED = frozenset(("tr", "az"))
+# A word takes its marks along: written apart from their letters, they are no part of ``\w``.
+_WORD_OR_NOT = re.compile(r"(\w[\w\u0300-\u036f]*)")
+_SPACES = re.compile(r"[^\S\n]{2,}")
+
+
+def lower(text: str, language: str) -> str:
+    """Return ``text`` in lower case, as ``language`` writes it."""
+    return (text.translate(_TWO_I) if language in _DOTTED else text).lower()
+
+
+def without_stop_words(text: str, language: str) -> str:
+    """Remove the stop words of ``language``; spaces close up.
+
+    A text of an unknown language is taken for English; of a language without a list nothing is removed, nor
+    of one that is written without spaces, where a character of the list may be a part of another word.
+    """
+    gone = STOP_WORDS.get(language or "en", frozenset())
+    kept = "".join(part for part in _WORD_OR_NOT.split(text) if part.lower() not in gone)
+    return "\n".join(_SPACES.sub(" ", line).strip() for line in kept.split("\n"))

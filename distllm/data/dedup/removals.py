@@ -13,6 +13,7 @@ from distllm.data.dedup.signing import SEPARATORS
 from distllm.data.records import TEXT, Document, Dropped
 from distllm.fsio import digest_bytes
 
+_SAMPLE_CHARS = 80
 _REASONS = {
     "duplicate": "same text as {keeper}",
     "near_duplicate": "nearly the same text as {keeper}",
@@ -56,6 +57,16 @@ class Removals:
         if not left.strip():
             return Dropped.of(document, f"duplicate_{kind}", f"all its {kind} stand in other documents")
         return Document(document.id, {**document.fields, TEXT: left.strip("\n")}, document.language)
+
+    def cut(self, row: int, document: Document) -> Dropped | None:
+        """Return what is cut out of ``document`` while the rest of it stays, with the first such piece."""
+        gone = self._content["pieces"].get(str(row), ())
+        if not gone or TEXT not in document.fields:
+            return None
+        kind = self._content["kind"]
+        first = document.fields[TEXT].split(SEPARATORS[kind])[min(gone)]
+        reason = f"{len(gone)} of its {kind} stand in other documents, the first: {first[:_SAMPLE_CHARS]}"
+        return Dropped.of(document, f"duplicate_{kind}", reason)
 
     @property
     def _content(self) -> dict[str, Any]:

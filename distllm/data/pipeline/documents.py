@@ -27,7 +27,8 @@ from distllm.data.records import Document, Dropped
 from distllm.data.split import split_hash, split_key
 
 REMOVED_FILE = "removed.jsonl"
-_VERSIONS = {"read": 1, "clean": 1, "refine": 2}
+SAMPLES_PER_RULE = 3
+_VERSIONS = {"read": 1, "clean": 2, "refine": 3}
 
 
 class Output:
@@ -109,8 +110,8 @@ def read_task(unit: Unit) -> Task:
     return Task(address("read", _VERSIONS["read"], unit.source.reading(), prints), unit.size, perform)
 
 
-def clean_task(unit: Unit, read: Result) -> Task:
-    """Apply the cleaning profile of the unit's source."""
+def clean_task(unit: Unit, read: Result, filters: Sequence[Sequence[str]] = ()) -> Task:
+    """Apply the cleaning profile of the unit's source, whose own ``filters`` have these names and digests."""
     profile = unit.source.clean
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
@@ -125,8 +126,28 @@ def clean_task(unit: Unit, read: Result) -> Task:
                     languages[item.language] += 1
             return output.facts(edited=dict(edited), languages=dict(languages))
 
-    key = address("clean", _VERSIONS["clean"], asdict(profile), read.digest)
+    marks = [list(map(list, filters))] if filters else []
+    key = address("clean", _VERSIONS["clean"], asdict(profile), read.digest, *marks)
     return Task(key, _size(read), perform)
+
+
+class _Cuts:
+    """Documents that lost a part and stay, by the rule that cut it, with the first few as samples."""
+
+    def __init__(self) -> None:
+        self._edited: Counter[str] = Counter()
+        self._samples: list[Dropped] = []
+
+    def note(self, cut: Dropped | None) -> None:
+        """Count ``cut``, unless nothing was."""
+        if cut is not None:
+            self._edited[cut.rule] += 1
+            if self._edited[cut.rule] <= SAMPLES_PER_RULE:
+                self._samples.append(cut)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the counts and samples as JSON values."""
+        return {"edited": dict(self._edited), "samples": [asdict(sample) for sample in self._samples]}
 
 
 def refine_task(
@@ -143,9 +164,10 @@ def refine_task(
     """
     scrub = Scrubber(config.privacy)
 
-    def settle(row: int, document: Document, replaced: Counter[str]) -> Document | Dropped:
+    def settle(row: int, document: Document, replaced: Counter[str], cuts: _Cuts) -> Document | Dropped:
         item = removals.apply(row, document)
         if isinstance(item, Document):
+            cuts.note(removals.cut(row, document))
             item = decontaminator(item)
         if isinstance(item, Document):
             item, kinds = _scrubbed(item, scrub.scrub)
@@ -153,18 +175,18 @@ def refine_task(
         return item
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
-        replaced: Counter[str] = Counter()
+        replaced, cuts = Counter[str](), _Cuts()
         hashes: list[int] = []
         with Output(directory, unit.source.fields, tick) as output:
             for row, document in enumerate(read_documents(clean.directory)):
                 output.saw(text_bytes(document))
-                item = settle(row, document, replaced)
+                item = settle(row, document, replaced, cuts)
                 output.put(item)
                 if isinstance(item, Document):
                     hashes = _extremes([*hashes, split_hash(config.seed, split_key(item))])
                 for canary in planted.get(row, ()):
                     output.plant(canary)
-            return output.facts(replaced=dict(replaced), split_hashes=hashes)
+            return output.facts(replaced=dict(replaced), split_hashes=hashes, **cuts.facts())
 
     rules = {name: value for name, value in asdict(config.privacy).items() if name != "canaries"}
     copies = [[row, [asdict(canary) for canary in held]] for row, held in sorted(planted.items())]

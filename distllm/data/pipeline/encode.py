@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from distllm.config.schema import Config
 from distllm.config.schema_tokenizer import TokenizerConfig
+from distllm.data.clean.tokens import count_words
 from distllm.data.examples.answers import ANSWERS, encode_answers
 from distllm.data.examples.dialogue import MESSAGES
 from distllm.data.pipeline.documents import text_bytes
@@ -30,7 +31,7 @@ from distllm.data.split import CANARY, SPLITS, TRAIN, Splitter, split_key
 from distllm.data.tokenizer import Backend, Tokenizer, read_template, training_texts
 from distllm.data.tokenizer.chat import CHATML, MARKS
 
-_VERSIONS = {"tokenizer": 3, "encode": 2}
+_VERSIONS = {"tokenizer": 3, "encode": 3}
 _IDS_FILE = "{split}.ids.json"
 _LENGTHS_FILE = "{split}.lengths.npy"
 _TOKENS_FILE = "{split}.{field}.bin"
@@ -95,21 +96,27 @@ def encode_task(
     unit: Unit, refined: Result, splitter: Splitter, tokenizer: Result, backend: Backend = "tokenizers"
 ) -> Task:
     """Encode the documents of one unit, apart by split; ``backend`` changes no byte of the result."""
+    sides = dict(zip(unit.source.fields, unit.source.read.languages, strict=False))
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
         encoder = encoder_of(tokenizer.directory, backend)
-        outputs = {split: _SplitOutput(directory, split, unit.source.fields, encoder) for split in SPLITS}
+        outputs = {
+            split: _SplitOutput(directory, split, unit.source.fields, encoder, sides) for split in SPLITS
+        }
         done = 0
         for batch in read_batches(refined.directory):
             for split, output in outputs.items():
                 output.add([document for document in batch if splitter(split_key(document)) == split])
             done += sum(map(text_bytes, batch))
             tick(done)
-        return {"splits": {split: output.close() for split, output in outputs.items()}}
+        splits = {split: output.close() for split, output in outputs.items()}
+        apart = {split: output.sides() for split, output in outputs.items()}
+        return {"splits": splits, **({"sides": apart} if sides else {})}
 
     key = address(
         "encode", _VERSIONS["encode"], refined.digest, tokenizer.facts["fingerprint"], splitter.seed,
         splitter.boundary, *(["answers 2"] if ANSWERS in unit.source.fields else []),
+        *([sides] if sides else []),
     )  # fmt: skip
     return Task(key, max(1, int(refined.facts["text_bytes"])), perform)
 
@@ -121,9 +128,24 @@ def encoder_of(directory: Path, backend: Backend) -> Tokenizer:
 
 
 class _SplitOutput:
-    """The ids of one unit's documents of one split, written as they come."""
+    """The ids of one unit's documents of one split, written as they come.
 
-    def __init__(self, directory: Path, split: str, fields: Sequence[str], tokenizer: Tokenizer) -> None:
+    Args:
+        directory: gets the files.
+        split: the split.
+        fields: the fields of every document.
+        tokenizer: makes the ids.
+        sides: the languages of those fields that have one of their own, as both sides of a pair do.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        fields: Sequence[str],
+        tokenizer: Tokenizer,
+        sides: Mapping[str, str],
+    ) -> None:
         self._directory, self._split, self._tokenizer = directory, split, tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._ids = (directory / _IDS_FILE.format(split=split)).open("w", encoding="utf-8")
@@ -132,6 +154,8 @@ class _SplitOutput:
         }
         self._sizes: dict[str, list[NDArray[np.int64]]] = {field: [] for field in fields}
         self._languages: dict[str, Counter[str]] = {}
+        self._side_of = sides
+        self._sides: dict[str, Counter[str]] = {}
 
     def add(self, documents: Sequence[Document]) -> None:
         """Encode and append ``documents``."""
@@ -152,12 +176,18 @@ class _SplitOutput:
             sizes_N = np.diff(ends_N, prepend=np.int64(0))
             self._sizes[field].append(sizes_N)
             tokens_N += sizes_N
+            if (language := self._side_of.get(field)) is not None:
+                counts = self._sides.setdefault(language, Counter())
+                for each, tokens in zip(fields, sizes_N.tolist(), strict=True):
+                    _count(counts, [each[field]], tokens)
         for document, tokens in zip(documents, tokens_N.tolist(), strict=True):
             self._ids.write(json.dumps(document.id) + "\n")
             counts = self._languages.setdefault(document.language, Counter())
-            counts.update(
-                documents=1, bytes=text_bytes(document), words=len(document.text.split()), tokens=tokens
-            )
+            _count(counts, document.fields.values(), tokens)
+
+    def sides(self) -> dict[str, dict[str, int]]:
+        """Return the counts of each language that a field has to itself."""
+        return {language: dict(counts) for language, counts in self._sides.items()}
 
     def close(self) -> dict[str, dict[str, int]]:
         """Write the lengths and return the counts of each language."""
@@ -172,6 +202,14 @@ class _SplitOutput:
         np.save(self._directory / _LENGTHS_FILE.format(split=self._split), total_N)
         self._ids.close()
         return {language: dict(counts) for language, counts in self._languages.items()}
+
+
+def _count(counts: Counter[str], texts: Iterable[str], tokens: int) -> None:
+    size = words = 0
+    for text in texts:
+        size += len(text.encode("utf-8", "surrogatepass"))
+        words += count_words(text)
+    counts.update(documents=1, bytes=size, words=words, tokens=tokens)
 
 
 def open_documents(

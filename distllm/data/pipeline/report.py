@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distllm.data.pipeline.documents import REMOVED_FILE
+from distllm.data.pipeline.documents import REMOVED_FILE, SAMPLES_PER_RULE
 from distllm.data.pipeline.sources import Unit
 from distllm.data.pipeline.work import Result
 from distllm.data.records import Dropped
 
 REPORT_FILE = "report.json"
-SAMPLES_PER_RULE = 3
 
 
 @dataclass(slots=True)
@@ -24,7 +23,8 @@ class SourceReport:
 
     Of ``read`` items ``kept`` became documents; ``dropped`` counts the others by rule, ``samples``
     shows some of each. ``edited`` counts documents by the cleaning rule that changed them,
-    ``replaced`` personal data by kind, ``languages`` documents, bytes, words and tokens by language.
+    ``replaced`` personal data by kind, ``languages`` documents, bytes, words and tokens by language: of
+    pairs whose languages are given each side for itself.
     """
 
     read: int = 0
@@ -38,6 +38,10 @@ class SourceReport:
     def refuse(self, item: Dropped) -> None:
         """Count a refusal; the first of each rule are kept as samples."""
         self.dropped[item.rule] += 1
+        self.show(item)
+
+    def show(self, item: Dropped) -> None:
+        """Keep ``item`` as a sample of its rule, unless there are enough."""
         shown = self.samples.setdefault(item.rule, [])
         if len(shown) < SAMPLES_PER_RULE:
             shown.append(asdict(item))
@@ -65,9 +69,11 @@ def gather(
             report.replaced.update(result.facts.get("replaced", {}))
             for item in removed_items(result):
                 report.refuse(item)
+            for cut in result.facts.get("samples", ()):
+                report.show(Dropped(**cut))
     for unit, result in zip(units, encoded, strict=False):
         languages = reports[unit.source.name].languages
-        for split in result.facts["splits"].values():
+        for split in (result.facts.get("sides") or result.facts["splits"]).values():
             for language, counts in split.items():
                 languages.setdefault(language, Counter()).update(counts)
     return reports
@@ -141,7 +147,10 @@ def describe(reports: Mapping[str, SourceReport]) -> list[str]:
             lines.append(f"  dropped by {rule}: {count} ({100 * count / max(1, report.read):.1f} %)")
             first = report.samples[rule][0]
             lines.append(f"    such as {first['id']}: {first['reason']}")
-        lines += [f"  edited by {rule}: {count}" for rule, count in sorted(report.edited.items())]
+        for rule, count in sorted(report.edited.items()):
+            lines.append(f"  edited by {rule}: {count}")
+            if (cut := report.samples.get(rule)) and rule not in report.dropped:
+                lines.append(f"    such as {cut[0]['id']}: {cut[0]['reason']}")
         lines += [f"  replaced {kind}: {count}" for kind, count in sorted(report.replaced.items())]
         for language, counts in sorted(report.languages.items()):
             lines.append(f"  language {language or 'unknown'}: {_fertility(counts)}")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from distllm.config.schema import Config
+from distllm.data.clean import marks_of_filters
 from distllm.data.manifest import MANIFEST_FILE, Manifest, SourceCounts, SplitRecord
 from distllm.data.pipeline.assemble import SplitPlan, link_shard, write_shards
 from distllm.data.pipeline.assist import assistants
@@ -141,7 +142,14 @@ def _documents(config: Config, report: Report) -> _Kept:
     units = [unit for parts, _ in found for unit in parts]
     passed_over = {source.name: dropped for source, (_, dropped) in zip(sources, found, strict=True)}
     read = work.run("read", [read_task(unit) for unit in units])
-    clean = work.run("clean", [clean_task(*each) for each in zip(units, read, strict=True)])
+    filters = {source.name: marks_of_filters(source.clean.filters) for source in sources}
+    clean = work.run(
+        "clean",
+        [
+            clean_task(unit, result, filters[unit.source.name])
+            for unit, result in zip(units, read, strict=True)
+        ],
+    )
     removals = decide_duplicates(work, config, units, clean)
     decontaminator = decontaminator_of(config)
     # Planted after cleaning and deduplication, which would take the copies out again.

@@ -16,6 +16,7 @@ from distllm.config.schema_privacy import CanaryConfig
 from distllm.data.records import Document
 from distllm.data.split import CANARY
 from distllm.data.tokenizer import Tokenizer
+from distllm.errors import DataError
 from distllm.fsio import read_json
 from distllm.seeds import derive_seed
 
@@ -70,6 +71,28 @@ class Canaries:
                 document = Document.of_text(f"{CANARY}{number}.{copy}", self.texts[number])
                 placed[unit].setdefault(row, []).append(document)
         return placed
+
+
+def combine_canaries(known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what describes the canaries of all datasets of ``known`` together, which has one at least.
+
+    Raises:
+        DataError: two of them drew from different lists, which one description cannot say.
+    """
+    first, found = next(iter(known.items()))
+    planted: dict[str, dict[str, Any]] = {}
+    for directory, more in known.items():
+        if any(more[key] != found[key] for key in ("seed", "text", "space")):
+            raise DataError(
+                f"{first} and {directory} hold canaries of different lists",
+                where=f"{directory}/{CANARIES_FILE}",
+                remedy="prepare both with the same seed and privacy.canaries, or one of them without",
+            )
+        for entry in more["planted"]:
+            total = planted.setdefault(entry["text"], {**entry, "copies": 0, "documents": []})
+            total["copies"] += entry["copies"]
+            total["documents"] += entry["documents"]
+    return {**found, "planted": list(planted.values())}
 
 
 def describe_canaries(config: CanaryConfig, seed: int, tokenizer: Tokenizer) -> dict[str, Any]:

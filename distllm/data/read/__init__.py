@@ -97,7 +97,7 @@ def find_parts(
     """
     kind = READERS[read.source]
     if read.source == "pydocs":
-        return [Part(name, ("",), pydocs.environment_fingerprint(), 1)], []
+        return _pydocs_parts(name, read, part_bytes), []
     suffixes = tuple(f"{suffix}{packed}" for suffix in kind.suffixes for packed in COMPRESSED_SUFFIXES)
     files, dropped = find_files(read, suffixes)
     if read.source == "pairs":
@@ -110,6 +110,14 @@ def find_parts(
     for file, (mark, size) in zip(files, prints, strict=True):
         parts += _cut(Part(name, (file,), mark, max(1, size)), kind, read, part_bytes)
     return parts, dropped
+
+
+def _pydocs_parts(name: str, read: ReadConfig, part_bytes: int) -> list[Part]:
+    mark = pydocs.environment_fingerprint()
+    if read.max_bytes is not None:
+        return [Part(name, ("",), mark, read.max_bytes)]
+    ranges = pydocs.find_ranges(part_bytes)
+    return [_range(Part(name, ("",), mark, 1), start, stop, size) for start, stop, size in ranges]
 
 
 def read_part(part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
@@ -136,8 +144,10 @@ def _read_file(path: str, part: Part, read: ReadConfig) -> Iterator[Document | D
         return
     try:
         with local_copy(path, read) as file:
-            if file.is_file():
+            if file.is_file() and file.stat().st_size:
                 yield from kind.read(file, alone, read)
+            elif file.is_file():
+                yield Dropped(printable(path), "empty_file", "the file holds nothing")
             else:
                 yield Dropped(printable(path), "unreadable", "not a regular file, or a link to nothing")
     except PermissionError as error:

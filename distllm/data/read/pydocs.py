@@ -21,6 +21,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from distllm.config.schema_read import ReadConfig
@@ -37,18 +38,36 @@ _BODIES = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 def read_pydocs(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
-    """Yield the documents of this environment in the order of their hashes; it takes no file.
+    """Yield those documents of this environment that belong to the part; it takes no file.
 
     Rules of refusal: ``unreadable``, ``not_python`` (it does not parse), ``no_docstring``.
     """
-    topics, modules = _help_topics(), _installed_modules()
-    names = [*(("module", name) for name in modules), *(("topic", name) for name in topics)]
-    names.sort(key=lambda name: (derive_seed(0, "pydocs", *name), name))
-    for kind, name in names:
+    topics, modules, names = _catalogue()
+    for kind, name in names[part.start : part.stop]:
         if kind == "topic":
             yield Document.of_text(f"topic:{name}", f"# {name}\n\n{topics[name]}")
         else:
             yield read_module(name, modules[name])
+
+
+def find_ranges(part_bytes: int) -> list[tuple[int, int, int]]:
+    """Return start, stop and bytes of source of every range of about ``part_bytes`` to read at a time."""
+    topics, modules, names = _catalogue()
+    ranges, start, size = [], 0, 0
+    for stop, (kind, name) in enumerate(names, 1):
+        size += len(topics[name]) if kind == "topic" else modules[name].stat().st_size
+        if size >= part_bytes or stop == len(names):
+            ranges.append((start, stop, size))
+            start, size = stop, 0
+    return ranges
+
+
+@cache
+def _catalogue() -> tuple[dict[str, str], dict[str, Path], list[tuple[str, str]]]:
+    """Return topics, modules, and kind and name of all of them in the order of their hashes."""
+    topics, modules = _help_topics(), _installed_modules()
+    names = [*(("module", name) for name in modules), *(("topic", name) for name in topics)]
+    return topics, modules, sorted(names, key=lambda name: (derive_seed(0, "pydocs", *name), name))
 
 
 def environment_fingerprint() -> str:

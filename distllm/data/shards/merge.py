@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from distllm.data.manifest import INDEX_FILE, Forgotten, Manifest, SourceCounts, SplitRecord
+from distllm.data.privacy.canaries import CANARIES_FILE, combine_canaries
 from distllm.data.shards.documents import shard_ids
 from distllm.data.shards.format import IndexedShard
 from distllm.data.shards.index import Index, index_of, write_index
@@ -22,7 +24,7 @@ from distllm.data.shards.writer import write_shard
 from distllm.data.staging import Staging
 from distllm.data.tokenizer import TOKENIZER_FILE, TOKENIZER_FILES
 from distllm.errors import DataError
-from distllm.fsio import digest_file, storage_errors
+from distllm.fsio import atomic_write_json, digest_file, read_json, storage_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +42,18 @@ def merge(directories: Sequence[Path], out: Path) -> Manifest:
 
     Every digest of the datasets is checked before. A source whose name is taken gets ``-2`` (``-3``
     and so on) behind it, and its shards are written anew, because a shard knows its source; other
-    shards are hard-linked, or copied where the file system has no links.
+    shards are hard-linked, or copied where the file system has no links. Canaries are counted together.
 
     Raises:
-        DataError: a dataset is damaged, they have different tokenizers, or ``out`` exists.
+        DataError: a dataset is damaged, they have different tokenizers, canaries of different lists, or
+            ``out`` exists.
         RunDirectoryBusy: another process makes ``out``.
         StorageError: the disk is full or not writable; nothing is left behind.
     """
     if out.exists():
         raise DataError(f"{out} exists", where=f"out={out}", remedy="choose another out, or remove it")
     parts = _parts(directories)
+    canaries = _canaries(parts)
     with storage_errors(out), Staging(out) as staging:
         index = {
             name: {
@@ -60,9 +64,13 @@ def merge(directories: Sequence[Path], out: Path) -> Manifest:
             for splits in [part.index[source].items()]
         }
         write_index(staging.directory, index)
-        for file in _tokenizer_files(parts[0].manifest):
+        files = [INDEX_FILE, *(name for name in TOKENIZER_FILES if name in parts[0].manifest.files)]
+        for file in files[1:]:
             shutil.copyfile(parts[0].directory / file, staging.directory / file)
-        manifest = _combine(parts, index, staging.directory)
+        if canaries is not None:
+            atomic_write_json(staging.directory / CANARIES_FILE, canaries)
+            files.append(CANARIES_FILE)
+        manifest = _combine(parts, index, {name: digest_file(staging.directory / name) for name in files})
         manifest.save(staging.directory)
         staging.commit()
     return manifest
@@ -113,11 +121,16 @@ def _link(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _tokenizer_files(manifest: Manifest) -> list[str]:
-    return [name for name in TOKENIZER_FILES if name in manifest.files]
+def _canaries(parts: Sequence[_Part]) -> dict[str, Any] | None:
+    known = {
+        str(part.directory): read_json(part.directory / CANARIES_FILE)
+        for part in parts
+        if CANARIES_FILE in part.manifest.files
+    }
+    return combine_canaries(known) if known else None
 
 
-def _combine(parts: Sequence[_Part], index: Index, directory: Path) -> Manifest:
+def _combine(parts: Sequence[_Part], index: Index, files: Mapping[str, str]) -> Manifest:
     sources: dict[str, Mapping[str, SplitRecord]] = {}
     counts: dict[str, SourceCounts] = {}
     fields: dict[str, tuple[str, ...]] = {}
@@ -137,9 +150,7 @@ def _combine(parts: Sequence[_Part], index: Index, directory: Path) -> Manifest:
         sources=sources,
         counts=counts,
         fields=fields,
-        files={
-            name: digest_file(directory / name) for name in (INDEX_FILE, *_tokenizer_files(parts[0].manifest))
-        },
+        files=files,
         lineage=(),
         forgotten=Forgotten(sum(part.manifest.forgotten.count for part in parts), tuple(hashes)),
     )
