@@ -90,7 +90,7 @@ def test_ls_finds_datasets_and_says_which_are_unusable(capsys, dataset, tmp_path
     lines = said(capsys, "ls", tmp_path).splitlines()
     assert lines[0].startswith(f"{tmp_path / 'other'}  unusable: index.json")
     assert lines[1].startswith(f"{dataset}  digest {Manifest.load(dataset).digest}")
-    assert len(lines) == 5
+    assert len(lines) == 6
     (tmp_path / "empty").mkdir()
     assert "no dataset below" in refused(capsys, 65, "ls", tmp_path / "empty")
     assert "which directory" in refused(capsys, 64, "ls")
