@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distllm.config.schema import Config
 from distllm.plan.conventions import CONVENTIONS
+from distllm.plan.exchanges import sent_bytes
 from distllm.plan.fitted import FITTED
 from distllm.plan.goodput import Goodput, expected_goodput
 from distllm.plan.layout import Layout, Software
@@ -34,6 +36,7 @@ class Estimate:
         memory: of the fullest rank.
         limit_bytes: what a device has for it.
         time: of one step.
+        sent: bytes that a rank sends in one step, by what they are.
         mfu: share of the peak, in the convention `CONVENTION`.
         tokens_per_second: over all ranks.
     """
@@ -42,6 +45,7 @@ class Estimate:
     memory: Memory
     limit_bytes: float
     time: StepTime
+    sent: Mapping[str, float]
     mfu: float
     tokens_per_second: float
 
@@ -136,6 +140,7 @@ def estimate(
         memory=peak_memory(work, layout, software),
         limit_bytes=machine.memory_bytes * (1 - reserve),
         time=time,
+        sent=sent_bytes(work, layout, software, machine),
         mfu=tokens_per_second * flops / (layout.ranks * machine.peak_flops),
         tokens_per_second=tokens_per_second,
     )

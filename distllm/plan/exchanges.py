@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distllm.plan.comms import Group, exchange_seconds, gather_seconds, reduce_seconds, send_seconds
 from distllm.plan.layout import Layout, Software
@@ -72,6 +72,29 @@ def data_exchanges(work: Work, layout: Layout, software: Software, machine: Mach
     """Return the exchanges among ranks that read different rows, of weights and gradients."""
     rest = _rest_exchanges(work, layout, software, machine)
     return rest if layout.expert == 1 else rest + _expert_sums(work, layout, software, machine)
+
+
+def sent_bytes(work: Work, layout: Layout, software: Software, machine: Machine) -> dict[str, float]:
+    """Return the bytes that a rank sends in one step, by what they are.
+
+    They are the seconds of the same exchanges by rings on links of one byte a second without latency.
+    """
+    counter = replace(
+        machine,
+        per_node=layout.ranks,
+        local_bandwidth=1.0,
+        link_efficiency=1.0,
+        base_seconds=0.0,
+        local_seconds=0.0,
+        network_seconds=0.0,
+    )
+    data = data_exchanges(work, layout, software, counter)
+    passes = layout.accumulation * work.layers / layout.pipeline
+    return {
+        "weights, grads": sum(exchange.seconds for exchange in data),
+        "sequence": passes * sequence_seconds(work, layout, software, counter),
+        "experts": passes * expert_seconds(work, layout, software, counter),
+    }
 
 
 def _expert_sums(work: Work, layout: Layout, software: Software, machine: Machine) -> list[Exchange]:

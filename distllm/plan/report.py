@@ -97,6 +97,8 @@ def describe(plan: Plan, resolved: Resolved) -> str:
     if asked.memory.disk:
         lines.append(f"  {'files':<16}{format_bytes(asked.memory.disk):>12}")
     lines += ["", "seconds of a step", *_times(asked)]
+    if sum(asked.sent.values()):
+        lines += ["", "bytes that a rank sends in a step", *_table(asked.sent.items(), format_bytes)]
     lines += ["", *_totals(plan), "", *_search(plan, resolved)]
     return "\n".join(lines)
 

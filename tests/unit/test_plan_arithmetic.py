@@ -9,6 +9,7 @@ from distllm.config.schema_model import ModelConfig
 from distllm.config.shape import settle_shape
 from distllm.plan.comms import Group, exchange_seconds, gather_seconds, gathered_bytes, reduce_seconds
 from distllm.plan.conventions import CONVENTIONS
+from distllm.plan.exchanges import sent_bytes
 from distllm.plan.fitted import FITTED
 from distllm.plan.flops import flops_per_token, matmul_params
 from distllm.plan.goodput import expected_goodput, young_daly
@@ -238,6 +239,17 @@ def test_one_more_copy_in_each_node_lets_backward_gather_inside_it():
 
 def test_one_rank_exchanges_nothing():
     assert seconds(ranks=1).exposed == 0
+    assert not any(sent_bytes(WORK, replace(LAYOUT, ranks=1), SOFTWARE, MACHINE).values())
+
+
+@pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 2), (3, 3)])
+def test_a_rank_sends_what_zero_says_it_does(stage, times):
+    """Rajbhandari et al. 2020, section 7: 2 psi up to stage 2, and 3 psi at stage 3; whatever the links."""
+    layout = replace(LAYOUT, zero_stage=stage, ranks=64, accumulation=1)
+    software = replace(SOFTWARE, weight_bytes=2, reduced_bytes=2, gathers=2)
+    for machine in (MACHINE, replace(MACHINE, per_node=1, local_bandwidth=1e9)):
+        sent = sent_bytes(WORK, layout, software, machine)
+        assert sum(sent.values()) == pytest.approx(times * 2 * WORK.params * 63 / 64)
 
 
 def test_expert_parallelism_divides_experts_and_costs_exchanges():
