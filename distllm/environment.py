@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from distllm.errors import LaunchError
 
+_SHELLS = ("bash", "sh", "zsh", "interactive")
+"""Names of the jobs in which sites and people open a shell on a node."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankEnvironment:
@@ -32,7 +35,7 @@ class RankEnvironment:
         """
         if "RANK" in env or "WORLD_SIZE" in env:
             place = cls(*_from_torch_variables(env))
-        elif "SLURM_PROCID" in env and ("SLURM_STEP_ID" in env or "MASTER_ADDR" in env):
+        elif "SLURM_PROCID" in env and (_in_step(env) or "MASTER_ADDR" in env):
             # The shell of a batch script has SLURM_PROCID too, but neither a step nor a rendezvous.
             place = cls(*_from_slurm_variables(env))
         else:
@@ -43,6 +46,13 @@ class RankEnvironment:
         if place.world_size > 1:
             _check_rendezvous(env)
         return place
+
+
+def _in_step(env: Mapping[str, str]) -> bool:
+    """Whether this is a task that ``srun`` started, and not a person's shell in a step of its own."""
+    alone = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")) == "1"
+    is_shell = "SLURM_PTY_PORT" in env or env.get("SLURM_JOB_NAME") in _SHELLS
+    return "SLURM_STEP_ID" in env and not (alone and is_shell)
 
 
 def _from_torch_variables(env: Mapping[str, str]) -> tuple[int, int, int, int]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import operator
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -12,6 +16,7 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _MOUNTS = Path("/proc/mounts")
 _STATM = Path("/proc/self/statm")
+_BINDING = re.compile(r"(?P<kind>mask|map)_cpu:(?P<parts>(?:0x)?[0-9a-fA-F]+(?:,(?:0x)?[0-9a-fA-F]+)*)")
 _CGROUP_MEMORY = _CGROUPS / "memory.max"
 
 
@@ -23,6 +28,23 @@ def available_cores() -> int:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def cores_of_ranks(env: Mapping[str, str] = os.environ) -> int:
+    """Return the CPU cores that the ranks on this machine have together.
+
+    Where SLURM binds each rank to cores of its own, those that this process may use are its share only;
+    the masks of all ranks of the machine stand in ``SLURM_CPU_BIND``.
+    """
+    own, bound = available_cores(), _BINDING.search(env.get("SLURM_CPU_BIND", ""))
+    if "SLURM_STEP_ID" not in env or bound is None:
+        return own
+    parts = [part for part in bound["parts"].split(",") if part]
+    if bound["kind"] == "mask":
+        together = functools.reduce(operator.or_, (int(part, 16) for part in parts), 0).bit_count()
+    else:
+        together = len(set(parts))
+    return max(own, together)
 
 
 def available_memory() -> int | None:

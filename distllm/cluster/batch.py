@@ -25,13 +25,16 @@ from distllm.cluster.fence import VARIABLE as FENCE
 from distllm.cluster.fence import Fence
 from distllm.cluster.health_report import bad_nodes, check_nodes
 from distllm.cluster.history import HOME, History, Start
+from distllm.cluster.image import describe_image
+from distllm.cluster.jobs import note_begin, note_successor
 from distllm.cluster.outcome import EXITS_VARIABLE, Outcome, Watch, is_done
 from distllm.cluster.slurm import requeue, submit, unusable
 from distllm.cluster.snapshot import SETTLED_VARIABLE, Submission
 from distllm.cluster.srun import ranks_command
-from distllm.errors import LaunchError
+from distllm.cluster.surroundings import surroundings
+from distllm.cluster.suspects import suspect_of
+from distllm.errors import ConfigError, LaunchError
 
-JOB_FILE = "job"
 _POLL_SECONDS = 0.5
 _UNHEARD_SECONDS = 120.0
 ENDED_BY_SLURM = 143
@@ -62,8 +65,14 @@ class JobScript:
         self._blame_lost_nodes()
         nodes, history = self._allocation.nodes, self._history
         start = history.begin(self._allocation.job, nodes, str(self._submission.path))
-        note_job(self._run_dir, self._allocation.job)
+        note_begin(self._run_dir, self._allocation.job)
         say(f"start {start.number} on {' '.join(nodes)}, after step {start.before}")
+        say(f"environment: {surroundings(os.environ)}")
+        try:
+            if (image := describe_image(self._submission)) is not None:
+                say(f"image: {image}")
+        except ConfigError as error:
+            return self._follow(start, Outcome("hopeless", str(error), error.exit_code))
         if banned := sorted(set(nodes) & set(history.excluded())):
             return self._elsewhere(start, f"SLURM gave {', '.join(banned)} again")
         if bad := self._bad_nodes(start):
@@ -138,7 +147,8 @@ class JobScript:
 
     def _follow(self, start: Start, outcome: Outcome) -> int:
         """Do what the outcome asks for; return the exit code of the job."""
-        self._history.end(start, outcome.kind, outcome.why)
+        suspect = self._suspect(start) if outcome.kind == "failed" else None
+        self._history.end(start, outcome.kind, outcome.why, suspect)
         say(f"{outcome.kind}: {outcome.why}")
         if outcome.kind in ("done", "stopped", "hopeless"):
             return outcome.code
@@ -149,7 +159,22 @@ class JobScript:
             return outcome.code
         if not self._may_return():
             return outcome.code
-        return self._requeue()
+        if suspect is not None:
+            self._count_against(suspect)
+        unwanted = set(self._allocation.nodes) & set(self._history.excluded())
+        return self._chain() if unwanted else self._requeue()
+
+    def _suspect(self, start: Start) -> str | None:
+        """Return the node on which a start failed, if it may be the node's fault."""
+        logs = start_directory(self._run_dir, start.number)
+        return suspect_of(logs, start.nodes, self._config.cluster)
+
+    def _count_against(self, node: str) -> None:
+        """Exclude a node on which starts have failed too often."""
+        most, failures = self._config.cluster.slurm.node_failures, self._history.failures_on(node)
+        say(f"{failures} starts have failed on {node}")
+        if most and failures >= most:
+            self._history.exclude({node: f"{failures} starts of the run have failed there"})
 
     def _requeue(self) -> int:
         """Queue the job again and wait to be ended: a script that went on would find the job it has left."""
@@ -201,7 +226,8 @@ class JobScript:
         options += [f"--exclude={','.join(excluded)}"] if excluded else []
         options += [f"--array={self._allocation.task}"] if self._allocation.task is not None else []
         job = submit(str(self._submission.script), options)
-        note_job(self._run_dir, job if self._allocation.task is None else f"{job}_{self._allocation.task}")
+        task = self._allocation.task
+        note_successor(self._run_dir, job if task is None else f"{job}_{task}")
         say(f"job {job} takes over{' without ' + ', '.join(excluded) if excluded else ''}")
         return 75
 
@@ -228,19 +254,6 @@ def run_job(paths: Sequence[str], env: Mapping[str, str]) -> int:
 def start_directory(run_dir: Path, number: int) -> Path:
     """Return where the logs of a start lie."""
     return run_dir / HOME / "starts" / f"{number:03d}"
-
-
-def note_job(run_dir: Path, job: str) -> None:
-    """Write down which job the run is in now."""
-    from distllm.fsio import atomic_write_text
-
-    atomic_write_text(run_dir / HOME / JOB_FILE, f"{job}\n")
-
-
-def job_of(run_dir: Path) -> str | None:
-    """Return the job that a run is in, or was in last; None if it was never submitted."""
-    path = run_dir / HOME / JOB_FILE
-    return path.read_text(encoding="ascii").strip() if path.exists() else None
 
 
 def say(text: str) -> None:

@@ -22,6 +22,9 @@ Wish = Literal[
     "cancel",  # end now; nothing is to start this run again
 ]
 TIME_LIMIT = "the time limit is near"
+REQUEUE = "to queue again"
+AGAIN = (TIME_LIMIT, REQUEUE)
+"""Reasons to stop after which the job is to come back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ _PEER_LOST = re.compile(
     r"|Socket Timeout|remote process exited|connectFullMesh|another rank",
     re.IGNORECASE,
 )
+GPU_FAILED, KILLED = "a GPU failed", "a rank was killed"
 CAUSES = (
     ("out of GPU memory", r"CUDA out of memory|OutOfMemoryError", "lower engine.micro_batch_tokens"),
     ("out of memory", r"oom[-_ ]kill|Out Of Memory|MemoryError|bad_alloc", "raise cluster.slurm.memory"),
@@ -21,10 +22,10 @@ CAUSES = (
     ("a collective timed out", r"Watchdog caught|Timed out waiting", "a rank is slow, dead or cut off"),
     ("damaged data", r"IntegrityError|DataError|CheckpointError|TokenizerError", "distllm data verify"),
     ("the configuration", r"problems? in the configuration|ConfigError", "correct it, submit again"),
-    ("a GPU failed", r"Xid|CUDA error|uncorrectable ECC|NVLink", "cluster.slurm.exclude=[that node]"),
+    (GPU_FAILED, r"Xid|CUDA error|uncorrectable ECC|NVLink", "cluster.slurm.exclude=[that node]"),
     ("a module is missing", r"ModuleNotFoundError|ImportError|loading shared", "see cluster.setup"),
     ("a peer was lost", _PEER_LOST.pattern, "another rank or node died first: look at its log"),
-    ("a rank was killed", r"Killed|SIGKILL|exited due to signal", "memory, or the node: ask the scheduler"),
+    (KILLED, r"Killed|SIGKILL|exited due to signal", "memory, or the node: ask the scheduler"),
 )  # fmt: skip
 
 

@@ -25,7 +25,8 @@ _STARTS, _EXCLUDED = "starts.jsonl", "excluded.json"
 class Start:
     """One start: its number from 1 on, job, nodes, the step saved before it, and how it ended.
 
-    ``end`` is None while it runs, and for ever if SLURM ended it; ``step`` counts at its end.
+    ``end`` is None while it runs, and for ever if SLURM ended it; ``step`` counts at its end. ``suspect``
+    is the node on which it failed, where the node may be to blame.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Start:
     end: str | None = None
     why: str = ""
     step: int | None = None
+    suspect: str | None = None
 
 
 class History:
@@ -76,6 +78,7 @@ class History:
                     str(line["end"]),
                     str(line["why"]),
                     line.get("step"),
+                    line.get("suspect"),
                 )
         return list(starts.values())
 
@@ -87,10 +90,15 @@ class History:
         self._append(line | {"before": self.saved_step(), "time": time.time()})
         return self.starts()[-1]
 
-    def end(self, start: Start, end: str, why: str) -> None:
-        """Write down how a start ended, by the decision of its script."""
+    def end(self, start: Start, end: str, why: str, suspect: str | None = None) -> None:
+        """Write down how a start ended, by the decision of its script, and which node may be to blame."""
         line = {"kind": "end", "number": start.number, "end": end, "why": why}
+        line |= {"suspect": suspect} if suspect else {}
         self._append(line | {"step": self.saved_step(), "time": time.time()})
+
+    def failures_on(self, node: str) -> int:
+        """Return how many starts have failed on a node that may be to blame."""
+        return sum(start.suspect == node for start in self.starts())
 
     def saved_step(self) -> int:
         """Return the step of the newest checkpoint, 0 without one."""

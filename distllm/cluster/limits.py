@@ -7,16 +7,19 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from distllm.cluster.slurm import NodeGroup, parse_time
+from distllm.cluster.image import is_file
+from distllm.cluster.slurm import NodeGroup, max_array_size, parse_time
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
-from distllm.errors import StorageError
+from distllm.errors import LaunchError, StorageError
 from distllm.fsio import ensure_writable
 from distllm.registry import did_you_mean
 from distllm.units import format_duration
 
 CLOCK_SECONDS = 60
 """SLURM looks at time limits twice a minute: its warning may come that much too early."""
+REACH_SECONDS = 60
+"""A network file system may show a new file, such as the request to save, that much later."""
 
 
 def check_limits(config: Config, groups: Sequence[NodeGroup], problems: Problems) -> None:
@@ -88,6 +91,20 @@ def _check_nodes(config: Config, partition: str, kinds: Sequence[NodeGroup], pro
     )
 
 
+def check_array(tasks: int, key: str, problems: Problems) -> None:
+    """Check that SLURM takes an array of so many tasks, where it says how many it takes."""
+    try:
+        most = max_array_size()
+    except LaunchError:
+        return  # scontrol is not for everybody everywhere; sbatch refuses then
+    problems.check(
+        most is None or tasks <= most,
+        f"an array of {tasks} tasks, and this cluster takes {most} (MaxArraySize)",
+        keys=[key],
+        remedy=f"submit it in parts of at most {most}",
+    )
+
+
 def gpus_per_node(config: Config) -> int:
     """Return the GPUs that each node must have."""
     asked = config.cluster.slurm.gpus
@@ -144,7 +161,9 @@ def check_interval(config: Config, seconds_per_step: float, origin: str, problem
 def check_warning(
     config: Config, seconds_per_step: float, save_seconds: float, origin: str, problems: Problems
 ) -> None:
-    """Check that what SLURM's warning asks for, one more step and a checkpoint, is done before the limit.
+    """Check that what SLURM's warning asks for is done before the limit.
+
+    The request has to be seen, the step to be finished, and a checkpoint to be written.
 
     Args:
         config: the configuration.
@@ -153,13 +172,15 @@ def check_warning(
         origin: where the time of a step comes from.
         problems: where to note it.
     """
-    warning, needed = config.cluster.slurm.warning_seconds, seconds_per_step + save_seconds
+    warning, work = config.cluster.slurm.warning_seconds, seconds_per_step + save_seconds
+    needed = work + REACH_SECONDS
     problems.check(
         warning == 0 or needed <= warning,
-        f"SLURM warns {warning} s before the time limit, and a step and a checkpoint take "
-        f"{format_duration(needed)} ({seconds_per_step:.3g} s a step, {origin})",
+        f"SLURM warns {warning} s before the time limit; a step and a checkpoint take "
+        f"{format_duration(work)} ({seconds_per_step:.3g} s a step, {origin}), "
+        f"and the ranks may hear of it {REACH_SECONDS} s later",
         keys=["cluster.slurm.warning_seconds"],
-        remedy=f"cluster.slurm.warning_seconds={math.ceil(1.5 * needed)}",
+        remedy=f"cluster.slurm.warning_seconds={math.ceil(REACH_SECONDS + 1.5 * work)}",
     )
 
 
@@ -190,9 +211,8 @@ def check_container(config: Config, problems: Problems) -> None:
     if container.kind == "none":
         return
     image = container.image
-    is_file = image is not None and (image.startswith((".", "/")) or image.endswith((".sif", ".sqsh")))
     problems.check(
-        image is not None and (not is_file or Path(image).exists()),
+        image is not None and (not is_file(image) or Path(image).expanduser().exists()),
         f"{image} does not exist" if image else f"cluster.container.kind={container.kind} needs an image",
         keys=["cluster.container.image"],
         remedy="cluster.container.image=FILE.sif, FILE.sqsh or a registry's address",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distllm.cluster.control import TIME_LIMIT
+from distllm.cluster.control import AGAIN
 from distllm.errors import DataError
 from distllm.observe.ledger import LEDGER_FILE, Event, read_events
 
@@ -32,7 +32,8 @@ class Outcome:
     """How a start ended.
 
     ``done``: the run is complete; ``stopped``: it was asked to end for good; ``again``: it saved
-    because the limit is near; ``hopeless``: it would fail again; ``failed``: a new start may help.
+    because the limit is near or a person wants it to; ``hopeless``: it would fail again; ``failed``: a new
+    start may help.
     """
 
     kind: Kind
@@ -69,7 +70,7 @@ class Watch:
             return Outcome("done", f"step {last.fields.get('step')}", 0)
         if last is not None and last.kind == "stopped":
             why = str(last.fields.get("why"))
-            if TIME_LIMIT in why:
+            if any(reason in why for reason in AGAIN):
                 return Outcome("again", why, 75)
             return Outcome("stopped", f"{why}, at step {last.fields.get('step')}", 75)
         codes = rank_codes(exits)

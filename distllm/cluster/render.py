@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +14,17 @@ from distllm.config.schema import Config
 
 _SETTINGS = "# settings\n"
 _DIRECTIVE = "#SBATCH "
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A job of many tasks, of which so many run at once: as many as the configuration says by default."""
+
+    tasks: int
+    at_once: int | None = None
+
+    def __str__(self) -> str:
+        return f"array of {self.tasks}"
 
 
 def template(name: str) -> str:
@@ -42,7 +54,7 @@ def render(
 
 
 def train_script(
-    config: Config, place: Path, code: Path, paths: Sequence[str], tasks: int, made_by: str
+    config: Config, place: Path, code: Path, paths: Sequence[str], array: Array | None, made_by: str
 ) -> str:
     """Return the script of a training run, or of an array of them.
 
@@ -50,17 +62,17 @@ def train_script(
         config: the configuration, of the first run of an array.
         place: where the submission lies, and the log of the job.
         code: directory of the snapshot of this package.
-        paths: the submissions, one for each task.
-        tasks: how many there are.
+        paths: the submissions: one for each task, or one for all of them.
+        array: what the job is an array of, if it is one.
         made_by: the command line that asked for it.
     """
-    log = place / ("job-%A-%a.log" if tasks > 1 else "job-%j.log")
+    log = place / ("job-%A-%a.log" if array else "job-%j.log")
     settings = settings_lines(config, code=code, python=python_of(config), directory=Path.cwd())
-    return render("train", train_options(config, log, tasks=tasks), settings, paths, made_by)
+    return render("train", train_options(config, log, array), settings, paths, made_by)
 
 
-def train_options(config: Config, log: Path, *, tasks: int = 1) -> list[str]:
-    """Return sbatch's options for a training run, or for an array of ``tasks`` runs."""
+def train_options(config: Config, log: Path, array: Array | None = None) -> list[str]:
+    """Return sbatch's options for a training run, or for an array."""
     cluster, slurm = config.cluster, config.cluster.slurm
     options = common_options(config, f"distllm-{config.name}", log)
     options += [f"--nodes={cluster.nodes}", f"--ntasks-per-node={cluster.procs_per_node}"]
@@ -70,9 +82,9 @@ def train_options(config: Config, log: Path, *, tasks: int = 1) -> list[str]:
         options.append(f"--gpus-per-node={gpus_per_node(config)}")
     options += [f"--time={slurm.time_limit}", f"--signal=B:USR2@{slurm.warning_seconds}"]
     options += ["--requeue" if slurm.requeue else "--no-requeue", "--open-mode=append"]
-    if tasks > 1:
-        at_once = f"%{slurm.max_array_tasks}" if slurm.max_array_tasks else ""
-        options.append(f"--array=0-{tasks - 1}{at_once}")
+    if array:
+        at_once = array.at_once or slurm.max_array_tasks
+        options.append(f"--array=0-{array.tasks - 1}{f'%{at_once}' if at_once else ''}")
     return [*options, *slurm.options]
 
 
@@ -113,7 +125,12 @@ def common_options(config: Config, job_name: str, log: Path) -> list[str]:
         "qos": slurm.qos,
         "reservation": slurm.reservation,
         "constraint": slurm.constraint,
+        "nodelist": ",".join(slurm.nodelist) or None,
         "exclude": ",".join(slurm.exclude) or None,
+        "switches": slurm.switches,
+        "mail-user": slurm.mail,
+        "mail-type": "BEGIN,FAIL,END" if slurm.mail else None,
+        "comment": shlex.quote(slurm.comment) if slurm.comment else None,
         "cpus-per-task": slurm.cpus_per_rank,
         "mem": slurm.memory,
     }
@@ -147,6 +164,7 @@ def settings_lines(
         **(more or {}),
     }
     return [
+        'ulimit -n "$(ulimit -Hn)"',
         f"cd {shlex.quote(str(directory))}",
         *config.cluster.setup,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",

@@ -41,8 +41,8 @@ class QueuedJob:
     name: str
 
 
-def call(*words: str) -> str:
-    """Run one of SLURM's commands and return what it printed.
+def call(*words: str, stderr: bool = False) -> str:
+    """Run one of SLURM's commands and return what it printed, or what it said on standard error.
 
     Raises:
         LaunchError: it is not installed here, did not answer, or refused.
@@ -75,7 +75,7 @@ def call(*words: str) -> str:
             where=" ".join(words),
             remedy="correct what SLURM names; limits of partitions: sinfo, of accounts: sacctmgr show assoc",
         )
-    return done.stdout
+    return done.stderr if stderr else done.stdout
 
 
 def node_groups() -> list[NodeGroup]:
@@ -108,9 +108,31 @@ def queued_jobs(jobs: Iterable[str] = ()) -> list[QueuedJob]:
         LaunchError: see `call`.
     """
     wanted = set(jobs)
-    rows = [line.split("|") for line in call("squeue", "-h", "--me", "-o", "%i|%T|%r|%N|%L|%j").splitlines()]
+    rows = [
+        line.split("|") for line in call("squeue", "-h", "-r", "--me", "-o", "%i|%T|%r|%N|%L|%j").splitlines()
+    ]
     found = [QueuedJob(*row) for row in rows if len(row) == 6]
     return [job for job in found if not wanted or job.job in wanted or job.job.split("_")[0] in wanted]
+
+
+def max_array_size() -> int | None:
+    """Return how many tasks an array may have here; None where SLURM does not say.
+
+    Raises:
+        LaunchError: see `call`.
+    """
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def would_start(options: Sequence[str]) -> str:
+    """Return when and where a job with these options would begin, as SLURM says; nothing is submitted.
+
+    Raises:
+        LaunchError: see `call`.
+    """
+    said = call("sbatch", "--test-only", *options, "--wrap", "true", stderr=True)
+    return " ".join(said.removeprefix("sbatch: ").split())
 
 
 def submit(script: str, options: Sequence[str] = (), arguments: Sequence[str] = ()) -> str:

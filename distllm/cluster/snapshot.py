@@ -77,6 +77,10 @@ class Submission:
         problems.raise_if_any()
         return config
 
+    def facts(self) -> dict[str, Any]:
+        """Return what was written down when it was made: command, time, host, image."""
+        return dict(read_json(self.path / _FACTS))
+
     @classmethod
     def load(cls, path: Path) -> Submission:
         """Open a submission.

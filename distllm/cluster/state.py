@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distllm.cluster.batch import job_of
 from distllm.cluster.history import History, Start
+from distllm.cluster.jobs import jobs_of
 from distllm.cluster.lease import LEASE_SECONDS, OWNER_FILE
 from distllm.cluster.slurm import QueuedJob
 from distllm.errors import DataError
@@ -54,12 +54,12 @@ class RunState:
 
 def state_of(run_dir: Path, queue: Sequence[QueuedJob]) -> RunState:
     """Return the state of the run in ``run_dir``; ``queue`` is what SLURM has of this user."""
-    history, job = History(run_dir), job_of(run_dir)
-    queued = next((one for one in queue if one.job == job), None)
+    history, jobs = History(run_dir), jobs_of(run_dir)
+    queued = next((one for job in jobs for one in queue if one.job == job), None)
     step, eta = _last_step(run_dir)
     return RunState(
         path=run_dir,
-        job=job,
+        job=queued.job if queued else next(iter(jobs), None),
         state=queued.state.lower() if queued else _ended_how(run_dir),
         reason=queued.reason if queued and queued.state == "PENDING" else "",
         nodes=queued.nodes if queued else "",

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 def run(words: Sequence[str]) -> int:
     """End a run's job without saving, and forbid what waits for it to start it again."""
-    from distllm.commands.verbs import ask, end_job
+    from distllm.commands.verbs import ask, end_jobs
 
     path, _ = ask("cancel", words)
-    job = end_job(path)
-    print(f"job {job} is cancelled" if job else f"{path} has no job in the queue")
+    jobs = end_jobs(path)
+    print(f"cancelled: job {', '.join(jobs)}" if jobs else f"{path} has no job in the queue")
     print("nothing starts it again; submit it anew to go on from its last checkpoint")
     return 0

@@ -26,7 +26,7 @@ def _submission_here(words: Sequence[str]) -> str:
     from dataclasses import asdict
     from pathlib import Path
 
-    from distllm.cluster.batch import job_of
+    from distllm.cluster.jobs import job_of
     from distllm.cluster.render import train_script
     from distllm.cluster.snapshot import keep_submission, submissions_of
     from distllm.commands.arguments import parse_config_arguments
@@ -46,6 +46,6 @@ def _submission_here(words: Sequence[str]) -> str:
     text = to_yaml(asdict(found.config))
     kept = keep_submission(found.run_dir, found.words, text, arguments.config_dir)
     made_by = f"sbatch train.sbatch {' '.join(words)}"
-    script = train_script(found.config, kept.path, kept.code, [str(kept.path)], 1, made_by)
+    script = train_script(found.config, kept.path, kept.code, [str(kept.path)], None, made_by)
     atomic_write_text(kept.script, script)
     return str(kept.path)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_options
 from distllm.commands.verbs import Options, directory_of
 from distllm.units import format_duration
+
+if TYPE_CHECKING:
+    from distllm.cluster.history import Start
+    from distllm.cluster.state import RunState
 
 
 def run(words: Sequence[str]) -> int:
@@ -30,8 +36,7 @@ def run(words: Sequence[str]) -> int:
         print(f"  job {state.job} {state.nodes}")
     for start in state.starts:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(start.time))
-        running = state.state == "running" and start is state.starts[-1]
-        end = f"{start.end}: {start.why}" if start.end else "runs" if running else "ended by SLURM"
+        end = end_of(path, state, start)
         print(f"  start {start.number} at {when} on {','.join(start.nodes)} from step {start.before}: {end}")
     for node in state.excluded:
         print(f"  without {node}: see {path / 'slurm' / 'excluded.json'}")
@@ -42,3 +47,16 @@ def run(words: Sequence[str]) -> int:
         log = start_directory(path, state.starts[-1].number) / "rank-0.log"
         print("".join(f"  | {line}\n" for line in tail(log, 5)), end="")
     return 0
+
+
+def end_of(path: Path, state: RunState, start: Start) -> str:
+    """Return how a start ended, or that it runs: in its own words, or in those that SLURM left."""
+    from distllm.cluster.endings import ending_of
+
+    if start.end:
+        blamed = f" (on {start.suspect})" if start.suspect else ""
+        return f"{start.end}: {start.why}{blamed}"
+    if state.state in ("running", "completing") and start == state.starts[-1]:
+        return "runs"
+    ending = ending_of(path, start)
+    return f"ended by SLURM: {ending.why}; {ending.remedy}"

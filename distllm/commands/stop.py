@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 def run(words: Sequence[str]) -> int:
     """Ask a run to stop at the next border of a step; take one that waits out of the queue."""
-    from distllm.commands.verbs import ask, end_job
+    from distllm.commands.jobs import queue_if_any
+    from distllm.commands.verbs import ask, end_jobs
 
     path, state = ask("stop", words)
-    if state == "pending" and (job := end_job(path)) is not None:
-        print(f"job {job} was still waiting: taken out of the queue")
+    waiting = end_jobs(path, waiting_only=True) if queue_if_any() else []
+    if waiting:
+        print(f"taken out of the queue, where it was still waiting: job {', '.join(waiting)}")
+    if state == "pending":
         return 0
     print(f"{path} saves at its next step and ends; go on with it later: distllm submit or train, as before")
     return 0

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from distllm.cluster.control import Control
+from distllm.cluster.duration import check_time
 from distllm.cluster.limits import (
-    CLOCK_SECONDS,
     check_addresses,
+    check_array,
     check_container,
-    check_interval,
     check_limits,
-    check_warning,
     check_writable,
-    time_limit,
 )
-from distllm.cluster.slurm import node_groups, queued_jobs
+from distllm.cluster.places import check_room, check_secrets, check_shared
+from distllm.cluster.render import prepare_options, train_options
+from distllm.cluster.slurm import node_groups, queued_jobs, would_start
 from distllm.commands.settle import dataset_facts
 from distllm.config.checks_prepare import check_prepare
 from distllm.config.compose import composition_of
@@ -31,11 +28,9 @@ from distllm.config.resolve import Resolved, World, resolve
 from distllm.config.schema import Config
 from distllm.data.manifest import Manifest
 from distllm.data.mirror import dataset_directory
-from distllm.errors import ConfigError, ConfigProblems, DistllmError
+from distllm.errors import ConfigError, ConfigProblems, DistllmError, LaunchError
 from distllm.fsio import free_bytes
-from distllm.units import format_bytes, format_duration
-
-_MEASURED_STEPS = 50
+from distllm.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -92,22 +87,25 @@ def settle_run(
     composition = composition_of(words, config_dir=config_dir, problems=problems)
     config = composition.config
     run_dir = Path(config.runs_dir) / config.name
+    notes: list[str] = []
     if under_slurm:
-        check_cluster(config, problems)
+        notes += check_cluster(config, train_options(config, Path(os.devnull)), problems)
         _check_not_queued(run_dir, problems)
+        check_shared(config, run_dir, problems)
+        check_secrets(config, problems)
     else:
         check_addresses(config, problems)
     check_writable(run_dir, problems)
     resolved = _resolved(config, problems)
-    notes: list[str] = []
     if resolved is not None:
         _check_dataset(resolved, problems)
         if config.cluster.device == "cuda":  # of main memory only this machine's is known here
             from distllm.plan.admission import check_memory
 
             check_memory(resolved, problems)
+        check_room(resolved, run_dir, problems)
         _check_fewer(config, fewest or config.cluster.nodes, problems)
-        notes += _check_time(resolved, run_dir, problems) if under_slurm else []
+        notes += check_time(resolved, run_dir, problems) if under_slurm else []
         notes += _check_resume(resolved, run_dir, problems)
     problems.raise_if_any()
     assert resolved is not None
@@ -143,20 +141,38 @@ def settle_preparation(overrides: Sequence[str], config_dir: Path | None) -> Che
     problems = Problems()
     config = composition_of(overrides, config_dir=config_dir, problems=problems).config
     check_prepare(config, problems)
-    check_cluster(config, problems)
+    notes = check_cluster(config, prepare_options(config, Path(os.devnull)), problems)
+    check_array(config.cluster.nodes, "cluster.nodes", problems)
+    check_secrets(config, problems)
     run_dir = Path(config.runs_dir) / f"{config.name}.prepare"
+    check_shared(config, run_dir, problems)
     check_writable(run_dir, problems)
     if "://" not in config.data.out:
         check_writable(Path(config.data.out).parent, problems)
     problems.raise_if_any()
-    return Checked(config, run_dir, list(overrides))
+    return Checked(config, run_dir, list(overrides), notes)
 
 
-def check_cluster(config: Config, problems: Problems) -> None:
-    """Check what a job asks of the cluster."""
+def check_cluster(config: Config, options: Sequence[str], problems: Problems) -> list[str]:
+    """Check what a job asks of the cluster; return what SLURM says of it.
+
+    Args:
+        config: the configuration.
+        options: of sbatch. SLURM itself is asked about them if nothing else is wrong with them, for it
+            names one problem only.
+        problems: where to note them.
+    """
     check_addresses(config, problems)
     check_container(config, problems)
+    before = len(problems)
     check_limits(config, node_groups(), problems)
+    if len(problems) > before or problems.suspects:
+        return []
+    try:
+        return [would_start(options)]
+    except LaunchError as error:
+        problems.pass_on(error, where="cluster.slurm", remedy=error.remedy or "correct what SLURM names")
+        return []
 
 
 def _resolved(config: Config, problems: Problems) -> Resolved | None:
@@ -201,69 +217,6 @@ def _check_dataset(resolved: Resolved, problems: Problems) -> None:
     )
 
 
-def _check_time(resolved: Resolved, run_dir: Path, problems: Problems) -> list[str]:
-    """Compare the time of a checkpoint interval, and of the whole run, with the limit of one start."""
-    seconds, origin = _seconds_per_step(run_dir), "measured in this run directory"
-    if seconds is None:
-        seconds, origin = _predicted_seconds(resolved), "predicted by the planner"
-    limit = time_limit(resolved.config, Problems())
-    if seconds is None:
-        return ["the time of a step is unknown: nothing was measured here, the profile states no hardware"]
-    check_interval(resolved.config, seconds, origin, problems)
-    check_warning(resolved.config, seconds, _save_seconds(resolved), origin, problems)
-    needed = seconds * resolved.max_steps
-    note = f"{format_duration(needed)} for {resolved.max_steps} steps of {seconds:.3g} s, {origin}"
-    if limit is None:
-        return [note]
-    usable = max(1, limit - resolved.config.cluster.slurm.warning_seconds - CLOCK_SECONDS)
-    return [f"{note}: about {max(1, -(-int(needed) // usable))} starts under this time limit"]
-
-
-def _predicted_seconds(resolved: Resolved) -> float | None:
-    """Return the planner's time of a step, where the cluster's profile states its hardware."""
-    from distllm.plan.estimate import estimate
-    from distllm.plan.experiment import layout_of
-    from distllm.plan.profile import machine_of_hardware, missing_figures
-    from distllm.plan.work import work_of
-
-    config = resolved.config
-    if config.cluster.device != "cuda" or missing_figures(config.cluster.hardware):
-        return None
-    machine = machine_of_hardware(config.cluster.hardware)
-    return estimate(
-        work_of(resolved.shape, resolved.trainable_params), layout_of(resolved), config, machine
-    ).time.total
-
-
-def _save_seconds(resolved: Resolved) -> float:
-    """Return the time of writing one checkpoint to the store that the profile names."""
-    from distllm.plan.estimate import CHECKPOINT_BYTES
-
-    store = resolved.config.cluster.hardware.store_gb_per_s * 1e9
-    return resolved.shape.num_params * CHECKPOINT_BYTES / store
-
-
-def _seconds_per_step(run_dir: Path) -> float | None:
-    """Return the median time of the last steps that this run has recorded."""
-    path = run_dir / "metrics.jsonl"
-    if not path.exists():
-        return None
-    times: list[float] = []
-    before: tuple[int, float] | None = None
-    for text in path.read_text(encoding="utf-8").splitlines()[-4 * _MEASURED_STEPS :]:
-        try:
-            line: Mapping[str, Any] = json.loads(text)
-        except ValueError:
-            continue
-        if line.get("kind") != "step" or "time" not in line:
-            before = None
-            continue
-        if before is not None and line["step"] > before[0]:
-            times.append((line["time"] - before[1]) / (line["step"] - before[0]))
-        before = (line["step"], line["time"])
-    return statistics.median(times[-_MEASURED_STEPS:]) if times else None
-
-
 def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list[str]:
     """Check that the run may go on from the newest checkpoint in its directory, if there is one."""
     from distllm.checkpoint.format import STATE, list_checkpoints
@@ -305,15 +258,15 @@ def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list
 
 def _check_not_queued(run_dir: Path, problems: Problems) -> None:
     """Refuse a run that is in the queue already: two jobs would fight for one directory."""
-    from distllm.cluster.batch import job_of
+    from distllm.cluster.jobs import jobs_of
 
-    job = job_of(run_dir)
-    if job is None or Control(run_dir).asked("cancel") is not None:
+    jobs = jobs_of(run_dir)
+    if not jobs or Control(run_dir).asked("cancel") is not None:
         return
-    live = [queued for queued in queued_jobs([job]) if queued.state not in ("COMPLETING",)]
+    live = [queued for queued in queued_jobs(jobs) if queued.state != "COMPLETING"]
     problems.check(
-        not live or os.environ.get("SLURM_JOB_ID") == job,
-        f"job {job} is {live[0].state.lower() if live else ''} in this run directory already",
+        not live or os.environ.get("SLURM_JOB_ID") in jobs,
+        f"job {live[0].job} is {live[0].state.lower()} in this run directory already" if live else "",
         keys=["name"],
         remedy=f"distllm stop run={run_dir}, distllm cancel run={run_dir}, or choose another name=...",
     )

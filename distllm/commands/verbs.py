@@ -52,18 +52,28 @@ def ask(wish: Wish, words: Sequence[str]) -> tuple[Path, str]:
             where=str(path),
             remedy="nothing is left to do; distllm status says more",
         )
-    why = f"distllm {wish}, by {getpass.getuser()} on {socket.gethostname()}"
-    Control(path).ask(wish, why)
+    Control(path).ask(wish, f"distllm {wish}, by {by_whom()}")
     return path, state
 
 
-def end_job(path: Path) -> str | None:
-    """Take a run's job out of the queue, or end it; return its number, None if there is none."""
-    from distllm.cluster.batch import job_of
+def by_whom() -> str:
+    """Return who asks, for the other people who look at a run."""
+    return f"{getpass.getuser()} on {socket.gethostname()}"
+
+
+def end_jobs(path: Path, *, waiting_only: bool = False) -> list[str]:
+    """Take a run's jobs out of the queue, and end the one that runs; return their numbers.
+
+    Args:
+        path: the run directory.
+        waiting_only: leave the job that runs alone.
+    """
+    from distllm.cluster.jobs import jobs_of
     from distllm.cluster.slurm import call, queued_jobs
 
-    job = job_of(path)
-    if job is None or not queued_jobs([job]):
-        return None
-    call("scancel", job)
-    return job
+    jobs = jobs_of(path)
+    queued = {one.job: one.state for one in queued_jobs(jobs)} if jobs else {}
+    ended = [job for job in jobs if job in queued and (not waiting_only or queued[job] == "PENDING")]
+    if ended:
+        call("scancel", *ended)
+    return ended

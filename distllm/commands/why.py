@@ -15,15 +15,13 @@ def run(words: Sequence[str]) -> int:
     from distllm.cluster.diagnose import first_error
     from distllm.cluster.state import state_of
     from distllm.commands.jobs import queue_if_any
+    from distllm.commands.status import end_of
 
     path = directory_of(options.run, options.runs_dir, "why")
     state = state_of(path, queue_if_any())
     print(f"{path}: {state.state} at step {state.step}")
     for start in state.starts[-3:]:
-        end = (
-            f"{start.end}: {start.why}" if start.end else "ended by SLURM: preemption, cancel, node or limit"
-        )
-        print(f"start {start.number} on {','.join(start.nodes)}: {end}")
+        print(f"start {start.number} on {','.join(start.nodes)}: {end_of(path, state, start)}")
     if not state.starts:
         print("it was not started by SLURM; distllm ledger has its events")
         return 0
@@ -31,6 +29,8 @@ def run(words: Sequence[str]) -> int:
     if finding is None:
         print("no rank has logged an error")
         return 0
+    if state.starts[-1].end in (None, "done", "again"):
+        print("what a rank has logged is not why the last start ended:")
     print(f"first error, on rank {finding.rank}: {finding.cause}")
     print("\n".join(f"  | {line}" for line in finding.excerpt.splitlines()))
     print(f"  log:    {finding.log}\n  remedy: {finding.remedy}")

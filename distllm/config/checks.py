@@ -19,7 +19,7 @@ from distllm.config.schema import Config
 from distllm.config.schema_optim import WHOLE_MATRICES
 from distllm.config.schema_stopping import METRICS, OF_SOURCE
 from distllm.errors import ConfigError
-from distllm.machine import available_cores, filesystem_of
+from distllm.machine import cores_of_ranks, filesystem_of
 from distllm.registry import did_you_mean
 
 
@@ -50,7 +50,7 @@ def check_run(config: Config, problems: Problems, *, world_size: int, dataset_to
 
 def check_machine(config: Config, problems: Problems, *, local_world_size: int) -> None:
     """Check that this machine has the cores, devices and compiler the run asks for."""
-    cluster, cores = config.cluster, available_cores()
+    cluster, cores = config.cluster, cores_of_ranks()
     if cluster.device == "cpu":
         problems.check(
             cluster.oversubscribe or local_world_size <= cores,

@@ -20,7 +20,7 @@ from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.shape import MLP_MULTIPLE, VOCAB_MULTIPLE, ModelShape, settle_shape
 from distllm.config.steps import StepSizes, micro_batch_of
-from distllm.machine import available_cores
+from distllm.machine import cores_of_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def _settle(
 
 
 def _threads_per_rank(config: Config, world: World, ledger: _Ledger) -> int:
-    asked, cores = config.cluster.threads_per_rank, available_cores()
+    asked, cores = config.cluster.threads_per_rank, cores_of_ranks()
     if asked:
         return ledger.settle("threads_per_rank", asked, "cluster.threads_per_rank")
     share = max(1, cores // world.local_size)

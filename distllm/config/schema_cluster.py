@@ -18,7 +18,11 @@ class SlurmConfig:
     qos: str | None = option(None, "quality of service")
     reservation: str | None = option(None, "reservation to run in")
     constraint: str | None = option(None, "features that nodes must have")
+    nodelist: tuple[str, ...] = option((), "nodes that the job must have, such as [n1,n2]")
     exclude: tuple[str, ...] = option((), "nodes never to run on, such as [n7,gpu-12]")
+    switches: str | None = option(
+        None, "most switches between the nodes, and how long to wait for it, such as 1@12:00:00"
+    )
     time_limit: str = option("24:00:00", "longest time of one start, as MINUTES, HH:MM:SS or D-HH:MM:SS")
     warning_seconds: int = option(
         300, "how long before the time limit the state is saved and the job queues again", minimum=0
@@ -35,11 +39,18 @@ class SlurmConfig:
     max_array_tasks: int | None = option(
         None, "tasks of an array that run at once; null: all of them", minimum=1
     )
+    node_failures: int = option(
+        2,
+        "starts that fail by a GPU or a killed rank of a node before it is excluded; 0: any",
+        minimum=0,
+    )
     evaluate_every_steps: int = option(
         0, "evaluate checkpoints of these steps in jobs of their own; 0: none", minimum=0
     )
+    mail: str | None = option(None, "address told when the job begins, fails or ends")
+    comment: str | None = option(None, "note that SLURM keeps with the job; no secrets")
     python: str | None = option(None, "Python of the compute nodes; null is the one that submits")
-    options: tuple[str, ...] = option((), "further options of sbatch, such as ['--switches=1']")
+    options: tuple[str, ...] = option((), "further options of sbatch, such as ['--nice=100']")
     srun_options: tuple[str, ...] = option((), "further options of srun, such as ['--cpu-bind=cores']")
 
 

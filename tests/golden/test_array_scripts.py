@@ -20,6 +20,7 @@ PREPARE = """\
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 set -euo pipefail
+ulimit -n "$(ulimit -Hn)"
 cd /home/me
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
@@ -48,6 +49,7 @@ EVALUATE = """\
 #SBATCH --time=01:00:00
 #SBATCH --requeue
 set -euo pipefail
+ulimit -n "$(ulimit -Hn)"
 cd /home/me
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1

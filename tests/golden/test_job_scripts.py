@@ -27,6 +27,7 @@ PROFILES = {
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
+ulimit -n "$(ulimit -Hn)"
 cd /home/me
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
@@ -77,6 +78,7 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
+ulimit -n "$(ulimit -Hn)"
 cd /home/me
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
@@ -125,6 +127,7 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --no-requeue
 #SBATCH --open-mode=append
 set -euo pipefail
+ulimit -n "$(ulimit -Hn)"
 cd /home/me
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
@@ -179,6 +182,7 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
+ulimit -n "$(ulimit -Hn)"
 cd /home/me
 module load cray-mpich
 module load aws-ofi-nccl
@@ -235,6 +239,7 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
+ulimit -n "$(ulimit -Hn)"
 cd /home/me
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
@@ -291,6 +296,7 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
+ulimit -n "$(ulimit -Hn)"
 cd /home/me
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1

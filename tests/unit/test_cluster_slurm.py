@@ -16,7 +16,7 @@ from distllm.cluster.limits import (
     gpus_per_node,
     time_limit,
 )
-from distllm.cluster.render import render, settings_lines, template, train_options
+from distllm.cluster.render import Array, render, settings_lines, template, train_options
 from distllm.cluster.slurm import NodeGroup, node_groups, parse_time, queued_jobs, submit, unusable
 from distllm.cluster.snapshot import keep_submission, require_same, submissions_of
 from distllm.cluster.srun import health_command, ranks_command
@@ -153,14 +153,14 @@ def test_a_start_must_reach_a_checkpoint():
 
 
 def test_a_warning_must_leave_time_for_a_step_and_a_checkpoint():
-    config, problems = compose(["cluster.slurm.warning_seconds=60"]), Problems()
+    config, problems = compose(["cluster.slurm.warning_seconds=120"]), Problems()
     check_warning(config, 20.0, 40.0, "measured", problems)
     assert not problems.found
     check_warning(config, 20.0, 41.0, "measured", problems)
     (problem,) = problems.found
-    assert "warns 60 s before" in problem.cause
-    assert "1m01s (20 s a step, measured)" in problem.cause
-    assert problem.remedy == "cluster.slurm.warning_seconds=92"
+    assert "warns 120 s before" in problem.cause
+    assert "take 1m01s (20 s a step, measured), and the ranks may hear of it 60 s later" in problem.cause
+    assert problem.remedy == "cluster.slurm.warning_seconds=152"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_script_is_filled_in_and_quoted(tmp_path):
     words = ["cluster.setup=[\"echo 'it works'\"]", "cluster.env.NOTE='two words'", "cluster.nodes=2"]
     words += ["cluster.slurm.account=ml", "cluster.slurm.exclude=[n1,n2]"]
     config = compose(words)
-    options = train_options(config, tmp_path / "job.log", tasks=3)
+    options = train_options(config, tmp_path / "job.log", Array(3))
     assert {"--account=ml", "--exclude=n1,n2", "--nodes=2", "--array=0-2", "--requeue"} <= set(options)
     lines = settings_lines(config, code=tmp_path / "a code", python="/py", directory=tmp_path)
     script = render("train", ["--nodes=2"], lines, ["a b", "$HOME"], "distllm submit\nname=x")

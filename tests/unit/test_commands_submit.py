@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from prepared import write_dataset
-from programs import Programs
+from login_node import login_node, refused, words
 
 from distllm.checkpoint.format import STATE
 from distllm.cli import main
-from distllm.cluster.batch import note_job
 from distllm.cluster.control import Control
 from distllm.cluster.history import History
+from distllm.cluster.jobs import jobs_of, note_jobs
 from distllm.cluster.snapshot import Submission, submissions_of
 from distllm.config.compose import compose
 from distllm.observe.ledger import Ledger
@@ -24,34 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A login node: programs, a dataset, and an empty queue."""
-    monkeypatch.chdir(tmp_path)
-    programs = Programs(tmp_path / "bin", monkeypatch)
-    programs.put("sinfo", "echo 'normal*|up|1-00:00:00|4|64|500000|gpu:h100:8'")
-    programs.put("sbatch", "echo 41")
-    programs.put("squeue")
-    programs.put("scancel")
-    rows = [[token % 250 + 1 for token in range(start, start + 200)] for start in range(20)]
-    write_dataset(tmp_path / "data", train=rows, valid=rows[:4])
-    return programs
-
-
-def words(*more):
-    return [
-        "data.out=data",
-        "data.seq_len=32",
-        "train.tokens_per_step=512",
-        "train.max_steps=8",
-        "name=mine",
-        "cluster.nodes=2",
-        "cluster.slurm.time_limit=60",
-        *more,
-    ]
-
-
-def refused(capsys, *line):
-    assert main(list(line)) == 64
-    return capsys.readouterr().err
+    return login_node(tmp_path, monkeypatch)
 
 
 def test_a_run_is_copied_checked_by_slurm_and_queued(slurm, capsys):
@@ -61,7 +33,8 @@ def test_a_run_is_copied_checked_by_slurm_and_queued(slurm, capsys):
     assert "2 nodes x 1 ranks" in told
     test_only, real = slurm.calls("sbatch")
     (path,) = submissions_of(Path("runs/mine").absolute())
-    assert test_only == ["--test-only", str(path / "job.sbatch")]
+    assert test_only[0] == "--test-only"
+    assert {"--nodes=2", "--time=60", "--wrap"} < set(test_only)
     assert real == ["--parsable", str(path / "job.sbatch")]
     kept = Submission.load(path)
     assert kept.config().cluster.nodes == 2
@@ -94,7 +67,7 @@ def test_a_dry_run_writes_nothing(slurm, capsys):
     assert main(["submit", "dry_run=true", *words()]) == 0
     told = capsys.readouterr().out
     assert "#SBATCH --nodes=2" in told
-    assert not slurm.calls("sbatch")
+    assert [call[0] for call in slurm.calls("sbatch")] == ["--test-only"]
     assert not Path("runs/mine/slurm").exists()
 
 
@@ -118,7 +91,7 @@ def test_a_sweep_is_one_array_with_one_copy_of_the_code(slurm, capsys):
     assert len({one.code for one in kept}) == 1
     assert {one.config().optim.lr for one in kept} == {1e-3, 2e-3, 3e-3}
     assert "#SBATCH --array=0-2%2" in kept[0].script.read_text()
-    assert [(run / "slurm/job").read_text() for run in runs] == ["41_0\n", "41_1\n", "41_2\n"]
+    assert [jobs_of(run) for run in runs] == [["41_0"], ["41_1"], ["41_2"]]
     assert "(array of 3)" in capsys.readouterr().out
 
 
@@ -128,14 +101,15 @@ def test_a_preparation_is_an_array(slurm, capsys):
     Path("corpus/a.txt").write_text("a text")
     assert main(line) == 0
     assert "array of 2" in capsys.readouterr().out
-    (call,) = slurm.calls("sbatch")
+    test_only, call = slurm.calls("sbatch")
+    assert "--array=0-1" in test_only
     assert call[1] == "--dependency=afterok:3"
     script = Path(call[2]).read_text()
     assert "#SBATCH --array=0-1" in script
     assert "-m distllm.cli prepare" in script
     assert main([*line, "dry_run=true"]) == 0
     assert "distllm.cli prepare" in capsys.readouterr().out
-    assert len(slurm.calls("sbatch")) == 1
+    assert [words[0] for words in slurm.calls("sbatch")] == ["--test-only", "--parsable", "--test-only"]
 
 
 def test_every_problem_is_told_at_once(slurm, capsys):
@@ -175,7 +149,7 @@ def test_a_missing_dataset_is_refused(slurm, capsys):
 
 
 def test_a_run_that_is_queued_already_is_refused(slurm, capsys):
-    note_job(Path("runs/mine"), "12")
+    note_jobs(Path("runs/mine"), ["11", "12"])
     slurm.put("squeue", "echo '12|PENDING|Priority||1:00|x'")
     assert "job 12 is pending in this run directory already" in refused(capsys, "submit", *words())
     Control(Path("runs/mine")).ask("cancel", "now")
@@ -384,7 +358,7 @@ def test_launch_with_torchrun(slurm, capsys):
 
 
 def test_the_help_of_every_new_command(capsys):
-    for name in ("submit", "launch", "jobs", "status", "why", "stop", "save", "cancel"):
+    for name in ("submit", "launch", "jobs", "status", "logs", "why", "stop", "save", "requeue", "cancel"):
         with pytest.raises(SystemExit) as ended:
             main([name, "--help"])
         assert ended.value.code == 0

@@ -22,7 +22,7 @@ TWO_RANKS = World(2, 2, "test")
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
-    monkeypatch.setattr(checks, "available_cores", lambda: 2)
+    monkeypatch.setattr(checks, "cores_of_ranks", lambda: 2)
 
 
 def resolved(*overrides, **kwargs):

@@ -121,3 +121,28 @@ def test_without_a_readable_quota_the_affinity_counts(eight_cores, content):
     if content is not None:
         eight_cores.write_text(content)
     assert available_cores() == 8
+
+
+@pytest.mark.parametrize("shell", [{"SLURM_PTY_PORT": "35423"}, {"SLURM_JOB_NAME": "interactive"}])
+def test_a_shell_on_a_node_is_no_rank(shell):
+    """`srun --pty bash` is a step with one task, and so says everything that a rank has."""
+    alone = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}
+    assert read(**alone) is not None
+    assert read(**alone, **shell) is None
+    assert read(**{**SRUN, "SLURM_STEP_NUM_TASKS": "6"}, **shell) is not None, "one of several is a rank"
+
+
+@pytest.mark.parametrize(
+    ("binding", "cores"),
+    [
+        ("quiet,mask_cpu:0x00ff,0xff00", 16),
+        ("quiet,mask_cpu:0x3", 3),  # all ranks on the same cores: what this process may use counts
+        ("map_cpu:0,1,2,3,4", 5),
+        ("quiet,none", 3),
+        ("", 3),
+    ],
+)
+def test_cores_of_ranks_that_are_bound_to_their_own(monkeypatch, binding, cores):
+    monkeypatch.setattr(machine, "available_cores", lambda: 3)
+    assert machine.cores_of_ranks({"SLURM_STEP_ID": "0", "SLURM_CPU_BIND": binding}) == cores
+    assert machine.cores_of_ranks({"SLURM_CPU_BIND": binding}) == 3, "outside of a step nothing is bound"

@@ -1,0 +1,82 @@
+"""How SLURM has ended a start that could not say so itself, from what SLURM left in the logs.
+
+``slurmstepd`` writes a line into the log of the job and of each rank before it ends them, with the
+reason. Accounting, which would know too, is not there on every cluster.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from distllm.cluster.batch import start_directory
+from distllm.cluster.control import Control
+from distllm.cluster.history import History, Start
+
+_ENDED = re.compile(
+    r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+?(?: DUE TO ([A-Z ]+?))?(?:,[^*]*)? \*\*\*"
+)
+_BEGAN = re.compile(r"distllm: start (\d+) on ")
+_TAIL_BYTES = 1 << 18
+_MEANINGS = {
+    "PREEMPTION": ("preempted by a job of higher priority", "nothing to do: SLURM queues the job again"),
+    "TIME LIMIT": ("the time limit came before it had saved", "raise cluster.slurm.warning_seconds"),
+    "NODE FAILURE": ("a node was lost", "nothing to do: the job comes back without it"),
+    "JOB REQUEUE": ("queued again by scontrol requeue", "nothing to do: it goes on from its last checkpoint"),
+    "": ("cancelled by scancel", "submit it again to go on from its last checkpoint"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why SLURM ended a start, and what to do about it."""
+
+    why: str
+    remedy: str
+
+
+def ending_of(run_dir: Path, start: Start) -> Ending:
+    """Return how SLURM ended a start that has no end of its own."""
+    if (cancel := Control(run_dir).asked("cancel")) is not None:
+        return Ending(f"cancelled: {cancel.why}", _MEANINGS[""][1])
+    for text in (_job_log(start), *_rank_logs(start_directory(run_dir, start.number))):
+        if (found := _ENDED.search(text)) is not None:
+            reason = found[1] or ""
+            return Ending(*_MEANINGS.get(reason, (reason.lower(), "ask the administrators")))
+    return _lost(run_dir, start)
+
+
+def _lost(run_dir: Path, start: Start) -> Ending:
+    lost = [f"{node} {why}" for node, why in History(run_dir).excluded().items() if node in start.nodes]
+    if lost:
+        return Ending(f"a node was lost: {', '.join(lost)}", _MEANINGS["NODE FAILURE"][1])
+    return Ending(
+        "nobody wrote down why: its first node has probably lost power or network",
+        f"scontrol show node {start.nodes[0]}; sacct -D -j {start.job} where accounting is kept",
+    )
+
+
+def _job_log(start: Start) -> str:
+    """Return what the log of the job holds of this start."""
+    array, _, task = start.job.partition("_")
+    name = f"job-{array}-{task}.log" if task else f"job-{array}.log"
+    text = _tail(Path(start.submission) / name)
+    began = [(int(found[1]), found.start()) for found in _BEGAN.finditer(text)]
+    first = next((place for number, place in began if number == start.number), None)
+    if first is None:
+        return ""
+    return text[first : next((place for number, place in began if number > start.number), None)]
+
+
+def _rank_logs(directory: Path) -> list[str]:
+    return [_tail(path) for path in sorted(directory.glob("rank-*.log"))]
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""
