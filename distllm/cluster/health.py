@@ -19,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 
+from distllm.cluster.strays import end_strays
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.validate import build
@@ -50,7 +51,9 @@ class NodeCheck:
         self.figures: dict[str, float] = {}
 
     def local(self) -> None:
-        """Look at what needs no other node."""
+        """Look at what needs no other node, after ending what earlier starts of the run have left here."""
+        if strays := end_strays(self._run_dir):
+            print(f"distllm: ended ranks of an earlier start: {', '.join(map(str, strays))}", flush=True)
         for name, directory in (
             ("run directory", self._run_dir),
             ("temporary directory", Path(tempfile.gettempdir())),
@@ -118,6 +121,22 @@ class NodeCheck:
                 self.problems.append(f"GPU {row[0]} has {row[1]} uncorrected memory errors")
             if len(row) == 3 and row[2].lower() == "active":
                 self.problems.append(f"GPU {row[0]} is slowed down by its hardware")
+        if shutil.which("dcgmi") is not None:
+            self._diagnose_gpus()
+
+    def _diagnose_gpus(self) -> None:
+        """Run the quick level of NVIDIA's own diagnosis, which takes seconds."""
+        try:
+            done = subprocess.run(
+                ["dcgmi", "diag", "-r", "1"],
+                capture_output=True, text=True, check=False, timeout=self._limits.timeout_seconds / 2,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            self.problems.append("dcgmi diag -r 1 does not end")
+            return
+        if done.returncode:
+            failed = [line for line in done.stdout.splitlines() if "fail" in line.lower()]
+            self.problems.append(f"dcgmi diag -r 1: {' '.join((failed or [done.stderr])[0].split(' |'))}")
 
 
 class Listener:

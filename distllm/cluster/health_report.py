@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from distllm.cluster.health import MARK
+from distllm.cluster.history import HOME
 from distllm.cluster.snapshot import Submission
-from distllm.cluster.srun import health_command
+from distllm.cluster.srun import health_command, visible_command
 from distllm.config.schema import Config
 from distllm.units import format_bytes
 
 _END_SECONDS = 10
+_MARKS = HOME / "seen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +53,25 @@ def check_nodes(
     submission: Submission, config: Config, nodes: Sequence[str], head: str, port: int
 ) -> list[NodeReport]:
     """Check every node of the job and return a report for each, in their order."""
-    command = health_command(submission, config, head, port)
+    seconds = config.cluster.health.timeout_seconds
+    marks = submission.run_dir / _MARKS
+    marks.mkdir(exist_ok=True)
+    mark = marks / str(time.time_ns())  # a name that no node has looked for before, and so none remembers
+    mark.touch()
+    try:
+        seeing = _run(visible_command(config, mark), seconds).split()
+    finally:
+        mark.unlink()
+    output = _run(health_command(submission, config, head, port), seconds)
+    blind = [node for node in nodes if node not in seeing] if seeing else []
+    return read_reports(output, nodes, blind=blind, directory=submission.run_dir)
+
+
+def _run(command: Sequence[str], seconds: float) -> str:
+    """Return what a command printed within so many seconds."""
     check = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        output, _ = check.communicate(timeout=config.cluster.health.timeout_seconds)
+        output, _ = check.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         check.terminate()
         try:
@@ -60,11 +79,20 @@ def check_nodes(
         except subprocess.TimeoutExpired:
             check.kill()
             output, _ = check.communicate()
-    return read_reports(output or "", nodes)
+    return output or ""
 
 
-def read_reports(output: str, nodes: Sequence[str]) -> list[NodeReport]:
-    """Read what the nodes printed; a node that printed nothing gets a report that says so."""
+def read_reports(
+    output: str, nodes: Sequence[str], *, blind: Sequence[str] = (), directory: Path | None = None
+) -> list[NodeReport]:
+    """Read what the nodes printed; a node that printed nothing gets a report that says so.
+
+    Args:
+        output: of all nodes.
+        nodes: those of the job.
+        blind: those that do not see what the first one wrote into ``directory``.
+        directory: the run directory.
+    """
     found: dict[str, NodeReport] = {}
     for line in output.splitlines():
         _, mark, text = line.partition(MARK)
@@ -75,7 +103,10 @@ def read_reports(output: str, nodes: Sequence[str]) -> list[NodeReport]:
                     read["node"], tuple(read["problems"]), tuple(read["together"]), dict(read["figures"])
                 )
     silent = ("did not finish the health check",)
-    return [found.get(node, NodeReport(node, silent, (), {})) for node in nodes]
+    sees_not = (f"does not see {directory}, which must lie on a file system that all nodes share",)
+    return [
+        found.get(node, NodeReport(node, sees_not if node in blind else silent, (), {})) for node in nodes
+    ]
 
 
 def bad_nodes(reports: Sequence[NodeReport]) -> dict[str, str]:

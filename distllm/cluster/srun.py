@@ -34,6 +34,26 @@ def ranks_command(submission: Submission, config: Config, logs: Path) -> list[st
     ]
 
 
+def visible_command(config: Config, path: Path) -> list[str]:
+    """Return the command with which every node that sees a file prints its own name.
+
+    It needs nothing that lies on a shared file system itself.
+    """
+    nodes = config.cluster.nodes
+    return [
+        "srun",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=0",
+        "--chdir=/",
+        "bash",
+        "-c",
+        '[[ -r $0 ]] && echo "$SLURMD_NODENAME"; true',
+        str(path),
+    ]
+
+
 def health_command(submission: Submission, config: Config, head: str, port: int) -> list[str]:
     """Return the command that checks every node once."""
     nodes = config.cluster.nodes
