@@ -65,7 +65,8 @@ class Job:
         rank.write_text(RANK.format(path=str(Path(distllm.__file__).parents[1]), run=str(self.run_dir)))
         self.health = tmp_path / "health"
         self.health.write_text("")
-        body = f'case "$*" in *SLURMD_NODENAME*) exit 0;; *distllm.cluster.health*) cat {shlex.quote(str(self.health))}; exit 0;; esac\n'
+        health = f"*distllm.cluster.health*) cat {shlex.quote(str(self.health))}; exit 0;;"
+        body = f'case "$*" in *SLURMD_NODENAME*) exit 0;; {health} esac\n'
         self.programs.put("srun", f"{body}exec {shlex.quote(sys.executable)} {shlex.quote(str(rank))}")
         self.programs.put("scontrol")
         self.programs.put("sbatch", "echo 77")
