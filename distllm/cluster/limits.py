@@ -37,6 +37,15 @@ def check_limits(config: Config, groups: Sequence[NodeGroup], problems: Problems
             where="cluster.slurm.partition",
             remedy=did_you_mean(slurm.partition or "", names),
         )
+        largest = max(
+            (sum(one.nodes for one in groups if one.partition == name) for name in names), default=0
+        )
+        problems.check(
+            config.cluster.nodes <= largest,
+            f"{config.cluster.nodes} nodes asked, the largest partition has {largest}",
+            keys=["cluster.nodes"],
+            remedy=f"cluster.nodes={largest}, or fewer",
+        )
         return
     kinds = [group for group in groups if group.partition == partition]
     _check_partition(config, partition, kinds, limit, problems)
@@ -168,7 +177,7 @@ def check_warning(
     Args:
         config: the configuration.
         seconds_per_step: of one optimizer step.
-        save_seconds: of one checkpoint.
+        save_seconds: of one checkpoint, and of an evaluation, which ranks end before they look.
         origin: where the time of a step comes from.
         problems: where to note it.
     """

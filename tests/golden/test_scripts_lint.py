@@ -23,7 +23,7 @@ PLACE = Path("/runs/it's mine/slurm/submissions/001")
 
 def rendered():
     """Every template with every profile, with names and values that need quotes."""
-    awkward = ["cluster.setup=['module load \"a b\"']", "cluster.env.NOTE='it\\'s; $HOME'"]
+    awkward = ["cluster.setup=['module load \"a b\"']", "cluster.env.NOTE='it\\'s; a | b'"]
     for profile in PROFILES:
         config = compose([f"cluster={profile}", "name=mine", "cluster.slurm.comment='two words'", *awkward])
         lines = settings_lines(config, code=PLACE / "code", python="/env/bin/python", directory=PLACE)

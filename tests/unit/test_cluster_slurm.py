@@ -117,6 +117,7 @@ def test_limits_that_hold():
     [
         (["cluster.slurm.partition=smal"], "there is no partition 'smal'"),
         (["cluster.nodes=17"], "17 nodes asked of partition normal, which has 16"),
+        (["cluster.nodes=17", "cluster.slurm.partition=x"], "17 nodes asked, the largest partition has 16"),
         (["cluster=gpu8", "cluster.procs_per_node=9"], "9 GPUs asked of each node"),
         (["cluster.slurm.cpus_per_rank=97"], "97 CPU cores asked of each node"),
         (["cluster.slurm.partition=small"], "runs nothing longer than 1h00m00s"),
