@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TAIL_BYTES = 1 << 18
-_HEAD = re.compile(r"^(Traceback \(most recent call last\):|distllm: .+)", re.MULTILINE)
+_HEAD = re.compile(
+    r"^(Traceback \(most recent call last\):|distllm: (?!asked to stop).+)",  # which is no error
+    re.MULTILINE,
+)
 _PEER_LOST = re.compile(
     r"Connection (closed by peer|reset by peer)|Broken pipe|NCCL communicator was aborted"
     r"|Socket Timeout|remote process exited|connectFullMesh|another rank",

@@ -162,6 +162,8 @@ def deepspeed_command(remote: Remote, head: str, port: int) -> list[str]:
         f"--launcher={remote.launcher}",
         "--no_ssh_check",
         "--force_multi",
+        # Open MPI would give each rank one core; ranks share those of their machine themselves.
+        *(["--launcher_args=--bind-to none"] if remote.launcher == "openmpi" else []),
         f"--master_addr={head}",
         f"--master_port={port}",
         "--no_local_rank",

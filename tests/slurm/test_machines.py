@@ -95,7 +95,8 @@ def nothing_left(machines, root):
 def environment(machines):
     key = machines.state / "etc" / "user"
     options = f"-i {key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-    return tiny.environment(PDSH_SSH_ARGS_APPEND=options)
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return tiny.environment(PDSH_SSH_ARGS_APPEND=options, OMPI_MCA_plm_rsh_args=options, **as_root)
 
 
 def launch(machines, root, *more, node="ctl"):
@@ -145,6 +146,19 @@ def test_the_deepspeed_launcher_over_real_addresses(machines, root, expected):
     assert process.wait(300) == 0, process.told()
     assert tiny.exact(tiny.steps(root, "pdsh")) == expected
     assert History(root / "runs/pdsh").starts()[0].nodes == ("n1", "n2")
+
+
+def test_open_mpi_starts_the_ranks_too(machines, root, expected):
+    """One host of three is left out, and the rest is what pdsh does."""
+    if shutil.which("mpirun") is None:
+        pytest.skip("needs mpirun: apt-get install openmpi-bin")
+    path = root / "mpi-hosts"
+    path.write_text("n1 slots=1\nctl slots=1\nn2 slots=1\n")
+    words_of_mpi = (f"hostfile={path}", "exclude=ctl", "launcher=openmpi")
+    process = launch(machines, root, *words_of_mpi, *words(root, "mpi"))
+    assert process.wait(300) == 0, process.told()
+    assert tiny.exact(tiny.steps(root, "mpi")) == expected
+    assert History(root / "runs/mpi").starts()[0].nodes == ("n1", "n2")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -70,6 +70,8 @@ def test_deepspeed_trains_on_two_nodes_as_on_one(cluster, root):
     assert "6/6" in distllm(cluster, "jobs", f"runs_dir={root}/runs")
     assert "done: step 6" in distllm(cluster, "status", "run=deepspeed", f"runs_dir={root}/runs")
     assert "no rank has logged an error" in distllm(cluster, "why", "run=deepspeed", f"runs_dir={root}/runs")
+    told = distllm(cluster, "logs", "run=deepspeed", "rank=all", "lines=1", f"runs_dir={root}/runs")
+    assert [line.partition(" |")[0] for line in told.splitlines()] == ["rank 0", "rank 1", "rank 2", "rank 3"]
 
 
 def test_what_runs_is_the_copy_made_at_submission(cluster, root, expected):
@@ -113,14 +115,21 @@ def test_preemption_saves_and_the_job_comes_back_bit_equal(cluster, root, expect
     check_complete(cluster, root, "preempted", expected)
     first, second = starts(root, "preempted")
     assert first.end is None
+    told = distllm(cluster, "why", "run=preempted", f"runs_dir={root}/runs")
+    assert (
+        f"start 1 on {','.join(first.nodes)}: ended by SLURM: preempted by a job of higher priority" in told
+    )
     assert second.before > 8
 
 
-def test_a_rank_that_is_killed_is_started_again(cluster, root, expected):
-    submit(cluster, root, "killed", "chaos.faults=[kill@10:1]")
+def test_a_rank_that_is_killed_is_started_again_without_its_node(cluster, root, expected):
+    submit(cluster, root, "killed", "chaos.faults=[kill@10:1]", "cluster.slurm.node_failures=1")
     check_complete(cluster, root, "killed", expected)
     first, second = starts(root, "killed")
     assert (first.end, first.step, second.before) == ("failed", 8, 8)
+    assert first.suspect == first.nodes[1], "where rank 1 was"
+    assert first.suspect not in second.nodes
+    assert first.job != second.job, "SLURM would have given the same nodes to the same job"
 
 
 def test_a_run_that_fails_the_same_way_again_gives_up(cluster, root):
@@ -145,17 +154,21 @@ def test_a_wrong_configuration_in_the_job_is_not_tried_again(cluster, root):
 
 
 def test_cancel_leaves_no_process_and_nothing_starts_again(cluster, root):
-    job = submit(cluster, root, "cancelled", slow(steps=400), "train.max_steps=400", "chain=2")
+    job = submit(cluster, root, "cancelled", slow(steps=400), "train.max_steps=400", "chain=2",
+                 "by=array")  # fmt: skip
     at_step(root, "cancelled", 3)
     distllm(cluster, "cancel", "run=cancelled", f"runs_dir={root}/runs")
     wait_for(lambda: not cluster.run("ctl", "squeue", "-h").stdout.strip(), 60, "the chain goes on")
-    assert cluster.job(job, "JobState") == "CANCELLED"
+    told = distllm(cluster, "why", "run=cancelled", f"runs_dir={root}/runs")
+    assert "ended by SLURM: cancelled: distllm cancel, by " in told
+    states = cluster.run("ctl", "squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%T").stdout.split()
+    assert states == ["CANCELLED"] * 2
     assert len(starts(root, "cancelled")) == 1
     assert cluster.processes("distllm.launch.train", "name=cancelled") == []
     assert cluster.processes("distllm.cli", "job", str(root)) == []
 
 
-def test_save_and_stop_by_verb(cluster, root):
+def test_save_requeue_and_stop_by_verb(cluster, root):
     endless = (slow(steps=400), "train.max_steps=400", "checkpoint.every_steps=400")
     job = submit(cluster, root, "asked", *endless)
     at_step(root, "asked", 2)
@@ -164,11 +177,14 @@ def test_save_and_stop_by_verb(cluster, root):
     assert cluster.job(job, "JobState") == "RUNNING"
     refused = distllm(cluster, "submit", *tiny.overrides(root, *SMALL, *length()), "name=asked", code=64)
     assert f"job {job} is running in this run directory already" in refused
+    distllm(cluster, "requeue", "run=asked", f"runs_dir={root}/runs")
+    wait_for(lambda: len(starts(root, "asked")) > 1, 120, lambda: logs(root, "asked"))
     distllm(cluster, "stop", "run=asked", f"runs_dir={root}/runs")
     ended(cluster, root, "asked")
-    (start,) = starts(root, "asked")
-    assert start.end == "stopped"
-    assert start.step >= 2
+    first, second = starts(root, "asked")
+    assert (first.end, first.job) == ("again", second.job)
+    assert second.end == "stopped"
+    assert second.before >= first.before
     kinds = [event.kind for event in read_events(root / "runs/asked/ledger.jsonl")]
     assert kinds[-1] == "stopped"
 
