@@ -77,6 +77,26 @@ class NodeCheck:
         if bandwidth < self._limits.min_network_bandwidth:
             self.suspects_head.append(f"moves {format_bytes(bandwidth)}/s to the first node")
 
+    def collective(self, node: int, nodes: int, head: str, port: int, seconds: float) -> None:
+        """Sum a tensor over all nodes, and with either neighbour alone if that is slow."""
+        floor = self._limits.min_collective_bandwidth
+        try:
+            together, pairs = sum_over_nodes(
+                self._config.cluster.device, node, nodes, head, port, seconds, floor
+            )
+        except (RuntimeError, ValueError) as error:
+            self.suspects_head.append(f"a sum over all nodes fails: {str(error).splitlines()[0]}")
+            return
+        self.figures["collective_bytes_per_second"] = together
+        if pairs is not None:
+            self.figures["pair_bytes_per_second"] = pairs
+        if (pairs if pairs is not None else together) < floor:
+            said = f"sums {format_bytes(together)}/s with all nodes"
+            found = self.suspects_head if pairs is None else self.problems
+            found.append(
+                said if pairs is None else f"{said} and {format_bytes(pairs)}/s with either neighbour"
+            )
+
     def _check_disk(self, name: str, directory: Path) -> None:
         try:
             ensure_writable(directory)
@@ -220,12 +240,21 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     return bytes(content)
 
 
-def sum_over_nodes(device: str, node: int, nodes: int, head: str, port: int, seconds: float) -> float:
-    """Sum a tensor over all nodes; return bytes per second, or raise what the backend raises."""
+def sum_over_nodes(
+    device: str, node: int, nodes: int, head: str, port: int, seconds: float, floor: int = 0
+) -> tuple[float, float | None]:
+    """Sum a tensor over all nodes, or raise what the backend raises.
+
+    Returns:
+        Bytes per second over all nodes; and, if that is less than ``floor`` on any of them, the better rate
+        of this node with its two neighbours (`distllm.cluster.pairs`).
+    """
     import datetime
 
     import torch
     import torch.distributed as dist
+
+    from distllm.cluster.pairs import best_of_pairs, rate
 
     target = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
     dist.init_process_group(
@@ -237,14 +266,15 @@ def sum_over_nodes(device: str, node: int, nodes: int, head: str, port: int, sec
     )
     tensor = torch.ones(_TENSOR_ELEMENTS, device=target)
     dist.all_reduce(tensor)
-    began = time.perf_counter()
-    dist.all_reduce(tensor)
-    value = float(tensor[0])
-    elapsed = time.perf_counter() - began
+    if float(tensor[0]) != float(nodes):
+        raise RuntimeError(f"the sum over {nodes} nodes is {float(tensor[0])} instead of {nodes}")
+    tensor.zero_()
+    together = rate(tensor)
+    slow = torch.tensor([float(together < floor)], device=target)
+    dist.all_reduce(slow)
+    pairs = best_of_pairs(tensor, node, nodes) if float(slow[0]) and nodes > 2 else None
     dist.destroy_process_group()
-    if value != float(nodes) ** 2:
-        raise RuntimeError(f"the sum over {nodes} nodes is {value} instead of {nodes**2}")
-    return tensor.nbytes / elapsed
+    return together, pairs
 
 
 def main(arguments: list[str]) -> int:
@@ -261,13 +291,7 @@ def main(arguments: list[str]) -> int:
     if nodes > 1:
         check.network(head, int(port), deadline)
     if nodes > 1 and config.cluster.health.collective:
-        seconds = max(5.0, deadline - time.monotonic())
-        try:
-            check.figures["collective_bytes_per_second"] = sum_over_nodes(
-                config.cluster.device, node, nodes, head, int(port) + 1, seconds
-            )
-        except (RuntimeError, ValueError) as error:
-            check.suspects_head.append(f"a sum over all nodes fails: {str(error).splitlines()[0]}")
+        check.collective(node, nodes, head, int(port) + 1, max(5.0, deadline - time.monotonic()))
     report = {
         "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "problems": check.problems,

@@ -80,6 +80,13 @@ class HealthConfig:
     min_network_bandwidth: int = option(
         2**20, "bytes per second between a node and the first one; 0 does not measure", unit="bytes"
     )
+    min_collective_bandwidth: int = option(
+        0,
+        "bytes per second at which all nodes sum a tensor; below it each sums with two neighbours, and one "
+        "that is slow with both is bad; 0 does not judge",
+        unit="bytes",
+        minimum=0,
+    )
     max_clock_skew: float = option(5.0, "seconds between a node's clock and the first node's", minimum=0.0)
     collective: bool = option(True, "also sum a tensor over all nodes, with the backend that training uses")
     timeout_seconds: int = option(180, "longest time of the whole check", minimum=1)
