@@ -6,9 +6,11 @@ A slow node has no fast neighbour; its neighbours have one on their other side.
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
 
 def rounds(nodes: int) -> list[list[tuple[int, int]]]:
@@ -26,6 +28,8 @@ def best_of_pairs(tensor: torch.Tensor, node: int, nodes: int) -> float:
         node: number of this node.
         nodes: how many there are, at least three.
     """
+    import torch.distributed as dist
+
     best = 0.0
     for pairs in rounds(nodes):
         groups = [dist.new_group(list(pair)) for pair in pairs]  # by all nodes, in the same order
@@ -39,6 +43,8 @@ def best_of_pairs(tensor: torch.Tensor, node: int, nodes: int) -> float:
 
 def rate(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> float:
     """Return the bytes per second at which ``tensor`` is summed once. Collective in ``group``."""
+    import torch.distributed as dist
+
     began = time.perf_counter()
     dist.all_reduce(tensor, group=group)
     float(tensor[0])  # waits for the device
