@@ -55,6 +55,7 @@ def run(words: Sequence[str]) -> int:
             beams=options.beams,
             length_penalty=options.length_penalty,
             seed=options.seed,
+            first_row=start,
         )
         for prompt, text in zip(some, texts, strict=True):
             if options.file is not None:

@@ -45,7 +45,7 @@ def beam_search(
     beams: int,
     vocab_size: int,
     eot_id: int,
-    max_tokens: int,
+    rooms: Sequence[int],
     length_penalty: float = 1.0,
     repetition_penalty: float = 1.0,
     lockstep: bool = False,
@@ -58,14 +58,14 @@ def beam_search(
         beams: K.
         vocab_size: V; ids beyond it are never taken.
         eot_id: the id that ends a text.
-        max_tokens: longest continuation.
+        rooms: the longest continuation of each prompt, at least one token.
         length_penalty: above 0 favours long texts, below 0 short ones.
         repetition_penalty: see `distllm.infer.sampling`.
         lockstep: run all forward passes, because other ranks do.
     """
     start_K = torch.tensor([0.0, *[_NEVER] * (beams - 1)])
     rows = [_Row([[] for _ in range(beams)], start_K.clone(), []) for _ in prompts]
-    for step in range(max_tokens):
+    for step in range(max(rooms)):
         logits = decoding.logits()[:, :vocab_size].float().log_softmax(dim=-1)
         sources, tokens = [], []
         for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
@@ -75,7 +75,7 @@ def beam_search(
                 log_p_KV = torch.stack(
                     [penalised(p, t, repetition_penalty) for p, t in zip(log_p_KV, texts, strict=True)]
                 )
-            last = step + 1 == max_tokens
+            last = step + 1 == rooms[number]
             parents = _advance(row, log_p_KV, beams, eot_id, length_penalty, last=last)
             sources += [number * beams + parent for parent in parents]
             tokens += [text[-1] for text in row.running]

@@ -20,13 +20,15 @@ from distllm.ops.compiled import anything_compiled
 class Decoding:
     """Rows under way.
 
-    Shorter prompts are filled up at the front, where nothing looks; sources at the end.
+    Shorter prompts are filled up at the front, where nothing looks; sources at the end. A row that has
+    filled the model's context goes on at its last position, since others may not have: its logits mean
+    nothing then.
 
     Args:
         model: a decoder or an encoder-decoder, or an engine around one.
         prompts: what each row of the decoder begins with, at least one id.
         sources: what the encoder reads for each row; None for a decoder.
-        max_tokens: how far the rows may grow.
+        max_tokens: how far the row that grows longest may grow.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Decoding:
         padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         self._inputs_RT = torch.tensor(padded, device=self._device)
         self._source = () if sources is None else _source(sources, self._device)
-        self._length = 0
+        self._length, self._last = 0, inner.shape.max_seq_len - 1
         self._cache = KVCache(
             inner.shape,
             len(prompts),
@@ -58,7 +60,7 @@ class Decoding:
         """Feed what was not fed yet; return logits_RV after the last position, fp32 on the CPU at least."""
         width = self._inputs_RT.shape[1]
         places_T = torch.arange(self._length, self._length + width, device=self._device)
-        positions_RT = (places_T - self._starts_R[:, None]).clamp(min=0)
+        positions_RT = (places_T - self._starts_R[:, None]).clamp(0, self._last)
         self._length += width
         logits_R1V: Tensor = self._model(
             *self._source, self._inputs_RT, positions_RT, cache=self._cache, last_only=True
@@ -100,8 +102,8 @@ def room(
     prompts: Sequence[Sequence[int]],
     sources: Sequence[Sequence[int]] | None,
     max_tokens: int,
-) -> int:
-    """Return how many tokens may be added to all rows.
+) -> list[int]:
+    """Return how many tokens may be added to each row, whatever the others have.
 
     Raises:
         ConfigError: the model does not generate, or a prompt or source is empty or too long.
@@ -124,4 +126,4 @@ def room(
                     where="prompt",
                     remedy=f"give a prompt of 1 to {shape.max_seq_len - 1} tokens",
                 )
-    return int(min(max_tokens, shape.max_seq_len - max(map(len, prompts))))
+    return [min(max_tokens, shape.max_seq_len - len(prompt)) for prompt in prompts]

@@ -39,6 +39,7 @@ def write_texts(
     beams: int = 1,
     length_penalty: float = 1.0,
     seed: int = 0,
+    first_row: int = 0,
 ) -> list[str]:
     """Return what a model writes for each of ``asked``, all of them together. See `generate_rows`."""
     sources = [each.source for each in asked if each.source is not None]
@@ -53,6 +54,7 @@ def write_texts(
         beams=beams,
         length_penalty=length_penalty,
         seed=seed,
+        first_row=first_row,
     )
     return [tokenizer.decode(ids) for ids in found]
 
@@ -93,8 +95,11 @@ def generate_rows(
     beams: int = 1,
     length_penalty: float = 1.0,
     seed: int = 0,
+    first_row: int = 0,
 ) -> list[list[int]]:
     """Continue all prompts together until each text ends, ``max_tokens``, or the end of the context.
+
+    What a text becomes does not depend on the others.
 
     On several ranks every rank calls this alike, and all run the same number of forward passes,
     whatever is sampled: under ZeRO-3 a forward pass is a collective.
@@ -111,25 +116,25 @@ def generate_rows(
         length_penalty: see `beam_search`.
         seed: root of the random stream; token i of text r depends on ``seed``, r and i, not on
             earlier draws.
+        first_row: r of the first text, where they are part of more.
 
     Raises:
         ConfigError: the model does not generate, or a text does not fit into its context.
     """
-    steps = room(model, prompts, sources, max_tokens)
+    rooms = room(model, prompts, sources, max_tokens)
     with evaluating(model):
         if beams == 1:
-            return _draw_rows(
-                Decoding(model, prompts, sources, steps), prompts, vocab_size, eot_id, steps, sampling, seed
-            )
+            decoding = Decoding(model, prompts, sources, max(rooms))
+            return _draw_rows(decoding, prompts, rooms, vocab_size, eot_id, sampling, (seed, first_row))
         copies = [prompt for prompt in prompts for _ in range(beams)]
         sources = None if sources is None else [source for source in sources for _ in range(beams)]
         return beam_search(
-            Decoding(model, copies, sources, steps),
+            Decoding(model, copies, sources, max(rooms)),
             prompts,
             beams=beams,
             vocab_size=vocab_size,
             eot_id=eot_id,
-            max_tokens=steps,
+            rooms=rooms,
             length_penalty=length_penalty,
             repetition_penalty=sampling.repetition_penalty,
             lockstep=_in_lockstep(),
@@ -139,26 +144,31 @@ def generate_rows(
 def _draw_rows(
     decoding: Decoding,
     prompts: Sequence[Sequence[int]],
+    rooms: Sequence[int],
     vocab_size: int,
     eot_id: int,
-    steps: int,
     sampling: Sampling,
-    seed: int,
+    stream: tuple[int, int],
 ) -> list[list[int]]:
-    """Draw token by token; rows that have ended go on unseen until all have."""
+    """Draw token by token; rows that have ended go on unseen until all have.
+
+    ``stream`` is the seed and the number of the first row.
+    """
+    seed, first_row = stream
     texts: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
-    for step in range(steps):
+    for step in range(max(rooms)):
         logits_RV = decoding.logits()[:, :vocab_size].double()
         inputs = [eot_id if 0 <= eot_id < vocab_size else 0] * len(prompts)
         for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             if ended[row]:
                 continue
-            drawn_seed = derive_seed(seed, "sample", row, step)
+            drawn_seed = derive_seed(seed, "sample", first_row + row, step)
             inputs[row] = draw(logits_RV[row], [*prompt, *text], sampling, drawn_seed)
             ended[row] = inputs[row] == eot_id
             if not ended[row]:
                 text.append(inputs[row])
+                ended[row] = len(text) == rooms[row]
         if all(ended) and not _in_lockstep():
             break
         decoding.append(inputs)

@@ -61,6 +61,8 @@ def test_a_file_is_answered_line_by_line_whatever_the_batch(folders, capsys, tmp
     alone = [json.loads(line) for line in said(capsys, *words, "batch_size=1").splitlines()]
     assert alone == lines
     assert len({line["text"] for line in lines}) > 1
+    drawn = [*words[:-1], "temperature=1.5"]
+    assert said(capsys, *drawn, "batch_size=1") == said(capsys, *drawn) != said(capsys, *words)
 
 
 @pytest.mark.parametrize("options", [("top_k=3",), ("top_p=0.5",), ("min_p=0.2",), ("temperature=2.0",)])

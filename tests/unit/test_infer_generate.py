@@ -125,6 +125,18 @@ def test_the_context_bounds_the_text(model):
             run(model, prompt)
 
 
+@pytest.mark.parametrize("positions", ["rope", "learned", "alibi"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_text_is_as_long_as_alone_beside_one_that_fills_the_context(positions, beams):
+    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=4, init_std=0.2, positions=positions)
+    model = build_model(settle_shape(config, VOCAB, CONTEXT), seed=4)
+    long = [1 + number % 7 for number in range(CONTEXT - 2)]
+    options = {"vocab_size": VOCAB, "eot_id": -1, "max_tokens": 12, "beams": beams}
+    alone = [generate_rows(model, [prompt], **options)[0] for prompt in (PROMPT, long)]
+    assert [len(text) for text in alone] == [12, 2]
+    assert generate_rows(model, [PROMPT, long], **options) == alone
+
+
 def test_padding_of_the_vocabulary_is_never_drawn(model):
     assert model.shape.vocab_size > VOCAB
     for seed in range(20):
