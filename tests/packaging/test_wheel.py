@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 LINKED = ("kernels", "conf", "launch", "slurm")
 SOURCES = ("distllm", *LINKED, "pyproject.toml", "README.md", "LICENSE")
-SHIPPED = (".py", ".yaml", ".typed", ".sbatch", ".css", ".js", ".html", ".cu", ".cuh", ".h")
+SHIPPED = (".py", ".yaml", ".typed", ".sbatch", ".sh", ".md", ".css", ".js", ".html", ".cu", ".cuh", ".h")
 VERSION = metadata.version("distllm")
 
 

@@ -20,6 +20,7 @@ from distllm.commands import demo, serve
 from distllm.config.problems import Problems
 from distllm.data.examples import dialogue
 from distllm.data.manifest import FORGET_FILE, Manifest
+from distllm.data.tokenizer.chat import PLAIN, Chat
 from distllm.dist import collectives, topology
 from distllm.dist.topology import Topology
 from distllm.errors import ConfigProblems, DistllmError
@@ -28,7 +29,7 @@ from distllm.kernels.cuda import build
 from distllm.messages import name_of
 from distllm.observe import ledger, workspace
 from distllm.plan import calibration
-from distllm.serve import backend, server
+from distllm.serve import server
 from distllm.serve.scheduler import Scheduler
 from distllm.train import resume, rewind
 
@@ -136,9 +137,13 @@ def test_a_server_without_its_packages_or_its_port(monkeypatch):
         assert cause(lambda: server.listen("127.0.0.1", port)) == {"cannot-listen-on-host"}
     missing(monkeypatch, "distllm.serve.server", "uvicorn")
     assert cause(lambda: serve.run(["run=demo"])) == {"server-needs-which-is-not-installed"}
-    assert cause(lambda: backend.render_chat("{{ raise_exception('roles must alternate') }}", [])) == {
-        "chat-template-refuses-these-messages"
-    }
+    picky = SimpleNamespace(
+        chat_template="{{ raise_exception('roles must alternate') }}",
+        special_tokens=frozenset(),
+        opening="",
+        ending="",
+    )
+    assert cause(lambda: Chat(picky, PLAIN).prompt_ids([])) == {"chat-template-refuses-these-messages"}
     assert cause(lambda: Scheduler.submit(SimpleNamespace(_pool=None), None)) == {
         "this-model-does-not-continue-texts"
     }
@@ -232,7 +237,8 @@ def test_runs_that_cannot_go_on(here):
     assert cause(lambda: rewind.go_back(here, None, state, ALONE, **more)) == {
         "and-run-has-gone-back-times-already"
     }
-    assert cause(lambda: rewind._newest_good(Path("checkpoints"), 100, "the loss is NaN")) == {
+    state.rewinds = 0
+    assert cause(lambda: rewind.go_back(here, None, state, ALONE, **more)) == {
         "and-there-is-no-checkpoint-of-step-or-before-to"
     }
 
