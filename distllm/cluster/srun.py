@@ -39,13 +39,8 @@ def visible_command(config: Config, path: Path) -> list[str]:
 
     It needs nothing that lies on a shared file system itself.
     """
-    nodes = config.cluster.nodes
     return [
-        "srun",
-        f"--nodes={nodes}",
-        f"--ntasks={nodes}",
-        "--ntasks-per-node=1",
-        "--kill-on-bad-exit=0",
+        *_one_a_node(config),
         "--chdir=/",
         "bash",
         "-c",
@@ -56,13 +51,8 @@ def visible_command(config: Config, path: Path) -> list[str]:
 
 def health_command(submission: Submission, config: Config, head: str, port: int) -> list[str]:
     """Return the command that checks every node once."""
-    nodes = config.cluster.nodes
     return [
-        "srun",
-        f"--nodes={nodes}",
-        f"--ntasks={nodes}",
-        "--ntasks-per-node=1",
-        "--kill-on-bad-exit=0",
+        *_one_a_node(config),
         "--wait=0",
         "--export=ALL",
         *_inside(submission, config),
@@ -73,6 +63,13 @@ def health_command(submission: Submission, config: Config, head: str, port: int)
         head,
         str(port),
     ]
+
+
+def _one_a_node(config: Config) -> list[str]:
+    """Return the start of a command with one task on each node, none of which ends the others."""
+    nodes = config.cluster.nodes
+    sizes = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    return ["srun", *sizes, "--kill-on-bad-exit=0"]
 
 
 def _inside(submission: Submission, config: Config) -> list[str]:

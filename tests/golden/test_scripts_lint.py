@@ -50,6 +50,7 @@ def test_bash_reads_them_all():
 
 
 def test_shellcheck_finds_nothing(tmp_path):
+    # A package of the system, which make setup does not install; CI does.
     if shutil.which("shellcheck") is None:
         pytest.skip("needs shellcheck: apt-get install shellcheck")
     paths = []

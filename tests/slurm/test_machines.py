@@ -150,6 +150,7 @@ def test_the_deepspeed_launcher_over_real_addresses(machines, root, expected):
 
 def test_open_mpi_starts_the_ranks_too(machines, root, expected):
     """One host of three is left out, and the rest is what pdsh does."""
+    # Open MPI is one launcher of several, and no package of Python; CI installs it.
     if shutil.which("mpirun") is None:
         pytest.skip("needs mpirun: apt-get install openmpi-bin")
     path = root / "mpi-hosts"

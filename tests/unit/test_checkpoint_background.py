@@ -1,10 +1,10 @@
 """Saving beside the training: never two at once, nothing lost, errors told, room made."""
 
 import os
-import subprocess
 import threading
 from pathlib import Path
 
+import disks
 import pytest
 import torch
 from engine_jobs import make_model, make_optimizer, train_step
@@ -240,17 +240,8 @@ def test_the_last_save_may_not_fail(tmp_path, monkeypatch, background):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 2 MiB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "distllm-test", str(directory)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if mount.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mount.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", str(directory)], check=True)
+    with disks.small(tmp_path / "disk", mebibytes=2) as directory:
+        yield directory
 
 
 def test_a_disk_that_fills_up_during_a_save_costs_that_save_only(small_disk, background):

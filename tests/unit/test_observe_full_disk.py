@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import disks
 import full_disk
 import pytest
 
@@ -14,17 +15,8 @@ LONGEST_SECONDS = 0.1
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MiB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "distllm-test", str(directory)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if mount.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mount.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", "--lazy", str(directory)], check=True)  # wandb still has its logs open
+    with disks.small(tmp_path / "disk", mebibytes=3) as directory:
+        yield directory
 
 
 @pytest.mark.slow
