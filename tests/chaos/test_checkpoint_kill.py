@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-RANDOM_KILLS, EXACT_KILLS = 60, 40
+RANDOM_KILLS, EXACT_KILLS, STAGES = 60, 37, ("partial", "replaced", "removed")
 
-# Forks writers and kills them, at random moments and then at the n-th operation on files after a first
-# save, for n = 1, 2, 3, … A writer saves steps n, n, n+1, n+1, … (every second one in the background while
-# its main thread goes on, every third one ephemeral), prunes by all rules, and reports each step that is
-# safe. After each kill the directory must be whole.
+# Forks writers and kills them: at random moments, then at the n-th operation on files after a first save,
+# for n = 1, 2, 3, …, and then once in every stage. A writer saves steps n, n, n+1, n+1, … (every second one
+# in the background while its main thread goes on, every third one ephemeral), prunes by all rules, and
+# reports each step that is safe. After each kill the directory must be whole.
 NURSERY = """
 import json, os, random, signal, sys, time
 from pathlib import Path
@@ -21,6 +21,7 @@ from distllm.checkpoint.format import list_checkpoints, newest_verified, verify
 from distllm.checkpoint.retention import Retention, prune
 
 directory, random_kills, exact_kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+STAGES = sys.argv[4:]
 RULES = Retention(2, every_steps=7, best=1)
 
 def write(step, noise):
@@ -31,16 +32,18 @@ def write(step, noise):
         files.write("state.json", json.dumps(state).encode())
     prune(directory, RULES)
 
-def die_at(operation):
+def die_at(operation, stage):
     left = [operation]
     def count(event, arguments):
         if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if stage and any(f".{stage}." in str(argument) for argument in arguments):
+                left[0] = 1  # the operation after the first that names the stage
     sys.addaudithook(count)
 
-def save_for_ever(step, report, operation):
+def save_for_ever(step, report, operation, stage):
     noise, beside = random.Random(step), Background()
     while True:
         for number in range(2):
@@ -53,17 +56,19 @@ def save_for_ever(step, report, operation):
                 write(step, noise)
             os.write(report, b"%d\\n" % step)
         step += 1
-        if operation:
-            die_at(operation)
-            operation = 0
+        if operation or stage:
+            die_at(operation, stage)
+            operation = stage = 0
 
 delays, safe, seen = random.Random(0), 0, {"newest": set(), "left": set()}
-for kill in range(random_kills + exact_kills):
+for kill in range(random_kills + exact_kills + len(STAGES)):
+    exact, last = kill + 1 - random_kills, kill - random_kills - exact_kills
+    operation, stage = (0, STAGES[last]) if last >= 0 else (max(0, exact), "")
     source, report = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(source)
-        save_for_ever(safe + 1, report, max(0, kill + 1 - random_kills))
+        save_for_ever(safe + 1, report, operation, stage)
     os.close(report)
     reported = os.read(source, 1 << 16)
     if kill < random_kills:
@@ -93,7 +98,7 @@ print(json.dumps({"newest": len(seen["newest"]), "left": sorted(seen["left"]), "
 def outcome(tmp_path_factory):
     directory = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
-        [sys.executable, "-c", NURSERY, str(directory), str(RANDOM_KILLS), str(EXACT_KILLS)],
+        [sys.executable, "-c", NURSERY, str(directory), str(RANDOM_KILLS), str(EXACT_KILLS), *STAGES],
         capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -101,11 +106,13 @@ def outcome(tmp_path_factory):
 
 
 def test_no_kill_makes_a_run_unresumable(outcome):
-    assert outcome["newest"] == RANDOM_KILLS + EXACT_KILLS, "each writer got further than the one before"
+    assert outcome["newest"] == RANDOM_KILLS + EXACT_KILLS + len(STAGES), (
+        "each writer got further than the one before"
+    )
 
 
 def test_kills_hit_every_stage_of_a_save(outcome):
-    assert {"partial", "replaced", "removed"} <= set(outcome["left"])
+    assert set(STAGES) <= set(outcome["left"])
 
 
 def test_the_rules_hold_over_kills(outcome):
