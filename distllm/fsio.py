@@ -43,16 +43,41 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST) and (blocker := _file_on_the_way(path)):
             raise StorageError(
-                f"cannot make the directory {blocker}: it is a file",
+                f"cannot make the directory {blocker}: it is a file or a link to nothing",
                 where=str(path),
                 remedy=f"move {blocker} away, or choose another path",
+            ) from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise StorageError(
+                f"a name is too long for the file system: {error.filename or path}",
+                where=str(path),
+                remedy="choose a shorter path",
+            ) from error
+        if error.errno == errno.ENOENT and _keeps_no_files(path):
+            raise StorageError(
+                f"{path} lies on a file system of the kernel, which keeps no files",
+                where=str(path),
+                remedy="choose a directory on a disk",
+            ) from error
+        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+            raise StorageError(
+                f"the disk or file server failed at {error.filename or path}: {error.strerror}",
+                where=str(path),
+                remedy="see the kernel's log (dmesg) or ask who runs the file server, "
+                "then run the same command again",
             ) from error
         raise
 
 
 def _file_on_the_way(path: Path) -> Path | None:
-    """Return the part of ``path``, or ``path`` itself, that is a file."""
-    return next((part for part in (path, *path.parents) if part.is_file()), None)
+    """Return the part of ``path``, or ``path`` itself, that has the name of a directory and is none."""
+    return next((part for part in (path, *path.parents) if os.path.lexists(part) and not part.is_dir()), None)
+
+
+def _keeps_no_files(path: Path) -> bool:
+    """Return whether ``path`` would lie on a file system without blocks, such as /proc."""
+    there = next(part for part in (path, *path.absolute().parents) if part.is_dir())
+    return os.statvfs(there).f_blocks == 0
 
 
 @contextmanager

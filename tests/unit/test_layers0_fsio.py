@@ -2,6 +2,7 @@ import errno
 import os
 import shutil
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +100,9 @@ def test_text_is_utf8_and_json_sorted_and_closed_with_a_newline(tmp_path):
         (errno.EACCES, "not permitted"),
         (errno.EPERM, "not permitted"),
         (errno.EROFS, "not permitted"),
+        (errno.ENAMETOOLONG, "too long"),
+        (errno.EIO, "file server failed"),
+        (errno.ESTALE, "file server failed"),
     ],
 )
 def test_disk_errors_name_the_path_and_a_remedy(tmp_path, number, cause):
@@ -127,6 +131,19 @@ def test_a_file_where_a_directory_must_be_is_named(tmp_path, below, write):
     assert str(blocker) in caught.value.cause
     assert caught.value.remedy.startswith(f"move {blocker} away")
     assert blocker.read_text() == "precious"
+
+
+@pytest.mark.parametrize("out", ["/dev/null/x", "link/x"])
+def test_what_is_no_directory_either_is_named(tmp_path, out):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(StorageError, match="is a file or a link to nothing"):
+        ensure_writable(tmp_path / out)
+
+
+@pytest.mark.parametrize("write", [ensure_writable, lambda path: atomic_write_text(path / "file", "x")])
+def test_a_file_system_that_keeps_no_files_is_named(write):
+    with pytest.raises(StorageError, match="keeps no files"):
+        write(Path("/proc/x"))
 
 
 def test_what_exists_but_is_no_file_is_not_blamed(tmp_path):
