@@ -153,9 +153,9 @@ class JobScript:
         if outcome.kind in ("done", "stopped", "hopeless"):
             return outcome.code
         slurm, path = self._config.cluster.slurm, str(self._submission.path)
-        stalls = self._history.failures_in_a_row(path)
+        stalls = self._history.stalls_in_a_row(path)
         if stalls >= slurm.max_stalls:
-            say(f"{stalls} starts in a row have failed without one more saved step: not started again")
+            say(f"{stalls} starts in a row have ended without one more saved step: not started again")
             return outcome.code
         if not self._may_return():
             return outcome.code

@@ -12,7 +12,7 @@ from distllm.cluster.limits import CLOCK_SECONDS, check_interval, check_warning,
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved
 from distllm.errors import DataError
-from distllm.observe.ledger import LEDGER_FILE, Event, number_in, read_events
+from distllm.observe.ledger import LEDGER_FILE, number_in, read_events
 from distllm.units import format_duration
 
 _MEASURED_STEPS = 50
@@ -27,8 +27,7 @@ def check_time(resolved: Resolved, run_dir: Path, problems: Problems) -> list[st
     if seconds is None:
         return ["the time of a step is unknown: nothing was measured here, the profile states no hardware"]
     check_interval(resolved.config, seconds, origin, problems)
-    work = _save_seconds(resolved, run_dir) + _measured(run_dir, "eval", _evaluations(run_dir))
-    check_warning(resolved.config, seconds, work, origin, problems)
+    check_warning(resolved.config, seconds, _save_seconds(resolved, run_dir), origin, problems)
     needed = seconds * resolved.max_steps
     note = f"{format_duration(needed)} for {resolved.max_steps} steps of {seconds:.3g} s, {origin}"
     if limit is None:
@@ -58,28 +57,19 @@ def _save_seconds(resolved: Resolved, run_dir: Path) -> float:
     from distllm.plan.estimate import CHECKPOINT_BYTES
 
     store = resolved.config.cluster.hardware.store_gb_per_s * 1e9
-    saves = sum(event.kind == "saved" for event in _events(run_dir))
-    return max(resolved.shape.num_params * CHECKPOINT_BYTES / store, _measured(run_dir, "checkpoint", saves))
+    return max(resolved.shape.num_params * CHECKPOINT_BYTES / store, _measured_save(run_dir))
 
 
-def _measured(run_dir: Path, category: str, times: int) -> float:
-    """Return the mean seconds that something has held training up, so many times; 0 if it never has."""
-    spent = (event.fields.get("seconds") for event in _events(run_dir) if event.kind == "progress")
-    seconds = sum(number_in(one, category) for one in spent if isinstance(one, Mapping))
-    return seconds / times if times else 0.0
-
-
-def _evaluations(run_dir: Path) -> int:
-    """Return how often the run has been evaluated, which it must end before it hears of a warning."""
-    path = run_dir / "metrics.jsonl"
-    return path.read_text(encoding="utf-8").count('"kind": "eval"') if path.exists() else 0
-
-
-def _events(run_dir: Path) -> list[Event]:
+def _measured_save(run_dir: Path) -> float:
+    """Return the mean seconds for which saves have held training up; 0 if none was measured."""
     try:
-        return read_events(run_dir / LEDGER_FILE)
+        events = read_events(run_dir / LEDGER_FILE)
     except DataError:
-        return []
+        return 0.0
+    saves = sum(event.kind == "saved" for event in events)
+    spent = (event.fields.get("seconds") for event in events if event.kind == "progress")
+    seconds = sum(number_in(one, "checkpoint") for one in spent if isinstance(one, Mapping))
+    return seconds / saves if saves else 0.0
 
 
 def _seconds_per_step(run_dir: Path) -> float | None:

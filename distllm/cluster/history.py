@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distllm.checkpoint.format import list_checkpoints
+from distllm.cluster.control import TIME_LIMIT
 from distllm.fsio import append_json_line, atomic_write_json, read_json, storage_errors
 
 HOME = Path("slurm")
@@ -105,11 +106,12 @@ class History:
         names = [path.name for path in list_checkpoints(self._run_dir / "checkpoints")]
         return max((int(name.rpartition("-")[2]) for name in names), default=0)
 
-    def failures_in_a_row(self, submission: str) -> int:
-        """Return how many starts, the newest first, failed without one more saved step."""
+    def stalls_in_a_row(self, submission: str) -> int:
+        """Return how many starts, the newest first, failed or met the limit without one more saved step."""
         count = 0
         for start in reversed([start for start in self.starts() if start.submission == submission]):
-            if start.end != "failed" or (start.step or 0) > start.before:
+            stopped = start.end == "again" and TIME_LIMIT in start.why
+            if not (start.end == "failed" or stopped) or (start.step or 0) > start.before:
                 break
             count += 1
         return count

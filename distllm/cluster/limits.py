@@ -177,7 +177,7 @@ def check_warning(
     Args:
         config: the configuration.
         seconds_per_step: of one optimizer step.
-        save_seconds: of one checkpoint, and of an evaluation, which ranks end before they look.
+        save_seconds: of one checkpoint.
         origin: where the time of a step comes from.
         problems: where to note it.
     """

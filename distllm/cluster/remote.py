@@ -89,7 +89,7 @@ class _Supervisor:
         if outcome.kind != "failed" or self._asked:
             return False
         slurm, path = self._config.cluster.slurm, str(self._submission.path)
-        if self._history.failures_in_a_row(path) >= slurm.max_stalls:
+        if self._history.stalls_in_a_row(path) >= slurm.max_stalls:
             say("the same without one more saved step: not started again")
             return False
         return self._history.restarts(path) < slurm.max_restarts

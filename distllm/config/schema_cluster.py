@@ -35,7 +35,9 @@ class SlurmConfig:
     exclusive: bool = option(False, "share the nodes with no other job")
     requeue: bool = option(True, "queue again after the time limit, a preemption or a failure")
     max_restarts: int = option(100, "most starts of a submission after its first", minimum=0)
-    max_stalls: int = option(2, "starts in a row that may fail without one more saved step", minimum=1)
+    max_stalls: int = option(
+        2, "starts in a row that may fail, or meet the limit, without one more saved step", minimum=1
+    )
     max_array_tasks: int | None = option(
         None, "tasks of an array that run at once; null: all of them", minimum=1
     )
@@ -104,7 +106,7 @@ class ClusterConfig:
     )
     oversubscribe: bool = option(False, "allow more ranks than CPU cores")
     timeout_seconds: int = option(
-        600, "longest wait for another rank, and for start-up, an evaluation or a save", minimum=1
+        600, "longest wait for another rank, and for start-up, a batch of an evaluation or a save", minimum=1
     )
     hang_seconds: float = option(
         10.0,

@@ -5,7 +5,7 @@ Shapes: N canaries there could be, B rows of a forward pass, T positions, V voca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -44,17 +44,18 @@ class CanaryWatch:
             self._tokens_NT[number, 1 : len(row)] = row[:-1]  # after EOT, as a document begins
             self._targets_NT[number, : len(row)] = row
 
-    def beside(self, record: EvalRecord, model: nn.Module) -> EvalRecord:
-        """Return an evaluation with the exposures after it. Collective."""
-        return replace(record, exposure=self.exposure(model))
+    def beside(self, record: EvalRecord, model: nn.Module, between: Callable[[], None]) -> EvalRecord:
+        """Return an evaluation with the exposures after it; see `exposure`. Collective."""
+        return replace(record, exposure=self.exposure(model, between))
 
-    def exposure(self, model: nn.Module) -> Mapping[str, float]:
+    def exposure(self, model: nn.Module, between: Callable[[], None] = lambda: None) -> Mapping[str, float]:
         """Return the mean exposure of the canaries planted equally often, by ``x<times>``. Collective.
 
         In bits: log2 of how many canaries there could be, less log2 of the rank of one by its likelihood
         among all of them: 0 for the least likely, and 1.4 on average where nothing is remembered.
+        ``between`` is called before every forward pass, on all ranks equally often, and may raise.
         """
-        nll_N = self._nll(model)
+        nll_N = self._nll(model, between)
         bits: dict[int, list[float]] = {}
         for number, copies in sorted(self._planted.items(), key=lambda item: (item[1], item[0])):
             rank = int(np.count_nonzero(nll_N <= nll_N[number]))
@@ -62,7 +63,7 @@ class CanaryWatch:
         return {f"x{copies}": float(np.mean(found)) for copies, found in bits.items()}
 
     @torch.no_grad()
-    def _nll(self, model: nn.Module) -> NDArray[np.float64]:
+    def _nll(self, model: nn.Module, between: Callable[[], None]) -> NDArray[np.float64]:
         """Return the negative log-likelihood of every canary, nll_N, in nats.
 
         The rows of a forward pass do not depend on the number of ranks, so neither does a bit of the
@@ -73,6 +74,7 @@ class CanaryWatch:
         nll_N = np.zeros(len(self._tokens_NT))
         starts = range(0, nll_N.size, _ROWS)
         for first in range(0, len(starts), topology.data_ranks):
+            between()
             own = first + topology.data_rank
             rows = slice(start := starts[min(own, len(starts) - 1)], start + _ROWS)
             tokens_BT, targets_BT = (

@@ -6,7 +6,7 @@ B: rows of a micro-batch.  N: samples of one source.  S: sources.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -89,13 +89,15 @@ def evaluate_perplexity(
     *,
     micro_batch_size: int,
     max_tokens: int | None,
+    between: Callable[[], None] = lambda: None,
 ) -> Perplexity:
     """Measure ``model`` on about ``max_tokens`` tokens of ``split``, evenly spread (all of it if None).
 
     Collective: every rank runs the same number of forward passes, the last ones perhaps on rows
     that count nothing, because under ZeRO-3 a forward pass is itself a collective. The split's
     samples are taken in their own order, which training never sees; those of one source together,
-    so that each has a loss of its own.
+    so that each has a loss of its own. ``between`` is called before every batch, on all ranks equally
+    often; what it raises gives the measurement up.
     """
     wanted = split.num_samples if max_tokens is None else max(1, max_tokens // split.seq_len)
     sample_N = _spread(split.num_samples, min(split.num_samples, wanted))
@@ -108,7 +110,10 @@ def evaluate_perplexity(
         for own_N in np.split(sample_N, np.searchsorted(sample_N, ends_S[:-1])):
             batches = list(_share(split, own_N, micro_batch_size, topology))
             task.begin(model, batches, topology)
-            nll = sum(float(task.loss_sum(model, batch)) for batch in batches)
+            nll = 0.0
+            for batch in batches:
+                between()
+                nll += float(task.loss_sum(model, batch))
             # Ranks that share rows each have a part of the sum, and count its targets once.
             counts = topology.counts_rows
             sums += [nll, counts * sum(map(task.weight, batches)), counts * sum(map(count_bytes, batches))]

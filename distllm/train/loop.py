@@ -35,10 +35,11 @@ def train(run: Run) -> None:
         Interrupted: a signal asked to stop; the state is saved.
         TrainingError: the run is not training (see `guard`), or cannot account for its samples.
     """
-    config, state, clock = run.resolved.config, run.state, StepClock()
-    if state.step == 0 and run.valid is not None:
-        with run.chronicle.charging("eval"):
-            evaluate(run)
+    state, clock = run.state, StepClock()
+    if _evaluation_due(run):  # before the first step, and where an earlier attempt was stopped in its midst
+        evaluate(run)
+        if state.step > 0:
+            save(run, must=True)  # the checkpoint that it goes on from did not have the figures
         clock.restart()
     if state.step >= run.resolved.stop_step:
         tell(run, f"the run is at step {state.step}: nothing is left to train")
@@ -52,9 +53,8 @@ def train(run: Run) -> None:
         if (save_due or _comparison_due(run)) and not weights_agree(run):
             clock.restart()
             continue
-        if run.valid is not None and (last or state.step % config.eval.every_steps == 0):
-            with run.chronicle.charging("eval"):
-                evaluate(run)
+        if _evaluation_due(run):
+            evaluate(run)
             clock.restart()
         if run.stopping.over() and not save_due and not weights_agree(run):
             clock.restart()
@@ -179,12 +179,35 @@ def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> Non
     run.chronicle.count_step(state.step, phases, wasted=skipped)
 
 
+def _evaluation_due(run: Run) -> bool:
+    """Whether the state of now is to be evaluated and has not been."""
+    step = run.state.step
+    if run.valid is None or run.state.evaluated_step == step:
+        return False
+    return step % run.resolved.config.eval.every_steps == 0 or step == run.resolved.stop_step
+
+
 def evaluate(run: Run) -> None:
-    """Measure validation perplexity and print a sample, on all ranks alike."""
+    """Measure validation perplexity and print a sample, on all ranks alike.
+
+    Raises:
+        Interrupted: somebody was asked to stop meanwhile; the state is saved, and the next attempt
+            begins with this evaluation.
+    """
+    with run.chronicle.charging("eval"):
+        _evaluate(run)
+
+
+def _evaluate(run: Run) -> None:
     state, settings = run.state, run.resolved.config.eval
     assert run.valid is not None
-    HEART.phase("evaluate", state.step)
     started = time.perf_counter()
+
+    def between() -> None:
+        HEART.phase("evaluate", state.step)
+        if sum_over_ranks([run.stop.requested], run.topology)[0]:
+            _stop_here(run)
+
     measured = evaluate_perplexity(
         run.engine.model,
         run.task,
@@ -193,14 +216,16 @@ def evaluate(run: Run) -> None:
         run.topology,
         micro_batch_size=run.resolved.micro_batch_size,
         max_tokens=settings.max_tokens,
+        between=between,
     )
+    record = measured.record(state.step, state.tokens, time.perf_counter() - started)
+    if run.canaries is not None:
+        record = run.canaries.beside(record, run.engine.model, between)
+    state.evaluated_step = state.step
     if state.step == 0:
         state.first_valid_loss = measured.loss
     if state.step % settings.every_steps == 0:  # not where an attempt happens to end
         run.stopping.judge(measured)
-    record = measured.record(state.step, state.tokens, time.perf_counter() - started)
-    if run.canaries is not None:
-        record = run.canaries.beside(record, run.engine.model)
     run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}
     for sink in run.sinks:
         sink.log_eval(record)

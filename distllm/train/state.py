@@ -33,6 +33,7 @@ class TrainState:
         first_valid_loss: validation loss before the first step, in nats per token; nan until known.
         best_metric: lowest value so far of the metric of early stopping; None until there is one.
         evaluations_since_best: evaluations since then.
+        evaluated_step: step after which the latest evaluation was made; -1 before the first.
         epsilon: what a private run has given away of any row, at its delta; None of others.
     """
 
@@ -56,6 +57,7 @@ class TrainState:
     first_valid_loss: float = float("nan")
     best_metric: float | None = None
     evaluations_since_best: int = 0
+    evaluated_step: int = -1
     epsilon: float | None = None
 
     def to_dict(self) -> dict[str, object]:
@@ -81,6 +83,8 @@ class TrainState:
             of_a_step = (state.samples - state.left_out()) // state.step
             state.skipped_samples = state.skipped_steps * of_a_step
             state.trained_samples = state.step * of_a_step - state.skipped_samples
+        if "evaluated_step" not in values:
+            state.evaluated_step = state.step  # evaluations could not be interrupted then
         return state
 
     def restore(self, values: Mapping[str, object]) -> None:

@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import psutil
 import pytest
 import tiny
 
+from distllm.checkpoint.retention import summarise
 from distllm.observe.ledger import read_events
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -27,6 +30,9 @@ def root(tmp_path_factory):
 LOCAL = ("engine=local", "eval=none", "model.dropout=0.1")
 
 
+EVALUATED = "eval.every_steps=4"
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(root):
     done = tiny.distllm("train", *tiny.overrides(root, "name=whole"))
@@ -36,9 +42,14 @@ def uninterrupted(root):
 
 @pytest.fixture(scope="module")
 def uninterrupted_local(root):
-    done = tiny.distllm("train", *tiny.overrides(root, "name=local", *LOCAL))
+    done = tiny.distllm("train", *tiny.overrides(root, "name=local", *LOCAL, EVALUATED))
     assert done.returncode == 0, done.stderr
     return tiny.exact(tiny.steps(root, "local"))
+
+
+def evaluations(root, name):
+    lines = map(json.loads, (root / "runs" / name / "metrics.jsonl").read_text().splitlines())
+    return [(x["step"], x["loss"], x["tokens"]) for x in lines if x["kind"] == "eval"]
 
 
 def start(root, *more):
@@ -107,14 +118,24 @@ def test_a_signal_saves_exits_75_and_loses_no_step(root):
     shutil.rmtree(root / "runs" / "straight")
 
 
-# Trains with the same command line again and again in one process, and asks itself to stop in a step of each.
+# Trains with the same command line again and again in one process, and asks itself to stop in a step of each,
+# and on the second rank in the first of the two batches of each evaluation when it is begun.
 SIGNALLED = """
-import json, os, sys
+import json, os, signal, sys
+import torch
 from distllm.cli import main
 from distllm.data.stream import StepStream
+from distllm.tasks.causal_lm import CausalLM
 
 words, plan, ports = map(json.loads, sys.argv[1:])
-rank, whole = int(os.environ["RANK"]), StepStream.step
+rank, whole, loss, calls = int(os.environ["RANK"]), StepStream.step, CausalLM.loss_sum, []
+
+def loss_sum(self, model, batch):
+    if not torch.is_grad_enabled():
+        calls.append(batch)
+        if rank == 1 and len(calls) % 3 == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+    return loss(self, model, batch)
 
 def step(self, first_sample, number):
     if plan and number == plan[0][0]:
@@ -123,20 +144,20 @@ def step(self, first_sample, number):
         plan.pop(0)
     return whole(self, first_sample, number)
 
-StepStream.step = step
+StepStream.step, CausalLM.loss_sum = step, loss_sum
 codes = []
 for port in ports:
     os.environ["MASTER_PORT"] = port
     codes.append(main(words))
-print(json.dumps(codes), file=sys.stderr)
+print(json.dumps([codes, len(calls)]), file=sys.stderr)
 """
 
 
 def test_each_signal_to_one_rank_or_to_all_stops_all_at_one_step_and_loses_none(root, uninterrupted_local):
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     plan = [[step, int(numbers[step // 2]), [0, 1] if step % 2 else [1]] for step in range(8)]
-    ports = [tiny.only_rank()["MASTER_PORT"] for _ in range(len(plan) + 1)]
-    words = ["train", *tiny.overrides(root, "name=signals", *LOCAL)]
+    ports = [tiny.only_rank()["MASTER_PORT"] for _ in range(len(plan) + 4)]
+    words = ["train", *tiny.overrides(root, "name=signals", *LOCAL, EVALUATED)]
     arguments = [sys.executable, "-c", SIGNALLED, *map(json.dumps, (words, plan, ports))]
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     ranks = [
@@ -149,8 +170,14 @@ def test_each_signal_to_one_rank_or_to_all_stops_all_at_one_step_and_loses_none(
     ]  # fmt: skip
     told = [rank.communicate(timeout=200) for rank in ranks]
     for _, errors in told:
-        assert json.loads(errors.splitlines()[-1]) == [75] * len(plan) + [0], errors
-    assert [f"asked to stop: saved at step {step}" in told[0][0] for step in range(8)] == [True] * 8
+        # An evaluation is left after one of its two batches, and made again by the next attempt.
+        assert json.loads(errors.splitlines()[-1]) == [[75] * (len(plan) + 3) + [0], 3 * (1 + 2)], errors
+    stopped = Counter(re.findall(r"asked to stop: saved at step (\d)", told[0][0]))
+    assert stopped == Counter("01234567" + "048")
+    assert evaluations(root, "signals") == evaluations(root, "local")
+    kept = [summarise(root / "runs" / name / "checkpoints") for name in ("signals", "local")]
+    # The checkpoint that was saved in the midst of the last evaluation has its figures now.
+    assert [item.valid_loss for item in kept[0] if item.step == 8] == [kept[1][0].valid_loss]
     assert tiny.exact(tiny.steps(root, "signals")) == uninterrupted_local
     taken = (root / "runs" / "signals" / "metrics.jsonl").read_text().count('"kind": "step"')
     assert taken == 8, "no step was taken twice"

@@ -50,7 +50,7 @@ def test_a_failure_with_progress_is_started_again_and_without_it_given_up(job):
     assert job.run()[1].count("queued again") == 1
     code, told = job.run()
     assert code == 70
-    assert "2 starts in a row have failed without one more saved step" in told
+    assert "2 starts in a row have ended without one more saved step" in told
     assert job.requeued == ["12", "12"]
     assert [start.end for start in History(job.run_dir).starts()] == ["failed"] * 3
 

@@ -28,7 +28,7 @@ def checkpoint(run, step):
     (run / "checkpoints" / f"step-{step:09d}").mkdir(parents=True)
 
 
-def test_history_counts_only_failures_without_progress(tmp_path):
+def test_history_counts_only_ends_without_progress(tmp_path):
     history = History(tmp_path)
     assert history.starts() == []
     for step in (0, 10, 10):
@@ -39,13 +39,16 @@ def test_history_counts_only_failures_without_progress(tmp_path):
             start = history.begin("1", ["n1"], "sub")
         history.end(start, "failed", "boom")
     assert [(start.before, start.step) for start in history.starts()] == [(0, 0), (0, 10), (10, 10)]
-    assert history.failures_in_a_row("sub") == 1, "the second start had saved something"
+    assert history.stalls_in_a_row("sub") == 1, "the second start had saved something"
     history.end(history.begin("1", ["n2"], "sub"), "failed", "boom")
-    assert history.failures_in_a_row("sub") == 2
+    assert history.stalls_in_a_row("sub") == 2
     history.begin("1", ["n2"], "sub")
-    assert history.failures_in_a_row("sub") == 0, "what SLURM ended is no failure of the run"
+    assert history.stalls_in_a_row("sub") == 0, "what SLURM ended is no failure of the run"
     assert history.restarts("sub") == 4
-    assert history.failures_in_a_row("another") == 0
+    for why, stalls in (("asked to stop: the time limit is near", 1), ("asked to stop: to queue again", 0)):
+        history.end(history.begin("1", ["n2"], "sub"), "again", why)
+        assert history.stalls_in_a_row("sub") == stalls, "a person may ask as often as wanted"
+    assert history.stalls_in_a_row("another") == 0
 
 
 def test_history_survives_a_torn_line_and_keeps_bad_nodes(tmp_path):

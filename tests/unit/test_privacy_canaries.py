@@ -156,7 +156,7 @@ def test_exposure_counts_how_many_are_at_least_as_likely(root):
     texts = canaries.texts
     model = Knows(tokenizer, {texts[2]: 3.0, texts[40]: 2.0, texts[1]: 1.0})
     watch = CanaryWatch(canaries, tokenizer, Topology.single())
-    nll_N = watch._nll(model)
+    nll_N = watch._nll(model, lambda: None)
     assert np.argsort(nll_N, kind="stable")[:2].tolist() == [2, 40]
     rank = [1 + sum(nll_N < nll_N[number]) + sum(nll_N == nll_N[number]) - 1 for number in range(4)]
     found = watch.exposure(model)
