@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+from types import FrameType
 from typing import Protocol
 
 import uvicorn
@@ -97,4 +99,13 @@ def server_of(backend: Backend, loopback: bool, limits: Limits, token: str | Non
         backlog=_BACKLOG,
         server_header=False,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    """Returns when it has been asked to stop and has finished; uvicorn's would raise the signal again."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop accepting; a second Ctrl-C gives up what is under way."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True

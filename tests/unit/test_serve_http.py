@@ -292,8 +292,16 @@ def test_the_command_serves_a_run_and_stops_on_a_signal(tmp_path):
             page = httpx.get(address, timeout=60)
             assert page.headers["content-type"].startswith("text/html")
             assert "script-src 'sha256-" in page.headers["content-security-policy"]
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) in (0, -signal.SIGTERM)
+            body = {"prompt": "the", "max_tokens": 50, "temperature": 0.0, "stream": True}
+            with httpx.stream(
+                "POST", f"{address}/v1/completions", json=body, headers=headers, timeout=60
+            ) as stream:
+                lines = filter(None, stream.iter_lines())
+                pieces = [next(lines)]
+                process.send_signal(signal.SIGTERM)
+                pieces += lines
+            assert pieces[-1] == "data: [DONE]"
+            assert process.wait(60) == 0
         finally:
             process.kill()
 
