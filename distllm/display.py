@@ -130,13 +130,14 @@ class _Pace:
         self._stage, self._begun_at, self._begun_with = "", 0.0, 0
 
     def of(self, progress: Progress, now: float) -> str:
-        """``3.2 MiB/s, ETA 12s``; empty where nothing can be said yet, or bytes are not counted."""
+        """``3.2 MiB/s, ETA 12s``; empty where nothing can be said yet."""
         if progress.stage != self._stage:
             self._stage, self._begun_at, self._begun_with = progress.stage, now, progress.done
         done, seconds = progress.done - self._begun_with, now - self._begun_at
-        if progress.unit != "bytes" or done <= 0 or seconds <= 0:
+        if done <= 0 or seconds <= 0:
             return ""
-        rate = f"{format_bytes(done / seconds)}/s"
+        shown = format_bytes if progress.unit == "bytes" else format_count
+        rate = f"{shown(done / seconds)}/s"
         left = (progress.total or 0) - progress.done
         return f"{rate}, ETA {format_duration(left * seconds / done)}" if left > 0 else rate
 

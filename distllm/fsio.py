@@ -115,12 +115,7 @@ def atomic_directory(out: Path, mark: str) -> Iterator[Path]:
         ConfigError: ``out`` is something else.
         StorageError: it cannot be written.
     """
-    if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"{out} exists and holds no {mark}: it is nothing that this command has written",
-            where=str(out),
-            remedy="choose another directory, or remove this one",
-        )
+    refuse_other_kind(out, mark)
     temporary, replaced = (
         out.with_name(f".{out.name}.{os.getpid()}{end}")
         for end in (TEMPORARY_SUFFIX, f".old{TEMPORARY_SUFFIX}")
@@ -136,6 +131,20 @@ def atomic_directory(out: Path, mark: str) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+def refuse_other_kind(out: Path, mark: str) -> None:
+    """Refuse a directory that `atomic_directory` would not replace.
+
+    Raises:
+        ConfigError: ``out`` is there, is not empty, and holds no ``mark``.
+    """
+    if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out} exists and holds no {mark}: it is nothing that this command has written",
+            where=str(out),
+            remedy="choose another directory, or remove this one",
+        )
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:

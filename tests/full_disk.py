@@ -51,7 +51,7 @@ def fill(directory):
 
 
 def main(name, disk):
-    """Log forty steps; the disk fills up after half of them."""
+    """Log forty steps; the disk is full from the twentieth to the thirtieth."""
     background._PROBE_SECONDS = 0.0
     told = Told()
     logging.getLogger(background.__name__).addHandler(told)
@@ -62,16 +62,19 @@ def main(name, disk):
     file, dashboard = build_sinks(TrackedRun(Config(name="tiny", logger=settings), disk, 1, "a1"), 40)
     longest = 0.0
     for step in range(1, 41):
-        if step == 20:
+        if step in (20, 30):
             wait_until(dashboard._waiting.empty)
+        if step == 20:
             fill(disk)
+        if step == 30:
+            wait_until(lambda: told.lines)
+            (disk / "ballast").unlink()
         file.log_step(replace(STEP, step=step))
         began = time.thread_time()
         dashboard.log_step(replace(STEP, step=step))
         longest = max(longest, time.thread_time() - began)
     dashboard.log_eval(EVAL)
     dashboard.close()
-    (disk / "ballast").unlink()
     file.close()
     lines = (disk / "metrics.jsonl").read_text().splitlines()
     left = [path.name for path in disk.glob(".room-*")]

@@ -175,7 +175,8 @@ def _spawn(words: Sequence[str], ranks: int) -> None:
         raise LaunchError(
             f"a rank was killed by {name}",
             where="distllm search build",
-            remedy="SIGKILL often means out of memory: give ranks=N with fewer of them",
+            remedy="SIGKILL often means out of memory: give ranks=N with fewer of them; "
+            "the build goes on with the vectors it has made",
         )
     if code:
         raise SystemExit(code)

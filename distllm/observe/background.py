@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import queue
 import threading
@@ -18,7 +19,7 @@ from distllm.redact import redact_text
 CAPACITY = 10_000
 CLOSE_SECONDS = 120.0
 _PROBE_SECONDS = 5.0
-_PROBE_BYTES = 1 << 16
+_PROBE_BYTES, _BACK_BYTES = 1 << 16, 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class BackgroundSink:
     ``metrics.jsonl`` has everything either way.
 
     wandb, trackio and TensorBoard write on threads or processes of their own, and of a full disk none of
-    them tells its caller. So this one tries now and then whether there is room where they write.
+    them tells its caller. So this one tries now and then whether there is room where they write. When
+    there is some again, the sink is built anew, as a resumed attempt builds it.
 
     Args:
         name: what people call it.
@@ -103,6 +105,11 @@ class BackgroundSink:
             self._dropped += 1
 
     def _work(self, build: Callable[[], Sink]) -> None:
+        while self._shows_until_room_ends(build) and self._finds_room():
+            pass
+
+    def _shows_until_room_ends(self, build: Callable[[], Sink]) -> bool:
+        """Show records; return whether some are left because the disk is full, and not for good."""
         ended = False
         try:
             sink = build()
@@ -114,20 +121,46 @@ class BackgroundSink:
             self._require_room(now=True)
             sink.close()
         except Exception as error:
-            self._warn(f"failed ({type(error).__name__}: {error}); training goes on without it")
-            if not ended:
+            full = not ended and self._is_full()
+            what = "until there is room" if full else "without it"
+            self._warn(f"failed ({type(error).__name__}: {error}); training goes on {what}")
+            if not ended and not full:
                 self._discard()
+            return full
+        return False
 
     def _require_room(self, *, now: bool = False) -> None:
-        """Write a small file and remove it, every few seconds: a quota or a full disk shows here."""
-        if self._directory is None or (time.monotonic() < self._next_probe and not now):
-            return
-        self._next_probe = time.monotonic() + _PROBE_SECONDS
-        probe = self._directory / f".room-{threading.get_ident()}"
+        """Try every few seconds whether a small file can be written: a quota or a full disk shows here."""
+        directory = self._directory
+        if directory is not None and directory.is_dir() and (now or time.monotonic() >= self._next_probe):
+            self._try_to_write(directory, _PROBE_BYTES)
+
+    def _is_full(self, size: int = _PROBE_BYTES) -> bool:
+        if self._directory is None:
+            return False
         try:
-            probe.write_bytes(bytes(_PROBE_BYTES))
+            self._try_to_write(self._directory, size)
+        except OSError as error:
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return False
+
+    def _try_to_write(self, directory: Path, size: int) -> None:
+        self._next_probe = time.monotonic() + _PROBE_SECONDS
+        probe = directory / f".room-{threading.get_ident()}"
+        try:
+            probe.write_bytes(bytes(size))
         finally:
             probe.unlink(missing_ok=True)
+
+    def _finds_room(self) -> bool:
+        """Drop what comes while the disk is full; return whether room was found before the end."""
+        missed = 0
+        while self._waiting.get() is not None:
+            missed += 1
+            if time.monotonic() >= self._next_probe and not self._is_full(_BACK_BYTES):
+                self._warn(f"has room again and goes on; {missed} records were not shown")
+                return True
+        return False
 
     def _discard(self) -> None:
         """Take what still comes, so that nobody waits for room."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from distllm.fsio import atomic_write_text
 from distllm.observe.background import BackgroundSink
@@ -41,7 +43,7 @@ def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
     known = _shown_in(run.directory, [name for name, _ in wanted])
     for name, build in wanted:
         told = replace(run, shown=recorded if name in known else {})
-        directory = None if name == "MLflow" else run.directory
+        directory = _store_of(logger.mlflow) if name == "MLflow" else run.directory
         sinks.append(BackgroundSink(name, partial(build, told), directory=directory))
     return sinks
 
@@ -53,6 +55,11 @@ def _shown_in(run_dir: Path, names: Sequence[str]) -> frozenset[str]:
     if not known.issuperset(names):
         atomic_write_text(path, "\n".join(sorted(known.union(names))) + "\n")
     return known
+
+
+def _store_of(uri: str | None) -> Path | None:
+    """Return the directory that MLflow writes itself; None where a server or a data base does."""
+    return Path(url2pathname(urlsplit(uri).path)) if uri is not None and uri.startswith("file:") else None
 
 
 def _wandb(run: TrackedRun) -> Sink:

@@ -134,6 +134,7 @@ def _open(run: TrackedRun) -> Any:
             console="off",
             # Its description of the process holds the command line, in which secrets may be.
             x_disable_meta=True,
+            reinit="finish_previous",  # one that met a full disk
             init_timeout=INIT_SECONDS,
             login_timeout=LOGIN_SECONDS,
             finish_timeout=FINISH_SECONDS,

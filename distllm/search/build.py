@@ -1,17 +1,18 @@
 """Building an index: texts cut, embedded by all ranks, and written as one directory that is whole or absent.
 
-The bytes do not depend on the number of ranks: batches are those of the whole corpus, each is embedded
-by one rank with one thread, and rank 0 puts the vectors in the order of the passages.
+The bytes do not depend on the number of ranks, nor on how often the build was ended and begun again:
+batches are those of the whole corpus, each is embedded by one rank with one thread, and rank 0 puts the
+vectors in the order of the passages. Until then they lie beside the index, in ``OUT.work``.
 
-Shapes: P passages, B of one batch, C channels.
+Shapes: P passages, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,19 @@ from distllm.errors import DataError
 from distllm.evaluate.retrieval import BM25, VectorIndex, agreement, require_faiss, search_exact
 from distllm.fsio import (
     atomic_directory,
-    atomic_open,
     atomic_write_bytes,
     atomic_write_json,
     digest_file,
+    fsync_file,
+    refuse_other_kind,
 )
-from distllm.search.corpus import Written, read_passages, write_passages
+from distllm.search.corpus import Tell, Written, read_passages, write_passages
 from distllm.search.encoder import Precision, TextEncoder
 from distllm.search.index import FORMAT, MANIFEST, PASSAGES, VECTORS, WORDS
+from distllm.search.parts import Part, parts_of
 
 BATCH = 32
 _PROBES, _PLACES = 100, 10
-Tell = Callable[[Progress], None]
 
 
 def build_index(
@@ -55,6 +57,8 @@ def build_index(
     tell: Tell,
 ) -> dict[str, Any]:
     """Write an index of a corpus to the directory ``out``; return its manifest. Collective.
+
+    A build that was ended goes on with the vectors it had made.
 
     Args:
         encoder: the model.
@@ -74,25 +78,37 @@ def build_index(
     """
     require_faiss()
     torch.set_num_threads(1)  # sums in an order that no number of cores changes
-    with ExitStack() as stack:
-        path = agree(topology, lambda: str(stack.enter_context(atomic_directory(out, MANIFEST))))
-        staging = Path(path)
-        longest = min(passage_tokens, encoder.room)
-        tell(Progress("read", 0, None, "documents"))
-        told = agree_after_work(
-            topology, lambda: asdict(write_passages(read, encoder.tokenizer, longest, staging / PASSAGES))
-        )
-        texts = [passage.text for passage in read_passages((staging / PASSAGES).read_bytes())]
-        batches = batches_of(encoder.sizes(texts))
-        _embed_own(encoder, texts, batches, precision, staging, topology, tell)
-        barrier(topology)
-        manifest: dict[str, Any] = agree_after_work(
-            topology,
-            lambda: _finish(
-                encoder, read, Written(**told), texts, batches, precision, staging, topology, exact
-            ),
-        )
-    return manifest
+    agree(topology, lambda: refuse_other_kind(out, MANIFEST))
+    work = out.with_name(f"{out.name}.work")
+    longest = min(passage_tokens, encoder.room)
+    told = agree_after_work(topology, lambda: asdict(_read(read, encoder, longest, work, tell)))
+    texts = [passage.text for passage in read_passages((work / PASSAGES).read_bytes())]
+    facts = encoder.facts
+    follows_from = f"{facts['digest']} {precision} {topology.device.type}"
+    parts = parts_of(batches_of(encoder.sizes(texts)), texts, work, follows_from, facts["channels"])
+    missing = agree_after_work(topology, lambda: _missing(parts, tell))
+    _embed_own(encoder, texts, parts, missing, precision, topology, tell)
+    barrier(topology)
+    vectors = {"exact": exact, "agreement": None, "precision": precision}
+    manifest = {
+        "format": FORMAT,
+        "model": facts,
+        "texts": {**told, "source": read.source, "paths": list(read.paths)},
+        "vectors": vectors,
+    }
+    written: dict[str, Any] = agree_after_work(
+        topology, lambda: _write(texts, parts, manifest, work, out, tell)
+    )
+    return written
+
+
+def _read(read: ReadConfig, encoder: TextEncoder, longest: int, work: Path, tell: Tell) -> Written:
+    """Write the passages; of a corpus that cannot be read nothing is left behind."""
+    try:
+        return write_passages(read, encoder.tokenizer, longest, work / PASSAGES, tell)
+    finally:
+        with suppress(OSError):
+            work.rmdir()  # only where it is empty
 
 
 def batches_of(sizes: Sequence[int]) -> list[list[int]]:
@@ -101,89 +117,85 @@ def batches_of(sizes: Sequence[int]) -> list[list[int]]:
     return [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
 
 
+def _missing(parts: Sequence[Part], tell: Tell) -> list[int]:
+    """Return which parts have yet to be made."""
+    if not any(part.file.is_file() for part in parts):
+        return list(range(len(parts)))
+    tell(Progress("check", 0, len(parts), "parts"))
+    missing = [number for number, part in enumerate(parts) if part.load() is None]
+    tell(Progress("check", len(parts), len(parts), "parts", f"{len(parts) - len(missing)} made before"))
+    return missing
+
+
 def _embed_own(
     encoder: TextEncoder,
     texts: Sequence[str],
-    batches: Sequence[list[int]],
+    parts: Sequence[Part],
+    missing: Sequence[int],
     precision: Precision,
-    staging: Path,
     topology: Topology,
     tell: Tell,
 ) -> None:
-    """Embed every R-th batch and write the vectors, batch after batch."""
-    own = batches[topology.rank :: topology.world_size]
-    total, done = sum(map(len, own)), 0
-    vectors = [np.empty((0, encoder.model.shape.hidden_size), dtype=np.float32)]
-    for batch in own:
-        vectors.append(encoder.embed([texts[place] for place in batch], precision))
-        done += len(batch)
-        tell(Progress("embed", done, total, "passages"))
-    with atomic_open(_part(staging, topology.rank)) as stream:
-        np.save(stream, np.concatenate(vectors), allow_pickle=False)
+    """Embed every R-th part that is missing."""
+    own = [parts[number] for number in missing[topology.rank :: topology.world_size]]
+    total, done = sum(len(part.places) for part in own), 0
+    note = f"rank {topology.rank} of {topology.world_size}" if topology.world_size > 1 else ""
+    for part in own:
+        vectors = []
+        for batch in part.batches:
+            vectors.append(encoder.embed([texts[place] for place in batch], precision))
+            done += len(batch)
+            tell(Progress("embed", done, total, "passages", note))
+        part.store(np.concatenate(vectors))
 
 
-def _part(staging: Path, rank: int) -> Path:
-    return staging / f"part-{rank:05d}.npy"
+def _gathered(parts: Sequence[Part]) -> NDArray[np.float32]:
+    """Return the vectors_PC of all parts in the order of the passages.
 
-
-def _gathered(batches: Sequence[list[int]], staging: Path, world_size: int) -> NDArray[np.float32]:
-    """Return the vectors_PC of all ranks in the order of the passages; their files are removed."""
-    parts = []
-    for rank in range(world_size):
-        file = _part(staging, rank)
-        if not file.is_file():
+    Raises:
+        DataError: a part is not seen.
+    """
+    vector_PC = np.empty((sum(len(part.places) for part in parts), parts[0].channels), dtype=np.float32)
+    for part in parts:
+        vectors_NC = part.load()
+        if vectors_NC is None:
             raise DataError(
-                f"rank 0 does not see the vectors of rank {rank}",
-                where=str(file),
-                remedy="put out=... on a file system that all machines share",
+                "rank 0 does not see vectors that a rank has made",
+                where=str(part.file),
+                remedy="put out=... on a file system that all machines share, and let one build at a time "
+                "write to it; the same command goes on with what is there",
             )
-        parts.append(
-            (list(chain.from_iterable(batches[rank::world_size])), np.load(file, allow_pickle=False))
-        )
-        file.unlink()
-    vector_PC = np.empty((sum(map(len, batches)), parts[0][1].shape[1]), dtype=np.float32)
-    for places, vectors in parts:
-        vector_PC[places] = vectors
+        vector_PC[part.places] = vectors_NC
     return vector_PC
 
 
-def _finish(
-    encoder: TextEncoder,
-    read: ReadConfig,
-    written: Written,
+def _write(
     texts: Sequence[str],
-    batches: Sequence[list[int]],
-    precision: Precision,
-    staging: Path,
-    topology: Topology,
-    exact: bool,
+    parts: Sequence[Part],
+    manifest: dict[str, Any],
+    work: Path,
+    out: Path,
+    tell: Tell,
 ) -> dict[str, Any]:
-    """Write both indexes and the manifest, on rank 0; return the manifest."""
-    vector_PC = _gathered(batches, staging, topology.world_size)
-    index = VectorIndex(vector_PC, exact=exact)
-    atomic_write_bytes(staging / VECTORS, index.to_bytes())
-    atomic_write_bytes(staging / WORDS, safetensors.numpy.save(BM25(texts).to_arrays()))
-    files = {
-        name: {"bytes": (staging / name).stat().st_size, "digest": digest_file(staging / name)}
-        for name in (PASSAGES, VECTORS, WORDS)
-    }
-    manifest = {
-        "format": FORMAT,
-        "model": encoder.facts,
-        "texts": {
-            **asdict(written),
-            "source": read.source,
-            "paths": list(read.paths),
-            "digest": files[PASSAGES]["digest"],
-        },
-        "vectors": {
-            "exact": exact,
-            "agreement": None if exact else _agreement(index, vector_PC),
-            "precision": precision,
-        },
-        "files": files,
-    }
-    atomic_write_json(staging / MANIFEST, manifest)
+    """Write the index on rank 0, remove what it was made of, and return its manifest."""
+    tell(Progress("index", 0, len(texts), "passages"))
+    vector_PC = _gathered(parts)
+    index = VectorIndex(vector_PC, exact=manifest["vectors"]["exact"])
+    if not manifest["vectors"]["exact"]:
+        manifest["vectors"]["agreement"] = _agreement(index, vector_PC)
+    with atomic_directory(out, MANIFEST) as staging:
+        shutil.copyfile(work / PASSAGES, staging / PASSAGES)
+        fsync_file(staging / PASSAGES)
+        atomic_write_bytes(staging / VECTORS, index.to_bytes())
+        atomic_write_bytes(staging / WORDS, safetensors.numpy.save(BM25(texts).to_arrays()))
+        manifest["files"] = {
+            name: {"bytes": (staging / name).stat().st_size, "digest": digest_file(staging / name)}
+            for name in (PASSAGES, VECTORS, WORDS)
+        }
+        manifest["texts"]["digest"] = manifest["files"][PASSAGES]["digest"]
+        atomic_write_json(staging / MANIFEST, manifest)
+    shutil.rmtree(work, ignore_errors=True)
+    tell(Progress("index", len(texts), len(texts), "passages"))
     return manifest
 
 

@@ -8,23 +8,25 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from distllm.config.schema_read import ReadConfig
 from distllm.data.read import find_parts, read_part
-from distllm.data.records import Document, Dropped
+from distllm.data.records import Document, Dropped, Progress
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import DataError
 from distllm.fsio import atomic_open
+from distllm.units import format_count
 
 _KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
     ".html": "html", ".htm": "html", ".xhtml": "html", ".epub": "epub", ".pdf": "pdf",
     ".warc": "warc", ".wet": "warc",
 }  # fmt: skip
+Tell = Callable[[Progress], None]
 _PIECE = re.compile(r"\S+\s*")
 _HEADING = re.compile(r"(?:\A|(?<=\n\n))#{1,6} +\S[^\n]*(?=\n\n|\n?\Z)")
 
@@ -54,7 +56,9 @@ def kind_of(path: str) -> str:
     return "text"
 
 
-def write_passages(read: ReadConfig, tokenizer: Tokenizer, longest: int, path: Path) -> Written:
+def write_passages(
+    read: ReadConfig, tokenizer: Tokenizer, longest: int, path: Path, tell: Tell = lambda _: None
+) -> Written:
     """Write the passages of a corpus as JSON lines, in the order of its documents.
 
     Args:
@@ -62,6 +66,7 @@ def write_passages(read: ReadConfig, tokenizer: Tokenizer, longest: int, path: P
         tokenizer: counts ids.
         longest: ids of a passage at most, but for a single word that has more.
         path: the file.
+        tell: shown how far it has come.
 
     Raises:
         DataError: there is no such corpus, or it holds no text.
@@ -71,7 +76,7 @@ def write_passages(read: ReadConfig, tokenizer: Tokenizer, longest: int, path: P
     folder = f"{read.paths[0].rstrip('/')}/" if len(read.paths) == 1 else ""
     dropped: Counter[str] = Counter()
     with atomic_open(path) as stream:
-        for document in _documents(read):
+        for document in _documents(read, tell):
             if isinstance(document, Dropped):
                 dropped[document.rule] += 1
                 continue
@@ -171,13 +176,23 @@ def _sizes(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     return [len(ids) for ids in tokenizer.encode_batch(texts)] if texts else []
 
 
-def _documents(read: ReadConfig) -> Iterator[Document | Dropped]:
+def _documents(read: ReadConfig, tell: Tell) -> Iterator[Document | Dropped]:
     """Yield the documents of a corpus; what is wrong with it is told in the words of this command."""
     try:
         parts, dropped = find_parts("corpus", read)
         yield from dropped
+        begun, count, total = 0, 0, sum(part.size for part in parts)
         for part in parts:
-            yield from read_part(part, read)
+            done = 0
+            for document in read_part(part, read):
+                yield document
+                if isinstance(document, Document):
+                    done += len(document.text)  # characters: about bytes, and packed files hold more
+                    count += 1
+                    told = begun + min(done, part.size)
+                    tell(Progress("read", told, total, "bytes", f"{format_count(count)} documents"))
+            begun += part.size
+        tell(Progress("read", total, total, "bytes", f"{format_count(count)} documents"))
     except DataError as error:
         where, remedy = (
             (said or "").replace("data.paths", "corpus").replace("data.", "")

@@ -95,6 +95,12 @@ def test_every_block_of_commands_runs_or_says_why_not():
     assert empty == [], "a command of a console block stands behind $"
 
 
+def test_the_readme_names_every_command():
+    table = (CHECKOUT / "README.md").read_text(encoding="utf-8").partition("## The commands\n")[2]
+    named = re.findall(r"`([a-z]+)`", table.partition("\n## ")[0])
+    assert sorted(named) == sorted(COMMANDS)
+
+
 @pytest.mark.parametrize(
     "block",
     [

@@ -55,11 +55,11 @@ def test_log_gets_a_line_every_few_seconds_and_the_last_of_each_stage(monkeypatc
     ]
     assert lines(reports, 1.0, monkeypatch) == [
         "  collect     1 of 12 documents (8%)",
-        "  collect     6 of 12 documents (50%)",
-        "  collect     11 of 12 documents (92%)",
-        "  collect     12 of 12 documents (100%)",
+        "  collect     6 of 12 documents (50%)  1/s, ETA 6.0s",
+        "  collect     11 of 12 documents (92%)  1/s, ETA 1.0s",
+        "  collect     12 of 12 documents (100%)  1/s",
         "  encode      1 of 3 documents (33%)",
-        "  encode      3 of 3 documents (100%)",
+        "  encode      3 of 3 documents (100%)  1/s",
     ]
 
 

@@ -1,4 +1,5 @@
-"""A disk that fills up under the libraries themselves: no step waits, and one warning names who is hurt."""
+"""A disk that fills up under the libraries themselves: no step waits, one warning names who is hurt, and
+another says when there is room again."""
 
 import json
 import os
@@ -21,7 +22,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", full_disk.KEYS)
-def test_a_full_disk_is_told_once_and_delays_no_step(small_disk, tmp_path, name):
+def test_a_full_disk_is_told_once_delays_no_step_and_ends_nothing(small_disk, tmp_path, name):
     own = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
     environment = {**os.environ, **dict.fromkeys(own, str(tmp_path / "home")), "WANDB_SILENT": "true"}
     environment.pop("TRACKIO_DIR", None)
@@ -33,7 +34,8 @@ def test_a_full_disk_is_told_once_and_delays_no_step(small_disk, tmp_path, name)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["longest"] < LONGEST_SECONDS
-    (warning,) = found["told"]
+    warning, again = found["told"]
     assert warning.startswith(f"{name} failed (OSError: [Errno 28] No space left on device")
+    assert again.startswith(f"{name} has room again and goes on; ")
     assert found["lines"] == 41  # the start and each step
     assert not found["left"]

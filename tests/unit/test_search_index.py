@@ -318,8 +318,67 @@ def test_matches_stand_out_on_a_terminal_and_control_characters_do_not_reach_it(
     )
 
 
-def test_a_rank_that_is_not_seen_is_named(tmp_path):
+def test_vectors_that_are_not_seen_are_named(tmp_path):
     from distllm.search.build import _gathered
+    from distllm.search.parts import parts_of
 
-    with pytest.raises(DataError, match="rank 0 does not see the vectors of rank 0"):
-        _gathered(["a"], tmp_path, 1)
+    with pytest.raises(DataError, match="rank 0 does not see vectors that a rank has made"):
+        _gathered(parts_of([[0]], ["a"], tmp_path, "a model", 8))
+
+
+def test_a_build_that_was_ended_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch, capsys):
+    """A part is taken as it is only whole, of the same texts, model and precision."""
+    from distllm.search.encoder import TextEncoder
+
+    encoder_folder(tmp_path / "encoder")
+    texts = {f"{number}": f"{number} mills and the water " * (1 + number % 7) for number in range(40)}
+    corpus_file(tmp_path / "texts.jsonl", texts)
+    monkeypatch.setattr("distllm.search.build.BATCH", 4)
+    monkeypatch.setattr("distllm.search.parts.PART", 2)
+    embed, seen, room = TextEncoder.embed, [], [100]
+
+    def counted(self, batch, precision="fp32"):
+        if len(seen) == room[0]:
+            raise KeyboardInterrupt
+        seen.append(len(batch))
+        return embed(self, batch, precision)
+
+    monkeypatch.setattr(TextEncoder, "embed", counted)
+
+    def embedded(out, *more, room_for=100):
+        seen.clear()
+        room[0] = room_for
+        code = build(tmp_path, out, *more)
+        return code, len(seen)
+
+    assert embedded("whole") == (0, 10)
+    assert embedded("index", room_for=5)[1] == 5  # ended in its third part
+    kept = sorted((tmp_path / "index.work").glob("*.vectors"))
+    assert len(kept) == 2
+    assert not (tmp_path / "index").exists()
+    kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"\0")
+    capsys.readouterr()
+    assert embedded("index") == (0, 8)
+    assert "check       5 of 5 parts (100%)" in (said := capsys.readouterr().out)
+    assert "1 made before" in said
+    assert not (tmp_path / "index.work").exists()
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "index" / file.name).read_bytes(), file.name
+    embedded("other", room_for=5)
+    assert embedded("other", "precision=bf16") == (0, 10)
+    embedded("changed", room_for=9)
+    corpus_file(tmp_path / "texts.jsonl", {**texts, "0": "another text, longer than all others " * 9})
+    code, count = embedded("changed")
+    assert code == 0
+    assert 2 <= count < 10
+
+
+def test_how_far_reading_has_come_is_told(place, tmp_path):
+    told = []
+    read = ReadConfig(source="jsonl", paths=(str(place / "texts.jsonl"),), id_key="id")
+    write_passages(read, serving.tokenizer(), 32, tmp_path / "out.jsonl", told.append)
+    size = (place / "texts.jsonl").stat().st_size
+    assert {one.total for one in told} == {size}
+    assert told[-1].done == size
+    assert told[-1].note == "4 documents"
+    assert [one.done for one in told] == sorted(one.done for one in told)
