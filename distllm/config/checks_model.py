@@ -10,13 +10,24 @@ from distllm.config.schema_optim import MUP_OPTIMIZERS
 
 
 def check_model(config: Config, problems: Problems) -> None:
-    """Check that the model's dimensions and options fit each other."""
-    model = config.model
-    _check_heads(model, problems)
-    _check_positions(config, problems)
-    _check_rope(model, problems)
-    _check_lora(model, problems)
+    """Check that the model's dimensions and options fit each other, and the rest of the configuration."""
+    check_block(config.model, problems)
+    _check_length(config, problems)
+    _check_lora(config.model, problems)
     _check_mup(config, problems)
+    problems.check(
+        config.model.num_experts == 0 or not config.engine.compile,
+        "blocks with experts are not compiled: which tokens an expert sees is known in the step only",
+        keys=["model.num_experts", "engine.compile"],
+        remedy="engine.compile=false",
+    )
+
+
+def check_block(model: ModelConfig, problems: Problems) -> None:
+    """Check that the dimensions and options of the block fit each other."""
+    _check_heads(model, problems)
+    _check_positions(model, problems)
+    _check_rope(model, problems)
     problems.check(
         bool(model.window_pattern) and set(model.window_pattern) <= set("LG"),
         f"window_pattern {model.window_pattern!r} is no row of L and G",
@@ -46,12 +57,6 @@ def check_model(config: Config, problems: Problems) -> None:
         f"a token is sent to {model.experts_per_token} of {model.num_experts} experts",
         keys=["model.num_experts", "model.experts_per_token"],
         remedy=f"model.experts_per_token={model.num_experts} or less",
-    )
-    problems.check(
-        model.num_experts == 0 or not config.engine.compile,
-        "blocks with experts are not compiled: which tokens an expert sees is known in the step only",
-        keys=["model.num_experts", "engine.compile"],
-        remedy="engine.compile=false",
     )
     problems.check(
         model.token_types == 0 or model.family == "encoder",
@@ -87,20 +92,12 @@ def _check_heads(model: ModelConfig, problems: Problems) -> None:
     )
 
 
-def _check_positions(config: Config, problems: Problems) -> None:
-    model = config.model
+def _check_positions(model: ModelConfig, problems: Problems) -> None:
     problems.check(
         model.positions != "sinusoidal" or model.hidden_size % 2 == 0,
         f"hidden_size {model.hidden_size} is odd; sinusoidal positions are pairs of sine and cosine",
         keys=["model.hidden_size", "model.positions"],
         remedy="choose an even model.hidden_size",
-    )
-    bounded = model.positions == "learned" and model.max_positions is not None
-    problems.check(
-        not bounded or config.data.seq_len <= (model.max_positions or 0),
-        f"samples of {config.data.seq_len} tokens, but the model has {model.max_positions} positions",
-        keys=["data.seq_len", "model.max_positions"],
-        remedy=f"data.seq_len={model.max_positions}",
     )
     sides = 1 if model.family == "decoder" else 2
     problems.check(
@@ -112,6 +109,17 @@ def _check_positions(config: Config, problems: Problems) -> None:
         f"{model.relative_buckets} buckets do not divide distances up to {model.relative_distance}",
         keys=["model.relative_buckets", "model.relative_distance"],
         remedy="use T5's model.relative_buckets=32 and model.relative_distance=128",
+    )
+
+
+def _check_length(config: Config, problems: Problems) -> None:
+    model = config.model
+    bounded = model.positions == "learned" and model.max_positions is not None
+    problems.check(
+        not bounded or config.data.seq_len <= (model.max_positions or 0),
+        f"samples of {config.data.seq_len} tokens, but the model has {model.max_positions} positions",
+        keys=["data.seq_len", "model.max_positions"],
+        remedy=f"data.seq_len={model.max_positions}",
     )
 
 

@@ -16,6 +16,8 @@ from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.schema_model import ModelConfig
 from distllm.config.shape import ModelShape, settle_shape
+from distllm.config.validate import build
+from distllm.config.weight_files import Alike, alike_weights
 from distllm.errors import ConfigError
 from distllm.fsio import read_json
 
@@ -24,22 +26,66 @@ Json = Mapping[str, Any]
 OWN_KEYS = ("init_from", "dropout", "layer_drop", "pooling", "init_std", "max_positions", "lora", "mup")
 
 
+def read_folder(folder: Path) -> ModelConfig:
+    """Return the model in a folder: its config.json and, in whether the embedding is shared, its weights.
+
+    As in transformers, an output projection that is stored beside another embedding is not tied to it,
+    whatever the config.json says: folders of T5 1.1 that transformers has saved say so wrongly.
+
+    Raises:
+        ConfigError: its config.json cannot be read.
+    """
+    content = read_json(folder / "config.json")
+    model = read_config(content)
+    found = ARCHITECTURES[content["model_type"]]
+    alike = alike_weights(folder, *found.twins)
+    if alike is Alike.DIFFERENT:
+        return dataclasses.replace(model, tie_embeddings=False)
+    if alike is Alike.ALONE and found.always_tied:
+        return dataclasses.replace(model, tie_embeddings=True)
+    return model
+
+
 def read_config(content: Json) -> ModelConfig:
     """Return the model that a ``config.json`` describes.
 
     Raises:
-        ConfigError: its architecture, or an option of it, is not known.
+        ConfigError: its architecture, or an option of it, is not known, or it is not whole.
     """
-    name = content.get("model_type")
-    found = ARCHITECTURES.get(str(name))
+    name = str(content.get("model_type"))
+    found = ARCHITECTURES.get(name)
     if found is None:
         raise ConfigError(
             f"models of type {name!r} cannot be read",
             where="model_type",
             remedy=f"use one of {', '.join(ARCHITECTURES)}",
         )
-    keys = {"vocab_size": content["vocab_size"], "init_std": content.get("initializer_range", 0.02)}
-    return ModelConfig(**{**keys, **found.read(content)})
+    if content.get("quantization_config"):
+        raise ConfigError(
+            "quantised weights cannot be read",
+            where="quantization_config",
+            remedy="load the model with transformers, and save what its dequantize() makes of it",
+        )
+    try:
+        said = found.read({**found.unsaid, **content})
+        keys = {"vocab_size": content["vocab_size"], "init_std": content.get("initializer_range", 0.02)}
+    except KeyError as error:
+        raise _broken(name, f"does not say {error.args[0]}") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise _broken(name, f"makes no model: {error}") from error
+    problems = Problems()
+    model = build(ModelConfig, {**keys, **said}, problems)
+    if problems.found:
+        raise _broken(name, f"makes no model: {problems.found[0].cause}")
+    return model
+
+
+def _broken(name: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"the config.json of a {name} {what}",
+        where="config.json",
+        remedy="get the folder again, or write what its model was built with",
+    )
 
 
 def write_config(shape: ModelShape) -> tuple[str, dict[str, Any]]:
@@ -132,7 +178,7 @@ def with_imported(config: Config, problems: Problems) -> Config:
             )
         return config
     try:
-        found = read_config(read_json(file))
+        found = read_folder(Path(folder))
     except ConfigError as error:
         problems.found.append(error)
         return config

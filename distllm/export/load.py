@@ -10,14 +10,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from distllm.config.huggingface import read_config
+from distllm.config.checks_model import check_block
+from distllm.config.huggingface import read_folder
+from distllm.config.problems import Problems
 from distllm.config.shape import ModelShape, settle_shape
+from distllm.config.weight_files import weight_files
 from distllm.errors import CheckpointError, ConfigError
-from distllm.export.names import BASES, Rule, is_named, rules
+from distllm.export.names import Rule, in_layers, is_named, rules, stored_names
 from distllm.fsio import read_json
 from distllm.models.heads import HeadName
 from distllm.models.init import Model, bare_model
 
+_PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 POOLING = "1_Pooling/config.json"
 """Where sentence-transformers says how one vector is made of those of all tokens."""
 
@@ -54,9 +58,12 @@ def shape_of(folder: Path) -> ModelShape:
             where=str(folder),
             remedy="name a folder written by transformers' save_pretrained or by distllm export",
         )
-    config = read_config(read_json(file))
+    config = read_folder(folder)
     if (folder / POOLING).is_file() and read_json(folder / POOLING).get("pooling_mode_cls_token"):
         config = replace(config, pooling="cls")
+    problems = Problems()
+    check_block(config, problems)
+    problems.raise_if_any()
     return settle_shape(config, config.vocab_size or 1, config.max_positions or 512)
 
 
@@ -80,12 +87,13 @@ def load_weights(model: nn.Module, shape: ModelShape, folder: Path) -> list[str]
     model_type = str(read_json(folder / "config.json")["model_type"])
     parameters = dict(model.named_parameters())
     missing = [name for name in parameters if name.startswith("head.") and not is_named(model_type, name)]
-    with _Files(folder, BASES.get(model_type, "")) as files:
+    with _Files(folder, model_type, tied=shape.tie_embeddings) as files:
         for rule in rules(model_type, shape, (name for name in parameters if name not in missing)):
             if rule.ours.startswith("head.") and rule.theirs[0] not in files:
                 missing.append(rule.ours)
                 continue
             _copy(parameters[rule.ours], rule, files)
+        _check_unread(in_layers(model_type, files.unread()), folder)
     return missing
 
 
@@ -98,17 +106,35 @@ def _copy(parameter: nn.Parameter, rule: Rule, files: _Files) -> None:
             remedy="its config.json does not describe its weights: get the folder again",
         )
     parameter.copy_(weight)
+    if not parameter.isfinite().all():
+        raise CheckpointError(
+            f"{rule.theirs[0]} holds values that are no finite numbers",
+            where=str(files.folder),
+            remedy="get the folder again, or save the model before its training went wrong",
+        )
+
+
+def _check_unread(names: list[str], folder: Path) -> None:
+    """Refuse weights of layers that the model which config.json describes has no place for."""
+    if names:
+        raise CheckpointError(
+            f"{len(names)} weights of its layers have no place in the model, such as {min(names)}",
+            where=str(folder),
+            remedy="its config.json does not describe its weights: get the folder again",
+        )
 
 
 class _Files:
     """The tensors of a folder's safetensors files, by name, read when they are asked for."""
 
-    def __init__(self, folder: Path, base: str) -> None:
+    def __init__(self, folder: Path, model_type: str, *, tied: bool) -> None:
         self.folder = folder
-        self._base = base
+        self._model_type = model_type
+        self._tied = tied
+        self._read = set[str]()
 
     def __enter__(self) -> _Files:
-        paths = sorted(self.folder.glob("*.safetensors"))
+        paths = weight_files(self.folder)
         if not paths:
             raise CheckpointError(
                 f"{self.folder} holds no safetensors files",
@@ -130,20 +156,33 @@ class _Files:
         self._home.clear()
 
     def __contains__(self, name: str) -> bool:
-        return self._name(name) in self._home
+        return self._stored(name) is not None
 
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
-        found = self._home.get(self._name(name))
-        if found is None:
+        stored = self._stored(name)
+        if stored is None:
             raise CheckpointError(
                 f"the folder has no tensor {name}",
                 where=str(self.folder),
                 remedy="its config.json does not describe its weights: get the folder again",
             )
-        tensor: Tensor = found.get_tensor(self._name(name))
+        self._read.add(stored)
+        tensor: Tensor = self._home[stored].get_tensor(stored)
+        if tensor.dtype not in _PRECISIONS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{name} is stored as {kind}: quantised weights cannot be read",
+                where=str(self.folder),
+                remedy="load the model with transformers, and save what its dequantize() makes of it",
+            )
         return tensor
 
-    def _name(self, name: str) -> str:
-        """Return the name as this folder has it: a bare model's has no base."""
-        return name if name in self._home else name.removeprefix(self._base)
+    def unread(self) -> list[str]:
+        """Return the names of the tensors that were not asked for."""
+        return [name for name in self._home if name not in self._read]
+
+    def _stored(self, name: str) -> str | None:
+        """Return the name that a tensor has in this folder."""
+        names = stored_names(self._model_type, name, tied=self._tied)
+        return next((each for each in names if each in self._home), None)

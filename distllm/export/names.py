@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distllm.config.huggingface_models import ARCHITECTURES
 from distllm.config.shape import ModelShape
 
 
@@ -166,6 +167,17 @@ _ENDS: Mapping[str, Mapping[str, str]] = {
 }
 # What their classes put before the names of a bare model, which some folders leave out.
 BASES = {"gpt2": "transformer.", "bert": "bert.", "modernbert": "model."}
+# Names by which a weight is found too: T5's embedding as its stacks have it, norms as BERT's first had them.
+_STACKS = tuple(f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
+_ALSO = {"shared.weight": _STACKS}
+_FIRST_ENDS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+# In layers, but no weights that a model needs: tables that it computes, and a leftover of T5 1.0.
+_NEEDLESS = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".EncDecAttention.relative_attention_bias.weight",
+)
 
 
 def rules(model_type: str, shape: ModelShape, names: Iterable[str]) -> list[Rule]:
@@ -175,6 +187,31 @@ def rules(model_type: str, shape: ModelShape, names: Iterable[str]) -> list[Rule
         KeyError: the architecture has no such weight.
     """
     return [_rule(model_type, shape, name) for name in names]
+
+
+def stored_names(model_type: str, name: str, *, tied: bool) -> Iterator[str]:
+    """Yield the names by which their weight ``name`` may be stored, the usual one first."""
+    embedding, output = ARCHITECTURES[model_type].twins
+    names = [name, *_ALSO.get(name, ()), *((output,) if tied and name == embedding else ())]
+    base = BASES.get(model_type, "")
+    for each in names:
+        yield each
+        yield each.removeprefix(base)
+        for usual, first in _FIRST_ENDS.items():
+            if each.endswith(usual):
+                yield each.removesuffix(usual) + first
+                yield each.removeprefix(base).removesuffix(usual) + first
+
+
+def in_layers(model_type: str, names: Iterable[str]) -> list[str]:
+    """Return those of ``names`` that are weights of layers."""
+    base = BASES.get(model_type, "")
+    places = tuple(
+        f"{start}."
+        for place, _ in _LAYERS[model_type].values()
+        for start in (place, place.removeprefix(base))
+    )
+    return [name for name in names if name.startswith(places) and not name.endswith(_NEEDLESS)]
 
 
 def is_named(model_type: str, name: str) -> bool:

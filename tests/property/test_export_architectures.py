@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from distllm.config.huggingface import read_config
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.tokenizer import Tokenizer
+from distllm.errors import ConfigError
 from distllm.export.hf import export_hf
 from distllm.export.load import load_model
 from distllm.export.verify import largest_difference, verify_export
@@ -223,3 +225,17 @@ def test_there_and_back(drawn, name):
             assert again.shape == mine.shape
 
     law()
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_field_that_is_left_out_is_what_transformers_takes_it_to_be_or_missed(name):
+    content = transformers.AutoConfig.for_model(name).to_dict()
+    whole, missed = read_config(content), []
+    for key in content:
+        try:
+            found = read_config({other: value for other, value in content.items() if other != key})
+        except ConfigError:
+            missed.append(key)
+        else:
+            assert found == whole, key
+    assert len(missed) <= 10

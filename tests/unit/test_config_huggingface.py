@@ -1,6 +1,7 @@
 """A model's shape from its folder: what is taken, what is ours to choose, what is refused."""
 
 import json
+import math
 
 import pytest
 
@@ -12,6 +13,7 @@ from distllm.config.schema import Config
 from distllm.config.schema_model import ModelConfig, RopeConfig
 from distllm.config.shape import settle_shape
 from distllm.errors import ConfigError, ConfigProblems
+from distllm.export.load import shape_of
 
 LLAMA = {
     "model_type": "llama",
@@ -33,6 +35,17 @@ GPT2 = {
     "n_layer": 3,
     "n_head": 4,
     "n_positions": 128,
+}
+QWEN = {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}
+MODERNBERT = {**LLAMA, "model_type": "modernbert"}
+T5 = {
+    "model_type": "t5",
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
 }
 TRAIN = ["train.max_steps=2", "train.tokens_per_step=256", "data.seq_len=64"]
 
@@ -120,11 +133,50 @@ def test_samples_longer_than_learned_positions_are_refused(folder):
         ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type 'dynamic'"),
         ({**GPT2, "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({**GPT2, "add_cross_attention": True}, "add_cross_attention=True"),
+        ({**LLAMA, "quantization_config": {"quant_method": "fp8"}}, "quantised weights"),
+        ({**LLAMA, "partial_rotary_factor": 0.5}, r"a share of 0\.5"),
+        ({**LLAMA, "rope_parameters": {"full_attention": {"rope_type": "default"}}}, "kinds of layers"),
+        ({**LLAMA, "rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate=false"),
+        ({**QWEN, "layer_types": ["chunked_attention"] * 3}, "layer_types="),
+        ({**QWEN, "layer_types": ["full_attention"] * 2}, "not 3 of sliding_attention, full_attention"),
+        ({**MODERNBERT, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling="),
+        ({**MODERNBERT, "classifier_bias": True}, "classifier_bias=True"),
+        ({**T5, "feed_forward_proj": "double-gelu"}, "feed_forward_proj='double-gelu'"),
+        ({**T5, "dense_act_fn": "relu"}, "dense_act_fn='relu'"),
+        ({**T5, "is_encoder_decoder": False}, "is_encoder_decoder=False"),
     ],
 )
 def test_what_the_block_cannot_do_is_refused(folder, content, cause):
     with pytest.raises(ConfigProblems, match=cause):
         settled(folder({"vocab_size": 1000, **content}))
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"hidden_size": None}, "of a llama does not say hidden_size"),
+        ({"num_hidden_layers": None}, "does not say num_hidden_layers"),
+        ({"num_attention_heads": "four", "head_dim": 16}, "makes no model: num_heads='four'"),
+        ({"num_attention_heads": "four"}, "makes no model: unsupported operand"),
+        ({"num_attention_heads": 0}, "makes no model"),
+        ({"num_hidden_layers": -1}, "num_layers=-1: below the least allowed value 1"),
+        ({"rms_norm_eps": "x"}, "norm_eps='x'"),
+        ({"rope_scaling": {"type": "linear"}}, "does not say factor"),
+        ({"rope_scaling": "linear"}, "makes no model"),
+    ],
+)
+def test_a_configuration_that_is_not_whole_is_named(folder, change, cause):
+    content = {**LLAMA, **change}
+    place = folder({key: value for key, value in content.items() if value is not None})
+    with pytest.raises(ConfigProblems, match=cause):
+        settled(place)
+    with pytest.raises(ConfigError, match=cause):
+        shape_of(place)
+
+
+def test_heads_that_do_not_divide_are_named_also_outside_of_training(folder):
+    with pytest.raises(ConfigProblems, match="num_heads 4 is not divisible by num_kv_heads 3"):
+        shape_of(folder({**LLAMA, "num_key_value_heads": 3}))
 
 
 OLD_ROPES = {
@@ -144,6 +196,14 @@ OLD_ROPES = {
         {"type": "yarn", "factor": 4.0},
         RopeConfig("yarn", 4.0, 128),
     ),
+    "yarn without its factor": (
+        {"type": "yarn", "original_max_position_embeddings": 32},
+        RopeConfig("yarn", 4.0, 32),
+    ),
+    "DeepSeek's yarn": (
+        {"type": "yarn", "factor": 10.0, "mscale": 2.0, "mscale_all_dim": 1.0},
+        RopeConfig("yarn", 10.0, 128, attention_factor=(1 + 0.2 * math.log(10)) / (1 + 0.1 * math.log(10))),
+    ),
 }
 
 
@@ -151,6 +211,15 @@ OLD_ROPES = {
 def test_older_fields_of_rotary_positions_are_read(scaling, rope):
     found = read_config({**LLAMA, "rope_scaling": scaling})
     assert (found.rope, found.rope_theta) == (rope, 500.0)
+
+
+def test_of_two_fields_of_rotary_positions_the_older_counts_as_in_transformers():
+    both = {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 7.0}}
+    found = read_config({**LLAMA, **both})
+    assert (found.rope, found.rope_theta) == (RopeConfig("linear", 2.0), 500.0)
+    stretched = {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 7.0}}
+    found = read_config({**LLAMA, **stretched, "original_max_position_embeddings": 48})
+    assert (found.rope, found.rope_theta) == (RopeConfig("yarn", 2.0, 48), 7.0)
 
 
 UNSAID = {

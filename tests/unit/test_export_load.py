@@ -128,16 +128,29 @@ def test_half_precision_is_widened(tmp_path, tokenizer):
     assert torch.equal(found.embed_tokens.weight, model.embed_tokens.weight.bfloat16().float())
 
 
+def rewrite(place, change):
+    file = place / "model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+DAMAGES = {
+    "missing": lambda tensors: {name: w for name, w in tensors.items() if name != "model.norm.weight"},
+    "size": lambda tensors: {**tensors, "model.norm.weight": torch.ones(3)},
+    "nan": lambda tensors: {**tensors, "model.norm.weight": torch.full((32,), torch.nan)},
+    "quantised": lambda tensors: {**tensors, "model.norm.weight": torch.ones(32).to(torch.float8_e4m3fn)},
+    "biased": lambda tensors: {**tensors, "model.layers.0.self_attn.o_proj.bias": torch.ones(32)},
+    "deeper": lambda tensors: {**tensors, "model.layers.2.input_layernorm.weight": torch.ones(32)},
+}
+
+
 def damage(place, how):
     file = place / "model.safetensors"
-    if how == "missing":
-        tensors = load_file(file)
-        del tensors["model.norm.weight"]
-        save_file(tensors, file)
-    elif how == "size":
-        save_file({**load_file(file), "model.norm.weight": torch.ones(3)}, file)
+    if how in DAMAGES:
+        rewrite(place, DAMAGES[how])
     elif how == "torn":
         file.write_bytes(file.read_bytes()[:100])
+    elif how == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
     elif how == "pickled":
         file.rename(place / "pytorch_model.bin")
     else:
@@ -149,7 +162,12 @@ def damage(place, how):
     [
         ("missing", CheckpointError, r"no tensor model\.norm\.weight"),
         ("size", CheckpointError, r"of size \(3,\), not \(32,\)"),
+        ("nan", CheckpointError, r"model\.norm\.weight holds values that are no finite numbers"),
+        ("quantised", CheckpointError, "is stored as float8_e4m3fn: quantised weights"),
+        ("biased", CheckpointError, r"1 weights of its layers have no place .*self_attn\.o_proj\.bias"),
+        ("deeper", CheckpointError, r"such as model\.layers\.2"),
         ("torn", CheckpointError, "cannot be read"),
+        ("cut", CheckpointError, "cannot be read"),
         ("pickled", CheckpointError, "no safetensors files"),
         ("nameless", ConfigError, r"no config\.json"),
     ],
@@ -160,6 +178,77 @@ def test_a_damaged_folder_is_refused(tmp_path, tokenizer, how, error, cause):
     with pytest.raises(error, match=cause) as caught:
         load_model(tmp_path / "hf")
     assert caught.value.remedy
+
+
+T5 = {"family": "encoder_decoder", "positions": "relative", "attention_scale": 1.0}
+GPT2 = {**BERT, "family": "decoder", "norm_place": "pre", "embed_norm": False, "token_types": 0}
+RENAMED = {
+    "BERT's first norms": (
+        BERT,
+        lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta"),
+    ),
+    "T5's embedding by a stack": (
+        T5,
+        lambda name: "decoder.embed_tokens.weight" if name == "shared.weight" else name,
+    ),
+    "an embedding by the output": (
+        {},
+        lambda name: "lm_head.weight" if name == "model.embed_tokens.weight" else name,
+    ),
+    "GPT-2 by its first names": (GPT2, lambda name: name.removeprefix("transformer.")),
+}
+
+
+@pytest.mark.parametrize(("options", "renamed"), RENAMED.values(), ids=RENAMED.keys())
+def test_names_that_transformers_knows_too_are_read(tmp_path, tokenizer, options, renamed):
+    model = exported(tmp_path / "hf", tokenizer, **options)
+    before = load_file(tmp_path / "hf" / "model.safetensors").keys()
+    rewrite(tmp_path / "hf", lambda tensors: {renamed(name): w for name, w in tensors.items()})
+    assert load_file(tmp_path / "hf" / "model.safetensors").keys() != before
+    assert same(model, load_model(tmp_path / "hf"))
+
+
+def test_tables_and_leftovers_in_layers_are_no_weights(tmp_path, tokenizer):
+    model = exported(tmp_path / "hf", tokenizer, **GPT2)
+    table = {"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4)}
+    rewrite(tmp_path / "hf", lambda tensors: {**tensors, **table})
+    assert same(model, load_model(tmp_path / "hf"))
+
+
+@pytest.mark.parametrize("options", [{}, T5], ids=["llama", "t5"])
+def test_weights_say_whether_an_embedding_is_shared(tmp_path, tokenizer, options):
+    """As in transformers, which writes of T5 1.1 that it is tied, and keeps both of its weights."""
+    name = "shared.weight" if options else "model.embed_tokens.weight"
+    model = exported(tmp_path / "hf", tokenizer, **options)
+    shared = model.embed_tokens.weight.detach().clone()
+    rewrite(tmp_path / "hf", lambda tensors: {**tensors, "lm_head.weight": tensors[name].clone()})
+    assert shape_of(tmp_path / "hf").tie_embeddings
+    assert same(model, load_model(tmp_path / "hf"))
+    rewrite(tmp_path / "hf", lambda tensors: {**tensors, "lm_head.weight": tensors[name] + 1.0})
+    found = load_model(tmp_path / "hf")
+    assert not found.shape.tie_embeddings
+    assert torch.equal(found.embed_tokens.weight, shared)
+    assert torch.equal(found.lm_head.weight, shared + 1.0)
+
+
+def test_an_output_that_only_t5_leaves_out_is_its_embedding(tmp_path, tokenizer):
+    for options, ties in ((T5, True), ({}, False)):
+        exported(tmp_path / "hf", tokenizer, **options)
+        file = tmp_path / "hf" / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "tie_word_embeddings": False}))
+        assert shape_of(tmp_path / "hf").tie_embeddings is ties
+
+
+def test_files_beside_those_of_the_model_are_not_read(tmp_path, tokenizer):
+    model = exported(tmp_path / "hf", tokenizer, shard_bytes=4096)
+    wrong = {"model.norm.weight": torch.zeros(32), "lm_head.weight": torch.zeros(263, 32)}
+    save_file(wrong, tmp_path / "hf" / "variant.safetensors")
+    assert same(model, load_model(tmp_path / "hf"))
+    index = tmp_path / "hf" / "model.safetensors.index.json"
+    first = sorted(set(json.loads(index.read_text())["weight_map"].values()))[0]
+    (tmp_path / "hf" / first).unlink()
+    with pytest.raises(CheckpointError, match=f"cannot be read: .*{first}"):
+        load_model(tmp_path / "hf")
 
 
 def test_names_without_their_base_are_read_too(tmp_path, tokenizer):

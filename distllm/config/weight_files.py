@@ -1,0 +1,90 @@
+"""The weight files of a Hugging Face folder: which they are, and whether two weights are one. No torch."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from distllm.errors import IntegrityError
+from distllm.fsio import read_json
+
+_WHOLE = "model.safetensors"
+_BLOCK = 2**20
+
+
+class Alike(enum.Enum):
+    """What a folder holds of two weights that may be one."""
+
+    UNKNOWN = "no first, or no files that can be read"
+    ALONE = "the first only"
+    SAME = "both, of the same bytes"
+    DIFFERENT = "both, of other bytes"
+
+
+class _Place(NamedTuple):
+    """Where a tensor's bytes are."""
+
+    file: Path
+    start: int
+    size: int
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of the model in ``folder``, by the rules of transformers.
+
+    Files that lie beside these are other things: an adapter, the same weights in another precision. A
+    folder without the usual names has all of its files read.
+
+    Raises:
+        IntegrityError: the index of the files is no JSON.
+    """
+    if (folder / _WHOLE).is_file():
+        return [folder / _WHOLE]
+    index = folder / f"{_WHOLE}.index.json"
+    if index.is_file():
+        return sorted({folder / Path(name).name for name in read_json(index)["weight_map"].values()})
+    return sorted(folder.glob("*.safetensors"))
+
+
+def alike_weights(folder: Path, first: str, second: str) -> Alike:
+    """Say whether two weights of a folder are one, comparing their bytes.
+
+    A damaged file is nothing to be said here: reading its weights does.
+    """
+    try:
+        places = {name: place for file in weight_files(folder) for name, place in _places(file).items()}
+    except (OSError, IntegrityError, ValueError, KeyError, TypeError, AttributeError):
+        return Alike.UNKNOWN
+    one, other = places.get(first), places.get(second)
+    if one is None or other is None:
+        return Alike.UNKNOWN if one is None else Alike.ALONE
+    return Alike.SAME if one.size == other.size and _equal(one, other) else Alike.DIFFERENT
+
+
+def _places(file: Path) -> dict[str, _Place]:
+    """Read the header of a safetensors file."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError("the header is cut off")
+        header = json.loads(stream.read(length))
+    return {
+        name: _Place(
+            file, 8 + length + said["data_offsets"][0], said["data_offsets"][1] - said["data_offsets"][0]
+        )
+        for name, said in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _equal(one: _Place, other: _Place) -> bool:
+    with one.file.open("rb") as mine, other.file.open("rb") as theirs:
+        mine.seek(one.start)
+        theirs.seek(other.start)
+        for offset in range(0, one.size, _BLOCK):
+            block = min(_BLOCK, one.size - offset)
+            if mine.read(block) != theirs.read(block):
+                return False
+    return True
