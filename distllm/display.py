@@ -13,6 +13,8 @@ from distllm.units import format_bytes, format_count, format_duration
 
 SECONDS_BETWEEN_LINES = 5.0
 _RULE = "=" * 72
+_TELLING = 1000
+"""A stage says when it will be done once it has done more than one part of so many."""
 
 
 class Progress(Protocol):
@@ -139,7 +141,9 @@ class _Pace:
         shown = format_bytes if progress.unit == "bytes" else format_count
         rate = f"{shown(done / seconds)}/s"
         left = (progress.total or 0) - progress.done
-        return f"{rate}, ETA {format_duration(left * seconds / done)}" if left > 0 else rate
+        if not 0 < left < _TELLING * done:
+            return rate
+        return f"{rate}, ETA {format_duration(left * seconds / done)}"
 
 
 def amount(progress: Progress, *, percent: bool = True) -> str:

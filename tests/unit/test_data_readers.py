@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -10,6 +11,7 @@ import pytest
 from distllm.config.schema_read import ReadConfig
 from distllm.data.read import READERS, find_parts, read_part
 from distllm.data.read.files import find_files
+from distllm.data.read.streams import read_lines
 from distllm.data.records import Document, Dropped
 from distllm.errors import ConfigError, DataError
 
@@ -204,11 +206,32 @@ def test_a_cut_compressed_file_is_an_error_or_a_counted_loss(tmp_path, suffix):
 def test_a_bad_line_is_dropped_and_the_next_is_read(tmp_path, line, rule, reason):
     path = tmp_path / "a.jsonl"
     write_jsonl(path, {"text": "before"}, line, {"text": "after"})
-    for part_bytes in (1 << 26, 7, 20, 50_000):
+    small = max(7, path.stat().st_size // 200)
+    for part_bytes in (1 << 26, small, 3 * small, 50_000):
         documents, dropped = read("jsonl", path, max_document_bytes=150_000, part_bytes=part_bytes)
         assert list(documents.values()) == ["before", "after"]
         assert rules(dropped) == {f"{path}@19": rule}
         assert reason in dropped[f"{path}@19"].reason
+
+
+def test_a_line_over_many_parts_is_read_about_twice_not_once_a_part():
+    class Counting(io.BytesIO):
+        taken = 0
+
+        def readline(self, size=-1):
+            piece = super().readline(size)
+            Counting.taken += len(piece)
+            return piece
+
+    size, step = 1 << 20, 1 << 14
+    content = b"before\n" + b"x" * size + b"\nafter\n"
+    found = [
+        item
+        for start in range(0, len(content), step)
+        for item in read_lines(Counting(content), 1 << 10, start, start + step)
+    ]
+    assert found == [(0, b"before\n"), (7, None), (len(content) - 6, b"after\n")]
+    assert Counting.taken < 2 * size
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import json
 import struct
+import tracemalloc
 import zipfile
 
 import pyarrow as pa
@@ -81,6 +82,20 @@ def test_bad_csv_is_refused_row_by_row(tmp_path):
     assert rules(items) == ["undecodable", "record_too_long"]
     (tmp_path / "a.csv").write_bytes(b"te\0xt\n1\n")
     assert rules(items_of("csv", tmp_path)) == ["not_text"]
+
+
+def test_a_row_of_a_table_without_end_is_never_held_in_memory(tmp_path):
+    bomb = b'"' + b"x" * (8 << 20) + b'"\n'
+    (tmp_path / "a.csv").write_bytes(b"text\nbefore\n" + bomb + b"after\n")
+    (tmp_path / "b.csv").write_bytes(bomb + b"text\nnameless\n")
+    tracemalloc.start()
+    items = items_of("csv", tmp_path, max_document_bytes=1 << 17)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [item.text for item in items if isinstance(item, Document)] == ["before", "after"]
+    assert rules(items) == ["record_too_long"] * 2
+    assert [item.id.rpartition("#")[2] for item in items if isinstance(item, Dropped)] == ["3", "1"]
+    assert peak < 4 << 20
 
 
 PAGE = """<html><head><title>T</title><script>var x = 1;</script></head><body>

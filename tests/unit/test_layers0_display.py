@@ -100,6 +100,13 @@ def test_bytes_have_a_rate_and_the_time_that_is_left(monkeypatch):
     ]
 
 
+def test_a_stage_that_has_hardly_begun_does_not_guess_its_end(monkeypatch):
+    reports = [progress("read", n, 953 * 2**20, "bytes") for n in (0, 21, 2**20)]
+    _, guess, told = lines(reports, 10.0, monkeypatch)
+    assert guess.endswith("2 B/s")
+    assert "ETA" in told
+
+
 def test_note_is_shown(monkeypatch):
     assert lines([progress("clean", 3, note="7 dropped")], 0.0, monkeypatch) == [
         "  clean       3 documents  7 dropped"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from distllm.config.schema_read import ReadConfig
 from distllm.data.read.part import Part
@@ -59,32 +60,31 @@ def delimited_records(file: Path, part: Part, read: ReadConfig, columns: tuple[s
     delimiter = read.delimiter or ("\t" if ".tsv" in file.name else ",")
     csv.field_size_limit(read.max_document_bytes)
     with open_bytes(file) as stream:
-        lines = (line for _, line in read_lines(stream, read.max_document_bytes) if line is not None)
-        first = next(lines, b"")
-        if b"\0" in first:
-            yield Dropped(part.name, "not_text", "NUL byte in the first line")
+        if b"\0" in cast(io.BufferedReader, stream).peek(_PEEK_BYTES)[:_PEEK_BYTES]:
+            yield Dropped(part.name, "not_text", f"NUL byte in the first {_PEEK_BYTES} bytes")
             return
-        text = io.TextIOWrapper(
-            io.BufferedReader(_Chained(first, stream)), read.encoding, errors="surrogateescape", newline=""
+        lines = _Lines(
+            io.TextIOWrapper(stream, read.encoding, errors="surrogateescape", newline=""),
+            read.max_document_bytes,
         )
         if delimiter == "\t":
-            rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+            rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         else:
-            rows = csv.reader(text, delimiter=delimiter)
+            rows = csv.reader(lines, delimiter=delimiter)
         yield from _rows(rows, part, read, columns)
 
 
-def _rows(rows: Any, part: Part, read: ReadConfig, columns: tuple[str, ...]) -> Records:
-    number = 0
-    while True:
-        number += 1
+def _rows(rows: Iterator[list[str]], part: Part, read: ReadConfig, columns: tuple[str, ...]) -> Records:
+    for number in itertools.count(1):
         name = f"{part.name}#{number}"
         try:
             row = next(rows)
         except StopIteration:
             return
-        except csv.Error as error:
+        except (csv.Error, _TooLong) as error:
             yield Dropped(name, "record_too_long", str(error))
+            if not columns:
+                return  # nothing names the columns of what follows
             continue
         if number == 1 and not columns:
             columns = tuple(cell.removeprefix("\ufeff") for cell in row)
@@ -100,22 +100,34 @@ def _rows(rows: Any, part: Part, read: ReadConfig, columns: tuple[str, ...]) -> 
             yield name, dict(zip(columns, row, strict=False))
 
 
-class _Chained(io.RawIOBase):
-    """A first line put back before the rest of its stream."""
+class _TooLong(Exception):
+    """A line has more characters than may be held in memory."""
 
-    def __init__(self, first: bytes, rest: Any) -> None:
-        self._first, self._rest = first, rest
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
+class _Lines:
+    """The lines of ``text``, of which one with more than ``limit`` characters raises and is passed over."""
 
-    def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` from the first line, then from the rest."""
-        piece = self._first[: len(buffer)] or self._rest.read(len(buffer))
-        self._first = self._first[len(buffer) :]
-        buffer[: len(piece)] = piece
-        return len(piece)
+    def __init__(self, text: io.TextIOWrapper, limit: int) -> None:
+        self._text, self._limit = text, limit
+
+    def __iter__(self) -> Iterator[str]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> str:
+        """Return the next line.
+
+        Raises:
+            _TooLong: it is longer than ``limit``.
+        """
+        line = piece = self._text.readline(self._limit + 1)
+        if not line:
+            raise StopIteration
+        if len(line) <= self._limit:
+            return line
+        while piece and not piece.endswith(("\n", "\r")):
+            piece = self._text.readline(self._limit)
+        raise _TooLong(f"a line of more than data.max_document_bytes={self._limit}")
 
 
 def _too_long(name: str, read: ReadConfig) -> Dropped:

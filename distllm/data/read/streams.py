@@ -19,6 +19,7 @@ from distllm.errors import DataError
 
 _GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 _MAGIC_BYTES = 6
+_SKIP_BYTES = 1 << 20
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 COMPRESSED_SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
 
@@ -111,26 +112,26 @@ def read_lines(
     offset = start
     if start:
         stream.seek(start - 1)
-        offset = start - 1 + _skip_line(stream, limit)
+        offset = start - 1 + _skip_line(stream, limit, stop)
     while stop is None or offset < stop:
         line = stream.readline(limit + 1)
         if not line:
             return
         size = len(line)
         if size > limit and not line.endswith(b"\n"):
-            size += _skip_line(stream, limit)
             yield offset, None
+            size += _skip_line(stream, limit, stop)
         else:
             yield offset, line
         offset += size
 
 
-def _skip_line(stream: IO[bytes], limit: int) -> int:
-    """Read past the end of the line; return how many bytes that took."""
+def _skip_line(stream: IO[bytes], limit: int, stop: int | None) -> int:
+    """Read past the end of the line, or past ``stop`` if that comes first; return the number of bytes."""
     skipped = 0
-    while piece := stream.readline(limit):
+    while piece := stream.readline(min(limit, _SKIP_BYTES)):
         skipped += len(piece)
-        if piece.endswith(b"\n"):
+        if piece.endswith(b"\n") or (stop is not None and stream.tell() >= stop):
             break
     return skipped
 
