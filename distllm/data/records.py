@@ -49,7 +49,18 @@ class Dropped:
     @classmethod
     def of(cls, document: Document, rule: str, reason: str) -> Dropped:
         """Refuse ``document``, keeping the first characters of its text."""
-        return cls(document.id, rule, reason, document.text[:_SAMPLE_CHARS])
+        return cls(document.id, rule, reason, excerpt(document.text))
+
+
+def excerpt(text: str, most: int = _SAMPLE_CHARS) -> str:
+    """Return how ``text`` begins, in at most so many characters and whole words.
+
+    Half an address would not be known as one, and would stay where personal data is replaced.
+    """
+    if len(text) <= most:
+        return text
+    head, *last = text[:most].rsplit(maxsplit=1)
+    return head if last else text[:most]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,11 @@ import pytest
 
 from distllm.config.schema import Config, DataConfig
 from distllm.config.schema_clean import CleanConfig
+from distllm.config.schema_privacy import PrivacyConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.manifest import Manifest
 from distllm.data.pipeline import prepare, rehearse, sources, work_directory
+from distllm.data.pipeline.report import describe
 from distllm.data.shards import verify
 from distllm.errors import RunDirectoryBusy
 
@@ -192,3 +194,24 @@ def test_a_dry_run_writes_no_dataset_and_its_work_is_used(tmp_path, corpus):
     before = finished(config)
     prepare(config)
     assert {stage for stage, _ in finished(config) - before} == {"tokenizer", "encode"}
+
+
+def test_personal_data_is_shown_by_a_dry_run_and_in_no_file_of_the_dataset(tmp_path, corpus):
+    mail, token = "jane.doe@mail.example.org", "ghp_" + "a1B2c3D4e5" * 3 + "f6G7h8"
+    (corpus / "short.txt").write_text(f"{mail} is short")
+    (corpus / "cut.txt").write_text(f"{'x' * 185} {mail}")
+    (corpus / "mail.txt").write_text(f"{sentence(99)}Write to {mail}, token {token} tells who you are.")
+    config = dataclasses.replace(
+        config_for(tmp_path, clean=CleanConfig(min_chars=220)),
+        privacy=PrivacyConfig(scrub=("api_key", "email")),
+    )
+    told = "\n".join(describe(rehearse(config)))
+    assert (
+        f"replaced email: 1\n    such as corpus/mail.txt: the house. Write to {mail}, token\n" in f"{told}\n"
+    )
+    assert "such as corpus/mail.txt: , token ghp_a1B2c3... tells who you are." in told
+    prepare(config)
+    for name, content in tree(tmp_path / "out").items():
+        assert b"jane" not in content, name
+        assert token[:12].encode() not in content, name
+    assert b"<EMAIL> is short" in tree(tmp_path / "out")["report.json"]

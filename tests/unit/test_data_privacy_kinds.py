@@ -80,6 +80,7 @@ def test_each_form_is_found_whole(kind, value, around):
         "110105194902310021",  # 31 February
         "86095742710",
         "version 1.2.3.4, v8.8.8.8, numpy==8.8.4.4, pkg-8.8.8.8, OID 1.3.6.1.4.1",
+        "Mozilla/5.0 (Windows; rv:1.8.1.1) Gecko/20061204 Firefox/2.0.0.1",
         "256.8.8.8 and 08.8.8.8",
         "12:34:56 and std::vector and dead::beef and fe80::1",
         "git@github.com:org/repo and icon@2x.png and pkg@1.2.3 and user@localhost and @app.route",

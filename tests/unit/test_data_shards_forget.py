@@ -41,8 +41,8 @@ def build(directory):
     sources = {"web": {"train": train, "valid": ids("held out", "also held")}, "pairs": {"train": pairs}}
     write_sources(directory, sources, fields={"pairs": ("source", "target")}, shard_bytes=250)
     refused = [
-        {"id": "copy", "rule": "duplicate", "reason": "same text", "sample": SECRET[:20]},
-        {"id": "train-12", "rule": "short", "reason": "another source's", "sample": "other"},
+        {"id": "copy", "rule": "duplicate", "reason": "same text as train-12", "sample": SECRET[:20]},
+        {"id": "train-12", "rule": "short", "reason": "it says Mallory", "sample": "Mallory is short"},
         {"id": "fine", "rule": "short", "reason": "too short", "sample": "nothing"},
     ]
     (directory / "removed.jsonl").write_text("".join(json.dumps(item) + "\n" for item in refused))
@@ -107,6 +107,7 @@ def test_no_trace_of_the_text_or_the_name_is_left_in_any_file(dataset):
         assert b"Mallory" not in content, name
         assert b"train-12" not in content, name
     removed = [json.loads(line) for line in (dataset / "removed.jsonl").read_text().splitlines()]
+    assert removed[0]["reason"] == "same text as [forgotten]"
     assert removed[0]["sample"] == removed[1]["id"] == "[forgotten]"
     assert removed[2] == {"id": "fine", "rule": "short", "reason": "too short", "sample": "nothing"}
     assert json.loads((dataset / "report.json").read_text()) == {

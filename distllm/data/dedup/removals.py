@@ -10,7 +10,7 @@ from typing import Any
 
 from distllm.data.dedup.decisions import Decision
 from distllm.data.dedup.signing import SEPARATORS
-from distllm.data.records import TEXT, Document, Dropped
+from distllm.data.records import TEXT, Document, Dropped, excerpt
 from distllm.fsio import digest_bytes
 
 _SAMPLE_CHARS = 80
@@ -64,8 +64,8 @@ class Removals:
         if not gone or TEXT not in document.fields:
             return None
         kind = self._content["kind"]
-        first = document.fields[TEXT].split(SEPARATORS[kind])[min(gone)]
-        reason = f"{len(gone)} of its {kind} stand in other documents, the first: {first[:_SAMPLE_CHARS]}"
+        first = excerpt(document.fields[TEXT].split(SEPARATORS[kind])[min(gone)], _SAMPLE_CHARS)
+        reason = f"{len(gone)} of its {kind} stand in other documents, the first: {first}"
         return Dropped.of(document, f"duplicate_{kind}", reason)
 
     @property

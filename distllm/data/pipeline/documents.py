@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,9 @@ from distllm.data.split import split_hash, split_key
 
 REMOVED_FILE = "removed.jsonl"
 SAMPLES_PER_RULE = 3
-_VERSIONS = {"read": 1, "clean": 2, "refine": 3}
+_AROUND = 20
+_SECRETS = ("api_key", "private_key")
+_VERSIONS = {"read": 1, "clean": 2, "refine": 4}
 
 
 class Output:
@@ -150,6 +152,41 @@ class _Cuts:
         return {"edited": dict(self._edited), "samples": [asdict(sample) for sample in self._samples]}
 
 
+class _Replacements:
+    """Personal data that was replaced, by kind, with the first few of each as they stood in the text."""
+
+    def __init__(self, scrubber: Scrubber) -> None:
+        self._scrubber = scrubber
+        self._counts: Counter[str] = Counter()
+        self._shown: dict[str, list[dict[str, str]]] = {}
+
+    def __call__(self, document: Document) -> Document:
+        """Return the document with placeholders."""
+        fields = {}
+        for name, text in document.fields.items():
+            fields[name], found = self._scrubber.scrub(text)
+            if any(len(self._shown.get(kind, ())) < SAMPLES_PER_RULE for kind in found):
+                self._show(document.id, text)
+            self._counts.update(found)
+        return Document(document.id, fields, document.language)
+
+    def _show(self, id_: str, text: str) -> None:
+        found = self._scrubber.find(text)
+        edges = [0, *(edge for each in found for edge in (each.start, each.stop)), len(text)]
+        for each, (left, right) in zip(found, zip(edges[::2], edges[3::2], strict=False), strict=False):
+            shown = self._shown.setdefault(each.kind, [])
+            if len(shown) < SAMPLES_PER_RULE:
+                what = text[each.start : each.stop]
+                what = f"{what[: _AROUND // 2]}..." if each.kind in _SECRETS else what
+                before = text[max(left, each.start - _AROUND) : each.start]
+                after = text[each.stop : min(right, each.stop + _AROUND)]
+                shown.append({"id": id_, "text": " ".join(f"{before}{what}{after}".split())})
+
+    def facts(self) -> dict[str, Any]:
+        """Return the counts and samples as JSON values."""
+        return {"replaced": dict(self._counts), "found": self._shown}
+
+
 def refine_task(
     unit: Unit,
     clean: Result,
@@ -162,31 +199,28 @@ def refine_task(
 
     What is ``planted`` comes after the document of its row, whatever becomes of that.
     """
-    scrub = Scrubber(config.privacy)
+    scrubber = Scrubber(config.privacy)
 
-    def settle(row: int, document: Document, replaced: Counter[str], cuts: _Cuts) -> Document | Dropped:
+    def settle(row: int, document: Document, replace: _Replacements, cuts: _Cuts) -> Document | Dropped:
         item = removals.apply(row, document)
         if isinstance(item, Document):
             cuts.note(removals.cut(row, document))
             item = decontaminator(item)
-        if isinstance(item, Document):
-            item, kinds = _scrubbed(item, scrub.scrub)
-            replaced.update(kinds)
-        return item
+        return replace(item) if isinstance(item, Document) else item
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
-        replaced, cuts = Counter[str](), _Cuts()
+        replace, cuts = _Replacements(scrubber), _Cuts()
         hashes: list[int] = []
         with Output(directory, unit.source.fields, tick) as output:
             for row, document in enumerate(read_documents(clean.directory)):
                 output.saw(text_bytes(document))
-                item = settle(row, document, replaced, cuts)
+                item = settle(row, document, replace, cuts)
                 output.put(item)
                 if isinstance(item, Document):
                     hashes = _extremes([*hashes, split_hash(config.seed, split_key(item))])
                 for canary in planted.get(row, ()):
                     output.plant(canary)
-            return output.facts(replaced=dict(replaced), split_hashes=hashes, **cuts.facts())
+            return output.facts(split_hashes=hashes, **replace.facts(), **cuts.facts())
 
     rules = {name: value for name, value in asdict(config.privacy).items() if name != "canaries"}
     copies = [[row, [asdict(canary) for canary in held]] for row, held in sorted(planted.items())]
@@ -204,14 +238,3 @@ def _size(result: Result) -> int:
 def _extremes(values: Iterable[int]) -> list[int]:
     found = list(values)
     return [min(found), max(found)]
-
-
-def _scrubbed(
-    document: Document, scrub: Callable[[str], tuple[str, Counter[str]]]
-) -> tuple[Document, Counter[str]]:
-    kinds: Counter[str] = Counter()
-    fields = {}
-    for name, text in document.fields.items():
-        fields[name], found = scrub(text)
-        kinds.update(found)
-    return Document(document.id, fields, document.language), kinds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ class SourceReport:
 
     Of ``read`` items ``kept`` became documents; ``dropped`` counts the others by rule, ``samples``
     shows some of each. ``edited`` counts documents by the cleaning rule that changed them,
-    ``replaced`` personal data by kind, ``languages`` documents, bytes, words and tokens by language: of
-    pairs whose languages are given each side for itself.
+    ``replaced`` personal data by kind, of which ``found`` has some as they stood: that is told, never
+    written. ``languages`` are documents, bytes, words and tokens by language: of pairs whose languages
+    are given each side for itself.
     """
 
     read: int = 0
@@ -32,6 +33,7 @@ class SourceReport:
     dropped: Counter[str] = field(default_factory=Counter)
     edited: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
+    found: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     languages: dict[str, Counter[str]] = field(default_factory=dict)
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
@@ -67,6 +69,8 @@ def gather(
             report = reports[unit.source.name]
             report.edited.update(result.facts.get("edited", {}))
             report.replaced.update(result.facts.get("replaced", {}))
+            for kind, shown in result.facts.get("found", {}).items():
+                report.found[kind] = [*report.found.get(kind, ()), *shown][:SAMPLES_PER_RULE]
             for item in removed_items(result):
                 report.refuse(item)
             for cut in result.facts.get("samples", ()):
@@ -91,23 +95,31 @@ def write_removed(
     passed_over: Mapping[str, Sequence[Dropped]],
     units: Sequence[Unit],
     stages: Sequence[Sequence[Result]],
+    scrub: Callable[[str], str],
 ) -> None:
-    """Write one line for everything that was dropped: by source, then stage, then in canonical order."""
+    """Write one line for everything that was dropped: by source, then stage, then in canonical order.
+
+    ``scrub`` replaces personal data, which a reason may quote.
+    """
     with path.open("w", encoding="utf-8") as log:
         for name in sorted(passed_over):
-            log.writelines(_line(name, item) for item in passed_over[name])
+            log.writelines(_line(name, item, scrub) for item in passed_over[name])
             for stage in stages:
                 for unit, result in zip(units, stage, strict=True):
                     if unit.source.name == name:
-                        log.writelines(_line(name, item) for item in removed_items(result))
+                        log.writelines(_line(name, item, scrub) for item in removed_items(result))
 
 
-def _line(source: str, item: Dropped) -> str:
-    return json.dumps({"source": source, "id": item.id, "rule": item.rule, "reason": item.reason}) + "\n"
+def _line(source: str, item: Dropped, scrub: Callable[[str], str]) -> str:
+    line = {"source": source, "id": item.id, "rule": item.rule, "reason": scrub(item.reason)}
+    return json.dumps(line) + "\n"
 
 
-def as_json(reports: Mapping[str, SourceReport]) -> dict[str, Any]:
-    """Return the reports as JSON values, counts sorted by name."""
+def as_json(reports: Mapping[str, SourceReport], scrub: Callable[[str], str]) -> dict[str, Any]:
+    """Return the reports as JSON values, counts sorted by name.
+
+    ``scrub`` replaces personal data: a sample shows text as it was before that was done.
+    """
     return {
         name: {
             "read": report.read,
@@ -116,7 +128,10 @@ def as_json(reports: Mapping[str, SourceReport]) -> dict[str, Any]:
             "edited": dict(sorted(report.edited.items())),
             "replaced": dict(sorted(report.replaced.items())),
             "languages": {language: dict(counts) for language, counts in sorted(report.languages.items())},
-            "samples": dict(sorted(report.samples.items())),
+            "samples": {
+                rule: [one | {key: scrub(one[key]) for key in ("reason", "sample")} for one in shown]
+                for rule, shown in sorted(report.samples.items())
+            },
         }
         for name, report in sorted(reports.items())
     }
@@ -151,7 +166,9 @@ def describe(reports: Mapping[str, SourceReport]) -> list[str]:
             lines.append(f"  edited by {rule}: {count}")
             if (cut := report.samples.get(rule)) and rule not in report.dropped:
                 lines.append(f"    such as {cut[0]['id']}: {cut[0]['reason']}")
-        lines += [f"  replaced {kind}: {count}" for kind, count in sorted(report.replaced.items())]
+        for kind, count in sorted(report.replaced.items()):
+            lines.append(f"  replaced {kind}: {count}")
+            lines += [f"    such as {one['id']}: {one['text']}" for one in report.found.get(kind, ())]
         for language, counts in sorted(report.languages.items()):
             lines.append(f"  language {language or 'unknown'}: {_fertility(counts)}")
     return lines

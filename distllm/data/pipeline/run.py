@@ -32,6 +32,7 @@ from distllm.data.pipeline.encode import encode_task, encoder_of, tokenizer_task
 from distllm.data.pipeline.report import REPORT_FILE, SourceReport, as_json, gather, write_removed
 from distllm.data.pipeline.sources import Source, Unit, find_units, settle_sources
 from distllm.data.pipeline.work import Claim, Report, Result, WorkDirectory, address, claim, lock
+from distllm.data.privacy import Scrubber
 from distllm.data.privacy.canaries import CANARIES_FILE, Canaries, describe_canaries
 from distllm.data.records import TEXT, Dropped, Progress
 from distllm.data.shards import INDEX_FILE, IndexedShard, token_dtype, write_index
@@ -263,8 +264,9 @@ def _assemble(
         found = describe_canaries(config.privacy.canaries, config.seed, loaded)
         atomic_write_json(directory / CANARIES_FILE, found)
         files.append(CANARIES_FILE)
-    write_removed(directory / REMOVED_FILE, kept.passed_over, kept.units, kept.stages)
-    atomic_write_json(directory / REPORT_FILE, as_json(reports))
+    scrubber = Scrubber(config.privacy)
+    write_removed(directory / REMOVED_FILE, kept.passed_over, kept.units, kept.stages, scrubber.clean)
+    atomic_write_json(directory / REPORT_FILE, as_json(reports, scrubber.clean))
     index: dict[str, dict[str, list[IndexedShard]]] = {}
     sources: dict[str, dict[str, SplitRecord]] = {}
     for plan, results in zip(plans, shards, strict=True):

@@ -21,9 +21,9 @@ _FILES = frozenset(
 
 _IPV4 = re.compile(r"[0-9]{1,3}+\.[0-9]{1,3}+\.[0-9]{1,3}+\.[0-9]{1,3}+(?![0-9A-Za-z])(?!\.[0-9])")
 _NUMBERED = re.compile(
-    r"(?:\b(?:v|ver|vers|version|versione|versión|release|build|firmware|section|sect|sec|chapter|clause|"
+    r"(?:\b(?:v|ver|vers|version|versione|versión|release|rv|build|firmware|section|sect|sec|chapter|clause|"
     r"article|appendix|figure|fig|table|rule|kapitel|abschnitt|chapitre|oid|patch|update|revision|rev|driver)"
-    r"\.?[\s:=#\"']{0,3}|[=<>~^§v@]\s?|\b[A-Za-z][A-Za-z0-9]*[_-])$",
+    r"\.?[\s:=#\"']{0,3}|[=<>~^§v@]\s?|\b[A-Za-z][A-Za-z0-9]*[_-]|(?-i:\b[A-Z][A-Za-z]+/))$",
     re.IGNORECASE,
 )
 _IPV6_INSIDE = re.compile(r":[0-9A-Fa-f]{0,4}+:")

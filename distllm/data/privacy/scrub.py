@@ -60,6 +60,10 @@ class Scrubber:
             text = _replaced(text, found)
         return text, counts
 
+    def clean(self, text: str) -> str:
+        """Return ``text`` with placeholders."""
+        return self.scrub(text)[0]
+
     def find(self, text: str) -> list[Finding]:
         """Return what ``scrub`` would replace, in order, as places of the given ``text``."""
         all_found: list[Finding] = []

@@ -13,11 +13,10 @@ from typing import Any, cast
 from distllm.config.schema_read import ReadConfig
 from distllm.data.read.part import Part
 from distllm.data.read.streams import decode, open_bytes, read_lines
-from distllm.data.records import Document, Dropped
+from distllm.data.records import Document, Dropped, excerpt
 
 Records = Iterator[tuple[str, dict[str, Any]] | Dropped]
 _BOM = b"\xef\xbb\xbf"
-_SAMPLE = 200
 _PEEK_BYTES = 4096
 
 
@@ -45,7 +44,7 @@ def _json_record(name: str, line: bytes, read: ReadConfig) -> tuple[str, dict[st
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Dropped(name, "broken_json", str(error), text[:_SAMPLE])
+        return Dropped(name, "broken_json", str(error), excerpt(text))
     if not isinstance(record, dict):
         return Dropped(name, "not_an_object", f"a JSON {type(record).__name__}, expected an object")
     return name, record
@@ -92,10 +91,10 @@ def _rows(rows: Iterator[list[str]], part: Part, read: ReadConfig, columns: tupl
             continue
         elif len(row) < len(columns):
             yield Dropped(
-                name, "wrong_columns", f"{len(row)} columns, expected {len(columns)}", str(row)[:_SAMPLE]
+                name, "wrong_columns", f"{len(row)} columns, expected {len(columns)}", excerpt(str(row))
             )
         elif any("\udc80" <= letter <= "\udcff" for cell in row for letter in cell):
-            yield Dropped(name, "undecodable", f"not {read.encoding}", ascii(row)[:_SAMPLE])
+            yield Dropped(name, "undecodable", f"not {read.encoding}", excerpt(ascii(row)))
         else:
             yield name, dict(zip(columns, row, strict=False))
 

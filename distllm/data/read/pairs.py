@@ -13,7 +13,7 @@ from distllm.config.schema_read import ReadConfig
 from distllm.data.read.lines import delimited_records, json_records, named, text_of
 from distllm.data.read.part import Part
 from distllm.data.read.streams import DamagedFile, decode, local_copy, open_bytes, read_lines
-from distllm.data.records import Document, Dropped
+from distllm.data.records import Document, Dropped, excerpt
 from distllm.errors import DataError
 from distllm.extras import require
 
@@ -59,7 +59,7 @@ def read_preferences(file: Path, part: Part, read: ReadConfig) -> Iterator[Docum
         texts = {key: content.get(key) for key in (PROMPT, CHOSEN, REJECTED)}
         lacking = [key for key, text in texts.items() if not isinstance(text, str) or not text.strip()]
         if lacking:
-            yield Dropped(name, "incomplete", f"no text in {', '.join(lacking)}", str(content)[:200])
+            yield Dropped(name, "incomplete", f"no text in {', '.join(lacking)}", excerpt(str(content)))
         else:
             yield named(name, {key: str(text) for key, text in texts.items()}, content, read)
 

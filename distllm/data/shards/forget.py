@@ -59,6 +59,7 @@ from distllm.fsio import (
 PARTIAL = "forget.partial"
 REMOVED_MARK = "[forgotten]"
 _LOGS = ("removed.jsonl", "report.json")
+_TELLING = ("id", "reason", "sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,9 @@ def _stage_logs(directory: Path, ids: Collection[str], texts: Sequence[str]) -> 
 
 
 def _scrub(value: Any, ids: Collection[str], texts: Sequence[str], *, sample: bool = False) -> Any:
-    """Return a JSON value with a mark for each string that names a document, or is a sample of one."""
+    """Return a JSON value with a mark for what names a document, tells of it, or is a sample of it."""
+    if isinstance(value, dict) and value.get("id") in ids:
+        return {key: REMOVED_MARK if key in _TELLING else item for key, item in value.items()}
     if isinstance(value, dict):
         return {
             key: _scrub(item, ids, texts, sample=sample or key.startswith("sample"))
@@ -266,6 +269,10 @@ def _scrub(value: Any, ids: Collection[str], texts: Sequence[str], *, sample: bo
         }
     if isinstance(value, list):
         return [_scrub(item, ids, texts, sample=sample) for item in value]
-    if isinstance(value, str) and value and (value in ids or (sample and any(value in t for t in texts))):
+    if not isinstance(value, str) or not value:
+        return value
+    if value in ids or (sample and any(value in text for text in texts)):
         return REMOVED_MARK
-    return value
+    # The reason why another one went ends with the name of what it repeats.
+    named = next((id_ for id_ in ids if value.endswith(f" {id_}")), "")
+    return f"{value.removesuffix(named)}{REMOVED_MARK}" if named else value
