@@ -89,13 +89,13 @@ class Job:
         )
 
     def run(self, **env):
-        """Run the script until it ends, or waits to be ended after it has queued its job again."""
+        """Run the script until it ends, or waits to be ended because SLURM may have queued its job again."""
         script = self.begin(**env)
         told = []
         try:
             for line in script.stdout:
                 told.append(line)
-                if "queued again" in line:
+                if "queued again, if SLURM heard it" in line:
                     script.terminate()  # as SLURM does; the script must not go on
                     with pytest.raises(subprocess.TimeoutExpired):
                         script.wait(1.5)

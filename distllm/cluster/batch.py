@@ -177,7 +177,7 @@ class JobScript:
             self._history.exclude({node: f"{failures} starts of the run have failed there"})
 
     def _requeue(self) -> int:
-        """Queue the job again and wait to be ended: a script that went on would find the job it has left."""
+        """Queue the job again and leave at once, which frees the nodes; what the script returns counts no more."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # also for the command, which SLURM ends with the job
         try:
             certain = requeue(self._allocation.job)
@@ -185,9 +185,12 @@ class JobScript:
             signal.signal(signal.SIGTERM, self._noticed_end)
             say(f"requeue refused: {error.cause}")
             return self._chain()
-        say("queued again" if certain else "queued again, if SLURM heard it")
+        if certain:
+            say("queued again")
+            return 75
+        say("queued again, if SLURM heard it: it ends this script then")
         deadline = time.monotonic() + _UNHEARD_SECONDS
-        while certain or time.monotonic() < deadline:
+        while time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         say("SLURM has not heard it")
         return self._chain()

@@ -46,8 +46,9 @@ def test_what_ranks_are_told(job):
 
 def test_a_failure_with_progress_is_started_again_and_without_it_given_up(job):
     job.plan({"saves": [4], "code": 1}, {"code": 137}, {"code": 137})
-    assert job.run()[1].count("queued again") == 1
-    assert job.run()[1].count("queued again") == 1
+    for _ in range(2):  # it leaves at once, and SLURM can use the nodes
+        code, told = job.run()
+        assert (code, told.count("queued again")) == (75, 1)
     code, told = job.run()
     assert code == 70
     assert "2 starts in a row have ended without one more saved step" in told
@@ -77,15 +78,10 @@ def test_the_warning_becomes_a_request_and_the_job_comes_back(job):
         while not list(job.run_dir.glob("ran-*")):
             time.sleep(0.05)
         script.send_signal(signal.SIGUSR2)
-        told = ""
-        for line in script.stdout:
-            told += line
-            if "queued again" in line:
-                script.kill()
+        told, _ = script.communicate(timeout=60)
     finally:
         script.kill()
         script.wait()
-        script.stdout.close()
     assert "again: asked to stop: the time limit is near" in told
     assert job.requeued == ["12"]
     request = Control(job.run_dir).asked("stop")
