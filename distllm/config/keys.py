@@ -179,10 +179,20 @@ def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> Non
     meant = suggest(path, candidates)
     if meant is not None and holds_keys(path, known) and edit_distance(path, meant) > _SLIP:
         meant = None  # a whole name without a key behind it is likelier than so many slips
-    inside = [key for key in candidates if key.startswith(f"{path}.")] if meant is None else []
-    problems.add(f"unknown key {path!r}", where=path, remedy=did_you_mean(path, inside or candidates))
+    near = _nearest_group(path, candidates) if meant is None else candidates
+    problems.add(f"unknown key {path!r}", where=path, remedy=did_you_mean(path, near))
     if meant is not None:
         problems.suspects.add(meant)
+
+
+def _nearest_group(path: str, candidates: Iterable[str]) -> list[str]:
+    """Return the keys below ``path``, or below the closest group around it; at the top, the groups."""
+    candidates, group = list(candidates), path
+    while group:
+        if found := [key for key in candidates if key.startswith(f"{group}.")]:
+            return found
+        group = group.rpartition(".")[0]
+    return sorted({key.partition(".")[0] for key in candidates})
 
 
 def _spelled(key: str, typed: str) -> str:

@@ -7,7 +7,17 @@ import pytest
 from distllm.config.compose import compose, composition_of, sources_of
 from distllm.config.diff import changes
 from distllm.config.explain import explanation, render, select
-from distllm.config.keys import flatten, holds_keys, is_key, keys, leaves, merged, nested, wrong_names
+from distllm.config.keys import (
+    flatten,
+    holds_keys,
+    is_key,
+    keys,
+    leaves,
+    merged,
+    nested,
+    note_unknown_key,
+    wrong_names,
+)
 from distllm.config.options import option
 from distllm.config.problems import Problems
 from distllm.config.resolve import resolve
@@ -284,3 +294,15 @@ def from_lists(tree):
     if isinstance(tree, dict):
         return {key: from_lists(value) for key, value in tree.items()}
     return [from_lists(item) for item in tree] if isinstance(tree, tuple) else tree
+
+
+@pytest.mark.parametrize(
+    ("word", "group"),
+    [("engine.zero_quantized_weights", "engine."), ("cluster.slurm.x", "cluster.slurm."), ("fooo", None)],
+)
+def test_what_resembles_no_key_is_answered_with_its_group_and_not_with_all_keys(word, group):
+    problems = Problems()
+    note_unknown_key(word, keys(Config), problems)
+    offered = problems.found[0].remedy.removeprefix("use one of: ").split(", ")
+    expected = {key for key in keys(Config) if group and key.startswith(group)}
+    assert set(offered) == (expected or {key.partition(".")[0] for key in keys(Config)})
