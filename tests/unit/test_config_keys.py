@@ -298,7 +298,11 @@ def from_lists(tree):
 
 @pytest.mark.parametrize(
     ("word", "group"),
-    [("engine.zero_quantized_weights", "engine."), ("cluster.slurm.x", "cluster.slurm."), ("fooo", None)],
+    [
+        ("engine.zero_quantized_weights", "engine."),
+        ("cluster.slurm.hold_back_until", "cluster.slurm."),
+        ("foooooooo", None),
+    ],
 )
 def test_what_resembles_no_key_is_answered_with_its_group_and_not_with_all_keys(word, group):
     problems = Problems()
