@@ -176,7 +176,13 @@ def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> Non
         return
     known = tuple(known)
     candidates = [_spelled(key, path) for key in known]
-    meant = suggest(path, candidates)
+    # A name that is whatever was typed must not make two keys alike: cluster.slurm.x is not cluster.env.x.
+    alike = [
+        spelled
+        for key, spelled in zip(known, candidates, strict=True)
+        if ANY not in key or edit_distance(path, spelled) <= max(1, len(key.replace(ANY, "")) // 3)
+    ]
+    meant = suggest(path, alike)
     if meant is not None and holds_keys(path, known) and edit_distance(path, meant) > _SLIP:
         meant = None  # a whole name without a key behind it is likelier than so many slips
     near = _nearest_group(path, candidates) if meant is None else candidates
