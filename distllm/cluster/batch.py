@@ -177,7 +177,7 @@ class JobScript:
             self._history.exclude({node: f"{failures} starts of the run have failed there"})
 
     def _requeue(self) -> int:
-        """Queue the job again and leave at once, which frees the nodes; what the script returns counts no more."""
+        """Queue the job again and leave at once, which frees the nodes; no exit code counts any more."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # also for the command, which SLURM ends with the job
         try:
             certain = requeue(self._allocation.job)

@@ -13,10 +13,12 @@ from pathlib import Path
 from distllm.cluster.batch import start_directory
 from distllm.cluster.control import Control
 from distllm.cluster.history import History, Start
+from distllm.cluster.snapshot import SCRIPT
 
 _ENDED = re.compile(
     r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+?(?: DUE TO ([A-Z ]+?))?(?:,[^*]*)? \*\*\*"
 )
+_OUTPUT = re.compile(r"^#SBATCH --output=(.+)$", re.MULTILINE)
 _BEGAN = re.compile(r"distllm: start (\d+) on ")
 _TAIL_BYTES = 1 << 18
 _MEANINGS = {
@@ -52,21 +54,28 @@ def _lost(run_dir: Path, start: Start) -> Ending:
     if lost:
         return Ending(f"a node was lost: {', '.join(lost)}", _MEANINGS["NODE FAILURE"][1])
     return Ending(
-        "nobody wrote down why: its first node has probably lost power or network",
-        f"scontrol show node {start.nodes[0]}; sacct -D -j {start.job} where accounting is kept",
+        "nobody wrote down why: its job script was killed, or its first node lost power or network",
+        f"scontrol show node {start.nodes[0]}; scontrol show job {start.job}, or sacct -D -j {start.job}",
     )
 
 
 def _job_log(start: Start) -> str:
     """Return what the log of the job holds of this start."""
-    array, _, task = start.job.partition("_")
-    name = f"job-{array}-{task}.log" if task else f"job-{array}.log"
-    text = _tail(Path(start.submission) / name)
+    text = _tail(job_log(start))
     began = [(int(found[1]), found.start()) for found in _BEGAN.finditer(text)]
     first = next((place for number, place in began if number == start.number), None)
     if first is None:
         return ""
     return text[first : next((place for number, place in began if number > start.number), None)]
+
+
+def job_log(start: Start) -> Path:
+    """Return where a job script writes; the tasks of a sweep share the directory of its first run."""
+    array, _, task = start.job.partition("_")
+    own = Path(start.submission) / SCRIPT
+    found = _OUTPUT.search(own.read_text(encoding="utf-8")) if own.exists() else None
+    pattern = Path(found[1]) if found else own.with_name("job-%A-%a.log" if task else "job-%j.log")
+    return pattern.with_name(pattern.name.replace("%A", array).replace("%a", task).replace("%j", array))
 
 
 def _rank_logs(directory: Path) -> list[str]:

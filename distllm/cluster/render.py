@@ -18,10 +18,14 @@ _DIRECTIVE = "#SBATCH "
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A job of many tasks, of which so many run at once: as many as the configuration says by default."""
+    """A job of many tasks, of which so many run at once: as many as the configuration says by default.
+
+    ``name`` is what they have in common, where they are runs of different names.
+    """
 
     tasks: int
     at_once: int | None = None
+    name: str | None = None
 
     def __str__(self) -> str:
         return f"array of {self.tasks}"
@@ -74,7 +78,8 @@ def train_script(
 def train_options(config: Config, log: Path, array: Array | None = None) -> list[str]:
     """Return sbatch's options for a training run, or for an array."""
     cluster, slurm = config.cluster, config.cluster.slurm
-    options = common_options(config, f"distllm-{config.name}", log)
+    name = array.name if array and array.name else config.name
+    options = common_options(config, f"distllm-{name}", log)
     options += [f"--nodes={cluster.nodes}", f"--ntasks-per-node={cluster.procs_per_node}"]
     if slurm.gpus is not None:
         options.append(f"--gpus-per-node={slurm.gpus}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distllm.cluster.control import Control
 from distllm.cluster.history import History, Start
 from distllm.cluster.jobs import jobs_of
 from distllm.cluster.lease import LEASE_SECONDS, OWNER_FILE
@@ -73,7 +74,10 @@ def state_of(run_dir: Path, queue: Sequence[QueuedJob]) -> RunState:
 
 
 def _ended_how(run_dir: Path) -> str:
-    """Return how the last attempt ended, or that it runs; ``lost`` if it did not say, ``new`` without one."""
+    """Return how the last attempt ended, or that it runs; ``lost`` if it did not say, ``new`` without one.
+
+    A run that was cancelled may have saved when SLURM ended it: it is cancelled all the same.
+    """
     try:
         events = read_events(run_dir / LEDGER_FILE)
     except DataError:
@@ -81,13 +85,20 @@ def _ended_how(run_dir: Path) -> str:
     last = next((event for event in reversed(events) if event.kind in (*_ENDS, "attempt")), None)
     if last is None:
         return "new"
-    if last.kind != "attempt":
-        return last.kind
+    if last.kind == "done":
+        return "done"
+    if last.kind == "attempt" and _is_owned(run_dir):
+        return "running"
+    if Control(run_dir).asked("cancel") is not None:
+        return "cancelled"
+    return "lost" if last.kind == "attempt" else last.kind
+
+
+def _is_owned(run_dir: Path) -> bool:
     try:
-        age = time.time() - (run_dir / OWNER_FILE).stat().st_mtime
+        return time.time() - (run_dir / OWNER_FILE).stat().st_mtime < LEASE_SECONDS
     except OSError:
-        return "lost"
-    return "running" if age < LEASE_SECONDS else "lost"
+        return False
 
 
 def _last_step(run_dir: Path) -> tuple[int, float | None]:

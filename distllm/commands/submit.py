@@ -76,7 +76,7 @@ def _train(runs: list[list[str]], config_dir: Path | None, options: Options, com
     if options.dry_run:
         first = checked[0]
         place = first.run_dir / "slurm" / "submissions" / "NNN"
-        array = _array_of(len(checked), options)
+        array = _array_of([found.config.name for found in checked], options)
         print(train_script(first.config, place, place / "code", [str(place)], array, command))
         return 0
     from distllm.cluster.image import image_facts
@@ -107,7 +107,7 @@ def _queue(kept: Sequence[Submission], options: Options, command: str) -> int:
 
     first, config = kept[0], kept[0].config()
     paths = [str(one.path) for one in kept]
-    array = _array_of(len(kept), options)
+    array = _array_of([one.run_dir.name for one in kept], options)
     script = train_script(config, first.path, first.code, paths, array, command)
     for one in kept:
         atomic_write_text(one.script, script)
@@ -123,13 +123,15 @@ def _queue(kept: Sequence[Submission], options: Options, command: str) -> int:
     return 0
 
 
-def _array_of(runs: int, options: Options) -> Array | None:
-    """Return the array that the submission is: of the runs of a sweep, or of the links of a chain."""
+def _array_of(runs: Sequence[str], options: Options) -> Array | None:
+    """Return the array that the submission is: of the named runs of a sweep, or of the links of a chain."""
     from distllm.cluster.render import Array
 
     if options.by == "array" and options.chain > 1:
         return Array(options.chain, at_once=1)
-    return Array(runs) if runs > 1 else None
+    if len(runs) == 1:
+        return None
+    return Array(len(runs), name=runs[0].partition("=")[0])  # a run of a sweep is called NAME.KEY=VALUE,...
 
 
 def _dependency(before: Sequence[str], options: Options) -> list[str]:

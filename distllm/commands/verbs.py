@@ -46,7 +46,7 @@ def ask(wish: Wish, words: Sequence[str]) -> tuple[Path, str]:
     options = parse_options(wish, Options, words)
     path = directory_of(options.run, options.runs_dir, wish)
     state = state_of(path, queue_if_any()).state
-    if wish != "cancel" and state in ("done", "new", "failed", "oom", "stopped"):
+    if wish != "cancel" and state in ("done", "new", "failed", "oom", "stopped", "cancelled"):
         raise ConfigError(
             f"the run does not run and does not wait: {state}",
             where=str(path),

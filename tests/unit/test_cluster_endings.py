@@ -64,6 +64,11 @@ def test_a_task_of_an_array_has_a_log_of_its_own(run):
     start = begin(run, "7_2")
     told(run, started(1), f"*** JOB 9 ON n1 {STAMP} ***", name="job-7-2.log")
     assert "scancel" in ending_of(run, start).why
+    first = run / "first"  # of the sweep: its directory holds the logs of all
+    first.mkdir()
+    (first / "job-7-2.log").write_text(f"{started(1)}\n*** JOB 9 ON n1 {STAMP} DUE TO PREEMPTION ***\n")
+    (run / "slurm/submissions/001/job.sbatch").write_text(f"#SBATCH --output={first}/job-%A-%a.log\n")
+    assert "preempted" in ending_of(run, start).why
 
 
 def test_the_log_of_a_rank_tells_it_too(run):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from distllm.cluster.control import Control
 from distllm.cluster.diagnose import classify, first_error
 from distllm.cluster.fence import Fence
 from distllm.cluster.health import MARK, Listener, NodeCheck, talk
@@ -136,6 +137,8 @@ def test_state_of_a_run_from_both_sides(tmp_path):
     assert state_of(tmp_path, []).state == "lost"
     told(tmp_path, 1, "failed", error="E", cause="c")
     assert state_of(tmp_path, []).state == "failed"
+    Control(tmp_path).ask("cancel", "distllm cancel")
+    assert state_of(tmp_path, []).state == "cancelled"
 
 
 def report(node, *problems, together=()):

@@ -90,7 +90,9 @@ def test_a_sweep_is_one_array_with_one_copy_of_the_code(slurm, capsys):
     kept = [Submission.load(submissions_of(run.absolute())[0]) for run in runs]
     assert len({one.code for one in kept}) == 1
     assert {one.config().optim.lr for one in kept} == {1e-3, 2e-3, 3e-3}
-    assert "#SBATCH --array=0-2%2" in kept[0].script.read_text()
+    script = kept[0].script.read_text()
+    assert "#SBATCH --array=0-2%2" in script
+    assert "#SBATCH --job-name=distllm-mine.optim.lr\n" in script, "not the name of one of them"
     assert [jobs_of(run) for run in runs] == [["41_0"], ["41_1"], ["41_2"]]
     assert "(array of 3)" in capsys.readouterr().out
 
