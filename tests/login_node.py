@@ -13,7 +13,10 @@ def login_node(tmp_path, monkeypatch):
     programs.put("sinfo", "echo 'normal*|up|1-00:00:00|4|64|500000|gpu:h100:8'")
     said = 'case "$*" in *test-only*) echo "sbatch: Job 1 to start soon" >&2;; *) echo 41;; esac'
     programs.put("sbatch", said)
-    programs.put("scontrol", "echo 'MaxArraySize            = 4'")
+    asked = (
+        'case "$*" in *job*) echo "JobId=7 JobState=RUNNING";; *) echo "MaxArraySize            = 4";; esac'
+    )
+    programs.put("scontrol", asked)
     programs.put("squeue")
     programs.put("scancel")
     rows = [[token % 250 + 1 for token in range(start, start + 200)] for start in range(20)]

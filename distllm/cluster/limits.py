@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distllm.cluster.image import is_file
-from distllm.cluster.slurm import NodeGroup, max_array_size, parse_time
+from distllm.cluster.slurm import NodeGroup, job_state, max_array_size, parse_memory, parse_time
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.errors import LaunchError, StorageError
 from distllm.fsio import ensure_writable
 from distllm.registry import did_you_mean
-from distllm.units import format_duration
+from distllm.units import format_bytes, format_duration
 
+_NEVER = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT")
 CLOCK_SECONDS = 60
 """SLURM looks at time limits twice a minute: its warning may come that much too early."""
 REACH_SECONDS = 60
@@ -46,10 +47,11 @@ def check_limits(config: Config, groups: Sequence[NodeGroup], problems: Problems
             keys=["cluster.nodes"],
             remedy=f"cluster.nodes={largest}, or fewer",
         )
+        _check_nodes(config, "this cluster", groups, problems)
         return
     kinds = [group for group in groups if group.partition == partition]
     _check_partition(config, partition, kinds, limit, problems)
-    _check_nodes(config, partition, kinds, problems)
+    _check_nodes(config, f"partition {partition}", kinds, problems)
 
 
 def _check_partition(
@@ -77,14 +79,14 @@ def _check_partition(
     )
 
 
-def _check_nodes(config: Config, partition: str, kinds: Sequence[NodeGroup], problems: Problems) -> None:
-    """Check that nodes of one kind have what one node is to have."""
+def _check_nodes(config: Config, place: str, kinds: Sequence[NodeGroup], problems: Problems) -> None:
+    """Check that some kind of node of ``place`` has what one node is to have."""
     cluster, slurm = config.cluster, config.cluster.slurm
     gpus = gpus_per_node(config)
     most = max((group.gpus for group in kinds), default=0)
     problems.check(
         gpus <= most,
-        f"{gpus} GPUs asked of each node, the nodes of partition {partition} have {most}",
+        f"{gpus} GPUs asked of each node, the nodes of {place} have {most}",
         keys=["cluster.procs_per_node", "cluster.slurm.gpus"],
         remedy=f"cluster.procs_per_node={most} and more nodes"
         if most
@@ -94,9 +96,22 @@ def _check_nodes(config: Config, partition: str, kinds: Sequence[NodeGroup], pro
     most_cpus = max((group.cpus for group in kinds), default=0)
     problems.check(
         cpus <= most_cpus,
-        f"{cpus} CPU cores asked of each node, the nodes of partition {partition} have {most_cpus}",
+        f"{cpus} CPU cores asked of each node, the nodes of {place} have {most_cpus}",
         keys=["cluster.procs_per_node", "cluster.slurm.cpus_per_rank"],
         remedy=f"cluster.slurm.cpus_per_rank={max(1, most_cpus // cluster.procs_per_node)}",
+    )
+    try:
+        memory = parse_memory(slurm.memory or "0")
+    except ValueError as error:
+        problems.add(str(error), where="cluster.slurm.memory", remedy="write it as SLURM does")
+        return
+    most_memory = max((group.memory for group in kinds), default=0) << 20
+    problems.check(
+        memory <= most_memory,
+        f"{format_bytes(memory)} of memory asked of each node, the nodes of {place} have "
+        f"{format_bytes(most_memory)}",
+        keys=["cluster.slurm.memory"],
+        remedy=f"cluster.slurm.memory={most_memory >> 20}M, or 0 for all that a node has",
     )
 
 
@@ -111,6 +126,26 @@ def check_array(tasks: int, key: str, problems: Problems) -> None:
         f"an array of {tasks} tasks, and this cluster takes {most} (MaxArraySize)",
         keys=[key],
         remedy=f"submit it in parts of at most {most}",
+    )
+
+
+def check_after(job: str, problems: Problems) -> None:
+    """Check that a job can still succeed: SLURM begins at once what waits for one that it does not know."""
+    try:
+        state = job_state(job)
+    except LaunchError:
+        return  # scontrol is not for everybody everywhere
+    problems.check(
+        state is not None,
+        f"SLURM knows no job {job}",
+        keys=["after"],
+        remedy="it ended a while ago, or never was: leave after= out, or correct the number",
+    )
+    problems.check(
+        state not in _NEVER,
+        f"job {job} has ended without success: {state}",
+        keys=["after"],
+        remedy="correct what failed and submit it again, or leave after= out",
     )
 
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from distllm.cluster.limits import gpus_per_node
+from distllm.cluster.slurm import parse_time
 from distllm.cluster.snapshot import python_of
 from distllm.config.schema import Config
 
@@ -110,12 +111,14 @@ def prepare_options(config: Config, log: Path) -> list[str]:
 
 def evaluate_options(config: Config, log: Path, step: int) -> list[str]:
     """Return sbatch's options for the evaluation of one checkpoint."""
+    limit = parse_time(config.cluster.slurm.time_limit)
+    hour = "01:00:00" if limit is None or limit > 3600 else config.cluster.slurm.time_limit
     return [
         *common_options(config, f"distllm-evaluate-{config.name}-{step}", log),
         "--nodes=1",
         "--ntasks=1",
-        *([f"--gpus-per-node={1}"] if gpus_per_node(config) else []),
-        "--time=01:00:00",
+        *(["--gpus-per-node=1"] if gpus_per_node(config) else []),
+        f"--time={hour}",
         "--requeue",
         *config.cluster.slurm.options,
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from distllm.errors import LaunchError
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_MEMORY = re.compile(r"(\d+)([KMGTkmgt]?)B?")
 _GPUS = re.compile(r"gpu(?::[^:(,]+)?:(\d+)")
 _TOOL_SECONDS = 60
 DOWN = ("down", "drain", "fail", "no_respond", "unk", "error", "not_responding")
@@ -115,6 +116,21 @@ def queued_jobs(jobs: Iterable[str] = ()) -> list[QueuedJob]:
     return [job for job in found if not wanted or job.job in wanted or job.job.split("_")[0] in wanted]
 
 
+def job_state(job: str) -> str | None:
+    """Return the state of a job of anybody's, such as COMPLETED; None if SLURM knows no such job any more.
+
+    Raises:
+        LaunchError: see `call`.
+    """
+    try:
+        words = call("scontrol", "show", "job", "-o", job).split()
+    except LaunchError as error:
+        if "Invalid job id" in error.cause:
+            return None
+        raise
+    return next((word.partition("=")[2] for word in words if word.startswith("JobState=")), None)
+
+
 def max_array_size() -> int | None:
     """Return how many tasks an array may have here; None where SLURM does not say.
 
@@ -208,6 +224,18 @@ def parse_time(text: str) -> int | None:
     else:
         hours, minutes, seconds = first or 0, second, third
     return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def parse_memory(text: str) -> int:
+    """Return SLURM's spelling of a node's memory in bytes: ``64G``, ``512000`` (MiB); ``0`` is all there is.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = _MEMORY.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no memory of a node such as 64G, 512000M or 0")
+    return int(match[1]) << {"K": 10, "M": 20, "G": 30, "T": 40}[(match[2] or "M").upper()]
 
 
 def _leading_number(text: str) -> int:

@@ -152,7 +152,7 @@ def _settled(runs: list[list[str]], config_dir: Path | None, options: Options) -
     Raises:
         ConfigProblems: everything that is wrong with any of them, each problem once.
     """
-    from distllm.cluster.limits import check_array
+    from distllm.cluster.limits import check_after, check_array
     from distllm.commands.submit_checks import settle_submission
     from distllm.config.problems import Problems
     from distllm.errors import ConfigProblems
@@ -167,6 +167,8 @@ def _settled(runs: list[list[str]], config_dir: Path | None, options: Options) -
     tasks = max(len(runs), options.chain if options.by == "array" else 1)
     if tasks > 1:
         check_array(tasks, "-m" if len(runs) > 1 else "chain", problems)
+    if options.after:
+        check_after(options.after, problems)
     for words in runs:
         try:
             checked.append(settle_submission(words, config_dir))
@@ -191,7 +193,7 @@ def _prepare(overrides: list[str], config_dir: Path | None, options: Options, co
     from distllm.config.yaml import to_yaml
     from distllm.fsio import atomic_write_text
 
-    found = settle_preparation(overrides, config_dir)
+    found = settle_preparation(overrides, config_dir, options.after)
     for line in found.notes:
         print(f"{found.config.name}: {line}")
     place, code, words = found.run_dir / "slurm" / "submissions" / "NNN", Path("code"), tuple(found.words)

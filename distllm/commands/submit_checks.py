@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distllm.cluster.control import Control
 from distllm.cluster.duration import check_time
 from distllm.cluster.limits import (
     check_addresses,
+    check_after,
     check_array,
     check_container,
     check_limits,
@@ -131,8 +132,10 @@ def _check_fewer(config: Config, fewest: int, problems: Problems) -> None:
     )
 
 
-def settle_preparation(overrides: Sequence[str], config_dir: Path | None) -> Checked:
-    """Check a preparation for the queue.
+def settle_preparation(
+    overrides: Sequence[str], config_dir: Path | None, after: str | None = None
+) -> Checked:
+    """Check a preparation for the queue, where it may wait for the job ``after``.
 
     Raises:
         ConfigProblems: everything that is wrong with it, or with what it asks of the cluster.
@@ -141,8 +144,10 @@ def settle_preparation(overrides: Sequence[str], config_dir: Path | None) -> Che
     problems = Problems()
     config = composition_of(overrides, config_dir=config_dir, problems=problems).config
     check_prepare(config, problems)
-    notes = check_cluster(config, prepare_options(config, Path(os.devnull)), problems)
+    notes = check_cluster(_one_task(config), prepare_options(config, Path(os.devnull)), problems)
     check_array(config.cluster.nodes, "cluster.nodes", problems)
+    if after:
+        check_after(after, problems)
     check_secrets(config, problems)
     run_dir = Path(config.runs_dir) / f"{config.name}.prepare"
     check_shared(config, run_dir, problems)
@@ -151,6 +156,14 @@ def settle_preparation(overrides: Sequence[str], config_dir: Path | None) -> Che
         check_writable(Path(config.data.out).parent, problems)
     problems.raise_if_any()
     return Checked(config, run_dir, list(overrides), notes)
+
+
+def _one_task(config: Config) -> Config:
+    """Return what one task of a preparation asks of the cluster, whatever its profile gives to ranks."""
+    slurm = replace(config.cluster.slurm, gpus=None)
+    return replace(
+        config, cluster=replace(config.cluster, nodes=1, procs_per_node=1, device="cpu", slurm=slurm)
+    )
 
 
 def check_cluster(config: Config, options: Sequence[str], problems: Problems) -> list[str]:

@@ -120,6 +120,12 @@ def test_limits_that_hold():
         (["cluster.nodes=17", "cluster.slurm.partition=x"], "17 nodes asked, the largest partition has 16"),
         (["cluster=gpu8", "cluster.procs_per_node=9"], "9 GPUs asked of each node"),
         (["cluster.slurm.cpus_per_rank=97"], "97 CPU cores asked of each node"),
+        (
+            ["cluster.slurm.cpus_per_rank=97", "cluster.slurm.partition=x"],
+            "of this cluster have 96",
+        ),
+        (["cluster.slurm.memory=4T"], "4.0 TiB of memory asked of each node"),
+        (["cluster.slurm.memory=lots"], "'lots' is no memory of a node"),
         (["cluster.slurm.partition=small"], "runs nothing longer than 1h00m00s"),
         (["cluster.slurm.time_limit=never"], "'never' is no time"),
         (["cluster.slurm.time_limit=6"], "leaves no time before the warning"),

@@ -84,6 +84,29 @@ def test_a_chain_depends_on_the_end_and_after_on_success(slurm, capsys):
     assert capsys.readouterr().out.count("job 41:") == 3
 
 
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", "SLURM knows no job 7"),
+        ("echo JobId=7 JobState=FAILED", "job 7 has ended without success: FAILED"),
+    ],
+)
+def test_a_job_that_cannot_succeed_is_not_waited_for(slurm, capsys, says, told):
+    slurm.put("scontrol", says)
+    assert told in refused(capsys, "submit", "after=7", *words())
+    corpus = ("data=text", "data.paths=[corpus]", "data.out=new")
+    assert told in refused(capsys, "submit", "prepare", "after=7", *words(*corpus))
+
+
+def test_a_preparation_asks_for_what_it_needs_and_not_for_what_ranks_have(slurm, capsys):
+    Path("corpus").mkdir()
+    Path("corpus/a.txt").write_text("a text")
+    slurm.put("sinfo", "echo 'cpu*|up|1-00:00:00|1|64|500000|(null)'")
+    line = words("cluster=slurm-gpu8", "data=text", "data.paths=[corpus]", "data.out=new", "cluster.nodes=3")
+    assert main(["submit", "prepare", "dry_run=true", *line]) == 0, "three tasks share the one node"
+    assert "#SBATCH --array=0-2" in capsys.readouterr().out
+
+
 def test_a_sweep_is_one_array_with_one_copy_of_the_code(slurm, capsys):
     assert main(["submit", "-m", *words("optim.lr=1e-3,2e-3,3e-3", "cluster.slurm.max_array_tasks=2")]) == 0
     runs = sorted(Path("runs").iterdir())
