@@ -17,23 +17,25 @@ from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
 
+from distllm.config.schema_hardware import HardwareConfig
 from distllm.plan.conventions import CONVENTIONS
+from distllm.plan.fitted import FITTED
 from distllm.plan.layout import Layout, Software
 from distllm.plan.machine import Machine
-from distllm.plan.memory import peak_memory
+from distllm.plan.memory import peak_memory, stage_peaks
 from distllm.plan.speed import Efficiency, step_time
 from distllm.plan.work import Work
 
 FIT = "llm_foundry_h100"
 BLIND = ("nanotron_h100", "megatron_h100", "torchtitan_h100", "deepspeed_h200")
 _DIRECTORY = Path(__file__).parent / "anchors"
-# FlashAttention-3 over FlashAttention-2 on H100, forward and backward together, head width 128, causal,
-# 8k: (1/306 + 2.5/166) / (1/660 + 2.5/575) of Dao-AILab/flash-attention, issue 1893.
-_FLASH_3 = 3.13
-# cuDNN's over FlashAttention-2's, the same, at 4k: (1/319 + 2.5/310) / (1/518 + 2.5/499), figures 5 and 6 of
-# Shah et al. 2024 (FlashAttention-3).
-_CUDNN = 1.61
-_ATTENTION = {"fa3": _FLASH_3, "cudnn": _CUDNN}
+# Fused attention on an H100: FLOP/s of long causal rows with heads of 128, forward and backward. Each figure
+# is a published one, over what `distllm.plan.speed` takes off for its length of row.
+# fa2: as in conf/cluster/h100.yaml. fa3: 660 forward, 575 backward at 8k (Dao-AILab/flash-attention
+# issue 1893).
+# cudnn: 518 and 499 at 4k (Shah et al. 2024, FlashAttention-3, figures 5 and 6).
+# triton: llm-foundry's own kernel; no figure is published, so it is fitted with the efficiencies.
+ATTENTION_TFLOPS = {"fa2": 335.0, "fa3": 636.0, "cudnn": 570.0, "triton": 186.4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Point:
     convention: str
     mfu: float
     memory_gb: float | None
+    kernel: str
+    first_stage: bool
 
     def predicted_mfu(self, efficiency: Efficiency) -> float:
         """Return the utilisation, in per cent, under the table's own convention."""
@@ -58,6 +62,8 @@ class Point:
 
     def predicted_memory_gb(self) -> float:
         """Return the peak of the fullest rank, in 10**9 bytes."""
+        if self.first_stage:
+            return stage_peaks(self.work, self.layout, self.software)[0].device / 1e9
         return peak_memory(self.work, self.layout, self.software).device / 1e9
 
 
@@ -94,7 +100,28 @@ def points(name: str, machine_of: Callable[[str], Machine]) -> Iterator[Point]:
     if "memory_bandwidth" in table:
         machine = dataclasses.replace(machine, memory_bandwidth=table["memory_bandwidth"])
     for row in table["rows"]:
-        yield _point(name, table, row, machine)
+        if "samples" in row:
+            yield _fastest([_point(name, table, choice, machine) for choice in _choices(row)])
+        else:
+            yield _point(name, table, row, machine)
+
+
+def _choices(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a row that states only a rank's samples with each micro-batch that its pipeline takes."""
+    samples = row["samples"]
+    for micro in (size for size in range(1, samples + 1) if samples % size == 0):
+        # an interleaved pipeline takes its micro-batches in turns of all stages
+        if samples // micro % row.get("pipeline", 1) == 0:
+            yield {**row, "micro_batch": micro, "accumulation": samples // micro}
+
+
+def _fastest(choices: list[Point]) -> Point:
+    """Return the choice the planner would make: the fastest that it believes to fit."""
+    room = choices[0].machine.memory_bytes * (1 - HardwareConfig().reserve) / 1e9
+    return max(
+        (choice for choice in choices if choice.predicted_memory_gb() <= room),
+        key=lambda choice: choice.predicted_mfu(FITTED),
+    )
 
 
 def _point(name: str, table: Mapping[str, Any], row: Mapping[str, Any], machine: Machine) -> Point:
@@ -114,8 +141,9 @@ def _point(name: str, table: Mapping[str, Any], row: Mapping[str, Any], machine:
     stage = f"stage_{layout.zero_stage}"
     habits = {**table.get(stage, {})}
     habits |= {key: row[key] for key in ("compiled", "tensor_exposed", "gathers") if key in row}
-    if kernel := row.get("attention") or table.get("attention"):
-        machine = dataclasses.replace(machine, attention_share=_ATTENTION[kernel])
+    kernel = row.get("attention") or table["attention"]
+    flops = ATTENTION_TFLOPS[kernel] * 1e12 * table.get("throttle", 1.0)
+    machine = dataclasses.replace(machine, attention_flops=flops)
     convention = table["convention"]
     mfu = row.get("mfu")
     if mfu is None:
@@ -131,6 +159,8 @@ def _point(name: str, table: Mapping[str, Any], row: Mapping[str, Any], machine:
         convention=convention,
         mfu=mfu,
         memory_gb=row.get("memory_gb"),
+        kernel=kernel,
+        first_stage=table.get("memory_of") == "first stage",
     )
 
 
@@ -207,6 +237,18 @@ def left_by_chance(residuals: list[Residual], trials: int = 200) -> float:
     return sum(once() for _ in range(trials)) / trials
 
 
+def error_that_leaves(residuals: list[Residual], correlation: float) -> float:
+    """Return the median size of random errors that leave ``correlation`` on average."""
+    low, high = 0.0, 1.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        left = left_by_chance(
+            [dataclasses.replace(r, predicted=r.published * (1 + middle)) for r in residuals]
+        )
+        low, high = (middle, high) if left > correlation else (low, middle)
+    return low
+
+
 def without_worst(residuals: list[Residual]) -> tuple[list[Residual], Residual]:
     """Return all but the residual whose absence does most for the rank correlation, and that one."""
 
@@ -229,27 +271,47 @@ _LEAST = 0.01
 """The least efficiency that is tried."""
 
 
-def fit(found: list[Point], start: Efficiency) -> Efficiency:
-    """Return the efficiencies with the least sum of squared relative errors over ``found``.
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What is fitted: the planner's efficiencies, and the kernel of the fitted table."""
+
+    efficiency: Efficiency
+    triton_tflops: float
+
+    def loss(self, found: list[Point]) -> float:
+        """Return the mean absolute relative error over ``found``, which one odd row does not rule."""
+        own = [self._with_kernel(point) for point in found]
+        return sum(abs(point.predicted_mfu(self.efficiency) / point.mfu - 1) for point in own) / len(own)
+
+    def _with_kernel(self, point: Point) -> Point:
+        if point.kernel != "triton":
+            return point
+        machine = dataclasses.replace(point.machine, attention_flops=self.triton_tflops * 1e12)
+        return dataclasses.replace(point, machine=machine)
+
+    def moved(self, factor: float) -> Iterator[Fit]:
+        """Yield itself with one number times ``factor``; shares stay at most 1, and above zero."""
+        for item in dataclasses.fields(Efficiency):
+            value = min(max(getattr(self.efficiency, item.name) * factor, _LEAST), 1.0)
+            efficiency = dataclasses.replace(self.efficiency, **{item.name: value})
+            yield dataclasses.replace(self, efficiency=efficiency)
+        yield dataclasses.replace(self, triton_tflops=self.triton_tflops * factor)
+
+
+def fit(found: list[Point], start: Fit) -> Fit:
+    """Return what has the least loss over ``found``.
 
     A pattern search: each number is moved up and down by a factor that shrinks when nothing helps.
-    Shares stay at most 1, and above zero, from where no factor leads back.
     """
     best, step = start, 0.2
-    loss = _loss(found, best)
+    loss = best.loss(found)
     while step > 1e-3:
         improved = False
-        for item in dataclasses.fields(Efficiency):
-            for factor in (1 + step, 1 / (1 + step)):
-                value = min(max(getattr(best, item.name) * factor, _LEAST), 1.0)
-                candidate = dataclasses.replace(best, **{item.name: value})
-                found_loss = _loss(found, candidate)
+        for factor in (1 + step, 1 / (1 + step)):
+            for candidate in best.moved(factor):
+                found_loss = candidate.loss(found)
                 if found_loss < loss:
                     best, loss, improved = candidate, found_loss, True
         if not improved:
             step /= 2
     return best
-
-
-def _loss(found: list[Point], efficiency: Efficiency) -> float:
-    return sum((point.predicted_mfu(efficiency) / point.mfu - 1) ** 2 for point in found)

@@ -15,6 +15,11 @@ class HardwareConfig:
     memory_gb: float | None = option(None, "memory of one device, in 10**9 bytes", minimum=0.1)
     peak_tflops: float | None = option(None, "dense bf16 peak that its maker prints", minimum=0.001)
     gemm_tflops: float | None = option(None, "best bf16 matrix product that was measured", minimum=0.001)
+    attention_tflops: float | None = option(
+        None,
+        "fused attention of long causal rows, both passes (null: 0.34 of the peak)",
+        minimum=0.001,
+    )
     memory_gb_per_s: float | None = option(None, "bandwidth of the device's memory", minimum=0.1)
     link_gb_per_s: float | None = option(
         None, "what one device sends to its neighbours inside a node", minimum=0.01

@@ -45,7 +45,7 @@ class Calibration:
     @property
     def efficiency(self) -> Efficiency:
         """What was measured is reached: nothing is lost beyond it, and a CPU overlaps nothing."""
-        return Efficiency(gemm=1.0, memory=1.0, attention=self.attention_flops / self.gemm_flops, overlap=0.0)
+        return Efficiency(gemm=1.0, operands=1.0, overlap=0.0)
 
 
 def write_calibration(runs_dir: Path, found: Calibration) -> Path:
@@ -95,4 +95,7 @@ def machine_of_calibration(found: Calibration, resolved: Resolved) -> Machine:
         link_efficiency=1.0,
         stream_efficiency=1.0,
         hides_traffic=True,
+        attention_flops=found.attention_flops * scale,
+        attention_half_length=0.0,
+        attention_half_width=0.0,
     )

@@ -45,9 +45,10 @@ def gather_seconds(total: float, group: Group, machine: Machine) -> float:
     nodes = group.nodes
     seconds = machine.base_seconds
     seconds += (group.size - nodes) * machine.local_seconds + (nodes - 1) * machine.network_seconds
-    local = gathered_bytes(total, group) / machine.local_bandwidth if group.per_node > 1 else 0.0
-    # A node's ranks in the group each bring their own network card.
-    network = total * (nodes - 1) / nodes / (group.per_node * machine.network_bandwidth)
+    # every link of a ring carries what one rank receives; a node's ranks each bring their own network card
+    carried = gathered_bytes(total, group)
+    local = carried / machine.local_bandwidth if group.per_node > 1 else 0.0
+    network = carried / (group.per_node * machine.network_bandwidth) if nodes > 1 else 0.0
     return seconds + max(local, network) / machine.link_efficiency
 
 

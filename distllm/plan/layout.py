@@ -84,6 +84,10 @@ class Software:
         attention_saved: multiples of the query (and of key and value) width that backward needs.
         logits_tokens: tokens whose logits exist at once; 0 means all.
         logits_bytes: bytes of one logit over all its copies.
+        logits_traffic: bytes that loss and gradient move for one logit; 0 means three times its copies.
+        keeps_half: selective checkpointing computes every second product again (torchtitan).
+        norm_passes: arrays of the stream's width that an uncompiled norm moves, forward (2: one kernel).
+        rotation_passes: the same of queries and keys, to rotate them.
         compiled: element-wise operations are fused.
         reduces_each_pass: stage 2 reduces after every forward pass, not once a step.
         gathers: times that partitioned weights are gathered for each forward pass.
@@ -118,6 +122,10 @@ class Software:
     attention_saved: float = 3
     logits_tokens: int = 0
     logits_bytes: int = 10
+    logits_traffic: int = 0
+    keeps_half: bool = False
+    norm_passes: float = 2
+    rotation_passes: float = 2
     compiled: bool = False
     reduces_each_pass: bool = True
     gathers: int = 2

@@ -30,7 +30,10 @@ class Machine:
         hides_traffic: the speed of products was measured with their operands' traffic in it.
         link_efficiency: bandwidth of a large collective over the rated one of the link, as nccl-tests see it.
         stream_efficiency: memory bandwidth of a pass over large arrays, over the rated one.
-        attention_share: speed of fused attention, as a share of FlashAttention-2's on the same device.
+        attention_flops: FLOP/s of fused attention alone, both passes, on long causal rows with heads of 128;
+            0 means the share of the peak that FlashAttention-2 has on an H100.
+        attention_half_length: row length at which fused attention has half the speed of long rows.
+        attention_half_width: head width at which it has half the speed of wide heads.
     """
 
     name: str
@@ -51,8 +54,15 @@ class Machine:
     hides_traffic: bool = False
     link_efficiency: float = 0.85
     stream_efficiency: float = 0.9
-    attention_share: float = 1.0
+    attention_flops: float = 0.0
+    attention_half_length: float = 540.0
+    attention_half_width: float = 23.4
+
+    @property
+    def stream_bandwidth(self) -> float:
+        """Bytes/s of passes over large arrays."""
+        return self.stream_efficiency * self.memory_bandwidth
 
     def throttled(self, share: float) -> Machine:
         """Return the same machine with its arithmetic at ``share`` of its speed."""
-        return replace(self, gemm_flops=self.gemm_flops * share)
+        return replace(self, gemm_flops=self.gemm_flops * share, attention_flops=self.attention_flops * share)

@@ -59,9 +59,13 @@ class Memory:
 
 def peak_memory(work: Work, layout: Layout, software: Software) -> Memory:
     """Return the peak of the rank that needs most."""
+    return max(stage_peaks(work, layout, software), key=lambda memory: memory.device)
+
+
+def stage_peaks(work: Work, layout: Layout, software: Software) -> list[Memory]:
+    """Return the peaks of the ranks of each of a pipeline's stages."""
     stages = enumerate(stages_of(work, layout, software))
-    found = (_stage_memory(work, layout, software, place, stage) for place, stage in stages)
-    return max(found, key=lambda memory: memory.device)
+    return [_stage_memory(work, layout, software, place, stage) for place, stage in stages]
 
 
 def saved_per_token(work: Work, software: Software, checkpointing: str) -> float:
@@ -76,7 +80,10 @@ def saved_per_token(work: Work, software: Software, checkpointing: str) -> float
         return work.hidden
     if checkpointing == "selective":
         products = work.attentions * (2 * query + key_value + work.hidden) + work.hidden
-        return work.hidden + products + (work.mlp_matrices - 1) * work.active_experts * work.intermediate
+        kept = work.hidden + products + (work.mlp_matrices - 1) * work.active_experts * work.intermediate
+        # of seven products those of keys, output and the MLP's way up are computed again
+        again = key_value / 2 + work.hidden + work.intermediate
+        return kept - again if software.keeps_half else kept
     # the output of attention is kept once more for the projection that reads it
     attention = software.attention_saved / 3 * (3 * query + 1.5 * key_value)
     stream = (work.attentions + 1) * software.norm_saved * work.hidden

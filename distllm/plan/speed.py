@@ -1,8 +1,8 @@
 """Seconds of one optimizer step: products, attention, element-wise work, exchanges, update.
 
-Every time is a number of operations or bytes over a rated speed times an efficiency. The
-efficiencies (`Efficiency`) are fitted once, on one published table, and are the same for every
-model, layout and machine.
+Every time is a number of operations or bytes over a speed that was measured alone. What training
+reaches of it (`Efficiency`) is fitted once, on one published table, and is the same for every model,
+layout and machine.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from distllm.plan.work import Work
 # Bytes of host memory that DeepSpeed moves for an offloaded weight besides the update: its gradient
 # arrives in fp32 (4), is scaled where it lies (8), and the new weight is converted (4 + 2).
 _AROUND_UPDATE = 18
+# FlashAttention-2 on long rows over an H100's peak: 335 / 989 (Dao 2023, figure 7).
+_ATTENTION_SHARE = 0.339
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,14 @@ class Efficiency:
     """What training reaches of what hardware can do.
 
     Attributes:
-        gemm: speed of matrix products over the best one measured on the device.
-        memory: bandwidth of element-wise operations over the rated one.
-        attention: speed of fused attention, forward and backward, over the peak.
+        gemm: arithmetic of matrix products over the best product measured on the device.
+        operands: bandwidth at which operands and results of products seem to move, over the rated one: what
+            a kernel's beginning and end do not hide behind arithmetic.
         overlap: share of the exchanges with other data-parallel ranks that hides behind work.
     """
 
     gemm: float
-    memory: float
-    attention: float
+    operands: float
     overlap: float
 
 
@@ -113,7 +114,7 @@ def step_time(
     head = _head_seconds(work, layout, software, machine, efficiency) / layout.pipeline
     again = {
         "none": 0.0,
-        "selective": forward.elementwise,
+        "selective": forward.elementwise + (_half_share(work) * forward.gemm if software.keeps_half else 0.0),
         "full": forward.total,
     }[layout.checkpointing]
     tensor = blocks * tensor_seconds(work, layout, software, machine)
@@ -144,7 +145,7 @@ def step_time(
         hidden=hidden,
         bubble=slowest * (layout.pipeline - 1) / layout.virtual_stages,
         uneven=count * (slowest - micro),
-        update=_update_seconds(work, layout, software, machine, efficiency),
+        update=_update_seconds(work, layout, software, machine),
     )
 
 
@@ -162,55 +163,89 @@ def _block_passes(
 ) -> tuple[_Pass, _Pass]:
     tokens = layout.tokens_per_rank
     gemm = sum(
-        times * _product_seconds(tokens, inner, outer, software, machine, efficiency)
-        for inner, outer, times in _products(work, layout.tensor)
+        times * _product_seconds(rows, inner, outer, software, machine, efficiency)
+        for rows, inner, outer, times in _products(work, layout)
     )
     # under a causal mask a query sees half of the keys; backward computes five products where forward has two
-    speed = efficiency.attention * machine.peak_flops * machine.attention_share
+    speed = _attention_flops(work.head_dim, layout.seq_len, machine)
     keys = layout.seq_len * (work.causal_attentions / 2 + work.full_attentions)
     attention = 4 * tokens * keys * work.heads * work.head_dim / layout.tensor / speed
-    bandwidth = efficiency.memory * machine.memory_bandwidth
-    traffic = element_traffic(work, software) * tokens / layout.tensor / bandwidth
+    traffic = element_traffic(work, software) * tokens / layout.tensor / machine.stream_bandwidth
     # weights that are frozen have no gradient
     behind = 1 + work.trainable_share
     return _Pass(gemm, attention, traffic), _Pass(behind * gemm, 2.5 * attention, 1.5 * traffic)
 
 
-def _products(work: Work, tensor: int) -> list[tuple[int, int, float]]:
-    """Return (inner, outer, how often) of the products of one block, each over all tokens."""
+def _attention_flops(head_dim: int, seq_len: int, machine: Machine) -> float:
+    """Return the speed of fused attention alone, forward and backward, counted as causal.
+
+    Short rows waste more of the blocks that the mask cuts, narrow heads compute more exponentials for
+    each product. The two halving points describe the twelve causal figures of FlashAttention-2 on an
+    H100 (Dao 2023, figure 7) to 3 %.
+    """
+    long = machine.attention_flops or _ATTENTION_SHARE * machine.peak_flops
+    rows = seq_len / (seq_len + machine.attention_half_length)
+    heads = (1 + machine.attention_half_width / 128) / (1 + machine.attention_half_width / head_dim)
+    return long * rows * heads
+
+
+def _products(work: Work, layout: Layout) -> list[tuple[float, int, int, float]]:
+    """Return (rows, inner, outer, how often) of the products of one block.
+
+    Each expert that a rank holds multiplies the tokens it is sent: with many experts those are few.
+    """
     width, key_value = work.heads * work.head_dim, 2 * work.kv_heads * work.head_dim
-    entering = (work.mlp_matrices - 1) * work.intermediate
+    entering, tensor, tokens = (
+        (work.mlp_matrices - 1) * work.intermediate,
+        layout.tensor,
+        layout.tokens_per_rank,
+    )
+    held = work.experts / layout.expert
+    routed = tokens * work.active_experts / held
     return [
-        (work.hidden, (width + key_value) // tensor, work.attentions),
-        (width // tensor, work.hidden, work.attentions),
-        (work.hidden, entering // tensor, work.active_experts),
-        (work.intermediate // tensor, work.hidden, work.active_experts),
+        (tokens, work.hidden, (width + key_value) // tensor, work.attentions),
+        (tokens, width // tensor, work.hidden, work.attentions),
+        (routed, work.hidden, entering // tensor, held),
+        (routed, work.intermediate // tensor, work.hidden, held),
     ]
+
+
+def _half_share(work: Work) -> float:
+    """Return the share of a block's arithmetic in every second product: keys, output, the MLP's way up."""
+    again = work.hidden * (work.kv_heads + work.heads) * work.head_dim + work.hidden * work.intermediate
+    return again / (work.attention_params + work.mlp_params)
 
 
 def _product_seconds(
     rows: float, inner: int, outer: int, software: Software, machine: Machine, efficiency: Efficiency
 ) -> float:
-    """Arithmetic, then the traffic of operands and result, which a kernel hides only in part."""
+    """Arithmetic, then the traffic of operands and result, which a kernel hides only in part.
+
+    A product of few rows, or of few columns for each of a tensor's ranks, has little arithmetic for it.
+    """
     traffic = software.element_bytes * (rows * inner + inner * outer + rows * outer)
     arithmetic = 2.0 * rows * inner * outer / (efficiency.gemm * machine.gemm_flops)
-    return arithmetic if machine.hides_traffic else arithmetic + traffic / machine.memory_bandwidth
+    if machine.hides_traffic:
+        return arithmetic
+    return arithmetic + traffic / (efficiency.operands * machine.memory_bandwidth)
 
 
 def element_traffic(work: Work, software: Software) -> float:
     """Return the bytes that element-wise operations of one block move for one token, forward.
 
-    A norm reads and writes the stream, an addition reads two and writes one, rotation rewrites
-    queries and keys; an activation reads and writes the MLP's width, and a gate reads two and
-    writes one more. Fused, norms and additions share their passes, and so do activation and gate.
+    A norm reads and writes the stream (more often where it is several kernels), an addition reads two and
+    writes one, rotation rewrites queries and keys; an activation reads and writes the MLP's width, and a
+    gate reads two and writes one more. Fused, norms and additions share their passes, and so do activation
+    and gate.
     """
     query, key = work.heads * work.head_dim, work.kv_heads * work.head_dim
     gated = work.mlp_matrices == 3
     if software.compiled:
-        stream, mlp = 6 * work.hidden, (3 if gated else 2) * work.intermediate
+        stream, rotation, mlp = 6.0, 2.0, 3 if gated else 2
     else:
-        stream, mlp = 10 * work.hidden, (5 if gated else 2) * work.intermediate
-    return software.element_bytes * (stream + 2 * (query + key) + mlp * work.active_experts)
+        stream, rotation, mlp = 6 + 2 * software.norm_passes, software.rotation_passes, 5 if gated else 2
+    moved = stream * work.hidden + rotation * (query + key) + mlp * work.intermediate * work.active_experts
+    return software.element_bytes * moved
 
 
 def _head_seconds(
@@ -219,24 +254,22 @@ def _head_seconds(
     """Output projection and cross-entropy of one micro-batch, forward and backward."""
     tokens, vocab = layout.tokens_per_rank, work.vocab / layout.tensor
     product = _product_seconds(tokens, work.hidden, int(vocab), software, machine, efficiency)
-    passes = 3 * tokens * vocab * software.logits_bytes
-    return (2 + work.trainable_share) * product + passes / (efficiency.memory * machine.memory_bandwidth)
+    passes = tokens * vocab * (software.logits_traffic or 3 * software.logits_bytes)
+    return (2 + work.trainable_share) * product + passes / machine.stream_bandwidth
 
 
 def _streaming_seconds(work: Work, layout: Layout, size: float, machine: Machine) -> float:
     """One pass over all gradients of a rank, in large arrays, at ``size`` bytes each."""
     gradients = work.params * work.trainable_share / (layout.pipeline * layout.tensor)
-    return gradients * size / (machine.stream_efficiency * machine.memory_bandwidth)
+    return gradients * size / machine.stream_bandwidth
 
 
-def _update_seconds(
-    work: Work, layout: Layout, software: Software, machine: Machine, efficiency: Efficiency
-) -> float:
+def _update_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
     params = work.params * work.trainable_share / (layout.pipeline * layout.tensor)
     share = params / (layout.replicas if layout.zero_stage else 1)
     traffic = share * software.update_bytes
     if layout.offload == "none":
-        bandwidth = machine.update_bandwidth or efficiency.memory * machine.memory_bandwidth
+        bandwidth = machine.update_bandwidth or machine.stream_bandwidth
         return _streaming_seconds(work, layout, software.clipping_bytes, machine) + traffic / bandwidth
     if layout.offload == "mapped":
         return traffic / machine.disk_bandwidth

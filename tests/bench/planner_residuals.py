@@ -12,9 +12,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from planner_tables import (
+    ATTENTION_TFLOPS,
     BLIND,
     FIT,
+    Fit,
     Residual,
+    error_that_leaves,
     fit,
     left_by_chance,
     median_error,
@@ -62,6 +65,8 @@ def residuals() -> str:
         f"| {rank_correlation(wanted):.2f} | |",
         f"| Rank correlation of MFU left by random errors of that median | {len(blind)} | "
         f"{left_by_chance(blind):.2f} | |",
+        f"| Median of random errors that would leave a rank correlation of 0.9 | {len(blind)} | "
+        f"{error_that_leaves(blind, 0.9):.1%} | |",
         f"| Rank correlation of MFU without {odd.label} | {len(others)} | {rank_correlation(others):.2f} | |",
         _summary("MFU, median error, the fitted table", len(fitted), median_error(fitted), ""),
     ]
@@ -100,5 +105,5 @@ def _row(residual: Residual) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["fit"]:
-        print(fit(list(points(FIT, machine_of_profile)), FITTED))
+        print(fit(list(points(FIT, machine_of_profile)), Fit(FITTED, ATTENTION_TFLOPS["triton"])))
     print(residuals())
