@@ -110,7 +110,7 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
         trained = load_trained(stored.directory.checkpoints, resolved, step, options.weights)
     else:
         trained = load_folder(Path(options.model), resolved)
-    config, split = resolved.config, open_split(resolved.config, "valid")
+    config, split = resolved.config, open_split(resolved.config, "valid", trained.begin)
     task = build_task(config, resolved.shape, reference_model(resolved))
     measured = evaluate_perplexity(
         trained.model,

@@ -17,8 +17,10 @@ MASK_TOKENS = ("<|mask|>", "<mask>", "[MASK]")
 SENTINELS = 100
 
 
-def open_split(config: Config, name: str) -> PackedSplit | ExampleSplit:
+def open_split(config: Config, name: str, begin: int | None = None) -> PackedSplit | ExampleSplit:
     """Open the split ``name`` of the dataset of ``config`` for its task.
+
+    ``begin`` is what examples begin with in place of EOT, for a model that was trained elsewhere.
 
     Raises:
         ConfigError: the dataset's tokenizer lacks a token that the task needs.
@@ -26,7 +28,7 @@ def open_split(config: Config, name: str) -> PackedSplit | ExampleSplit:
     """
     directory, data, task = dataset_directory(config.data), config.data, config.task
     if task.name in FRAMED_TASKS:
-        return ExampleSplit(directory, name, config)
+        return ExampleSplit(directory, name, config, begin)
     packed = partial(
         PackedSplit,
         directory,

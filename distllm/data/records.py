@@ -15,8 +15,9 @@ class Document:
 
     A plain document has one field, ``text``; a pair has ``source`` and ``target``, and so on: every
     document of a source has the same fields in the same order. The split of a document depends on
-    ``id`` (of a question, on its context) alone, so an id must be unique within a source and must not
-    depend on anything but the source. ``language`` is an ISO 639-1 code, empty while it is unknown.
+    ``id`` (of a question, on its context; of a preference, on its prompt) alone, so an id must be unique
+    within a source and must not depend on anything but the source. ``language`` is an ISO 639-1 code, empty
+    while it is unknown.
     """
 
     id: str

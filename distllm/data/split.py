@@ -14,15 +14,20 @@ SPLITS = (TRAIN, VALID)
 CANARY = "<canary> "
 """How the names of planted documents begin: they are trained on, never held out."""
 _HASH_RANGE = 2**63
+_SHARED = ("context", "prompt")
 
 
 def split_key(document: Document) -> str:
-    """Return what decides the split: a document's id or, of a question, the digest of its context.
+    """Return what decides the split: a document's id or, where several share what is asked, its digest.
 
-    Questions about one text are held out together, so that no text of the validation is met in training.
+    Questions about one text and preferences among answers to one prompt are held out together, so that
+    nothing that is read in the validation is met in training.
     """
-    context = document.fields.get("context")
-    return document.id if context is None else f"context {digest_bytes(context.encode('utf-8', 'replace'))}"
+    for shared in _SHARED:
+        if shared in document.fields:
+            text = document.fields[shared]
+            return f"{shared} {digest_bytes(text.encode('utf-8', 'replace'))}"
+    return document.id
 
 
 def split_hash(seed: int, key: str) -> int:

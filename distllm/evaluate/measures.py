@@ -127,9 +127,10 @@ def _said(
     inner: Any = model
     framed = [(framing, framing.frame(record, 0)) for framing, record in documents]
     sources: list[list[int]] | None = None
-    if all(isinstance(framing, EncoderDecoderPairs) for framing, _ in framed):
+    begins = [framing.begin for framing, _ in framed if isinstance(framing, EncoderDecoderPairs)]
+    if len(begins) == len(framed):
         sources = [example.sources[0].tolist() for _, example in framed]
-        prompts = [[tokenizer.eot_id]] * len(framed)
+        prompts = [[begin] for begin in begins]
     else:
         prompts = [_prompt(example) for _, example in framed]
     # A batch is as wide as its longest prompt, and all its texts have the room that this one leaves.

@@ -16,6 +16,7 @@ from distllm.data.mirror import dataset_directory
 from distllm.data.tokenizer import Tokenizer
 from distllm.data.tokenizer.fit import misfit
 from distllm.errors import CheckpointError, ConfigError
+from distllm.export.asking import stored_asking
 from distllm.export.base import adapt
 from distllm.export.load import load_model
 from distllm.models.heads import head_of
@@ -29,7 +30,7 @@ class Trained:
     """A model in evaluation mode, its tokenizer, and the facts of its training.
 
     Adapters are merged into the model, and kept by the names of their matrices; ``learned`` holds what
-    else learnt beside them.
+    else learnt beside them. ``begin`` is what its texts begin with; None is EOT, as in all training here.
     """
 
     model: Model
@@ -38,6 +39,7 @@ class Trained:
     facts: dict[str, Any]
     adapters: Mapping[str, AdaptedLinear] = field(default_factory=dict)
     learned: Mapping[str, Tensor] = field(default_factory=dict)
+    begin: int | None = None
 
 
 def load_trained(
@@ -97,7 +99,8 @@ def load_folder(folder: Path, resolved: Resolved) -> Trained:
             where="distllm evaluate model=...",
             remedy="measure it in a run whose dataset was prepared with tokenizer.path at this folder",
         )
-    return Trained(model, tokenizer, 0, {})
+    begin = stored_asking(folder, tokenizer, wanted.family).begin[0]
+    return Trained(model, tokenizer, 0, {}, begin=begin)
 
 
 def _total_weight(found: Found, decay: float | None) -> float:

@@ -22,6 +22,8 @@ _BUCKETS = {0: 1.0, 1: 2.5, 2: 2.5, 3: 4.0}
 # glibc's heap, which keeps what it once had, over what a CPU rank's activations need: measured.
 _CPU_FRAGMENTATION = 0.35
 _CHUNK_TOKENS = 512
+# Of log-probabilities of answers: one more copy in backward, and gradients of two operations (measured).
+_COMPARED_LOGIT_BYTES = 12
 _MAX_LIVE_PARAMS = 10**9
 # A checkpoint holds weights and both moments in fp32.
 CHECKPOINT_BYTES = 12
@@ -92,7 +94,7 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
     element = 4 if compute == "fp32" else 2
     own_masters = compute == "bf16" or stage > 0
     wide = compute == "bf16" and stage >= 2
-    gated = config.model.gated
+    gated, compares = config.model.gated, config.task.name == "dpo"
     buckets = 0.0 if config.engine.name == "local" else _BUCKETS[stage]
     # partitioned gradients are copied into a bucket, whole ones are added where they are
     adds = 2 if stage >= 2 else 3 * (layout.accumulation > 1)
@@ -107,8 +109,11 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         mlp_saved=4 if gated else 2,
         norm_saved=3 if config.cluster.device == "cpu" else 2,  # torch fuses norms only on a GPU
         fragmentation=_CPU_FRAGMENTATION if config.cluster.device == "cpu" else 0.0,
-        logits_tokens=_CHUNK_TOKENS,
-        logits_bytes=element + 4 + (element if compute == "bf16" else 0),
+        logits_tokens=0 if compares else _CHUNK_TOKENS,
+        logits_bytes=element
+        + (_COMPARED_LOGIT_BYTES if compares else 4)
+        + (element if compute == "bf16" else 0),
+        reference_bytes=element if compares else 0,
         compiled=config.engine.compile,
         adding_bytes=adds * element,
         bucket_params=0 if config.engine.name == "local" else config.engine.bucket_bytes // element,

@@ -104,6 +104,7 @@ class Software:
         live_params: weights that stage 3 keeps gathered; 0 means two blocks.
         gather_copies: how often gathered weights are held besides, by buffers that they were copied from.
         bucket_bytes: buffers of the exchanges, in sum.
+        reference_bytes: a weight of the frozen copy that each rank compares with (DPO), held whole; 0: none.
         base_bytes: what a process holds before there is a model.
         fragmentation: memory lost between allocations, as a share of activations and gathered weights.
     """
@@ -141,5 +142,6 @@ class Software:
     live_params: int = 0
     gather_copies: int = 0
     bucket_bytes: int = 0
+    reference_bytes: int = 0
     base_bytes: float = 0.0
     fragmentation: float = 0.0

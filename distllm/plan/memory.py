@@ -26,6 +26,7 @@ class Memory:
         weights: this rank's part of the weights as forward uses them, and blocks gathered for it.
         gradients: as they are computed and as they are accumulated.
         optimizer: moments and the copies they update.
+        reference: a frozen copy of the model, which no stage divides.
         activations: what backward needs, and the block being recomputed.
         logits: of all tokens or of one chunk, with their gradients.
         buffers: buckets of the exchanges.
@@ -38,6 +39,7 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
+    reference: float
     activations: float
     logits: float
     buffers: float
@@ -53,7 +55,7 @@ class Memory:
 
     def parts(self) -> dict[str, float]:
         """Return the parts on the device by name."""
-        names = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+        names = ("weights", "gradients", "optimizer", "reference", "activations", "logits", "buffers")
         return {name: getattr(self, name) for name in (*names, "fragmentation", "base")}
 
 
@@ -97,6 +99,7 @@ def _stage_memory(work: Work, layout: Layout, software: Software, place: int, st
         weights=held.weights,
         gradients=held.gradients,
         optimizer=held.optimizer,
+        reference=work.params * software.reference_bytes,
         activations=activations,
         logits=_logits(work, layout, software) if stage.last else 0.0,
         buffers=software.bucket_bytes,

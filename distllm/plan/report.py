@@ -114,6 +114,7 @@ def _times(asked: Estimate) -> list[str]:
         "attention": time.attention,
         "element-wise": time.elementwise,
         "head and loss": time.head,
+        "reference": time.reference,
         "recomputation": time.recompute,
         "sequence": time.sequence_exchange,
         "experts": time.expert_exchange,

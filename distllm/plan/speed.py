@@ -54,6 +54,7 @@ class StepTime:
     attention: float
     elementwise: float
     head: float
+    reference: float
     recompute: float
     tensor_exchange: float
     sequence_exchange: float
@@ -68,7 +69,7 @@ class StepTime:
     @property
     def total(self) -> float:
         """All seconds of the step."""
-        parts = (self.gemm, self.attention, self.elementwise, self.head, self.recompute)
+        parts = (self.gemm, self.attention, self.elementwise, self.head, self.reference, self.recompute)
         exchanges = (self.tensor_exchange, self.sequence_exchange, self.expert_exchange, self.stage_exchange)
         return sum(parts) + sum(exchanges) + self.exposed + self.bubble + self.uneven + self.update
 
@@ -79,6 +80,7 @@ class StepTime:
             "matrix products": self.gemm + self.head,
             "attention": self.attention,
             "memory traffic": self.elementwise,
+            "the reference model": self.reference,
             "recomputation": self.recompute,
             "exchanges between ranks": self.exposed
             + self.tensor_exchange
@@ -112,6 +114,9 @@ def step_time(
     forward, backward = _block_passes(work, layout, software, machine, efficiency)
     blocks = work.layers / layout.pipeline
     head = _head_seconds(work, layout, software, machine, efficiency) / layout.pipeline
+    reference = 0.0
+    if software.reference_bytes:
+        reference = blocks * forward.total + head / (2 + work.trainable_share)
     again = {
         "none": 0.0,
         "selective": forward.elementwise + (_half_share(work) * forward.gemm if software.keeps_half else 0.0),
@@ -122,7 +127,7 @@ def step_time(
     expert = blocks * expert_seconds(work, layout, software, machine)
     stages = stage_seconds(work, layout, software, machine)
     adding = _streaming_seconds(work, layout, software.adding_bytes, machine)
-    micro = blocks * (forward.total + backward.total + again) + head + adding
+    micro = blocks * (forward.total + backward.total + again) + head + reference + adding
     micro += tensor + sequence + expert + stages
     count = layout.accumulation
     slowest = _slowest_stage(work, layout, software, micro, head * layout.pipeline)
@@ -136,6 +141,7 @@ def step_time(
         attention=count * blocks * (forward.attention + backward.attention),
         elementwise=count * (blocks * (forward.elementwise + backward.elementwise) + adding),
         head=count * head,
+        reference=count * reference,
         recompute=count * blocks * again,
         tensor_exchange=count * tensor,
         sequence_exchange=count * sequence,

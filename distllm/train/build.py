@@ -279,7 +279,8 @@ def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
 
 def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state: TrainState) -> Task:
     """Return the objective, and make it go wrong where ``chaos.faults`` asks for it."""
-    task = build_task(resolved.config, resolved.shape, reference_model(resolved))
+    compute = torch.bfloat16 if resolved.config.precision.compute == "bf16" else torch.float32
+    task = build_task(resolved.config, resolved.shape, reference_model(resolved, compute))
     faults = [
         fault for fault in map(parse_fault, resolved.config.chaos.faults) if fault.rank == topology.rank
     ]

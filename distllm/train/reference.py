@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from distllm.config.resolve import Resolved
@@ -12,11 +13,12 @@ from distllm.models.heads import head_of
 from distllm.models.init import build_model
 
 
-def reference_model(resolved: Resolved) -> nn.Module | None:
+def reference_model(resolved: Resolved, dtype: torch.dtype = torch.float32) -> nn.Module | None:
     """Build the frozen copy that preference optimisation needs; None for other tasks.
 
     It is read from ``model.init_from``, also when a run goes on from a checkpoint: the reference
-    never moves. Every rank holds a whole one.
+    never moves. Every rank holds a whole one. Where the model computes in bf16 it has to as well: before
+    the first update no answer has gained anything.
 
     Raises:
         ConfigError, CheckpointError: the folder's weights are no weights of this model.
@@ -26,4 +28,4 @@ def reference_model(resolved: Resolved) -> nn.Module | None:
         return None
     model = build_model(resolved.shape, config.seed, head=head_of(config.task.name))
     load_weights(model, resolved.shape, Path(config.model.init_from))
-    return model
+    return model.to(dtype)

@@ -1,10 +1,14 @@
 """The planner's memory against real runs of every ZeRO stage, and what recomputation changes."""
 
+import json
+import random
+
 import pytest
-from tiny import distllm, overrides, prepare, steps
+from tiny import WORDS, distllm, overrides, prepare, steps
 
 from distllm.config.compose import compose
 from distllm.config.resolve import resolve
+from distllm.data.tokenizer import Tokenizer
 from distllm.plan.estimate import software_of
 from distllm.plan.experiment import base_bytes, layout_of
 from distllm.plan.memory import peak_memory
@@ -13,13 +17,14 @@ from distllm.plan.work import work_of
 CASES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "full")]
 
 
-def words(root, stage, kept):
+def words(root, stage, kept, *more):
     return overrides(
         root,
         "model.hidden_size=384", "model.num_layers=10", "model.num_heads=6", "model.num_kv_heads=6",
         "data.seq_len=512", "train.tokens_per_step=4096", "engine.micro_batch_tokens=1024", "train.max_steps=2",
         "cluster.threads_per_rank=1", "engine.bucket_bytes=32MiB", "eval.every_steps=0",
         "checkpoint.every_steps=100", f"engine.zero_stage={stage}", f"engine.activation_checkpointing={kept}",
+        *more,
     )  # fmt: skip
 
 
@@ -43,11 +48,11 @@ def peak(records):
     return max(record["memory_bytes"] for record in records.values())
 
 
-def predicted(root, case):
-    run = resolve(compose(words(root, *case)), starts_here=False)
+def predicted(asked):
+    run = resolve(compose(asked), starts_here=False)
     layout = layout_of(run)
     software = software_of(run.config, layout, base_bytes=base_bytes(run.config))
-    return peak_memory(work_of(run.shape), layout, software).device
+    return peak_memory(work_of(run.shape), layout, software)
 
 
 @pytest.mark.slow
@@ -57,11 +62,44 @@ def test_memory_is_near_the_prediction(measured):
     root, records = measured
 
     def error(case, found):
-        return predicted(root, case) / peak(found) - 1
+        return predicted(words(root, *case)).device / peak(found) - 1
 
     errors = {case: error(case, found) for case, found in records.items()}
     # equal runs of ZeRO-3 held 1.58 to 1.84 GB where 1.69 is predicted; other stages repeat themselves
     assert all(abs(missed) < 0.10 for missed in errors.values()), errors
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(1800)
+def test_memory_of_preferences_counts_the_reference_and_whole_logits(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    prepare(tmp_path)
+    folder, generator = tmp_path / "begun", random.Random(0)
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 384}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=12)).save_pretrained(folder)
+    Tokenizer.load(tmp_path / "data").save(folder)
+
+    def some(count):
+        return " ".join(generator.choices(WORDS, k=count))
+
+    records = [{"prompt": some(40), "chosen": some(40), "rejected": some(40)} for _ in range(200)]
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    asked = words(
+        tmp_path, 2, "none", "name=dpo", "task=dpo", "data=preferences", "data.too_long=drop",
+        f"data.paths=[{tmp_path}/preferences.jsonl]", f"data.out={tmp_path}/preferred", "clean.min_chars=1",
+        f"tokenizer.path={folder}", "model=hf", f"model.init_from={folder}", "engine.bucket_bytes=1MiB",
+        "train.tokens_per_step=1024", "engine.micro_batch_tokens=512",
+    )  # fmt: skip
+    asked = [word for word in asked if not word.startswith(("model.hidden", "model.num", "tokenizer.vocab"))]
+    for verb in ("prepare", "train"):
+        done = distllm(verb, *asked, timeout=280)
+        assert done.returncode == 0, done.stderr
+    need, held = predicted(asked), peak(steps(tmp_path, "dpo"))
+    assert abs(need.device / held - 1) < 0.10, (need, held)
+    # without it the plan would be wrong by more than it is allowed to be
+    assert need.reference > 0.12 * held
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Every recipe composes and resolves, and the task it names can be learnt by the model it chooses."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,22 @@ def test_at_scale_a_recipe_needs_another_model_and_another_machine_only(recipe):
         settled = resolve(compose([f"experiment={recipe}", large, f"cluster={cluster}"]), starts_here=False)
         assert settled.world.size == 8
         assert settled.shape.num_params > 90_000_000
+
+
+def test_at_scale_preferences_need_another_model_to_begin_with_and_another_machine_only(tmp_path):
+    """A folder's config.json says all that is asked before a run; the weights are read by the ranks."""
+    large = {
+        "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 128256, "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(large))
+    begin = [f"model.init_from={tmp_path}", f"tokenizer.path={tmp_path}"]
+    for cluster in ("h100", "slurm-gpu8"):
+        config = compose(["experiment=dpo", "model=hf", *begin, f"cluster={cluster}"])
+        settled = resolve(config, starts_here=False)
+        assert settled.world.size == 8
+        assert settled.shape.num_params > 1_000_000_000
 
 
 def test_preferences_ask_for_the_model_to_begin_with():

@@ -45,24 +45,24 @@ def config_for(tmp_path, *, out="out", seed=0, min_chars=64, tokenizer=None, **d
     )
 
 
-def test_questions_about_one_text_are_held_out_together(tmp_path):
+QUESTION = {"context": "text {0} has the number {0}", "question": "{1}?", "answers": ["{0}"]}
+PREFERENCE = {"prompt": "text {0} has the number", "chosen": "{0} {1}", "rejected": "{1} it has"}
+
+
+@pytest.mark.parametrize(
+    ("source", "record", "shared"),
+    [("qa", QUESTION, "context"), ("preferences", PREFERENCE, "prompt")],
+)
+def test_what_shares_a_context_or_a_prompt_is_held_out_together(tmp_path, source, record, shared):
     (tmp_path / "corpus").mkdir()
-    records = [
-        {
-            "context": f"text {text} has the number {text}",
-            "question": f"{word} {text}?",
-            "answers": [str(text)],
-        }
-        for text in range(40)
-        for word in ("which", "what", "how")
-    ]
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "corpus" / "q.jsonl").write_text(lines)
-    prepare(config_for(tmp_path, source="qa", min_chars=1, valid_fraction=0.3))
+    asked = [(text, word) for text in range(40) for word in ("which", "what", "how")]
+    lines = [json.dumps(record).replace("{0}", str(text)).replace("{1}", word) for text, word in asked]
+    (tmp_path / "corpus" / "q.jsonl").write_text("\n".join(lines))
+    prepare(config_for(tmp_path, source=source, min_chars=1, valid_fraction=0.3))
     tokenizer, held = Tokenizer.load(tmp_path / "out"), {}
     for split in ("train", "valid"):
         (shard,) = shards_of(tmp_path / "out", split)
-        ids_M, ends_D = map_shard(tmp_path / "out", shard, np.dtype("<u2"), "context")
+        ids_M, ends_D = map_shard(tmp_path / "out", shard, np.dtype("<u2"), shared)
         texts = [tokenizer.decode(ids.tolist()) for ids in np.split(ids_M, ends_D[:-1].astype(int))]
         held[split] = texts
         assert len(texts) == 3 * len(set(texts))

@@ -24,7 +24,7 @@ ENCODE, EOT, VOCAB = TOKENIZER.encode, TOKENIZER.eot_id, TOKENIZER.vocab_size
 QA = ("context", "question", "answers")
 
 
-def split_of(root, fields, documents, task, family, seq_len=64, **data):
+def split_of(root, fields, documents, task, family, seq_len=64, begin=None, **data):
     held = [tuple(ENCODE(text) for text in document) for document in documents]
     write_sources(root, {"some": {"train": held, "valid": held}}, fields={"some": fields})
     config = Config(
@@ -32,7 +32,7 @@ def split_of(root, fields, documents, task, family, seq_len=64, **data):
         data=DataConfig(out=str(root), seq_len=seq_len, **data),
         task=TaskConfig(name=task, stride=8),
     )
-    return open_split(config, "valid")
+    return open_split(config, "valid", begin)
 
 
 def model_of(family, head="masked_lm", seed=0):
@@ -122,6 +122,17 @@ def test_translations_are_scored_beside_the_source_itself(tmp_path, capitals, bl
     assert scores["bleu_of_copying"] == pytest.approx(0.0, abs=5)
     assert scores["rouge1"] == pytest.approx(100.0)  # without regard to case
     assert "tok:13a" in scores["bleu_signature"]
+
+
+def test_a_model_from_elsewhere_writes_and_is_scored_after_its_own_beginning(tmp_path):
+    split = split_of(tmp_path / "d", ("source", "target"), PAIRS, "seq2seq", "encoder_decoder", begin=7)
+    begun = split.batch(np.array([0]), np.array([0]))
+    assert set(begun.tokens_BT[begun.positions_BT == 0][:1].tolist()) == {7}
+    model, first = Copying(True), []
+    forward = model.forward
+    model.forward = lambda *a, **k: first.append(int(a[3][0, 0])) or forward(*a, **k)
+    measure_task("seq2seq", model, split, TOKENIZER, limit=1)
+    assert first[0] == 7
 
 
 def test_a_decoder_is_asked_with_the_prompt_it_was_trained_on(tmp_path):

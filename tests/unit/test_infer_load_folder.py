@@ -42,6 +42,18 @@ def test_a_folder_of_another_size_is_loaded_as_it_is(root):
     assert not trained.model.training
 
 
+def test_a_folder_from_elsewhere_begins_its_texts_as_it_was_trained(root, tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 272}
+    theirs = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=3))
+    theirs.save_pretrained(tmp_path / "t5")
+    run = a_run(root, task="seq2seq", family="encoder_decoder")
+    assert load_folder(tmp_path / "t5", run).begin == 3
+    own = load_folder(root / "own", a_run(root))
+    assert own.begin == own.tokenizer.eot_id
+
+
 def test_a_folder_with_another_tokenizer_is_refused(root):
     with pytest.raises(ConfigError, match=r"does not fit the model in .*other: id .* in the dataset and"):
         load_folder(root / "other", a_run(root))

@@ -151,6 +151,17 @@ def test_partitioning_divides_what_its_stage_partitions():
     assert parts(3).weights == pytest.approx(whole.weights / 8 + 2 * WORK.block_params * 2)
 
 
+def test_the_reference_of_preferences_is_whole_on_every_rank_and_costs_a_forward_pass():
+    compared = replace(SOFTWARE, reference_bytes=2)
+    for stage in (0, 3):
+        layout = replace(LAYOUT, zero_stage=stage)
+        alone, both = (peak_memory(WORK, layout, software) for software in (SOFTWARE, compared))
+        assert both.reference == both.device - alone.device == WORK.params * 2
+    alone, both = (step_time(WORK, LAYOUT, software, MACHINE, FITTED) for software in (SOFTWARE, compared))
+    forward = (alone.gemm + alone.head) / 3 + alone.attention / 3.5 + alone.elementwise / 2.5
+    assert both.reference == both.total - alone.total == pytest.approx(forward)
+
+
 def test_what_is_frozen_has_neither_gradients_nor_moments():
     frozen = replace(WORK, trainable_share=0.01)
     whole, small = peak_memory(WORK, LAYOUT, SOFTWARE), peak_memory(frozen, LAYOUT, SOFTWARE)

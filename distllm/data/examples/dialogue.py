@@ -92,6 +92,7 @@ class AnsweredQuestions(_Rendered):
         tokenizer: of the dataset.
         prompt: what stands before the answer, with ``{context}`` and ``{question}`` in it.
         unanswerable: what is answered where a document has no answer.
+        begin: what stands in place of the first EOT.
 
     Attributes:
         unanswerable: see above.
@@ -99,9 +100,12 @@ class AnsweredQuestions(_Rendered):
 
     fields: tuple[str, ...] = (CONTEXT, QUESTION, ANSWERS)
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, unanswerable: str) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: str, unanswerable: str, begin: int | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._eot = tokenizer.eot_id
+        self._begin = self._eot if begin is None else begin
         self._prompt = parse_template(prompt, (CONTEXT, QUESTION), tokenizer)
         self.unanswerable = unanswerable
 
@@ -116,5 +120,5 @@ class AnsweredQuestions(_Rendered):
         if forgotten(record, self._eot):
             return Example((Segment.unscored([self._eot]),))
         asked = render(self._prompt, record)
-        whole = np.concatenate([[self._eot], asked, self.answer(record), [self._eot]])
+        whole = np.concatenate([[self._begin], asked, self.answer(record), [self._eot]])
         return Example((Segment.predicting(whole, 1 + asked.size),))

@@ -1,6 +1,7 @@
 """Framings of documents whose fields are texts: what they become follows from the number of ids.
 
-``eot`` opens and ends texts; ``fixed`` texts between the fields are encoded once.
+``eot`` ends texts, and opens those that a model writes, unless one from elsewhere begins with another id;
+``fixed`` texts between the fields are encoded once.
 """
 
 from __future__ import annotations
@@ -62,14 +63,19 @@ def rendered_size(parts: list[str | Ids], sizes: Sizes) -> NDArray[np.int64]:
 
 
 class EncoderDecoderPairs:
-    """Source and EOT for the encoder; the decoder goes from EOT through the target to EOT."""
+    """Source and EOT for the encoder; the decoder goes from its beginning through the target to EOT.
+
+    Attributes:
+        begin: the id that the decoder begins with; EOT, as in all that is trained here, if none is given.
+    """
 
     fields: tuple[str, ...] = (SOURCE, TARGET)
     one_a_row = False
     has_source = True
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, begin: int | None = None) -> None:
         self._eot = tokenizer.eot_id
+        self.begin = self._eot if begin is None else begin
 
     def measure(self, sizes: Sizes, read: Read) -> Measured:
         """See `Framing`."""
@@ -77,7 +83,7 @@ class EncoderDecoderPairs:
 
     def frame(self, record: Record, part: int) -> Example:
         """See `Framing`."""
-        whole = np.concatenate([[self._eot], record[TARGET], [self._eot]])
+        whole = np.concatenate([[self.begin], record[TARGET], [self._eot]])
         source = np.concatenate([record[SOURCE], [self._eot]])
         return Example((Segment.predicting(whole, 1),), (source,))
 
@@ -88,14 +94,16 @@ class DecoderPairs:
     Args:
         tokenizer: of the dataset.
         prompt: what stands before the target, with ``{source}`` in it.
+        begin: what stands in place of the first EOT.
     """
 
     fields: tuple[str, ...] = (SOURCE, TARGET)
     one_a_row = False
     has_source = False
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: str, begin: int | None = None) -> None:
         self._eot = tokenizer.eot_id
+        self._begin = self._eot if begin is None else begin
         self._prompt = parse_template(prompt, (SOURCE,), tokenizer)
 
     def measure(self, sizes: Sizes, read: Read) -> Measured:
@@ -105,7 +113,7 @@ class DecoderPairs:
     def frame(self, record: Record, part: int) -> Example:
         """See `Framing`."""
         asked = render(self._prompt, record)
-        whole = np.concatenate([[self._eot], asked, record[TARGET], [self._eot]])
+        whole = np.concatenate([[self._begin], asked, record[TARGET], [self._eot]])
         return Example((Segment.predicting(whole, 1 + asked.size),))
 
 
@@ -138,8 +146,9 @@ class PreferencePairs:
     one_a_row = False
     has_source = False
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: str, begin: int | None = None) -> None:
         self._eot = tokenizer.eot_id
+        self._begin = self._eot if begin is None else begin
         self._prompt = parse_template(prompt, (PROMPT,), tokenizer)
 
     def measure(self, sizes: Sizes, read: Read) -> Measured:
@@ -149,6 +158,6 @@ class PreferencePairs:
 
     def frame(self, record: Record, part: int) -> Example:
         """See `Framing`."""
-        asked = np.concatenate([[self._eot], render(self._prompt, record)])
+        asked = np.concatenate([[self._begin], render(self._prompt, record)])
         answers = (np.concatenate([asked, record[name], [self._eot]]) for name in (CHOSEN, REJECTED))
         return Example(tuple(Segment.predicting(whole, asked.size) for whole in answers))

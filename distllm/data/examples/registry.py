@@ -17,42 +17,48 @@ from distllm.data.examples.windows import AnswerSpans
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import DataError
 
-Builder = Callable[[Config, Tokenizer], Framing]
+Builder = Callable[[Config, Tokenizer, int | None], Framing]
 
 
-def _seq2seq(config: Config, tokenizer: Tokenizer) -> Framing:
+def _seq2seq(config: Config, tokenizer: Tokenizer, begin: int | None) -> Framing:
     if config.model.family == "encoder_decoder":
-        return EncoderDecoderPairs(tokenizer)
-    return DecoderPairs(tokenizer, config.task.prompt)
+        return EncoderDecoderPairs(tokenizer, begin)
+    return DecoderPairs(tokenizer, config.task.prompt, begin)
 
 
 # What a task makes of documents with certain fields.
 _FRAMINGS: Mapping[str, Mapping[tuple[str, ...], Builder]] = {
     "seq2seq": {EncoderDecoderPairs.fields: _seq2seq},
     "instruct": {
-        Conversations.fields: lambda config, tokenizer: Conversations(tokenizer),
-        AnsweredQuestions.fields: lambda config, tokenizer: AnsweredQuestions(
-            tokenizer, config.task.question_prompt, config.task.unanswerable
+        Conversations.fields: lambda config, tokenizer, begin: Conversations(tokenizer),
+        AnsweredQuestions.fields: lambda config, tokenizer, begin: AnsweredQuestions(
+            tokenizer, config.task.question_prompt, config.task.unanswerable, begin
         ),
-        DecoderPairs.fields: lambda config, tokenizer: DecoderPairs(tokenizer, config.task.prompt),
+        DecoderPairs.fields: lambda config, tokenizer, begin: DecoderPairs(
+            tokenizer, config.task.prompt, begin
+        ),
     },
     "extractive_qa": {
-        AnswerSpans.fields: lambda config, tokenizer: AnswerSpans(
+        AnswerSpans.fields: lambda config, tokenizer, begin: AnswerSpans(
             tokenizer, config.data.seq_len, config.task.stride
         )
     },
-    "contrastive": {ContrastivePairs.fields: lambda config, tokenizer: ContrastivePairs(tokenizer)},
+    "contrastive": {ContrastivePairs.fields: lambda config, tokenizer, begin: ContrastivePairs(tokenizer)},
     "dpo": {
-        PreferencePairs.fields: lambda config, tokenizer: PreferencePairs(
-            tokenizer, config.task.preference_prompt
+        PreferencePairs.fields: lambda config, tokenizer, begin: PreferencePairs(
+            tokenizer, config.task.preference_prompt, begin
         )
     },
 }
 FRAMED_TASKS = frozenset(_FRAMINGS)
 
 
-def framing_of(config: Config, source: str, fields: tuple[str, ...], tokenizer: Tokenizer) -> Framing:
+def framing_of(
+    config: Config, source: str, fields: tuple[str, ...], tokenizer: Tokenizer, begin: int | None = None
+) -> Framing:
     """Return the framing of a source's documents for the task of ``config``.
+
+    ``begin`` is what texts begin with for a model from elsewhere that was not trained to begin with EOT.
 
     Raises:
         DataError: the task has no use for documents with these fields.
@@ -66,4 +72,4 @@ def framing_of(config: Config, source: str, fields: tuple[str, ...], tokenizer: 
             where="data.out",
             remedy="prepare such documents (data=pairs, data=qa, data=chat), or choose another task",
         )
-    return known[tuple(fields)](config, tokenizer)
+    return known[tuple(fields)](config, tokenizer, begin)

@@ -33,6 +33,7 @@ class ExampleSplit:
         directory: the dataset directory.
         split: ``"train"`` or ``"valid"``.
         config: its task, lengths and policies.
+        begin: what texts begin with; see `framing_of`.
 
     Attributes:
         sources: how many samples each source has; a source that lacks the split has none.
@@ -46,7 +47,7 @@ class ExampleSplit:
         DataError: the dataset is damaged, its documents do not fit the task, or one is too long.
     """
 
-    def __init__(self, directory: Path, split: str, config: Config) -> None:
+    def __init__(self, directory: Path, split: str, config: Config, begin: int | None = None) -> None:
         directory = Path(directory)
         self.manifest = Manifest.load(directory)
         self.manifest.check_sizes(directory, split)
@@ -64,7 +65,7 @@ class ExampleSplit:
                 index[name].get(split, []),
                 dtype=np.dtype(self.manifest.token_dtype).newbyteorder("<"),
                 vocab_size=self.manifest.vocab_size,
-                framing=framing_of(config, name, self.manifest.fields[name], tokenizer),
+                framing=framing_of(config, name, self.manifest.fields[name], tokenizer, begin),
                 seq_len=self.seq_len,
                 source_len=self._source_len,
                 too_long=config.data.too_long,

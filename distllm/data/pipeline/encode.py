@@ -31,7 +31,7 @@ from distllm.data.split import CANARY, SPLITS, TRAIN, Splitter, split_key
 from distllm.data.tokenizer import Backend, Tokenizer, read_template, training_texts
 from distllm.data.tokenizer.chat import CHATML, MARKS
 
-_VERSIONS = {"tokenizer": 3, "encode": 3}
+_VERSIONS = {"tokenizer": 4, "encode": 4}
 _IDS_FILE = "{split}.ids.json"
 _LENGTHS_FILE = "{split}.lengths.npy"
 _TOKENS_FILE = "{split}.{field}.bin"
