@@ -104,24 +104,25 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def atomic_directory(out: Path, mark: str) -> Iterator[Path]:
+def atomic_directory(out: Path, mark: str, staging: Path | None = None) -> Iterator[Path]:
     """Yield a temporary directory that becomes ``out`` if the block succeeds, and vanishes if not.
 
     Args:
         out: an earlier one of its kind there is replaced, anything else refused.
         mark: the file by which its kind is known.
+        staging: the temporary directory, on the same file system, for a caller that finds it again after
+            a kill; None: one beside ``out``.
 
     Raises:
         ConfigError: ``out`` is something else.
         StorageError: it cannot be written.
     """
     refuse_other_kind(out, mark)
-    temporary, replaced = (
-        out.with_name(f".{out.name}.{os.getpid()}{end}")
-        for end in (TEMPORARY_SUFFIX, f".old{TEMPORARY_SUFFIX}")
-    )
+    temporary = staging or out.with_name(f".{out.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    replaced = out.with_name(f".{out.name}.{os.getpid()}.old{TEMPORARY_SUFFIX}")
     with storage_errors(out):
         try:
+            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
             if out.exists():

@@ -23,7 +23,14 @@ def write_run(directory, name="storm", steps=40, lr=1e-3, skipped=(14,), killed_
     }  # fmt: skip
     (path / "explain.json").write_text(json.dumps(explain))
     if note_environment:
-        notes = {number: {"host": f"node{number}", "packages": {"torch": "2.13.0"}} for number in "12"}
+        notes = {
+            number: {
+                "host": f"node{number}",
+                "packages": {"torch": "2.13.0"},
+                "revision": number * 40 + "+changes",
+            }
+            for number in "12"
+        }
         (path / "environment.json").write_text(json.dumps(notes))
     return path
 

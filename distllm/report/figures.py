@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distllm.errors import MissingDependency
 from distllm.fsio import atomic_open
+from distllm.units import format_bytes, format_count
 
 _DOTS_PER_INCH = 160
 _COLOURS = ("#2459c4", "#d9540b", "#16804a", "#9333a8", "#b3850a", "#0c7f92", "#c2285f", "#66707c")
+
+_SHOWN: Mapping[str, Callable[[float], str]] = {
+    "count": format_count,
+    "bytes": format_bytes,
+    "percent": lambda share: f"{100 * share:.3g}%",
+}
 
 
 def write_figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
@@ -61,6 +68,10 @@ def _draw(axes: Any, runs: Sequence[Mapping[str, Any]], chart: Mapping[str, Any]
             what = column.removeprefix(f"{chart['column']}_") if "columns" in chart else "validation"
             label = f"{run['name']}, {what}"
             axes.plot(evals["step"], values, "--o", color=colour, lw=1.2, ms=3, label=label)
+    if chart.get("log") == "always":
+        axes.set_yscale("log")
+    elif (shown := _SHOWN.get(chart["format"])) is not None:
+        axes.yaxis.set_major_formatter(lambda value, _place: shown(value))
     axes.set_title(chart["title"], loc="left", fontsize=11)
     axes.set_xlabel("step")
     axes.grid(alpha=0.25)

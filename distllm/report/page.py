@@ -28,7 +28,7 @@ from distllm.report.sections import (
     where_time_went,
 )
 
-# evals: shown together with the evaluations; log: can be shown so; skips: a skipped step does not count.
+# evals: shown together with the evaluations; log: can be shown so, or is always; skips: without skipped steps.
 CHARTS: tuple[Mapping[str, Any], ...] = (
     {
         "column": "loss",
@@ -43,7 +43,7 @@ CHARTS: tuple[Mapping[str, Any], ...] = (
         "title": "Perplexity",
         "format": "plain",
         "evals": True,
-        "log": True,
+        "log": "always",
         "skips": True,
     },
     {"column": "lr", "title": "Learning rate", "format": "rate", "log": True},

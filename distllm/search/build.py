@@ -136,8 +136,8 @@ def _embed_own(
     topology: Topology,
     tell: Tell,
 ) -> None:
-    """Embed every R-th part that is missing."""
-    own = [parts[number] for number in missing[topology.rank :: topology.world_size]]
+    """Embed every R-th part that is missing, the longest texts first: what needs most memory shows early."""
+    own = [parts[number] for number in missing[::-1][topology.rank :: topology.world_size]]
     total, done = sum(len(part.places) for part in own), 0
     note = f"rank {topology.rank} of {topology.world_size}" if topology.world_size > 1 else ""
     for part in own:
@@ -183,7 +183,7 @@ def _write(
     index = VectorIndex(vector_PC, exact=manifest["vectors"]["exact"])
     if not manifest["vectors"]["exact"]:
         manifest["vectors"]["agreement"] = _agreement(index, vector_PC)
-    with atomic_directory(out, MANIFEST) as staging:
+    with atomic_directory(out, MANIFEST, work / "index") as staging:
         shutil.copyfile(work / PASSAGES, staging / PASSAGES)
         fsync_file(staging / PASSAGES)
         atomic_write_bytes(staging / VECTORS, index.to_bytes())

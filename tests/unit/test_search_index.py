@@ -357,6 +357,8 @@ def test_a_build_that_was_ended_goes_on_and_ends_in_the_same_bytes(tmp_path, mon
     assert len(kept) == 2
     assert not (tmp_path / "index").exists()
     kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"\0")
+    (tmp_path / "index.work" / "index").mkdir()  # killed while the index was written
+    (tmp_path / "index.work" / "index" / "half").touch()
     capsys.readouterr()
     assert embedded("index") == (0, 8)
     assert "check       5 of 5 parts (100%)" in (said := capsys.readouterr().out)

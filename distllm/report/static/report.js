@@ -39,9 +39,10 @@ function smoothed(values, factor) {
   });
 }
 
-function ticks(low, high, wanted) {
+// Round numbers of the axis: of bytes, those with few binary digits.
+function ticks(low, high, wanted, binary) {
   const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const step = binary ? 2 ** Math.ceil(Math.log2(raw)) : [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step);
   return found;
@@ -86,7 +87,7 @@ function extent(series, log) {
 
 function draw(figure, chart) {
   const box = figure.querySelector(".chart"), width = box.clientWidth, height = HEIGHT;
-  const series = lines(chart), log = state.log && chart.log;
+  const series = lines(chart), log = chart.log === "always" || (state.log && chart.log);
   box.textContent = "";
   figure.hidden = !series.length;
   const range = extent(series, log);
@@ -100,7 +101,7 @@ function draw(figure, chart) {
   const X = (v) => PAD.left + ((v - x0) / (x1 - x0)) * (width - PAD.left - PAD.right);
   const Y = (v) => height - PAD.bottom - ((place(v) - low) / (high - low)) * (height - PAD.top - PAD.bottom);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": chart.title }, box);
-  for (const v of log ? logTicks(...range) : ticks(range[0], range[1], 4)) {
+  for (const v of log ? logTicks(...range) : ticks(range[0], range[1], 4, chart.format === "bytes")) {
     element("line", { class: "grid", x1: PAD.left, x2: width - PAD.right, y1: Y(v), y2: Y(v) }, svg);
     element("text", { x: PAD.left - 6, y: Y(v) + 4, "text-anchor": "end" }, svg).textContent = format[chart.format](v);
   }
@@ -146,6 +147,7 @@ function readout(figure) {
   if (shown) { cross.setAttribute("x1", X(state.at)); cross.setAttribute("x2", X(state.at)); }
   output.textContent = "";
   if (shown) output.append(`${axisFormat[state.axis](state.at)} `);
+  let before = null;
   for (const line of series) {
     let index = shown ? nearest(line.x, state.at) : line.y.length - 1;
     while (!shown && index > 0 && line.shown[index] === null) index--;
@@ -154,7 +156,8 @@ function readout(figure) {
     b.style.color = line.colour;
     b.textContent = (line.label && `${line.label} `) + (value === null ? "not finite" : format[chart.format](value));
     if (line.skipped && line.skipped[index]) b.textContent += " skipped";
-    output.append(b, " ");
+    output.append(before === line.run && !line.label ? "/ " : "", b, " ");  // training / validation
+    before = line.run;
   }
 }
 
