@@ -41,8 +41,8 @@ test: $(STAMP)  ## every test of parts, alone and on several ranks: under twelve
 	  tests/unit tests/property tests/arch tests/golden tests/packaging --ignore=tests/arch/test_readme.py
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/dist tests/gpu  # ranks: they wait for each other
 
-test-runs: $(STAMP)  ## whole runs: killed, damaged, resumed on other ranks, started every way, seen in a browser
-	$(BIN)/pytest -n 2 --dist loadfile -m "slow or not dist" tests/browser tests/chaos tests/dist
+test-runs: $(STAMP)  ## whole runs: killed, damaged, resumed, started every way, seen in a browser; the tutorials
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow or not dist" tests/browser tests/chaos tests/dist tests/tutorials
 
 test-slurm: $(STAMP)  ## a real SLURM, and several machines, on this one: needs root and Debian's packages
 	$(BIN)/pytest -m slurm tests/slurm -n 3 --dist loadfile  # they wait for SLURM more than they compute
@@ -82,7 +82,7 @@ error-examples: $(STAMP)  ## keep what errors look like when tests cause them, i
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -p error_examples -m "not slow" tests/unit
 
 docs: $(STAMP)  ## the documentation site in build/site
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove caches and build products; keeps .venv, data and runs
 	rm -rf build dist *.egg-info .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

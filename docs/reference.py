@@ -10,7 +10,8 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from mkdocs.structure.files import File
 
@@ -53,11 +54,28 @@ def configuration() -> str:
             "|---|---|---|---|---|",
         ]
         for leaf in found:
-            kind = getattr(leaf.annotation, "__name__", None) or str(leaf.annotation)
-            cells = (f"`{leaf.path}`", f"`{kind}`", f"`{leaf.default!r}`", describe(leaf.field))
+            cells = (
+                f"`{leaf.path}`",
+                kind_of(leaf.annotation),
+                f"`{leaf.default!r}`",
+                describe(leaf.field),
+            )
             lines.append(row(*cells, leaf.field.metadata["on_resume"]))
         lines.append("")
     return "\n".join(lines)
+
+
+def kind_of(annotation: Any) -> str:
+    """Return a type as people write it: names, and the values of a choice."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin in (Union, UnionType):
+        return " or ".join("null" if one is NoneType else kind_of(one) for one in arguments)
+    if origin is not None:
+        inner = ", ".join("..." if one is Ellipsis else kind_of(one) for one in arguments)
+        return f"{origin.__name__}[{inner}]"
+    return getattr(annotation, "__name__", None) or str(annotation)
 
 
 def commands() -> str:

@@ -106,7 +106,7 @@ class PackedSplit:
                 f"split {split!r} of {directory} has {self.num_tokens} tokens, "
                 f"fewer than the {seq_len + 1} of one sample",
                 where=str(directory),
-                remedy="prepare more text, or set a smaller data.seq_len",
+                remedy="prepare more text, set a smaller data.seq_len, or hold out more: data.valid_fraction",
             )
 
     @property

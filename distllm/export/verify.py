@@ -5,6 +5,8 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ def verify_export(out: Path, model: Model, seed: int = 0) -> float:
         ) from error
     device = next(model.parameters()).device
     model_class = getattr(transformers, read_json(out / "config.json")["architectures"][0])
-    theirs = model_class.from_pretrained(out, dtype=torch.float32).to(device).eval()
+    with _without_bars(transformers.utils.logging):
+        theirs = model_class.from_pretrained(out, dtype=torch.float32).to(device).eval()
     generator = torch.Generator().manual_seed(derive_seed(seed, "verify"))
     size = (_ROWS, min(model.shape.max_seq_len, _LONGEST))
     tokens_BT = torch.randint(model.shape.vocab_size, size, generator=generator).to(device)
@@ -54,6 +57,18 @@ def verify_export(out: Path, model: Model, seed: int = 0) -> float:
             remedy="export again; if it stays so, report it with the model's configuration",
         )
     return difference
+
+
+@contextmanager
+def _without_bars(logging: Any) -> Iterator[None]:
+    """Let `transformers` draw no bar for what takes a moment."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @torch.no_grad()

@@ -189,10 +189,10 @@ class _TerminalPrinter:
         if not self._started:
             self._bar.start()
             self._started = True
-        figures = (
-            f"loss {_number(record.loss)}  {format_count(record.tokens_per_second)} tok/s  "
-            f"ETA {format_duration(record.eta_seconds)}"
-        )
+        speed = f"{format_count(record.tokens_per_second)} tok/s"
+        if record.mfu is not None:
+            speed += f"  MFU {_percent(record.mfu)}"
+        figures = f"loss {_number(record.loss)}  {speed}  ETA {format_duration(record.eta_seconds)}"
         self._bar.update(self._task, completed=record.step, figures=figures)
 
     def close(self) -> None:

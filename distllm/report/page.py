@@ -28,7 +28,7 @@ from distllm.report.sections import (
     where_time_went,
 )
 
-# evals: shown together with the evaluations; log: can be shown so, or is always; skips: without skipped steps.
+# evals: shown with the evaluations; log: can be shown so, or is always; skips: without skipped steps.
 CHARTS: tuple[Mapping[str, Any], ...] = (
     {
         "column": "loss",

@@ -26,7 +26,7 @@ class Able(serving.Backend):
             {
                 "title": "one.txt",
                 "score": 0.5,
-                "snippet": f"<b>a {query} b",
+                "snippet": f"<b>\N{CAT FACE} {query} b",
                 "matches": [[5, 5 + len(query)]],
                 "passage": query,
             }
@@ -141,7 +141,7 @@ def test_the_other_tabs_do_their_work_from_the_keyboard(browser, address):
     page.keyboard.press("Enter")
     page.wait_for_selector("#search mark")
     assert page.locator("#search mark").inner_text() == "token"
-    assert "<b>a token b" in page.locator("#search .card").inner_text()
+    assert "<b>\N{CAT FACE} token b" in page.locator("#search .card").inner_text()
     page.focus("#tab-search")
     page.keyboard.press("Home")
     assert page.locator("#chat").is_visible()

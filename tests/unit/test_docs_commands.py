@@ -19,13 +19,14 @@ from distllm.config.overrides import split_override
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGES = sorted((CHECKOUT / "docs").rglob("*.md"))
 BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^(?P<indent> *)(?P<fence>```+|~~~+)(?P<kind>\S*)[^\n]*\n"
+    r"(?:<!-- (?:not run|run small): (?P<reason>[^\n]+) -->\n)?"
+    r"^(?P<indent> *)(?P<fence>```+|~~~+)(?P<kind>\S*)[^\n]*\n"
     r"(?P<text>.*?)^ *(?P=fence)",
     re.MULTILINE | re.DOTALL,
 )
 COMMAND = re.compile(
-    r"^ *(?:\$ )?((?:distllm [a-z]+|python|pip|make|wandb|torchrun|deepspeed|srun|sbatch|vllm)(?= |$)"
-    r"[^#\n]*)",
+    r"^ *(?:\$ )?(?:[A-Z_]+=\S+ )*"
+    r"((?:distllm [a-z]+|python|pip|make|wandb|torchrun|deepspeed|srun|sbatch|vllm)(?= |$)[^#\n]*)",
     re.MULTILINE,
 )
 PROMPT = re.compile(r"^ *\$ ([^#\n]*)", re.MULTILINE)
@@ -82,13 +83,19 @@ def test_commands_are_found():
 
 
 def test_every_block_of_commands_runs_or_says_why_not():
-    read_first = [*blocks(CHECKOUT / "README.md"), *blocks(CHECKOUT / "CONTRIBUTING.md")]
+    outside = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "slurm/README.md")
+    read_first = [block for page in outside for block in blocks(CHECKOUT / page)]
     silent = [
         place
         for place, kind, reason, _ in (*ALL, *read_first)
         if kind != "console" and not (reason and len(reason) > 15)
     ]
     assert silent == [], "make it a console block, or put <!-- not run: REASON --> above it"
+    told = [reason for *_, reason, _ in (*ALL, *read_first) if reason]
+    named = {path for reason in told for path in re.findall(r"tests/[\w/*.]*\w", reason)}
+    assert [path for path in named if not list(CHECKOUT.glob(path))] == [], "a reason names what is not there"
+    followed = [page.name for page in PAGES if "<!-- run small" in page.read_text(encoding="utf-8")]
+    assert set(followed) <= {page.name for page in (CHECKOUT / "docs" / "tutorials").iterdir()}
     both = [place for place, kind, reason, _ in ALL if kind == "console" and reason]
     assert both == [], "a console block is run"
     empty = [place for place, kind, _, commands in ALL if kind == "console" and not commands]

@@ -91,15 +91,15 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     for page in (
         "index.html",
-        "reference/configuration/index.html",
-        "reference/errors/ConfigError/index.html",
-        "reference/errors/no-run/index.html",
-        "reference/python/search/index.html",
-        "tutorials/first-run/index.html",
+        "reference/configuration.html",
+        "reference/errors/ConfigError.html",
+        "reference/errors/no-run.html",
+        "reference/python/search.html",
+        "tutorials/first-run.html",
     ):
         text = (tmp_path / "site" / page).read_text()
         assert "fonts.googleapis" not in text
-    assert (tmp_path / "site" / "dashboards" / "index.html").exists()
+    assert (tmp_path / "site" / "dashboards.html").exists()
 
 
 def test_docstrings_are_shown_with_lists_of_their_sections(reference):
