@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from distllm.models.layers import Block
@@ -32,7 +33,7 @@ def recompute_blocks(model: nn.Module, mode: Literal["none", "selective", "full"
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+        options["context_fn"] = _keeping_contexts
     for module in model.modules():
         if isinstance(module, Block):
             random = bool(module.dropout or module.layer_drop)
@@ -51,9 +52,36 @@ def _recomputed(forward: Callable[..., Any], options: dict[str, Any]) -> Callabl
     return wrapped
 
 
-def _policy(context: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
-    """Keep products and attention, whichever kernel computes it."""
+def _keeping_contexts() -> tuple[TorchDispatchMode, TorchDispatchMode]:
+    """Return what forward and its repetition run in: results that forward kept are not computed again."""
+    forward, again = create_selective_checkpoint_contexts(_keep)  # type: ignore[no-untyped-call]
+    return _Narrowed(forward), _Narrowed(again)
+
+
+class _Narrowed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shows a mode of selective checkpointing products and attention, and nothing else.
+
+    The mode wants the repetition to call what forward called, each operator as often. What an engine
+    does around layers to gather weights and to free them differs between the two: it looks ahead.
+    """
+
+    def __init__(self, mode: TorchDispatchMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._mode = mode
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _is_kept(func):
+            return self._mode.__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+def _keep(context: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE
+
+
+@functools.cache
+def _is_kept(operator: Any) -> bool:
+    """Whether ``operator`` is a product, or attention, whichever kernel computes it."""
     name = operator.name().partition("::")[2].partition(".")[0]
     attention = any(part in name for part in _ATTENTION) and not name.endswith("backward")
-    kept = name in _PRODUCTS or attention
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    return name in _PRODUCTS or attention
