@@ -178,7 +178,8 @@ def _ls(words: Sequence[str]) -> None:
     from distllm.data.manifest import MANIFEST_FILE, Manifest
     from distllm.data.shards.forget import PARTIAL
 
-    found = sorted({file.parent for word in words for file in Path(word).rglob(MANIFEST_FILE)})
+    places = [word.removeprefix("out=") for word in words]
+    found = sorted({file.parent for place in places for file in Path(place).rglob(MANIFEST_FILE)})
     shown = 0
     for directory in found:
         if "checkpoints" in directory.parts or directory.name == PARTIAL:
@@ -190,7 +191,7 @@ def _ls(words: Sequence[str]) -> None:
         shown += 1
     if not shown:
         raise DataError(
-            f"no dataset below {', '.join(words)}",
+            f"no dataset below {', '.join(places)}",
             where="distllm data ls",
             remedy="make one with: distllm prepare",
         )
