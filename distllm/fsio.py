@@ -59,7 +59,7 @@ def storage_errors(path: Path) -> Iterator[None]:
                 where=str(path),
                 remedy="choose a directory on a disk",
             ) from error
-        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+        if error.errno in (errno.EIO, errno.ESTALE):
             raise StorageError(
                 f"the disk or file server failed at {error.filename or path}: {error.strerror}",
                 where=str(path),

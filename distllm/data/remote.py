@@ -208,6 +208,8 @@ def _patiently(url: str, attempt: Any, failure: Failure = _unreachable) -> Any:
     for number in range(1, ATTEMPTS + 1):
         try:
             return attempt()
+        except StorageError:
+            raise  # of the disk here, which no other attempt mends
         except (FileNotFoundError, PermissionError) as error:
             raise failure(url, error, "correct the URL, or the credentials in the environment") from error
         except Exception as error:  # each protocol has exceptions of its own

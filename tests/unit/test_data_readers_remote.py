@@ -1,5 +1,6 @@
 """Raw input over HTTP and S3, from real server processes on this machine."""
 
+import errno
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ from distllm.data import remote
 from distllm.data.mirror import dataset_directory
 from distllm.data.read import find_parts, read_part
 from distllm.data.stream import PackedSplit
-from distllm.errors import DataError
+from distllm.errors import DataError, StorageError
 
 CONTENT = b"".join(b'{"text": "line %d"}\n' % i for i in range(2000))
 
@@ -93,6 +94,21 @@ def test_a_server_that_never_recovers_is_an_error_before_its_deadline(server):
     with pytest.raises(DataError, match="cannot read http://127"):
         texts(url(server), stall_seconds=0.2)
     assert time.monotonic() - begun < 10
+
+
+def test_a_full_disk_here_is_no_fault_of_the_server_and_is_not_tried_again(tmp_path, monkeypatch):
+    (tmp_path / "there").write_bytes(CONTENT)
+    asked = []
+
+    def full(path):
+        asked.append(path)
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(remote, "fsync_file", full)
+    with pytest.raises(StorageError, match="no space left"):
+        remote.fetch(f"file://{tmp_path}/there", tmp_path / "here", 5.0)
+    assert len(asked) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
 def test_an_unknown_protocol_is_named():

@@ -11,7 +11,7 @@ from distllm.config.schema_read import ReadConfig
 from distllm.data.read.lines import json_records, named
 from distllm.data.read.part import Part
 from distllm.data.read.streams import DamagedFile, decode, read_whole
-from distllm.data.records import Document, Dropped
+from distllm.data.records import Document, Dropped, excerpt
 
 _LINES = (".jsonl", ".ndjson")
 _MESSAGES = ("messages", "conversations", "conversation")
@@ -55,7 +55,7 @@ def _records(file: Path, part: Part, read: ReadConfig) -> Iterator[tuple[str, di
         return
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFile(f"not JSON: {error}") from error
     if isinstance(found, dict) and isinstance(found.get("data"), list):
         found = found["data"]
@@ -72,9 +72,14 @@ def _questions(name: str, content: Mapping[str, Any]) -> Iterator[tuple[str, dic
         yield name, dict(content)
         return
     for number, paragraph in enumerate(content["paragraphs"]):
-        for order, question in enumerate(paragraph.get("qas", ())):
-            named_as = str(question.get("id") or f"{name}.{number}.{order}")
-            yield named_as, {**question, "context": paragraph.get("context")}
+        place = f"{name}.{number}"
+        asked = paragraph.get("qas") if isinstance(paragraph, dict) else None
+        if not isinstance(asked, list):
+            yield place, {"qas": asked}
+            continue
+        for order, question in enumerate(asked):
+            found = question if isinstance(question, dict) else {}
+            yield str(found.get("id") or f"{place}.{order}"), {**found, "context": paragraph.get("context")}
 
 
 def _question(name: str, content: dict[str, Any], read: ReadConfig) -> Document | Dropped:
@@ -117,6 +122,6 @@ def _conversation(name: str, content: dict[str, Any], read: ReadConfig) -> Docum
         role = item.get("role", item.get("from")) if isinstance(item, Mapping) else None
         text = item.get("content", item.get("value")) if isinstance(item, Mapping) else None
         if not isinstance(role, str) or not isinstance(text, str):
-            return Dropped(name, "wrong_message", "a message needs role and content", str(item))
+            return Dropped(name, "wrong_message", "a message needs role and content", excerpt(str(item)))
         messages.append({"role": _ROLES.get(role, role), "content": text})
     return named(name, {"messages": json.dumps(messages, ensure_ascii=False)}, content, read)

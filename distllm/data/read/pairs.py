@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import struct
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 from xml.etree import ElementTree
 
 from distllm.config.schema_read import ReadConfig
 from distllm.data.read.lines import delimited_records, json_records, named, text_of
 from distllm.data.read.part import Part
-from distllm.data.read.streams import DamagedFile, decode, local_copy, open_bytes, read_lines
+from distllm.data.read.streams import DamagedFile, decode, local_copy, open_bytes, read_lines, read_whole
 from distllm.data.records import Document, Dropped, excerpt
 from distllm.errors import DataError
 from distllm.extras import require
@@ -149,24 +151,54 @@ def _of_tmx(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dro
     """Translation units of a TMX 1.4 memory, parsed as it streams."""
     wanted = [language.lower() for language in read.languages]
     number = 0
+    body: ElementTree.Element | None = None
     try:
         with open_bytes(file) as stream:
-            for _, unit in ElementTree.iterparse(stream):
-                if unit.tag != "tu":
+            bounded = _Bounded(stream, read.max_document_bytes)
+            for event, unit in ElementTree.iterparse(bounded, events=("start", "end")):
+                if event == "start" and unit.tag == "body":
+                    body = unit
+                if event == "start" or unit.tag != "tu":
                     continue
                 number += 1
-                sides = {
-                    (variant.get(_XML_LANGUAGE) or variant.get("lang") or "").lower(): "".join(
-                        segment.itertext()
-                    )
-                    for variant in unit.iter("tuv")
-                    if (segment := variant.find("seg")) is not None
-                }
-                name = f"{part.name}#{unit.get('tuid') or number}"
-                unit.clear()
-                yield _tmx_pair(name, sides, wanted, read)
+                yield _tmx_pair(f"{part.name}#{unit.get('tuid') or number}", _tmx_sides(unit), wanted, read)
+                bounded.begin()
+                if body is not None:
+                    body.clear()  # the units that are done
     except ElementTree.ParseError as error:
         raise DamagedFile(f"not XML: {error}") from error
+
+
+def _tmx_sides(unit: ElementTree.Element) -> dict[str, str]:
+    """Return the segments of a translation unit by language."""
+    return {
+        (variant.get(_XML_LANGUAGE) or variant.get("lang") or "").lower(): "".join(segment.itertext())
+        for variant in unit.iter("tuv")
+        if (segment := variant.find("seg")) is not None
+    }
+
+
+class _Bounded:
+    """A stream of which no more than ``limit`` bytes are read without an end in between."""
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        self._stream, self._limit, self._read = stream, limit, 0
+
+    def begin(self) -> None:
+        """Note that what was read so far is done."""
+        self._read = 0
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes.
+
+        Raises:
+            DamagedFile: what has begun does not end within the limit.
+        """
+        content = self._stream.read(size)
+        self._read += len(content)
+        if self._read > self._limit:
+            raise DamagedFile(f"a unit of more than data.max_document_bytes={self._limit}")
+        return content
 
 
 def _tmx_pair(name: str, sides: dict[str, str], wanted: list[str], read: ReadConfig) -> Document | Dropped:
@@ -183,15 +215,34 @@ def _tmx_pair(name: str, sides: dict[str, str], wanted: list[str], read: ReadCon
 
 
 def _of_gettext(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
-    """Messages of a gettext catalogue and their translations; fuzzy ones are left out."""
+    """Messages of a gettext catalogue and their translations; fuzzy ones are left out.
+
+    A message with a plural is two: its singular with the first form of the translation, its plural
+    with the last.
+    """
     polib = require("polib", "reading gettext catalogues")
+    content = read_whole(file, part.name, read)
+    if isinstance(content, Dropped):
+        yield content
+        return
     try:
-        if _has(file.name.lower(), ".mo"):
-            messages = list(polib.mofile(str(file)))
-        else:
-            messages = polib.pofile(str(file), encoding=read.encoding).translated_entries()
+        with tempfile.TemporaryDirectory(prefix="distllm-") as directory:
+            unpacked = Path(directory) / "catalogue"
+            unpacked.write_bytes(content)
+            if _has(file.name.lower(), ".mo"):
+                messages = list(polib.mofile(str(unpacked)))
+            else:
+                messages = polib.pofile(str(unpacked), encoding=read.encoding).translated_entries()
     except (OSError, UnicodeDecodeError, ValueError, struct.error) as error:
-        raise DamagedFile(f"not a gettext catalogue: {error}") from error
-    entries = [(entry.msgid, entry.msgstr) for entry in messages if entry.msgstr]
-    for number, (source, target) in enumerate(entries):
+        reason = str(error).replace(str(unpacked), part.name)
+        raise DamagedFile(f"not a gettext catalogue: {reason}") from error
+    sides = [side for entry in messages for side in _gettext_sides(entry)]
+    for number, (source, target) in enumerate(sides):
         yield _pair(f"{part.name}#{number}", source, target, read)
+
+
+def _gettext_sides(entry: Any) -> list[tuple[str, str]]:
+    """Return message and translation: none if it is not translated, two if it has a plural."""
+    if forms := [form for _, form in sorted(entry.msgstr_plural.items()) if form]:
+        return [(entry.msgid, forms[0]), (entry.msgid_plural, forms[-1])]
+    return [(entry.msgid, entry.msgstr)] if entry.msgstr else []

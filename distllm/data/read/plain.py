@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import lzma
+import posixpath
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from distllm.config.schema_read import ReadConfig
@@ -17,6 +21,11 @@ from distllm.extras import require
 
 _DOCTYPE = re.compile(r"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
 _CONTAINER = "META-INF/container.xml"
+_ENCRYPTED = 0x1
+_NO_BOOK = (
+    zipfile.BadZipFile, ElementTree.ParseError, KeyError, EOFError, NotImplementedError, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
 
 
 def read_text(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
@@ -96,7 +105,8 @@ def read_pdf(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dr
 def read_epub(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
     """Yield the text of an EPUB book, its chapters in reading order.
 
-    Rules of refusal: ``too_large`` (also of what a small file would unpack to), ``no_main_text``.
+    Rules of refusal: ``too_large`` (also of what a small file would unpack to), ``encrypted``,
+    ``no_main_text``.
 
     Raises:
         DamagedFile: it is no EPUB, or it is cut.
@@ -108,8 +118,11 @@ def read_epub(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
                     part.name, "too_large", f"over data.max_document_bytes={read.max_document_bytes}"
                 )
                 return
+            if any(entry.flag_bits & _ENCRYPTED for entry in book.infolist()):
+                yield Dropped(part.name, "encrypted", "it needs a password")
+                return
             chapters = [main_text(book.read(name)) for name in _spine(book)]
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, EOFError) as error:
+    except _NO_BOOK as error:
         raise DamagedFile(f"not an EPUB book: {error}") from error
     text = "\n\n".join(chapter for chapter in chapters if chapter)
     if text:
@@ -120,13 +133,14 @@ def read_epub(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
 
 def _spine(book: zipfile.ZipFile) -> list[str]:
     """Return the names of the chapters in reading order (EPUB 3.3, section 5.7)."""
-    package = next(
-        node.attrib["full-path"] for node in _xml(book, _CONTAINER).iter() if node.tag.endswith("}rootfile")
-    )
+    roots = [node for node in _xml(book, _CONTAINER).iter() if node.tag.endswith("}rootfile")]
+    if not roots:
+        raise KeyError(f"{_CONTAINER} names no package")
+    package = roots[0].attrib["full-path"]
     tree = _xml(book, package)
-    base = PurePosixPath(package).parent
+    base = posixpath.dirname(package)
     items = {
-        node.attrib["id"]: str(base / node.attrib["href"])
+        node.attrib["id"]: posixpath.normpath(posixpath.join(base, unquote(node.attrib["href"])))
         for node in tree.iter()
         if node.tag.endswith("}item")
     }

@@ -27,7 +27,7 @@ def row_groups(file: Path) -> list[int]:
 
 
 def read_parquet(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
-    """Yield the rows of the part's row groups. Rules of refusal as for JSON lines.
+    """Yield the rows of the part's row groups. Rules of refusal as for JSON lines, and ``too_large``.
 
     Raises:
         DataError: there is no column of the wanted name.
@@ -47,19 +47,42 @@ def read_parquet(file: Path, part: Part, read: ReadConfig) -> Iterator[Document 
         groups = range(part.start, table.num_row_groups if part.stop is None else part.stop)
         first = sum(table.metadata.row_group(number).num_rows for number in range(part.start))
         try:
-            yield from documents_of(_records(table, list(groups), wanted, first, part), read)
+            yield from documents_of(_records(table, list(groups), wanted, first, part, read), read)
         except (pa.ArrowException, OSError) as error:
             raise DamagedFile(str(error)) from error
 
 
 def _records(
-    table: Any, groups: list[int], columns: list[str], first: int, part: Part
+    table: Any, groups: list[int], columns: list[str], first: int, part: Part, read: ReadConfig
 ) -> Iterator[tuple[str, dict[str, Any]] | Dropped]:
     row = first
     for batch in table.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
-        for content in batch.to_pylist():
-            yield f"{part.name}#{row}", content
+        for content in _rows(batch, read):
+            name = f"{part.name}#{row}"
+            yield _too_large(name, read) if content is None else (name, content)
             row += 1
+
+
+def _rows(batch: Any, read: ReadConfig) -> Iterator[dict[str, Any] | None]:
+    """Yield the columns of each row, None where the text is longer than it may be."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = batch.column(read.text_key)
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        yield from batch.to_pylist()  # whoever takes the text says what is wrong
+        return
+    sizes = pc.binary_length(texts)
+    if (pc.max(sizes).as_py() or 0) <= read.max_document_bytes:
+        yield from batch.to_pylist()
+        return
+    for number, size in enumerate(sizes.to_pylist()):
+        fits = (size or 0) <= read.max_document_bytes
+        yield batch.slice(number, 1).to_pylist()[0] if fits else None
+
+
+def _too_large(name: str, read: ReadConfig) -> Dropped:
+    return Dropped(name, "too_large", f"more than data.max_document_bytes={read.max_document_bytes}")
 
 
 def _opened(file: Path) -> Any:
