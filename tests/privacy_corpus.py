@@ -273,6 +273,13 @@ NEGATIVES: tuple[Callable[[Rng], str], ...] = (
     lambda rng: (
         f"section {rng.randint(1, 9)}.{rng.randint(1, 9)}.{rng.randint(1, 9)}.{rng.randint(1, 9)} says"
     ),
+    lambda rng: (
+        f"\n{rng.randint(1, 20)}.{rng.randint(1, 9)}.{rng.randint(1, 9)}.{rng.randint(1, 31)}. Known issues\n"
+    ),
+    lambda rng: (
+        f"{rng.randint(2000, 2025)}-04-13 ({rng.randint(1, 9)}.{rng.randint(0, 30)}."
+        f"{rng.randint(0, 9)}.{rng.randint(0, 9)}) fixes"
+    ),
     lambda rng: "OID 1.3.6.1.4.1." + pick(rng, DIGITS[1:], 4),
     lambda rng: f"{rng.randint(1990, 2029)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d} 12:34:56.789",
     lambda rng: f"am {rng.randint(1, 28):02d}.{rng.randint(1, 12):02d}.{rng.randint(1990, 2029)} um 08:15:00",

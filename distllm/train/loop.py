@@ -78,6 +78,9 @@ def train_step(run: Run, clock: StepClock) -> bool:
     agreed = _agree(run, batches, run.stream.damaged - damaged_before)
     if agreed.stop:
         _stop_here(run)
+    if not agreed.weight:
+        _pass_over(run, agreed, clock)
+        return agreed.save
     clock.mark("loop")
 
     loss_sum = forward_and_backward(
@@ -162,6 +165,14 @@ def _agree(run: Run, batches: Sequence[Batch], damaged: int) -> Agreement:
     )
     run.saves.agree(int(save_every), written=written == run.topology.world_size)
     return Agreement(weight, f"{int(digest):x}", int(rows), int(damaged_rows), stops > 0, saves > 0)
+
+
+def _pass_over(run: Run, agreed: Agreement, clock: StepClock) -> None:
+    """Count a step without a target, which has no loss and moves no weight."""
+    clock.mark("loop")
+    _count(run, agreed, clock.lap(), skipped=True)
+    damaged = f"; {agreed.damaged} lie in damaged blocks" if agreed.damaged else ""
+    tell(run, f"step passed over: none of its {agreed.rows} samples has a target{damaged}")
 
 
 def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> None:

@@ -1,6 +1,7 @@
 """The ledger of runs that were killed, went back, and changed their ranks: every second and sample."""
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -208,3 +209,16 @@ def test_a_ledger_that_cannot_be_written_is_told_once_and_stops_nothing(root):
     told = [line["text"] for line in lines if "ledger" in line.get("text", "")]
     assert len(told) == 1
     assert "training goes on without it" in told[0]
+
+
+def test_steps_whose_samples_are_all_damaged_are_passed_over(root):
+    shutil.copytree(root / "data", root / "damaged")
+    for shard in index_of(root / "damaged", Manifest.load(root / "damaged"))["text"]["train"]:
+        with (root / "damaged" / shard.record.path).open("r+b") as stream:
+            stream.seek(shard.members["tokens.bin"].offset + 77)
+            stream.write(b"\xff\xff")
+    done = train(root, "passed", f"data.out={root / 'damaged'}", "train.max_steps=3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step passed over: none of its 16 samples has a target; 16 lie in damaged") == 3
+    (end,) = of_kind(events_of(root, "passed"), "done")
+    assert (end["samples"]["damaged"], end["samples"]["trained"]) == (3 * SEQUENCES, 0)

@@ -81,6 +81,8 @@ def test_each_form_is_found_whole(kind, value, around):
         "86095742710",
         "version 1.2.3.4, v8.8.8.8, numpy==8.8.4.4, pkg-8.8.8.8, OID 1.3.6.1.4.1",
         "Mozilla/5.0 (Windows; rv:1.8.1.1) Gecko/20061204 Firefox/2.0.0.1",
+        "2011-04-13 (3.7.6.1) and Policy 4.6.2.0, zlib 1.2.3.4 or “2.3.0.0”",
+        "\n2.6.1.2. Data formats\n\n17.4.1.6 Developer options",
         "256.8.8.8 and 08.8.8.8",
         "12:34:56 and std::vector and dead::beef and fe80::1",
         "git@github.com:org/repo and icon@2x.png and pkg@1.2.3 and user@localhost and @app.route",
@@ -95,6 +97,21 @@ def test_each_form_is_found_whole(kind, value, around):
 )
 def test_lookalikes_are_left_alone(text):
     assert kinds_in(f"see {text} there") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the IP 4.2.2.1",
+        "nameserver 9.9.9.10",
+        "address is 4.2.2.1",
+        "4.2.2.0/24",
+        "4.2.2.1:53",
+        "地址为4.2.2.1",
+    ],
+)
+def test_small_numbers_are_an_address_where_something_says_so(text):
+    assert [kind for kind, _ in kinds_in(f"see {text} there")] == ["ip"]
 
 
 def test_a_word_for_phone_makes_the_difference():

@@ -26,6 +26,16 @@ _NUMBERED = re.compile(
     r"\.?[\s:=#\"']{0,3}|[=<>~^§v@]\s?|\b[A-Za-z][A-Za-z0-9]*[_-]|(?-i:\b[A-Z][A-Za-z]+/))$",
     re.IGNORECASE,
 )
+# Sections and versions have small numbers, of which one public address in some thousand has nothing else.
+_SMALL = 32
+_BEFORE = 32
+_ADDRESSING = re.compile(
+    r"(?:\b(?:ip|ipv4|dns|ns|inet|addr|host|server|nameserver|resolver|client|peer|router|gateway|subnet|ping)"
+    r"|addresse?s?|adressen?|direcci[oó]n|indirizzo)[\s:=(\"'\[<]{1,4}(?:(?:is|at|of|ist|lautet|est|es)\s)?$"
+    r"|地址\s{0,2}[为是：:]?\s{0,2}$",
+    re.IGNORECASE,
+)
+_IN_A_NETWORK = re.compile(r"/[0-9]{1,2}(?![0-9A-Za-z/])|:[0-9]{1,5}(?![0-9A-Za-z])")
 _IPV6_INSIDE = re.compile(r":[0-9A-Fa-f]{0,4}+:")
 _IPV6_BACKWARDS = re.compile(r"[0-9A-Fa-f]{0,4}+")
 _IPV6 = re.compile(r"[0-9A-Fa-f]{0,4}+(?::[0-9A-Fa-f]{0,4}+){2,7}+(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3})?")
@@ -73,15 +83,23 @@ def _ipv4(page: Page) -> Iterator[Span]:
     text = page.text
     for match in _IPV4.finditer(text):
         start = match.start()
-        before = text[max(0, start - 16) : start]
-        if _in_word(before[-1:]) or before[-1:] in ("_", ".", "-") or _NUMBERED.search(before):
+        before = text[max(0, start - _BEFORE) : start]
+        if _in_word(before[-1:]) or before[-1:] in ("_", ".", "-") or _NUMBERED.search(before[-16:]):
             continue
         try:
             address = ipaddress.IPv4Address(match.group())
         except ipaddress.AddressValueError:
             continue
+        said = _ADDRESSING.search(before) or _IN_A_NETWORK.match(text, match.end())
+        if address.is_global and _counts(address) and not said:
+            continue
         if page.config.private_ips or address.is_global:
             yield match.span()
+
+
+def _counts(address: ipaddress.IPv4Address) -> bool:
+    """Return whether a dotted quad is likelier a section or a version, if nothing says what it is."""
+    return len(set(address.packed)) > 1 and max(address.packed) < _SMALL
 
 
 def _in_word(neighbour: str) -> bool:
