@@ -188,7 +188,7 @@ class _Bounded:
         """Note that what was read so far is done."""
         self._read = 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """Return up to ``size`` bytes.
 
         Raises:
