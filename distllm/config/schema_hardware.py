@@ -20,6 +20,9 @@ class HardwareConfig:
         "fused attention of long causal rows, both passes (null: 0.34 of the peak)",
         minimum=0.001,
     )
+    fp32_tflops: float | None = option(
+        None, "peak of products in fp32, without TF32 (null: a sixteenth of the bf16 peak)", minimum=0.001
+    )
     memory_gb_per_s: float | None = option(None, "bandwidth of the device's memory", minimum=0.1)
     link_gb_per_s: float | None = option(
         None, "what one device sends to its neighbours inside a node", minimum=0.01
@@ -27,7 +30,9 @@ class HardwareConfig:
     network_gb_per_s: float | None = option(None, "what one device sends to other nodes", minimum=0.001)
     host_gb_per_s: float = option(25.0, "between one device and host memory", minimum=0.1)
     host_memory_gb_per_s: float = option(50.0, "one device's share of host memory bandwidth", minimum=0.1)
-    host_memory_gb: float = option(128.0, "one device's share of host memory", minimum=0.1)
+    host_memory_gb: float | None = option(
+        None, "one device's share of host memory (null: offloading is not checked against it)", minimum=0.1
+    )
     disk_gb_per_s: float = option(1.0, "one device's share of a node's local disks", minimum=0.01)
     store_gb_per_s: float = option(10.0, "what all nodes together write to a checkpoint", minimum=0.01)
     devices_per_node: int = option(8, "accelerators in one node", minimum=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved
 from distllm.plan.estimate import software_of
-from distllm.plan.experiment import base_bytes, device_memory, layout_of, space_of
+from distllm.plan.experiment import base_bytes, device_memory, host_memory, layout_of, space_of
 from distllm.plan.layout import Layout
 from distllm.plan.memory import Memory, peak_memory
 from distllm.plan.search import layouts
@@ -24,7 +24,14 @@ def check_memory(resolved: Resolved, problems: Problems) -> None:
     if limit is None:
         return
     work, layout = work_of(resolved.shape, resolved.trainable_params), layout_of(resolved)
-    need = _need(resolved, work, layout)
+    need, room = _need(resolved, work, layout), host_memory(resolved)
+    if need.host * (1 - _DOUBT) > room:
+        problems.add(
+            f"what is offloaded needs about {format_bytes(need.host)} of host memory a rank, and each has "
+            f"{format_bytes(room)}",
+            where="engine.offload, cluster.hardware.host_memory_gb",
+            remedy=_nearest(resolved, work, layout, limit),
+        )
     if need.device * (1 - _DOUBT) <= limit:
         return
     parts = sorted(need.parts().items(), key=lambda part: -part[1])
@@ -45,7 +52,8 @@ def _nearest(resolved: Resolved, work: Work, asked: Layout, limit: float) -> str
     """Return the overrides of the feasible layout that changes least, or how much the smallest lacks."""
     config = resolved.config
     candidates = layouts(work, asked.ranks, asked.seq_len, config.train.tokens_per_step, space_of(config))
-    judged = [(layout, _need(resolved, work, layout).device) for layout in candidates]
+    needs = [(layout, _need(resolved, work, layout)) for layout in candidates]
+    judged = [(layout, need.device) for layout, need in needs if need.host <= host_memory(resolved)]
     feasible = [layout for layout, need in judged if need <= limit]
     if feasible:
         nearest = min(feasible, key=lambda layout: _changes(asked, layout))

@@ -37,6 +37,7 @@ class Estimate:
         layout: how it is spread.
         memory: of the fullest rank.
         limit_bytes: what a device has for it.
+        host_limit_bytes: a device's share of host memory; None where it is not known.
         time: of one step.
         sent: bytes that a rank sends in one step, by what they are.
         mfu: share of the peak, in the convention `CONVENTION`.
@@ -46,6 +47,7 @@ class Estimate:
     layout: Layout
     memory: Memory
     limit_bytes: float
+    host_limit_bytes: float | None
     time: StepTime
     sent: Mapping[str, float]
     mfu: float
@@ -53,12 +55,19 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether the fullest rank has the memory."""
-        return self.memory.device <= self.limit_bytes
+        """Whether the fullest rank has the memory, of its device and of the host."""
+        return self.memory.device <= self.limit_bytes and self.fits_host
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether what is offloaded has room in a rank's share of host memory."""
+        return self.host_limit_bytes is None or self.memory.host <= self.host_limit_bytes
 
     @property
     def limited_by(self) -> str:
         """Why it is not faster, or why it cannot run."""
+        if not self.fits_host:
+            return "host memory"
         if not self.fits:
             parts = self.memory.parts()
             return f"memory, most of it {max(parts, key=lambda name: parts[name])}"
@@ -96,6 +105,8 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
     wide = compute == "bf16" and stage >= 2
     gated, compares = config.model.gated, config.task.name == "dpo"
     buckets = 0.0 if config.engine.name == "local" else _BUCKETS[stage]
+    # a contrastive step embeds all its pairs before the first backward pass
+    passes = 2 if config.task.name == "contrastive" else 1
     # partitioned gradients are copied into a bucket, whole ones are added where they are
     adds = 2 if stage >= 2 else 3 * (layout.accumulation > 1)
     return Software(
@@ -114,6 +125,8 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         + (_COMPARED_LOGIT_BYTES if compares else 4)
         + (element if compute == "bf16" else 0),
         reference_bytes=element if compares else 0,
+        forward_passes=passes,
+        gathers=1 + passes,
         compiled=config.engine.compile,
         adding_bytes=adds * element,
         bucket_params=0 if config.engine.name == "local" else config.engine.bucket_bytes // element,
@@ -144,6 +157,7 @@ def estimate(
         layout=layout,
         memory=peak_memory(work, layout, software),
         limit_bytes=machine.memory_bytes * (1 - reserve),
+        host_limit_bytes=machine.host_memory_bytes,
         time=time,
         sent=sent_bytes(work, layout, software, machine),
         mfu=tokens_per_second * flops / (layout.ranks * machine.peak_flops),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from distllm.config.checks_parallel import parts_experts, shares_rows
 from distllm.config.resolve import Resolved
 from distllm.config.schema import Config
@@ -63,6 +65,13 @@ def device_memory(resolved: Resolved) -> float | None:
     if cluster.hardware.memory_gb is None:
         return None
     return cluster.hardware.memory_gb * 1e9
+
+
+def host_memory(resolved: Resolved) -> float:
+    """Return the bytes of host memory that one rank may use, without limit where the profile does not say."""
+    room = resolved.config.cluster.hardware.host_memory_gb
+    on_gpu = resolved.config.cluster.device == "cuda"  # what a CPU rank offloads to are files
+    return room * 1e9 if on_gpu and room is not None else math.inf
 
 
 def base_bytes(config: Config) -> float:

@@ -85,6 +85,7 @@ class Software:
         logits_tokens: tokens whose logits exist at once; 0 means all.
         logits_bytes: bytes of one logit over all its copies.
         logits_traffic: bytes that loss and gradient move for one logit; 0 means three times its copies.
+        forward_passes: of a micro-batch in a step, one of them with backward.
         keeps_half: selective checkpointing computes every second product again (torchtitan).
         norm_passes: arrays of the stream's width that an uncompiled norm moves, forward (2: one kernel).
         rotation_passes: the same of queries and keys, to rotate them.
@@ -124,6 +125,7 @@ class Software:
     logits_tokens: int = 0
     logits_bytes: int = 10
     logits_traffic: int = 0
+    forward_passes: int = 1
     keeps_half: bool = False
     norm_passes: float = 2
     rotation_passes: float = 2

@@ -7,6 +7,11 @@ from dataclasses import dataclass, replace
 # Latencies of the ring algorithm's simple protocol in NCCL's own cost model (src/graph/tuning.cc).
 NCCL_BASE_SECONDS, NCCL_NVLINK_SECONDS, NCCL_NETWORK_SECONDS = 8.4e-6, 3.4e-6, 14e-6
 
+# bf16 tensor cores over fp32 arithmetic: 312 / 19.5 on an A100, 989 / 67 on an H100.
+_FP32_SHARE = 16
+# FlashAttention-2 on long rows over an H100's peak: 335 / 989 (Dao 2023, figure 7).
+_ATTENTION_SHARE = 0.339
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -21,7 +26,9 @@ class Machine:
         local_bandwidth: bytes/s a rank sends to its neighbour inside a node.
         network_bandwidth: bytes/s a rank sends to another node.
         per_node: ranks of a node.
+        fp32_flops: peak of products in fp32 without tensor cores; 0 means a sixteenth of ``peak_flops``.
         host_bandwidth: bytes/s between a device and its share of host memory.
+        host_memory_bytes: a device's share of host memory; None where it is not known.
         host_memory_bandwidth: bytes/s of host memory for one rank's share of a node.
         disk_bandwidth: bytes/s of local disks for one rank's share of a node.
         base_seconds, local_seconds, network_seconds: latency of a collective, of a step inside a
@@ -44,7 +51,9 @@ class Machine:
     local_bandwidth: float
     network_bandwidth: float
     per_node: int = 8
+    fp32_flops: float = 0.0
     host_bandwidth: float = 25e9
+    host_memory_bytes: float | None = None
     host_memory_bandwidth: float = 50e9
     disk_bandwidth: float = 3e9
     base_seconds: float = NCCL_BASE_SECONDS
@@ -63,6 +72,16 @@ class Machine:
         """Bytes/s of passes over large arrays."""
         return self.stream_efficiency * self.memory_bandwidth
 
+    @property
+    def long_attention_flops(self) -> float:
+        """FLOP/s of fused attention on long causal rows with heads of 128."""
+        return self.attention_flops or _ATTENTION_SHARE * self.peak_flops
+
+    def in_fp32(self) -> Machine:
+        """Return the same machine computing in fp32, for which torch uses no tensor cores by default."""
+        return self.throttled((self.fp32_flops or self.peak_flops / _FP32_SHARE) / self.peak_flops)
+
     def throttled(self, share: float) -> Machine:
         """Return the same machine with its arithmetic at ``share`` of its speed."""
-        return replace(self, gemm_flops=self.gemm_flops * share, attention_flops=self.attention_flops * share)
+        attention = self.long_attention_flops * share
+        return replace(self, gemm_flops=self.gemm_flops * share, attention_flops=attention)

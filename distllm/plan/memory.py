@@ -143,14 +143,14 @@ def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _Sta
         live = min(software.live_params or _LIVE_BLOCKS * block, params)
         gathered = live * software.weight_bytes * (1 + software.gather_copies)
         weights = held * software.weight_bytes + gathered
-        gradients += block * software.grad_bytes
+        gradients += block * work.trainable_share * software.grad_bytes
     host = disk = 0.0
     if layout.offload in ("disk", "mapped"):
         disk, optimizer = optimizer, 0.0
     if layout.offload not in ("none", "mapped"):
         host, optimizer = optimizer, 0.0
         # gradients leave for the host bucket by bucket, and wait for the update there
-        host, gradients = host + gradients, block * software.grad_bytes
+        host, gradients = host + gradients, block * work.trainable_share * software.grad_bytes
     if layout.offload == "all":
         host += weights
         weights = min(_LIVE_BLOCKS * block, params) * software.weight_bytes

@@ -30,6 +30,8 @@ def machine_of_hardware(hardware: HardwareConfig) -> Machine:
         local_bandwidth=figures["link_gb_per_s"] * 1e9,
         network_bandwidth=figures["network_gb_per_s"] * 1e9,
         per_node=hardware.devices_per_node,
+        fp32_flops=(hardware.fp32_tflops or 0.0) * 1e12,
+        host_memory_bytes=hardware.host_memory_gb * 1e9 if hardware.host_memory_gb is not None else None,
         host_bandwidth=hardware.host_gb_per_s * 1e9,
         host_memory_bandwidth=hardware.host_memory_gb_per_s * 1e9,
         disk_bandwidth=hardware.disk_gb_per_s * 1e9,

@@ -15,7 +15,7 @@ from distllm.plan.machine import Machine
 from distllm.plan.search import Found, layouts, search
 from distllm.plan.speed import Efficiency
 from distllm.plan.work import work_of
-from distllm.units import format_bytes, format_count
+from distllm.units import format_bytes, format_count, format_duration
 
 _SHOWN = 5
 _NOT_OFFERED = (
@@ -35,6 +35,7 @@ class Plan:
         params: of the model.
         flops_per_token: forward and backward, in ``convention``.
         convention: how they are counted.
+        other_mfu: the utilisation of the run as others count it, by convention.
         asked: the run as it is configured.
         cost: of the whole of it.
         found: the fastest layouts of the same step.
@@ -44,6 +45,7 @@ class Plan:
     params: int
     flops_per_token: float
     convention: str
+    other_mfu: dict[str, float]
     asked: Estimate
     cost: Bill
     found: Found
@@ -67,12 +69,18 @@ def make_plan(resolved: Resolved, machine: Machine, efficiency: Efficiency) -> P
 
     asked = judge(layout_of(resolved))
     tokens, ranks = config.train.tokens_per_step, resolved.world.size
+    flops = CONVENTIONS[CONVENTION](work, config.data.seq_len)
     found = search(layouts(work, ranks, config.data.seq_len, tokens, space_of(config)), judge)
     return Plan(
         machine=machine.name,
         params=work.params,
-        flops_per_token=CONVENTIONS[CONVENTION](work, config.data.seq_len),
+        flops_per_token=flops,
         convention=CONVENTION,
+        other_mfu={
+            name: asked.mfu * count(work, config.data.seq_len) / flops
+            for name, count in CONVENTIONS.items()
+            if name != CONVENTION
+        },
         asked=asked,
         cost=bill(config, work, asked, resolved.total_tokens),
         found=found,
@@ -90,10 +98,13 @@ def describe(plan: Plan, resolved: Resolved) -> str:
         "memory of the fullest rank",
         *_table(asked.memory.parts().items(), format_bytes),
         f"  {'in all':<16}{format_bytes(asked.memory.device):>12}   of {format_bytes(asked.limit_bytes)}: "
-        + ("fits" if asked.fits else "does NOT fit"),
+        + ("fits" if asked.memory.device <= asked.limit_bytes else "does NOT fit"),
     ]
     if asked.memory.host:
-        lines.append(f"  {'host memory':<16}{format_bytes(asked.memory.host):>12}")
+        room = asked.host_limit_bytes
+        verdict = "fits" if asked.fits_host else "does NOT fit"
+        of = "" if room is None else f"   of {format_bytes(room)}: {verdict}"
+        lines.append(f"  {'host memory':<16}{format_bytes(asked.memory.host):>12}{of}")
     if asked.memory.disk:
         lines.append(f"  {'files':<16}{format_bytes(asked.memory.disk):>12}")
     lines += ["", "seconds of a step", *_times(asked)]
@@ -130,7 +141,9 @@ def _totals(plan: Plan) -> list[str]:
     lines = [
         f"speed      {format_count(asked.tokens_per_second)} tokens/s, "
         f"{format_count(asked.tokens_per_second / asked.layout.ranks)} per rank, MFU {asked.mfu:.1%}",
-        f"run        {cost.steps} steps, {cost.wall_seconds / 86400:.3g} days, "
+        "           in others' conventions "
+        + ", ".join(f"{name} {share:.1%}" for name, share in plan.other_mfu.items()),
+        f"run        {cost.steps} steps, {_days(cost.wall_seconds)}, "
         f"{format_count(cost.gpu_hours)} device-hours",
         f"failures   one in {goodput.mttf_seconds / 3600:.3g} h, {goodput.failures:.2g} expected; "
         f"a checkpoint every {goodput.interval_seconds / 60:.3g} min, goodput {goodput.fraction:.1%}",
@@ -140,6 +153,10 @@ def _totals(plan: Plan) -> list[str]:
     if cost.energy_kwh is not None:
         lines.append(f"energy     {format_count(cost.energy_kwh)} kWh")
     return lines
+
+
+def _days(seconds: float) -> str:
+    return f"{seconds / 86400:.3g} days" if seconds >= 86400 else format_duration(seconds)
 
 
 def _search(plan: Plan, resolved: Resolved) -> list[str]:

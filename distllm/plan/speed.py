@@ -24,8 +24,6 @@ from distllm.plan.work import Work
 # Bytes of host memory that DeepSpeed moves for an offloaded weight besides the update: its gradient
 # arrives in fp32 (4), is scaled where it lies (8), and the new weight is converted (4 + 2).
 _AROUND_UPDATE = 18
-# FlashAttention-2 on long rows over an H100's peak: 335 / 989 (Dao 2023, figure 7).
-_ATTENTION_SHARE = 0.339
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +120,7 @@ def step_time(
         "selective": forward.elementwise + (_half_share(work) * forward.gemm if software.keeps_half else 0.0),
         "full": forward.total,
     }[layout.checkpointing]
+    again += (software.forward_passes - 1) * forward.total
     tensor = blocks * tensor_seconds(work, layout, software, machine)
     sequence = blocks * sequence_seconds(work, layout, software, machine)
     expert = blocks * expert_seconds(work, layout, software, machine)
@@ -189,10 +188,9 @@ def _attention_flops(head_dim: int, seq_len: int, machine: Machine) -> float:
     each product. The two halving points describe the twelve causal figures of FlashAttention-2 on an
     H100 (Dao 2023, figure 7) to 3 %.
     """
-    long = machine.attention_flops or _ATTENTION_SHARE * machine.peak_flops
     rows = seq_len / (seq_len + machine.attention_half_length)
     heads = (1 + machine.attention_half_width / 128) / (1 + machine.attention_half_width / head_dim)
-    return long * rows * heads
+    return machine.long_attention_flops * rows * heads
 
 
 def _products(work: Work, layout: Layout) -> list[tuple[float, int, int, float]]:

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from distllm.commands.plan import run as plan_command
 from distllm.config.compose import compose
+from distllm.config.problems import Problems
 from distllm.config.resolve import resolve
 from distllm.config.schema_hardware import HardwareConfig
 from distllm.errors import IntegrityError
-from distllm.plan.admission import overrides
+from distllm.plan.admission import check_memory, overrides
 from distllm.plan.calibration import Calibration, machine_of_calibration, read_calibration, write_calibration
 from distllm.plan.estimate import bill, estimate, software_of
 from distllm.plan.experiment import base_bytes, device_memory, layout_of, space_of
@@ -327,4 +329,62 @@ def test_throttling_slows_only_arithmetic():
     machine = Machine("x", 800e12, 1000e12, 80e9, 3e12, 400e9, 50e9)
     slow = machine.throttled(0.5)
     assert slow.gemm_flops == 400e12
-    assert replace(slow, gemm_flops=800e12) == machine
+    assert slow.long_attention_flops == machine.long_attention_flops / 2
+    assert replace(slow, gemm_flops=800e12, attention_flops=0.0) == machine
+
+
+def test_in_fp32_a_device_has_no_tensor_cores(capsys):
+    machine = machine_of_profile("h100")
+    slow = machine.in_fp32()
+    assert slow.gemm_flops == pytest.approx(machine.gemm_flops * 67 / 989.4)
+    assert (slow.peak_flops, slow.memory_bandwidth) == (machine.peak_flops, machine.memory_bandwidth)
+    unknown = replace(machine, fp32_flops=0.0).in_fp32()
+    assert unknown.gemm_flops == pytest.approx(machine.gemm_flops / 16)
+    speeds = []
+    for precision in ("bf16", "fp32"):
+        words = ["cluster=h100", "train.max_steps=10", f"precision={precision}", "--json"]
+        assert plan_command([*words, "model=llama-125m", "train.tokens_per_step=131072"]) == 0
+        speeds.append(json.loads(capsys.readouterr().out)["asked"]["tokens_per_second"])
+    assert speeds[0] > 4 * speeds[1]
+
+
+def test_offloading_needs_host_memory():
+    words = ("model=llama-1b", "precision=bf16", "engine=zero2", "engine.offload=cpu")
+    run = resolved(*words)
+    machine = machine_of_hardware(run.config.cluster.hardware)
+    assert make_plan(run, machine, FITTED).asked.fits
+    small = make_plan(run, replace(machine, host_memory_bytes=1e9), FITTED)
+    assert not small.asked.fits
+    assert small.asked.limited_by == "host memory"
+    text = describe(small, run)
+    assert "host memory          2.3 GiB   of 953.7 MiB: does NOT fit" in text
+    assert "in all" in text.partition("does NOT fit")[0]
+    assert all(one.layout.offload == "none" for one in small.found.best)
+    problems = Problems()
+    check_memory(resolved(*words, "cluster.hardware.host_memory_gb=1"), problems)
+    [problem] = problems.found
+    assert "of host memory a rank, and each has 953.7 MiB" in problem.cause
+    assert problem.remedy == "nearest settings that fit: engine.offload=none"
+    unknown = Problems()
+    check_memory(resolved(*words, "cluster.hardware.host_memory_gb=null"), unknown)
+    assert unknown.found == []
+
+
+def test_a_contrastive_step_embeds_all_its_pairs_first():
+    run = resolved("task=contrastive", "model=bert-base", "precision=bf16", "engine=zero3")
+    other = resolved("task=masked_lm", "model=bert-base", "precision=bf16", "engine=zero3")
+    first, plain = (
+        estimate(work_of(one.shape), layout_of(one), one.config, machine_of_profile("h100")).time
+        for one in (run, other)
+    )
+    assert plain.recompute == 0
+    assert first.recompute == pytest.approx((first.gemm + first.attention + first.elementwise) / 3, rel=0.05)
+    assert first.exposed + first.hidden > plain.exposed + plain.hidden  # weights are gathered once more
+
+
+def test_others_count_the_same_run_otherwise():
+    plan = make_plan(RUN, machine_of_profile("h100"), FITTED)
+    assert set(plan.other_mfu) == {"full_square", "all_params"}
+    assert plan.other_mfu["all_params"] >= plan.other_mfu["full_square"] > plan.asked.mfu
+    text = describe(plan, RUN)
+    assert f"in others' conventions full_square {plan.other_mfu['full_square']:.1%}" in text
