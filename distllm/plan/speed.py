@@ -244,10 +244,10 @@ def element_traffic(work: Work, software: Software) -> float:
     """
     query, key = work.heads * work.head_dim, work.kv_heads * work.head_dim
     gated = work.mlp_matrices == 3
+    stream, rotation = 6 + 2 * software.norm_passes, software.rotation_passes
+    mlp = 3 if gated and (software.compiled or software.mlp_in_place) else 5 if gated else 2
     if software.compiled:
-        stream, rotation, mlp = 6.0, 2.0, 3 if gated else 2
-    else:
-        stream, rotation, mlp = 6 + 2 * software.norm_passes, software.rotation_passes, 5 if gated else 2
+        stream, rotation = 6.0, 2.0
     moved = stream * work.hidden + rotation * (query + key) + mlp * work.intermediate * work.active_experts
     return software.element_bytes * moved
 

@@ -159,7 +159,7 @@ def test_the_reference_of_preferences_is_whole_on_every_rank_and_costs_a_forward
         assert both.reference == both.device - alone.device == WORK.params * 2
     alone, both = (step_time(WORK, LAYOUT, software, MACHINE, FITTED) for software in (SOFTWARE, compared))
     forward = (alone.gemm + alone.head) / 3 + alone.attention / 3.5 + alone.elementwise / 2.5
-    assert both.reference == both.total - alone.total == pytest.approx(forward)
+    assert both.reference == pytest.approx(both.total - alone.total) == pytest.approx(forward)
 
 
 def test_what_is_frozen_has_neither_gradients_nor_moments():
