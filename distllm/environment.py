@@ -8,7 +8,7 @@ Variables that contradict each other are an error, never a guess.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from distllm.errors import LaunchError
@@ -46,6 +46,27 @@ class RankEnvironment:
         if place.world_size > 1:
             _check_rendezvous(env)
         return place
+
+
+def meet_in_step(env: MutableMapping[str, str]) -> None:
+    """Say in ``env`` where the tasks of an ``srun`` meet, if nothing says so: at the first node of the step.
+
+    All tasks derive the same port, another for each job, start and step, below those that systems give to
+    outgoing connections. `distllm submit` does better: it looks for one that is free.
+    """
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
+    if not nodes or "RANK" in env or "SLURM_PROCID" not in env or not _in_step(env):
+        return
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
+    job, restarts, step = (int(text) if (text := env.get(name, "")).isdigit() else 0 for name in names)
+    env.setdefault("MASTER_ADDR", _first_host(nodes))
+    env.setdefault("MASTER_PORT", str(10_000 + (job * 7 + restarts * 131 + step * 1009) % 20_000))
+
+
+def _first_host(nodes: str) -> str:
+    """Return the first host of SLURM's notation: ``n1`` of ``n[1-3,07],login``."""
+    first = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else nodes)
 
 
 def _in_step(env: Mapping[str, str]) -> bool:

@@ -14,7 +14,7 @@ from distllm.commands.arguments import parse_config_arguments
 from distllm.commands.settle import look, settle
 from distllm.config.compose import compose
 from distllm.config.overrides import split_override
-from distllm.environment import RankEnvironment
+from distllm.environment import RankEnvironment, meet_in_step
 from distllm.errors import ConfigError
 
 _ALLOW = "--allow"
@@ -25,6 +25,7 @@ RANK_COMMAND = ("-m", "distllm.launch.train")
 def run(words: Sequence[str]) -> int:
     """Train one run, or every run of a sweep (``-m``), and return the exit code."""
     arguments = parse_config_arguments("train", "Train a run, or go on with it.", words, _FLAGS)
+    meet_in_step(os.environ)
     if arguments.show:
         show_configuration(arguments.overrides, arguments.config_dir)
         return 0
