@@ -29,7 +29,8 @@ def run(words: Sequence[str]) -> int:
     state = state_of(path, queue_if_any())
     goal = f" of {state.max_steps}" if state.max_steps else ""
     print(f"run {path}: {state.state}{f' ({state.reason})' if state.reason else ''}")
-    print(f"  step {state.step}{goal}, checkpoint of step {state.saved}")
+    saved = f"checkpoint of step {state.saved}" if state.saved else "no checkpoint yet"
+    print(f"  step {state.step}{goal}, {saved}")
     if state.eta_seconds is not None and state.state != "done":
         print(f"  {format_duration(state.eta_seconds)} of training left, without waiting in the queue")
     if state.job:
