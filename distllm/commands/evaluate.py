@@ -13,7 +13,7 @@ from distllm.commands.arguments import parse_options
 from distllm.config.options import option
 from distllm.config.schema_optim import Weights
 from distllm.display import printable
-from distllm.errors import ConfigError
+from distllm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from distllm.commands.runs import StoredRun
@@ -79,22 +79,34 @@ def _check_model(options: Options) -> None:
 
 def _follow(stored: StoredRun, resolved: Resolved, options: Options) -> None:
     """Measure checkpoints in the order in which they appear, each once; what is gone is missed."""
-    from distllm.checkpoint.format import list_checkpoints
     from distllm.cluster.outcome import is_done
 
     done, ended = -1, False
     while done < resolved.max_steps and not ended:
         ended = is_done(stored.directory.path)  # before looking: what it saved last is there then
-        paths = list_checkpoints(stored.directory.checkpoints)
-        coming = sorted(step for path in paths if (step := int(path.name.removeprefix("step-"))) > done)
+        coming = [step for step in _steps(stored) if step > done]
         for step in coming:
-            done = _measure(stored, resolved, options, step)
+            try:
+                _measure(stored, resolved, options, step)
+            except CheckpointError:
+                if step in _steps(stored):
+                    raise
+                print(f"step {step}: gone before it could be measured", flush=True)
+            done = step
         if not coming and not ended:
             time.sleep(_POLL_SECONDS)
 
 
-def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int | None) -> int:
-    """Print the measures of one checkpoint, or of the folder in place of one; return its step."""
+def _steps(stored: StoredRun) -> list[int]:
+    """Return the steps of which the run keeps a checkpoint now, in their order."""
+    from distllm.checkpoint.format import list_checkpoints
+
+    paths = list_checkpoints(stored.directory.checkpoints)
+    return sorted(int(path.name.removeprefix("step-")) for path in paths)
+
+
+def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int | None) -> None:
+    """Print the measures of one checkpoint, or of the folder in place of one."""
     from distllm.data.examples import ExampleSplit
     from distllm.data.open import open_split
     from distllm.dist.topology import Topology
@@ -144,7 +156,6 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
             print("".join(map(_shown, ("asked", "given", "right"), sample)), flush=True)
     if options.tasks:
         _run_tasks(trained, options)
-    return trained.step
 
 
 def _print_exposure(trained: Trained, resolved: Resolved) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distllm.config.schema_lora import LoraConfig
+from distllm.config.schema_lora import JOINED, LoraConfig
 from distllm.config.schema_model import (
     Activation,
     Family,
@@ -126,6 +126,16 @@ class ModelShape:
         if self.family == "encoder_decoder":
             total += self.stack_params(self.num_encoder_layers)
         return total + self.stack_params(self.num_layers, cross=self.family == "encoder_decoder")
+
+    def rows_of(self, matrix: str) -> dict[str, int]:
+        """Return the rows of each projection that a matrix of a block holds; nothing of other names."""
+        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        sizes = {
+            "q_proj": query, "k_proj": key, "v_proj": key, "o_proj": self.hidden_size,
+            "gate_proj": self.intermediate_size, "up_proj": self.intermediate_size,
+            "down_proj": self.hidden_size,
+        }  # fmt: skip
+        return {part: sizes[part] for part in JOINED.get(matrix, (matrix,)) if part in sizes}
 
     def adapter_params(self, lora: LoraConfig) -> int:
         """Parameters of low-rank adapters: inputs plus outputs, times the rank, of each projection."""

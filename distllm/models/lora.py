@@ -9,13 +9,13 @@ Shapes: C inputs, I rows of one projection, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distllm.config.schema_lora import JOINED, LoraConfig
+from distllm.config.schema_lora import LoraConfig
 from distllm.config.shape import ModelShape
 from distllm.models.heads import SpanHead
 from distllm.seeds import derive_seed
@@ -93,7 +93,7 @@ def add_adapters(model: nn.Module, shape: ModelShape, config: LoraConfig, seed: 
         head.requires_grad_(True)
     added = 0
     for path, module in list(model.named_modules()):
-        rows = _rows(path.rpartition(".")[2], shape)
+        rows = shape.rows_of(path.rpartition(".")[2])
         if isinstance(module, nn.Linear) and set(rows) & set(config.targets):
             adapted = AdaptedLinear(module, rows, config)
             _initialize(adapted, path, seed)
@@ -101,18 +101,6 @@ def add_adapters(model: nn.Module, shape: ModelShape, config: LoraConfig, seed: 
             added += 1
     if not added:
         raise ValueError(f"the model has none of {config.targets}")
-
-
-def _rows(name: str, shape: ModelShape) -> dict[str, int]:
-    """Return the rows of each projection in our matrix ``name``; empty if it is none of a block."""
-    query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    sizes = {
-        "q_proj": query, "k_proj": key, "v_proj": key, "o_proj": shape.hidden_size,
-        "gate_proj": shape.intermediate_size, "up_proj": shape.intermediate_size,
-        "down_proj": shape.hidden_size,
-    }  # fmt: skip
-    parts: Sequence[str] = JOINED.get(name, (name,))
-    return {part: sizes[part] for part in parts if part in sizes}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ M = N * k tokens (once for each of their experts), m tokens of one expert.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from distllm.config.shape import ModelShape
 from distllm.dist.expert_engine import OwnExperts
 from distllm.dist.experts import ExpertGroup
 from distllm.ops.mlp import gated
+
+_BLOCK_ROWS = 32
 
 
 class MixtureOfExperts(nn.Module):
@@ -56,21 +59,34 @@ class MixtureOfExperts(nn.Module):
         token_M = order_M // self.experts_per_token
         x_MC = x_NC.index_select(0, token_M)
         counts_E = torch.bincount(expert_Nk.flatten(), minlength=probs_NE.shape[1])
+        # A decoding step has no documents beside one another, and is to be fast.
+        by_blocks = x_NC.device.type == "cpu" and x_BTC.shape[-2] > 1
+        answer = partial(self._answer, rows=_BLOCK_ROWS if by_blocks else None)
         if self.group is None:
-            answer_MC = self._answer(x_MC, counts_E.tolist())
+            answer_MC = answer(x_MC, counts_E.tolist())
         else:
-            answer_MC = self.group.answered(x_MC, counts_E, self._answer)
+            answer_MC = self.group.answered(x_MC, counts_E, answer)
         weighted_MC = answer_MC * weight_Nk.flatten().index_select(0, order_M)[:, None]
         return torch.zeros_like(x_NC).index_add(0, token_M, weighted_MC).view_as(x_BTC)
 
-    def _answer(self, x_MC: Tensor, counts: Sequence[int]) -> Tensor:
-        """Let each expert that is here answer its tokens; those of the first one come first."""
+    def _answer(self, x_MC: Tensor, counts: Sequence[int], *, rows: int | None) -> Tensor:
+        """Let each expert that is here answer its tokens; those of the first one come first.
+
+        Products of few rows are rounded otherwise than those of many, so a token's answer tells by its last
+        bit how many tokens of other documents its expert has, unless all products have ``rows`` rows.
+        """
         answers = []
         parts = torch.split(x_MC, list(counts))
         for x_mC, gate_up, down in zip(parts, self.gate_up_proj, self.down_proj, strict=True):
-            gate_mI, up_mI = F.linear(x_mC, gate_up).chunk(2, dim=-1)
-            answers.append(F.linear(gated(gate_mI, up_mI, self.activation), down))
+            block = rows or max(1, len(x_mC))
+            padded_nC = F.pad(x_mC, (0, 0, 0, -len(x_mC) % block))
+            answered = [self._expert(x_rC, gate_up, down) for x_rC in torch.split(padded_nC, block)]
+            answers.append(torch.cat(answered)[: len(x_mC)] if rows else answered[0])
         return torch.cat(answers)
+
+    def _expert(self, x_mC: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        gate_mI, up_mI = F.linear(x_mC, gate_up).chunk(2, dim=-1)
+        return F.linear(gated(gate_mI, up_mI, self.activation), down)
 
 
 def part_experts(model: nn.Module, group: ExpertGroup) -> OwnExperts:

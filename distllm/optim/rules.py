@@ -77,10 +77,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Orthogonalised momentum for matrices (Jordan et al. 2024), AdamW for everything else.
 
     An update of a matrix is scaled to the root mean square of AdamW's, so that one learning rate
-    serves both ("Muon is Scalable for LLM Training", arXiv:2502.16982).
+    serves both ("Muon is Scalable for LLM Training", arXiv:2502.16982). Matrices that are stored as one,
+    by rows or one expert after another, are updated each on its own.
 
     Args:
-        params: groups, each with ``weight_decay`` and ``matrices``.
+        params: groups, each with ``weight_decay`` and ``rows`` of the matrices in each weight, None where
+            weights hold none.
         lr: the rate.
         momentum: decay of a matrix's momentum (Nesterov).
         betas: of AdamW.
@@ -92,7 +94,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0}
         super().__init__(params, defaults)
-        groups = [group for group in self.param_groups if group["matrices"]]
+        groups = [group for group in self.param_groups if group["rows"]]
         self._matrices = {id(weight) for group in groups for weight in group["params"]}
 
     def slots(self, weight: Tensor) -> Slots:
@@ -109,15 +111,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                update = self._muon if group["matrices"] else self._adamw
+                update = self._muon if group["rows"] else self._adamw
                 weight.add_(update(weight, group), alpha=-group["lr"])
 
     def _muon(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
         momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
         momentum.lerp_(weight.grad, 1 - group["momentum"])
         ahead = torch.lerp(weight.grad, momentum, group["momentum"])  # type: ignore[arg-type]
-        scale: float = _MATRIX_RMS * max(weight.shape) ** 0.5
-        return orthogonalized(ahead) * scale
+        parts = torch.split(ahead, group["rows"], dim=-2)
+        return torch.cat(
+            [orthogonalized(part) * _MATRIX_RMS * max(part.shape[-2:]) ** 0.5 for part in parts], -2
+        )
 
     def _adamw(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
         state, (first, second), gradient = self.state[weight], group["betas"], weight.grad
@@ -134,13 +138,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix_MN: Tensor) -> Tensor:
-    """Return about the nearest matrix with all singular values 1, by five Newton-Schulz steps."""
+    """Return about the nearest matrix with all singular values 1, by five Newton-Schulz steps.
+
+    What has dimensions before M and N is many matrices.
+    """
     a, b, c = _NEWTON_SCHULZ
-    tall = matrix_MN.shape[0] > matrix_MN.shape[1]
-    x_MN = matrix_MN.T if tall else matrix_MN
-    x_MN = x_MN / x_MN.norm().clamp_min(1e-7)
+    tall = matrix_MN.shape[-2] > matrix_MN.shape[-1]
+    x_MN = matrix_MN.mT if tall else matrix_MN
+    x_MN = x_MN / x_MN.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(_ITERATIONS):
-        gram_MM = x_MN @ x_MN.T
+        gram_MM = x_MN @ x_MN.mT
         x_MN = a * x_MN + (b * gram_MM + c * gram_MM @ gram_MM) @ x_MN
-    result_MN: Tensor = x_MN.T if tall else x_MN
+    result_MN: Tensor = x_MN.mT if tall else x_MN
     return result_MN

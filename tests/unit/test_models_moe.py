@@ -50,6 +50,16 @@ def test_output_is_that_of_the_definition(chosen):
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_token_does_not_feel_how_many_others_its_expert_has():
+    layer = make(experts_per_token=1, hidden_size=256, intermediate_size=512).eval().decoder.layers[0].mlp
+    torch.manual_seed(0)
+    alone = torch.randn(1, 40, 256)
+    crowded = alone[:, :1].expand_as(alone)  # all of them go to one expert
+    chosen = layer.router(alone)[0].argmax(-1)
+    assert 1 <= int((chosen == chosen[0]).sum()) < 40
+    assert torch.equal(layer(alone)[0, 0], layer(crowded)[0, 0])
+
+
 def test_imbalance_is_one_if_tokens_are_spread_and_the_number_of_experts_if_not():
     layer = make(experts_per_token=1).decoder.layers[0].mlp
     x = torch.eye(32)[:EXPERTS].repeat(8, 1)[None] * 50.0

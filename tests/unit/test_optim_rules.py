@@ -7,8 +7,11 @@ from torch import nn
 from distllm.config.checks import check_run
 from distllm.config.problems import Problems
 from distllm.config.schema import Config, EngineConfig, TrainConfig
+from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_optim import OptimConfig
+from distllm.config.shape import settle_shape
 from distllm.dist.engine import MOMENTS, all_slots, allocate_moments, slots_of, state_names
+from distllm.models.init import build_model
 from distllm.optim.optimizers import OPTIMIZERS, build_optimizer
 from distllm.optim.rules import Adafactor, Lion, MuonWithAdamW, orthogonalized
 
@@ -95,6 +98,82 @@ def test_embeddings_and_the_output_are_no_matrices_for_muon():
     slots = all_slots(optimizer, dict(model.named_parameters()))
     assert list(slots["embed_tokens.weight"]) == ["exp_avg", "exp_avg_sq"]
     assert list(slots["q_proj.weight"]) == ["momentum_buffer"]
+
+
+def test_muon_agrees_with_torch():
+    """But for the precision: torch's iterates in bf16."""
+    found = []
+    for make in (
+        lambda weights: MuonWithAdamW(
+            [{"params": weights, "weight_decay": 0.1, "rows": (12,)}],
+            lr=0.01, momentum=0.95, betas=(0.9, 0.95), eps=1e-8,
+        ),
+        lambda weights: torch.optim.Muon(
+            weights, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(12, 20))
+        optimizer = make([weight])
+        for _ in range(4):
+            weight.grad = torch.randn(12, 20)
+            optimizer.step()
+        found.append(weight.detach())
+    torch.testing.assert_close(*found, rtol=0, atol=4e-4)
+
+
+def muon_of(family="decoder", head="masked_lm", **options):
+    config = ModelConfig(
+        family=family,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=2,
+        intermediate_size=24,
+        **options,
+    )
+    model = build_model(settle_shape(config, 64, 8), seed=0, head=head)
+    optimizer = build_optimizer(model, OptimConfig(name="muon", lr=0.1, weight_decay=0.0))
+    rows = {id(weight): group["rows"] for group in optimizer.param_groups for weight in group["params"]}
+    return model, optimizer, {name: rows[id(weight)] for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("options", "weight", "rows"),
+    [
+        ({}, "decoder.layers.0.self_attn.qkv_proj.weight", (16, 8, 8)),
+        ({}, "decoder.layers.0.mlp.gate_up_proj.weight", (24, 24)),
+        ({"num_experts": 3}, "decoder.layers.0.mlp.gate_up_proj", (24, 24)),
+        ({"num_experts": 3}, "decoder.layers.0.mlp.down_proj", (16,)),
+        ({"family": "encoder_decoder"}, "decoder.layers.0.cross_attn.kv_proj.weight", (8, 8)),
+        ({"family": "encoder_decoder", "positions": "relative"}, "decoder.relative.weight", None),
+        ({"family": "encoder", "head": "span"}, "head.weight", None),
+        ({"tie_embeddings": False}, "lm_head.weight", None),
+        ({}, "decoder.norm.weight", None),
+    ],
+)
+def test_muon_knows_the_matrices_that_are_stored_as_one(options, weight, rows):
+    assert muon_of(**options)[2][weight] == rows
+
+
+def test_each_matrix_of_a_stack_is_updated_on_its_own():
+    model, optimizer, _ = muon_of(num_experts=3)
+    weights = dict(model.named_parameters())
+    names = ("decoder.layers.0.self_attn.qkv_proj.weight", "decoder.layers.0.mlp.gate_up_proj")
+    before = {name: weights[name].detach().clone() for name in names}
+    for name in names:
+        weights[name].grad = torch.randn(weights[name].shape, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+    (q, k, v), experts = before[names[0]].split([16, 8, 8]), before[names[1]]
+    for start, part in ((0, q), (16, k), (24, v)):
+        moved = weights[names[0]][start : start + len(part)] - part
+        gradient = weights[names[0]].grad[start : start + len(part)]
+        expected = -0.1 * 0.2 * 16**0.5 * orthogonalized(gradient)
+        torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+    for expert in range(3):
+        moved = weights[names[1]][expert, 24:] - experts[expert, 24:]
+        expected = -0.1 * 0.2 * 24**0.5 * orthogonalized(weights[names[1]].grad[expert, 24:])
+        torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
 
 
 SLOTS = {
