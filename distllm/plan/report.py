@@ -94,6 +94,7 @@ def describe(plan: Plan, resolved: Resolved) -> str:
         f"{format_count(plan.params)} parameters, {format_count(plan.flops_per_token)} FLOPs per token "
         f"({plan.convention} convention), {layout.ranks} x {plan.machine}",
         f"as configured: {_words(layout)}",
+        *_format_hint(resolved),
         "",
         "memory of the fullest rank",
         *_table(asked.memory.parts().items(), format_bytes),
@@ -112,6 +113,13 @@ def describe(plan: Plan, resolved: Resolved) -> str:
         lines += ["", "bytes that a rank sends in a step", *_table(asked.sent.items(), format_bytes)]
     lines += ["", *_totals(plan), "", *_search(plan, resolved)]
     return "\n".join(lines)
+
+
+def _format_hint(resolved: Resolved) -> list[str]:
+    config = resolved.config
+    if config.precision.compute != "fp32" or config.cluster.device != "cuda":
+        return []
+    return ["in fp32, without tensor cores: precision=bf16 is many times faster on this device"]
 
 
 def _table(rows: Iterable[tuple[str, float]], show: Callable[[float], str]) -> list[str]:

@@ -210,6 +210,7 @@ def test_a_plan_in_words_adds_up():
     assert "1 as configured" not in text
     assert f"{plan.asked.mfu:.1%}" in text
     assert "causal convention" in text
+    assert "precision=bf16" not in text
     lines = text.splitlines()
     start = lines.index("seconds of a step") + 1
     parts = list(itertools.takewhile(lambda line: "in all" not in line, lines[start:]))
@@ -346,6 +347,8 @@ def test_in_fp32_a_device_has_no_tensor_cores(capsys):
         assert plan_command([*words, "model=llama-125m", "train.tokens_per_step=131072"]) == 0
         speeds.append(json.loads(capsys.readouterr().out)["asked"]["tokens_per_second"])
     assert speeds[0] > 4 * speeds[1]
+    assert plan_command(["cluster=h100", "train.max_steps=10", "precision=fp32"]) == 0
+    assert "without tensor cores: precision=bf16 is many times faster" in capsys.readouterr().out
 
 
 def test_offloading_needs_host_memory():
