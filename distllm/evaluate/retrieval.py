@@ -150,6 +150,17 @@ class BM25:
         rare = [word for word in known if 2 * self._scores[word][0].size <= self._total]
         return rare or known
 
+    def marking(self, query: str) -> list[str]:
+        """Return those of the `telling` words that say nearly as much as the rarest of them.
+
+        Others, such as articles in a small corpus, would make half of a text stand out.
+        """
+        says = {
+            word: math.log(self._total / self._scores[word][0].size) for word in self.telling(query)
+        }  # nats, by the share of passages that hold it
+        most = max(says.values(), default=0.0)
+        return [word for word, nats in says.items() if nats >= most / 3]
+
     def _scored(self, query: str) -> NDArray[np.float64]:
         score_P = np.zeros(self._total)
         for word in words_of(query):

@@ -127,13 +127,13 @@ class SearchIndex:
         if mode != "words":
             found_K = self._vectors.search(self.encoder.embed([query]), depth)[0]
             rankings.append(found_K[found_K >= 0].tolist())
-        telling = self._words.telling(query)
+        marked = self._words.marking(query)
         best: dict[str, Hit] = {}
         for place, score in fuse(rankings):
             passage = self._passages[place]
             if passage.document not in best:
                 best[passage.document] = Hit(
-                    passage.document, score, *snippet(passage.text, telling), passage.text
+                    passage.document, score, *snippet(passage.text, marked), passage.text
                 )
                 if len(best) == top:
                     break

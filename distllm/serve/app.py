@@ -17,6 +17,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from distllm.errors import DistllmError
 from distllm.serve.answers import (
@@ -36,6 +37,7 @@ from distllm.serve.schema import (
     ChatBody,
     CompletionBody,
     EmbeddingBody,
+    Sampled,
     SearchBody,
     TranslateBody,
     usage,
@@ -97,8 +99,19 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_request: Request, error: RequestValidationError) -> Response:
-        told = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-        return _error(400, told)
+        return _error(400, "; ".join(map(_told, error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def nowhere(request: Request, error: HTTPException) -> Response:
+        asked = f"{request.method} {request.url.path}"
+        return _error(error.status_code, f"{asked}: {error.detail}; GET /v1/openapi.json lists what there is")
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    """``messages.0.role: Input should be ...``; without a place where the whole body is meant."""
+    place = ".".join(map(str, problem["loc"][1:]))
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
 
 
 def _error(status: int, message: str) -> Response:
@@ -141,7 +154,7 @@ def _completions(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: 
                     shown = prompts[index] + text if body.echo and first else text
                     return {"index": index, "text": shown, "logprobs": None, "finish_reason": reason}
 
-                return _stream(started, frame, choice)
+                return _stream(started, frame, choice, counted=_counted(body, sum(map(len, all_ids))))
             answers = [await pending.whole() for pending in started]
         choices = [
             {
@@ -176,7 +189,8 @@ def _chat(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) 
                 content = {"content": text} if text or first else {}
                 return {"index": index, "delta": {**role, **content}, "finish_reason": reason}
 
-            return _stream([pending], _frame("chatcmpl", "chat.completion.chunk", backend), choice, headers)
+            frame = _frame("chatcmpl", "chat.completion.chunk", backend)
+            return _stream([pending], frame, choice, headers, _counted(body, len(ids)))
         answer = await pending.whole()
         message = {"role": "assistant", "content": answer.text}
         choice_of = {"index": 0, "message": message, "finish_reason": _REASONS[answer.ending]}
@@ -255,8 +269,17 @@ def _stream(
     frame: dict[str, Any],
     choice: Callable[[int, str, str | None, bool], dict[str, Any]],
     headers: Mapping[str, str] | None = None,
+    counted: int | None = None,
 ) -> Response:
-    """Return the answers as server-sent events, a piece of text each: one answer, then the next."""
+    """Return the answers as server-sent events, a piece of text each: one answer, then the next.
+
+    Args:
+        started: the answers.
+        frame: what every event holds.
+        choice: makes one of (number of the answer, piece of text, why it ends, whether it is the first).
+        headers: of the response.
+        counted: tokens of the prompts, where the counts are wanted at the end.
+    """
 
     async def events() -> AsyncIterator[str]:
         with all_or_none(started):
@@ -272,9 +295,16 @@ def _stream(
                     yield _event({"error": {"message": str(refused), "type": "server_error"}})
                     return
                 yield _event({**frame, "choices": [choice(index, "", _REASONS[pending.ending], first)]})
+            if counted is not None:
+                used = usage(counted, sum(pending.new_tokens for pending in started))
+                yield _event({**frame, "choices": [], "usage": used})
             yield "data: [DONE]\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def _counted(body: Sampled, prompt_tokens: int) -> int | None:
+    return prompt_tokens if body.stream_options.include_usage else None
 
 
 def _event(content: dict[str, Any]) -> str:

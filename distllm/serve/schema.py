@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_INPUTS = 64
 MAX_MESSAGES = 200
@@ -14,11 +14,32 @@ Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Stop = str | Annotated[list[str], Field(max_length=4)] | None
 
 
+_NOT_HERE: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "best_of": (1,),
+    "suffix": ("",),
+}
+"""What would change an answer and cannot be had, with the values that ask for nothing."""
+
+
 class _Body(BaseModel):
-    """Fields of the schema that have no meaning here are ignored, as OpenAI's own servers do."""
+    """Fields that change nothing about an answer, such as ``user``, are ignored."""
 
     model_config = ConfigDict(extra="ignore")
     model: str | None = None
+
+
+class StreamOptions(BaseModel):
+    """What a stream says beside the answer: ``include_usage`` ends it with the counts of tokens."""
+
+    include_usage: bool = False
 
 
 class Sampled(_Body):
@@ -31,7 +52,17 @@ class Sampled(_Body):
     seed: int | None = None
     stop: Stop = None
     stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
     n: Literal[1] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_here(cls, body: Any) -> Any:
+        asked = body if isinstance(body, dict) else {}
+        for name, nothing in _NOT_HERE.items():
+            if asked.get(name) is not None and asked[name] not in nothing:
+                raise ValueError(f"{name} is not supported by this server; leave it out")
+        return {name: value for name, value in asked.items() if value is not None} or body
 
 
 class CompletionBody(Sampled):

