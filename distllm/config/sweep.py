@@ -21,7 +21,8 @@ from distllm.units import parse_count
 Method = Literal["grid", "random", "bayes"]
 _RANGE = re.compile(r"(?P<low>[^.\[{'\"]+(?:\.\d+)?[^.]*?)\.\.(?P<high>.+)")
 _LOGARITHMIC_FROM = 10.0
-TRIAL_NAME = "${envvar:WANDB_RUN_ID}"
+TRIAL_NAME = "${oc.env:WANDB_RUN_ID}"
+"""Read by the trial itself: an agent fills in its own macro for it before it knows the trial's id."""
 
 
 def sweep(

@@ -1,11 +1,12 @@
 import re
-import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from distllm.commands.sweep import run
+from distllm.config.compose import compose
 from distllm.config.sweep import sweep
 from distllm.config.yaml import from_yaml
 from distllm.errors import ConfigProblems
@@ -45,7 +46,7 @@ def test_everything_else_is_what_a_trial_is_started_with():
     assert found["metric"] == {"name": "x", "goal": "maximize"}
     assert found["command"] == [
         "distllm", "train", "experiment=demo", "data.paths=[a,b]", "name=mine", "logger.wandb=online",
-        "name=mine-${envvar:WANDB_RUN_ID}", "${args_no_hyphens}",
+        "name=mine-${oc.env:WANDB_RUN_ID}", "${args_no_hyphens}",
     ]  # fmt: skip
     assert swept("seed=1,2")["metric"]["name"] == "eval/causal_lm/loss"
 
@@ -73,24 +74,32 @@ def test_a_grid_needs_values():
     assert swept("seed=1,2", method="grid")["method"] == "grid"
 
 
-def test_the_file_starts_a_trial_as_an_agent_would(tmp_path, capsys):
-    """An agent replaces the macros of the command; what results is a command line of ours."""
-    out = tmp_path / "sweep.yaml"
+def test_the_agent_starts_trials_each_under_its_own_name(tmp_path, capsys, monkeypatch):
+    """Weights & Biases' own agent makes the command lines; what they compose to is looked at here."""
+    from wandb import wandb_agent
+
+    out, started = tmp_path / "sweep.yaml", []
     assert run(["experiment=demo", "optim.lr=1e-4..1e-2", "schedule.name=*", f"sweep.out={out}"]) == 0
     assert f"wandb sweep {out}" in capsys.readouterr().out
-    command = []
-    for word in from_yaml(out)["command"]:
-        if word == "${args_no_hyphens}":
-            command += ["optim.lr=0.0015", "schedule.name=linear"]
-        else:
-            command.append(re.sub(r"\$\{envvar:WANDB_RUN_ID\}", "abc123", word))
-    assert command[:2] == ["distllm", "train"]
-    shown = subprocess.run(
-        [sys.executable, "-m", "distllm.cli", "train", "--cfg", "job", *command[2:]],
-        capture_output=True, text=True, check=True, timeout=60,
-    ).stdout  # fmt: skip
-    for line in ("name: demo-abc123", "lr: 0.0015", "name: linear", "wandb: online"):
-        assert line in shown
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+        monkeypatch.setenv(name, "")  # the agent sets them for good
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(wandb_agent, "AgentProcess", lambda **told: started.append(told) or SimpleNamespace())
+    agent = wandb_agent.Agent.__new__(wandb_agent.Agent)  # without a server
+    agent._sweep_command, agent._function, agent._run_processes = from_yaml(out)["command"], None, {}
+    agent._in_jupyter = agent._forward_signals = False
+    arguments = {"optim.lr": {"value": 0.0015}, "schedule.name": {"value": "linear"}}
+    for trial in ("abc123", "def456"):
+        agent._command_run({"run_id": trial, "program": "distllm", "args": arguments})
+    for trial, told in zip(("abc123", "def456"), started, strict=True):
+        program, verb, *words = told["command"]
+        assert (program, verb) == ("distllm", "train")
+        assert told["env"]["WANDB_RUN_ID"] == trial
+        monkeypatch.setenv("WANDB_RUN_ID", trial)
+        config = compose(words)
+        assert (config.name, config.optim.lr, config.schedule.name) == (f"demo-{trial}", 0.0015, "linear")
+        assert config.logger.wandb == "online"
 
 
 def test_help_says_how_to_vary(capsys):
