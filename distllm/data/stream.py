@@ -102,12 +102,14 @@ class PackedSplit:
         self._ends_S = np.cumsum([source.total for source in self.sources])
         self.num_samples = int(self._ends_S[-1])
         if self.num_samples == 0:
-            raise DataError(
+            empty = DataError(
                 f"split {split!r} of {directory} has {self.num_tokens} tokens, "
                 f"fewer than the {seq_len + 1} of one sample",
                 where=str(directory),
                 remedy="prepare more text, set a smaller data.seq_len, or hold out more: data.valid_fraction",
             )
+            empty.everywhere = True  # it follows from the manifest
+            raise empty
 
     @property
     def padding(self) -> float:
