@@ -147,7 +147,7 @@ class JobScript:
 
     def _follow(self, start: Start, outcome: Outcome) -> int:
         """Do what the outcome asks for; return the exit code of the job."""
-        suspect = self._suspect(start) if outcome.kind == "failed" else None
+        suspect = self._suspect(start, outcome) if outcome.kind == "failed" else None
         self._history.end(start, outcome.kind, outcome.why, suspect)
         say(f"{outcome.kind}: {outcome.why}")
         if outcome.kind in ("done", "stopped", "hopeless"):
@@ -164,8 +164,10 @@ class JobScript:
         unwanted = set(self._allocation.nodes) & set(self._history.excluded())
         return self._chain() if unwanted else self._requeue()
 
-    def _suspect(self, start: Start) -> str | None:
+    def _suspect(self, start: Start, outcome: Outcome) -> str | None:
         """Return the node on which a start failed, if it may be the node's fault."""
+        if outcome.host is not None:
+            return next((node for node in start.nodes if node == outcome.host.partition(".")[0]), None)
         logs = start_directory(self._run_dir, start.number)
         return suspect_of(logs, start.nodes, self._config.cluster)
 

@@ -33,12 +33,13 @@ class Outcome:
 
     ``done``: the run is complete; ``stopped``: it was asked to end for good; ``again``: it saved
     because the limit is near or a person wants it to; ``hopeless``: it would fail again; ``failed``: a new
-    start may help.
+    start may help. ``host`` is the machine on which it hung, where it did and that is known.
     """
 
     kind: Kind
     why: str
     code: int
+    host: str | None = None
 
 
 class Watch:
@@ -80,7 +81,12 @@ class Watch:
         what = f": {last.fields.get('error')}: {last.fields.get('cause')}" if last is not None else ""
         if never is not None:
             return Outcome("hopeless", f"rank {never[0]} ended with {never[1]}{what}", never[1])
-        return Outcome("failed", f"the launcher ended with {code}{what}", 70)
+        hang = next((event for event in reversed(self._new()) if event.kind == "hang"), None)
+        if last is not None or hang is None:
+            return Outcome("failed", f"the launcher ended with {code}{what}", 70)
+        hosts = hang.fields.get("hosts")
+        host = str(hosts[0]) if isinstance(hosts, list) and len(hosts) == 1 else None
+        return Outcome("failed", f"the run stood still: {hang.fields.get('cause')}", 70, host)
 
     def _new(self) -> list[Event]:
         return [event for event in self._events()[self._seen :] if event.attempt > self._attempt]

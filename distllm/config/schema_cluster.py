@@ -43,7 +43,7 @@ class SlurmConfig:
     )
     node_failures: int = option(
         2,
-        "starts that fail by a GPU or a killed rank of a node before it is excluded; 0: any",
+        "starts that fail by a GPU, or a rank that is killed or hangs, before a node is excluded; 0: any",
         minimum=0,
     )
     evaluate_every_steps: int = option(

@@ -105,9 +105,12 @@ def test_a_rank_that_can_never_succeed_is_believed(tmp_path, monkeypatch):
 
 def test_a_start_that_stands_still_has_ended_and_failed(tmp_path):
     watch = Watch(tmp_path)
-    told(tmp_path, 1, "hang", seconds=11.0, cause="all ranks wait")
+    told(tmp_path, 1, "hang", seconds=11.0, cause="rank 1 on n2 hangs", hosts=["n2"])
     assert watch.has_ended()
-    assert watch.outcome(70, tmp_path / "exits").kind == "failed"
+    said = "the run stood still: rank 1 on n2 hangs"
+    assert watch.outcome(70, tmp_path / "exits") == Outcome("failed", said, 70, "n2")
+    told(tmp_path, 1, "hang", seconds=11.0, cause="all ranks wait", hosts=[])
+    assert watch.outcome(70, tmp_path / "exits").host is None
 
 
 def test_done_is_the_last_word_only(tmp_path):
