@@ -21,10 +21,15 @@ from distllm.config.schema import (
 )
 from distllm.config.schema_batch import BatchConfig
 from distllm.config.schema_guard import GuardConfig
+from distllm.config.schema_lora import LoraConfig
+from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_optim import OptimConfig, PrivateConfig
+from distllm.config.shape import settle_shape
 from distllm.data.order import Phase, SampleOrder, SourceSamples
 from distllm.dist.private import PrivateEngine
 from distllm.dist.topology import Topology
+from distllm.models.init import build_model
+from distllm.models.lora import add_adapters
 from distllm.train.privacy import KEY_FILE, PrivacyAccount, epsilon, noise_key
 
 pytest.importorskip("opacus")
@@ -101,6 +106,23 @@ def test_a_row_changes_the_sum_by_no_more_than_the_clip(rows):
     without = gradients(engine_of(0.0), loud[1:])
     moved = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(whole, without, strict=True)))
     assert moved <= CLIP / ROWS * (1 + 1e-5)
+
+
+def test_adapters_learn_privately_and_what_is_frozen_gets_no_noise(rows):
+    shape = settle_shape(ModelConfig(hidden_size=32, num_layers=1, num_heads=4), VOCAB, 16)
+    model = build_model(shape, 0)
+    add_adapters(model, shape, LoraConfig(rank=2, targets=("q_proj", "v_proj")), 0)
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    engine = engine_of(2.0, model, optimizer=lambda _: torch.optim.AdamW(learning, lr=1.0))
+    before = [weight.clone() for weight in model.parameters()]
+    places = torch.arange(8)[None]
+    engine.expect(ROWS, 0)
+    for row in rows:
+        engine.backward(cross_entropy(model(row[None, :-1], places)[0], row[1:]))
+    engine.step(0.01)
+    assert len(learning) == 4
+    for old, weight in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, weight) != weight.requires_grad
 
 
 def test_noise_has_the_size_it_is_accounted_for_and_follows_from_key_and_sample(rows):
