@@ -7,6 +7,7 @@ with a JSON line.
 """
 
 import json
+import os
 import sys
 import time
 
@@ -25,6 +26,9 @@ def part(start):
 
 
 def main():
+    # It removes these folders whole, whoever's they are: chunks and data below TMPDIR, unless told so.
+    os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = f"{DIRECTORY}.chunks"
+    os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = f"{DIRECTORY}.data"
     size = np.memmap(IDS, dtype="<u2", mode="r").size
     optimize(
         fn=part,
