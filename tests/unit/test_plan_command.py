@@ -85,6 +85,8 @@ def test_a_measured_machine_is_planned_for(tmp_path, capsys):
     assert read_calibration(tmp_path) == found
     assert run(["experiment=demo", f"runs_dir={tmp_path}"]) == 0
     assert "this machine's CPUs" in capsys.readouterr().out
+    assert run(["experiment=demo", "precision=bf16", f"runs_dir={tmp_path}"]) == 0
+    assert "bf16 is several times slower" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
