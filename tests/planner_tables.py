@@ -239,7 +239,7 @@ def left_by_chance(residuals: list[Residual], trials: int = 200) -> float:
 
 def error_that_leaves(residuals: list[Residual], correlation: float) -> float:
     """Return the median size of random errors that leave ``correlation`` on average."""
-    low, high = 0.0, 1.0
+    low, high = 0.0, 0.25
     while high - low > 1e-3:
         middle = (low + high) / 2
         left = left_by_chance(
