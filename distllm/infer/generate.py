@@ -7,6 +7,7 @@ sampled).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed
@@ -23,8 +24,13 @@ from distllm.seeds import derive_seed
 def sample_text(
     model: nn.Module, tokenizer: Tokenizer, prompt: str, *, max_tokens: int, temperature: float, seed: int
 ) -> str:
-    """Return a decoder's continuation of ``prompt``, read as the beginning of a document."""
-    asked = Asked([tokenizer.eot_id, *tokenizer.encode(prompt)])
+    """Return a decoder's continuation of ``prompt``, read as the beginning of a document.
+
+    Of a prompt that fills the model's context the end is continued: a sample is no reason to end a run.
+    """
+    inner: Any = model
+    ids, context = [tokenizer.eot_id, *tokenizer.encode(prompt)], inner.shape.max_seq_len
+    asked = Asked(ids if len(ids) < context else ids[-max(1, context // 2) :])
     sampling = Sampling(temperature=temperature)
     return write_texts(model, tokenizer, [asked], max_tokens=max_tokens, sampling=sampling, seed=seed)[0]
 

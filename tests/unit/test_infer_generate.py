@@ -209,3 +209,5 @@ def test_text_goes_in_and_comes_out():
     options = {"vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id, "max_tokens": 5}
     assert text == tokenizer.decode(generate(model, ids, **options))
     assert sample_text(model, tokenizer, "", max_tokens=5, temperature=1.0, seed=0)
+    context = model.shape.max_seq_len
+    assert sample_text(model, tokenizer, "cat " * context, max_tokens=5, temperature=1.0, seed=0)
