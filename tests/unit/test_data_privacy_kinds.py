@@ -92,6 +92,7 @@ def test_each_form_is_found_whole(kind, value, around):
         'password: "correct horse battery", token = make_token_for_the_current_user',
         'secret="aaaaaaaaaaaaaaaaaaaaaaaaa1"',
         "-----BEGIN PUBLIC KEY-----\n" + KEY_LINES + "\n-----END PUBLIC KEY-----",
+        "--private-key=tpm2-pcr-private.pem",
         "-----BEGIN PRIVATE KEY-----",
     ],
 )

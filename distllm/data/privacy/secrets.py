@@ -41,6 +41,7 @@ _NAMED_SECRET = re.compile(
     r"client[_ -]?key|credential|bearer)[A-Za-z_]{0,12}[\"'`\])]{0,2}\s{0,2}$",
     re.IGNORECASE,
 )
+_FILE = re.compile(r"\.(?:pem|key|crt|cer|der|pub|p12|pfx|jks|txt|json|ya?ml|conf|env)$", re.IGNORECASE)
 _MIN_ENTROPY = 3.2  # bits a character: random base64 of 16 has about 3.8, words and paths about 3
 
 _BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
@@ -76,8 +77,8 @@ def find_api_keys(page: Page) -> Iterator[Span]:
 
 
 def _is_random(value: str) -> bool:
-    """Return whether ``value`` mixes letters and digits and repeats few characters."""
-    if not (any(map(str.isdigit, value)) and any(map(str.isalpha, value))):
+    """Return whether ``value`` mixes letters and digits, repeats few characters and names no file."""
+    if not (any(map(str.isdigit, value)) and any(map(str.isalpha, value))) or _FILE.search(value):
         return False
     counts = Counter(value).values()
     return -sum(count / len(value) * math.log2(count / len(value)) for count in counts) >= _MIN_ENTROPY
