@@ -17,7 +17,7 @@ from distllm.config.options import option
 from distllm.config.schema_read import ReadConfig
 from distllm.display import printable, stage_reporter
 from distllm.environment import RankEnvironment
-from distllm.errors import ConfigError, LaunchError
+from distllm.errors import ConfigError, Interrupted, LaunchError
 from distllm.units import format_bytes
 
 if TYPE_CHECKING:
@@ -146,6 +146,14 @@ def _build(words: Sequence[str]) -> None:
                 precision=options.precision,
                 tell=tell,
             )
+    except KeyboardInterrupt as error:
+        stopped = Interrupted(
+            "the build was interrupted",
+            where=f"{out}.work",
+            remedy="the same command goes on with the vectors that are there",
+        )
+        stopped.everywhere = True
+        raise stopped from error
     finally:
         destroy_process_group()
     if topology.is_main:

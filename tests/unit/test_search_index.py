@@ -352,7 +352,8 @@ def test_a_build_that_was_ended_goes_on_and_ends_in_the_same_bytes(tmp_path, mon
         return code, len(seen)
 
     assert embedded("whole") == (0, 10)
-    assert embedded("index", room_for=5)[1] == 5  # ended in its third part
+    assert embedded("index", room_for=5) == (75, 5)  # ended in its third part
+    assert "the same command goes on" in capsys.readouterr().err
     kept = sorted((tmp_path / "index.work").glob("*.vectors"))
     assert len(kept) == 2
     assert not (tmp_path / "index").exists()
