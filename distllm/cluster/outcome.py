@@ -82,7 +82,8 @@ class Watch:
         if never is not None:
             return Outcome("hopeless", f"rank {never[0]} ended with {never[1]}{what}", never[1])
         hang = next((event for event in reversed(self._new()) if event.kind == "hang"), None)
-        if last is not None or hang is None:
+        # A rank that lost another tells of a consequence.
+        if hang is None or (last is not None and last.fields.get("error") != "LaunchError"):
             return Outcome("failed", f"the launcher ended with {code}{what}", 70)
         hosts = hang.fields.get("hosts")
         host = str(hosts[0]) if isinstance(hosts, list) and len(hosts) == 1 else None

@@ -109,6 +109,8 @@ def test_a_start_that_stands_still_has_ended_and_failed(tmp_path):
     assert watch.has_ended()
     said = "the run stood still: rank 1 on n2 hangs"
     assert watch.outcome(70, tmp_path / "exits") == Outcome("failed", said, 70, "n2")
+    told(tmp_path, 1, "failed", error="LaunchError", cause="rank 0 lost another rank")
+    assert watch.outcome(70, tmp_path / "exits").why == said, "the rest is a consequence"
     told(tmp_path, 1, "hang", seconds=11.0, cause="all ranks wait", hosts=[])
     assert watch.outcome(70, tmp_path / "exits").host is None
 
