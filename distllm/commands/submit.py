@@ -78,6 +78,7 @@ def _train(runs: list[list[str]], config_dir: Path | None, options: Options, com
         place = first.run_dir / "slurm" / "submissions" / "NNN"
         array = _array_of([found.config.name for found in checked], options)
         print(train_script(first.config, place, place / "code", [str(place)], array, command))
+        print(f"# It checks the nodes, and starts the ranks with:\n# {_ranks_line(first, place)}")
         return 0
     from distllm.cluster.image import image_facts
     from distllm.cluster.snapshot import keep_submission
@@ -96,6 +97,16 @@ def _train(runs: list[list[str]], config_dir: Path | None, options: Options, com
             )
         )
     return _queue(kept, options, command)
+
+
+def _ranks_line(found: Checked, place: Path) -> str:
+    """Return the command by which a job would start its ranks, in the container if there is one."""
+    from distllm.cluster.snapshot import Submission
+    from distllm.cluster.srun import ranks_command
+
+    made = Submission(place, tuple(found.words), place / "code", Path.cwd())
+    words = ranks_command(made, found.config, found.run_dir / "slurm" / "starts" / "NNN")
+    return redact_text(shlex.join(words))
 
 
 def _queue(kept: Sequence[Submission], options: Options, command: str) -> int:

@@ -67,6 +67,7 @@ def test_a_dry_run_writes_nothing(slurm, capsys):
     assert main(["submit", "dry_run=true", *words()]) == 0
     told = capsys.readouterr().out
     assert "#SBATCH --nodes=2" in told
+    assert "\n# srun --nodes=2 --ntasks=2 " in told, "the command of the ranks, in their container"
     assert [call[0] for call in slurm.calls("sbatch")] == ["--test-only"]
     assert not Path("runs/mine/slurm").exists()
 
