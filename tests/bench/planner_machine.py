@@ -4,15 +4,17 @@
 ``distllm plan --calibrate`` does and trains each case (or those that are numbered) with one thread a
 rank. Tokens/s count twice: by the clock, exchanges and waiting included, which means something on a
 quiet machine only; and by the CPU seconds that the ranks took between two steps, which other programs
-hardly change, against a prediction without exchanges, in which a CPU waits. The dataset is made by
-``distllm prepare`` if it is not there. It ends with 1 where a case is off by more than FRACTION in CPU
-seconds, with ``--clock`` also by the clock.
+hardly change, against a prediction without exchanges, in which a CPU waits. The dataset is made of random
+words by ``distllm prepare`` if it is not there. It ends with 1 where a case is off by more than FRACTION
+in CPU seconds, with ``--clock`` also by the clock.
 """
 
 import dataclasses
 import json
 import os
+import random
 import statistics
+import string
 import subprocess
 import sys
 import tempfile
@@ -44,9 +46,22 @@ CASES = {
 }  # fmt: skip
 
 
+def write_corpus(directory):
+    """Documents of 200 to 600 of 20 000 words: enough for a vocabulary of 8192 and all steps of a case."""
+    generator = random.Random(0)
+    lexicon = [
+        "".join(generator.choices(string.ascii_lowercase, k=generator.randint(3, 9))) for _ in range(20_000)
+    ]
+    directory.mkdir(parents=True)
+    for number in range(400):
+        text = " ".join(generator.choices(lexicon, k=generator.randint(200, 600)))
+        (directory / f"{number:04d}.txt").write_text(text)
+
+
 def words(root, dataset, case):
     return [
-        "data=pydocs", f"data.out={dataset}", "data.seq_len=512", f"runs_dir={root}",
+        "data=text", f"data.paths=[{dataset}.corpus]", f"data.out={dataset}", "data.seq_len=512",
+        f"runs_dir={root}",
         f"name={list(CASES).index(case)}", "tokenizer.vocab_size=8192", "model.num_heads=8",
         "train.tokens_per_step=4096", f"train.max_steps={STEPS}", "engine.micro_batch_tokens=2048",
         "engine.bucket_bytes=16MiB", f"cluster.procs_per_node={RANKS}", "cluster.threads_per_rank=1",
@@ -118,6 +133,7 @@ def predicted(root, dataset, case):
 def main(dataset, fraction, cases, by_clock):
     root = Path(tempfile.mkdtemp(prefix="planner-machine-"))
     if not Path(dataset).exists():
+        write_corpus(Path(f"{dataset}.corpus"))
         done = tiny.distllm("prepare", *words(root, dataset, cases[0]), timeout=1200)
         assert done.returncode == 0, done.stderr
     calibrate(1, RANKS, root)
