@@ -22,8 +22,24 @@ from distllm.errors import ConfigError
 from distllm.fsio import read_json
 
 Json = Mapping[str, Any]
+_ADAPTER = "adapter_config.json"
 # Of training only, or without a counterpart: they neither come from a config.json nor go into one.
 OWN_KEYS = ("init_from", "dropout", "layer_drop", "pooling", "init_std", "max_positions", "lora", "mup")
+
+
+def no_model(folder: Path) -> ConfigError:
+    """Return what to say of a folder without a config.json."""
+    if (folder / _ADAPTER).is_file():
+        return ConfigError(
+            f"{folder} holds an adapter of peft, without the model that it belongs to",
+            where=str(folder),
+            remedy="merge them with peft: model.merge_and_unload().save_pretrained(DIR), and name DIR",
+        )
+    return ConfigError(
+        f"{folder} holds no config.json",
+        where=str(folder),
+        remedy="name a folder written by transformers' save_pretrained or by distllm export",
+    )
 
 
 def read_folder(folder: Path) -> ModelConfig:
@@ -168,14 +184,9 @@ def with_imported(config: Config, problems: Problems) -> Config:
     folder = config.model.init_from
     if folder is None:
         return config
-    file = Path(folder) / "config.json"
-    if not file.is_file():
+    if not (Path(folder) / "config.json").is_file():
         if config.model.vocab_size is None:
-            problems.add(
-                f"{folder} holds no config.json",
-                where="model.init_from",
-                remedy="name a folder written by transformers' save_pretrained or by distllm export",
-            )
+            problems.found.append(no_model(Path(folder)))
         return config
     try:
         found = read_folder(Path(folder))

@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distllm.config.checks_model import check_block
-from distllm.config.huggingface import read_folder
+from distllm.config.huggingface import no_model, read_folder
 from distllm.config.problems import Problems
 from distllm.config.shape import ModelShape, settle_shape
 from distllm.config.weight_files import weight_files
-from distllm.errors import CheckpointError, ConfigError
+from distllm.errors import CheckpointError
 from distllm.export.names import Rule, in_layers, is_named, rules, stored_names
 from distllm.fsio import read_json
 from distllm.models.heads import HeadName
@@ -51,13 +51,8 @@ def shape_of(folder: Path) -> ModelShape:
     Raises:
         ConfigError: it holds no config.json, or one that cannot be read.
     """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ConfigError(
-            f"{folder} holds no config.json",
-            where=str(folder),
-            remedy="name a folder written by transformers' save_pretrained or by distllm export",
-        )
+    if not (folder / "config.json").is_file():
+        raise no_model(folder)
     config = read_folder(folder)
     if (folder / POOLING).is_file() and read_json(folder / POOLING).get("pooling_mode_cls_token"):
         config = replace(config, pooling="cls")

@@ -98,6 +98,14 @@ def test_a_folder_without_a_configuration_is_named(tmp_path):
         settled(tmp_path / "nowhere")
 
 
+def test_an_adapter_without_its_model_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for read in (settled, shape_of):
+        with pytest.raises(ConfigError, match=r"holds an adapter of peft") as caught:
+            read(tmp_path)
+        assert "merge_and_unload" in str(caught.value)
+
+
 def test_a_run_goes_on_when_its_folder_is_gone(folder):
     place = folder(LLAMA)
     kept = settled(place).config
