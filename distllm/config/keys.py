@@ -175,20 +175,22 @@ def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> Non
         )
         return
     known = tuple(known)
-    candidates = [_spelled(key, path) for key in known]
-    # A name that is whatever was typed must not make two keys alike: cluster.slurm.x is not cluster.env.x.
-    alike = [
-        spelled
-        for key, spelled in zip(known, candidates, strict=True)
-        if ANY not in key or edit_distance(path, spelled) <= max(1, len(key.replace(ANY, "")) // 3)
-    ]
-    meant = suggest(path, alike)
+    candidates = {_spelled(key, path): key for key in known}
+    meant = suggest(path, candidates)
+    if meant is not None and _like_by_name_alone(path, meant, candidates[meant]):
+        alike = [word for word, key in candidates.items() if not _like_by_name_alone(path, word, key)]
+        meant = suggest(path, alike)
     if meant is not None and holds_keys(path, known) and edit_distance(path, meant) > _SLIP:
         meant = None  # a whole name without a key behind it is likelier than so many slips
-    near = _nearest_group(path, candidates) if meant is None else candidates
+    near = _nearest_group(path, candidates) if meant is None else [meant]
     problems.add(f"unknown key {path!r}", where=path, remedy=did_you_mean(path, near))
     if meant is not None:
         problems.suspects.add(meant)
+
+
+def _like_by_name_alone(path: str, word: str, key: str) -> bool:
+    """Whether ``word`` is like ``path`` only by the typed name in it: cluster.env.x like cluster.slurm.x."""
+    return ANY in key and edit_distance(path, word) > max(1, len(key.replace(ANY, "")) // 3)
 
 
 def _nearest_group(path: str, candidates: Iterable[str]) -> list[str]:
