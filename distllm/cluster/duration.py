@@ -40,13 +40,13 @@ def _predicted_seconds(resolved: Resolved) -> float | None:
     """Return the planner's time of a step, where the cluster's profile states its hardware."""
     from distllm.plan.estimate import estimate
     from distllm.plan.experiment import layout_of
-    from distllm.plan.profile import machine_of_hardware, missing_figures
+    from distllm.plan.profile import machine_of_config, missing_figures
     from distllm.plan.work import work_of
 
     config = resolved.config
     if config.cluster.device != "cuda" or missing_figures(config.cluster.hardware):
         return None
-    machine = machine_of_hardware(config.cluster.hardware)
+    machine = machine_of_config(config)
     return estimate(
         work_of(resolved.shape, resolved.trainable_params), layout_of(resolved), config, machine
     ).time.total

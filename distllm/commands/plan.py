@@ -16,8 +16,7 @@ from distllm.config.schema import Config
 from distllm.errors import ConfigError
 from distllm.plan.calibration import machine_of_calibration, read_calibration
 from distllm.plan.fitted import FITTED
-from distllm.plan.machine import Machine
-from distllm.plan.profile import machine_of_hardware, missing_figures
+from distllm.plan.profile import machine_of_config, missing_figures
 from distllm.plan.report import Plan, describe, make_plan
 from distllm.plan.scaling import scaling_table
 
@@ -40,7 +39,7 @@ def run(words: Sequence[str]) -> int:
         path = calibrate(resolved.threads_per_rank, resolved.world.local_size, Path(resolved.config.runs_dir))
         print(f"measured: {path}")
     if _SCALE in arguments.flags:
-        machine = _machine(_stated(resolved.config))
+        machine = machine_of_config(_stated(resolved.config))
         print(scaling_table(resolved, machine))
         return 0
     plan = _plan(resolved)
@@ -90,10 +89,4 @@ def _plan(resolved: Resolved) -> Plan:
                 remedy="distllm plan --calibrate (a minute), or choose a cluster, such as cluster=h100",
             )
         return make_plan(resolved, machine_of_calibration(measured, resolved), measured.efficiency)
-    return make_plan(resolved, _machine(_stated(config)), FITTED)
-
-
-def _machine(config: Config) -> Machine:
-    """Return the accelerators of a cluster that states all figures, in the format of the computation."""
-    machine = machine_of_hardware(config.cluster.hardware)
-    return machine.in_fp32() if config.precision.compute == "fp32" else machine
+    return make_plan(resolved, machine_of_config(_stated(config)), FITTED)

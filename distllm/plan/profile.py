@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from distllm.config.compose import PACKAGE_CONF
+from distllm.config.schema import Config
 from distllm.config.schema_hardware import HardwareConfig
 from distllm.config.yaml import from_yaml
 from distllm.plan.machine import Machine
@@ -16,6 +17,13 @@ _NEEDED = ("memory_gb", "peak_tflops", "gemm_tflops", "memory_gb_per_s", "link_g
 def missing_figures(hardware: HardwareConfig) -> list[str]:
     """Return the keys without which nothing can be planned and that are not set."""
     return [name for name in _NEEDED if getattr(hardware, name) is None]
+
+
+def machine_of_config(config: Config) -> Machine:
+    """Return the machine of a cluster that lacks nothing, in the format that ``config`` computes in."""
+    machine = machine_of_hardware(config.cluster.hardware)
+    plain = config.cluster.device == "cuda" and config.precision.compute == "fp32"
+    return machine.in_fp32() if plain else machine
 
 
 def machine_of_hardware(hardware: HardwareConfig) -> Machine:
