@@ -137,6 +137,9 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
         try:
             asked = [*map(forced, overrides), *_above_experiment(overrides, directories)]
             raw = resolved_container(hydra_compose(ROOT_CONFIG, overrides=asked))
+        except ConfigError as error:
+            problems.found.append(error)
+            problems.raise_if_any()
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             problems.add(
                 " ".join(str(error).split()),
@@ -192,8 +195,12 @@ def resolved_container(composed: Any) -> dict[Any, Any]:
 
     The schema's defaults are laid below it if an interpolation may refer to those: merging them into
     every step of the composition would double the time to the first error message.
+
+    Raises:
+        ConfigError: an interpolation names a key that there is not.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationKeyError
 
     if "${" in str(composed):
         raw = OmegaConf.to_container(composed, resolve=False)
@@ -202,9 +209,23 @@ def resolved_container(composed: Any) -> dict[Any, Any]:
         for leaf in leaves(Config, {str(key): value for key, value in raw.items()}):
             defaults = merged(defaults, nested(leaf.path, leaf.default))
         composed = OmegaConf.merge(OmegaConf.create(defaults), composed)
-    container = OmegaConf.to_container(composed, resolve=True)
+    try:
+        container = OmegaConf.to_container(composed, resolve=True)
+    except InterpolationKeyError as error:
+        named = _quoted(str(error.msg))
+        raise ConfigError(
+            f"{error.full_key} refers to {named}, and there is no such key",
+            where=str(error.full_key),
+            remedy="write ${GROUP.KEY} with a key that the configuration has, "
+            "or ${oc.env:NAME} for a variable of the environment",
+        ) from error
     assert isinstance(container, dict)
     return container
+
+
+def _quoted(message: str) -> str:
+    """Return what an error of OmegaConf quotes: the key that it has not found."""
+    return message.split("'")[1]
 
 
 def _keys_set_by(override: str) -> list[str]:

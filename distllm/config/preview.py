@@ -35,7 +35,7 @@ from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.validate import build, parse_literal
 from distllm.config.yaml import from_yaml
-from distllm.errors import IntegrityError
+from distllm.errors import ConfigError, IntegrityError
 
 # Words that Hydra's grammar and Python's number formats read alike; it knows more (True, 007, .5).
 _WORD = (
@@ -70,6 +70,8 @@ def raise_early(
     accepted = accepted_overrides(strip_launcher_arguments(overrides), Groups.scan(directories), problems)
     try:
         composed = compose_plain(accepted, directories)
+    except ConfigError as error:
+        problems.found.append(error)
     except IntegrityError as error:
         problems.pass_on(error, where=error.where or "--config-dir", remedy="repair this file")
     else:
@@ -83,6 +85,7 @@ def compose_plain(overrides: Sequence[str], directories: Sequence[Path]) -> dict
     """Merge groups, experiment and overrides as Hydra would; None where only Hydra can tell.
 
     Raises:
+        ConfigError: an interpolation names a key that there is not.
         IntegrityError: a file that was chosen is no YAML mapping.
     """
     try:
@@ -227,7 +230,7 @@ def _refuse_unlike(below: Any, above: Any) -> None:
 
 
 def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
-    """Resolve interpolations; ``???``, Hydra's mark of a missing value, and errors are Hydra's to tell."""
+    """Resolve interpolations; ``???``, Hydra's mark of what is missing, and other errors are its to tell."""
     text = str(tree)
     if "???" in text:
         raise _NotPlain

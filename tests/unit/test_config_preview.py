@@ -65,7 +65,6 @@ def test_the_preview_merges_overrides_as_hydra_does(overrides):
         "seed=range(1,3)",
         "name=[a",
         "name=é",
-        "name=${nope}",
         "name=${hydra:job.name}",
         "name=???",
         "+name=???",
@@ -81,6 +80,15 @@ def test_what_only_hydra_can_tell_is_left_to_it(override):
     given = [*SOURCE, override, "data.paths=[x]"]
     assert compose_plain(given, [PACKAGE_CONF]) is None
     raise_early(given, None, lambda config, problems: problems.add("x", where="x", remedy="x"))
+
+
+def test_an_interpolation_of_no_key_is_named_beside_other_problems():
+    for tell in (lambda given: raise_early(given, None, lambda *_: None), compose):
+        with pytest.raises(ConfigProblems) as caught:
+            tell([*SOURCE, "data.paths=[x]", "name=${optim.lrr}", "optim.lrr=1"])
+        told = str(caught.value)
+        assert "name refers to optim.lrr, and there is no such key" in told
+        assert "unknown key 'optim.lrr'" in told
 
 
 def write(directory, name, text):

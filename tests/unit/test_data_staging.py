@@ -97,6 +97,10 @@ def test_a_link_to_an_empty_directory_is_filled_where_it_points(tmp_path):
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out", Path("/proc/none/out")):
-        with pytest.raises(StorageError, match="cannot make the directory"), Staging(out):
+    for out, cause in (
+        (tmp_path / "file" / "out", "cannot make the directory"),
+        (tmp_path / "file" / "deep" / "out", "cannot make the directory"),
+        (Path("/proc/none/out"), "keeps no files"),
+    ):
+        with pytest.raises(StorageError, match=cause), Staging(out):
             pass

@@ -208,7 +208,7 @@ def test_checkpoints_on_disks_that_do_not_obey(here, monkeypatch):
 
     def failing():
         with commit.write_errors(step.parent, 100):
-            raise OSError(5, "Input/output error")
+            raise OSError(19, "No such device")
 
     assert cause(failing) == {"checkpoint-of-step-could-not-be-written"}
 

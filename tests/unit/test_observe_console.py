@@ -135,7 +135,7 @@ def test_a_terminal_has_one_bar_with_step_loss_speed_and_time_left(monkeypatch):
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "grad norm" not in shown
     assert "step 60/120" in shown
-    assert "loss 8.1234  4.32k tok/s  ETA 1h02m05s" in shown
+    assert "loss 8.1234  4.32k tok/s  MFU 52.3%  ETA 1h02m05s" in shown
     assert "== resumed" in shown
     assert terminal.getvalue().rstrip().endswith("\x1b[2K")  # the bar is gone
     before = terminal.getvalue()
