@@ -25,7 +25,7 @@ import tokenizers
 from distllm.data.pipeline.encode import open_documents
 from distllm.data.tokenizer import Tokenizer
 
-BATCH_CHARS = 1 << 22
+BATCH_CHARS = 1 << 20
 BARS = {"tokenizers": 0.95, "gigatoken": 10.0}
 
 

@@ -6,6 +6,7 @@ Shapes: D documents, P pieces of documents, M ids, C ids of one text.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from distllm.data.tokenizer.description import cuts_at_spaces, unspellable
 from distllm.data.tokenizer.fast import fast_encoder
-from distllm.data.tokenizer.packed import Backend, Packed, groups, join, pack
+from distllm.data.tokenizer.packed import Backend, Packed, groups, join, pack_lists
 from distllm.data.tokenizer.train import surrogates_error
 
 # `tokenizers` holds about 200 bytes an id until a call returns: a million characters are about 60 MB
@@ -62,8 +63,10 @@ class Encoder:
             raise surrogates_error(error) from error
 
     def _encode_slowly(self, texts: list[str]) -> Packed:
-        """Encode by `tokenizers`, a group at a time."""
-        return join(self._encode_group(group) for group in groups(texts, _GROUP_CHARS))
+        """Encode by `tokenizers`, a group at a time; groups are alike, for the last one has all cores too."""
+        chars = sum(map(len, texts))
+        size = math.ceil(chars / max(1, round(chars / _GROUP_CHARS)))
+        return join(self._encode_group(group) for group in groups(texts, size))
 
     def places(self, text: str) -> NDArray[np.int64]:
         """Return where in ``text`` each of its ids begins and ends, in characters, places_C2."""
@@ -78,7 +81,7 @@ class Encoder:
             encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
             raise surrogates_error(error) from error
-        return pack([encoding.ids for encoding in encodings])
+        return pack_lists(encoding.ids for encoding in encodings)
 
     def _pieces(self, texts: Sequence[str]) -> tuple[list[str], list[int] | None]:
         """Return the texts, long ones cut where that changes no id, and the pieces of each text."""

@@ -5,6 +5,7 @@ Shapes: D documents, M ids.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
@@ -22,7 +23,16 @@ class Packed(NamedTuple):
     ends_D: NDArray[np.int64]
 
 
-def pack(rows: Sequence[Sequence[int] | NDArray[np.uint32]]) -> Packed:
+def pack_lists(rows: Iterable[list[int]]) -> Packed:
+    """Join lists of ids, each of which may be forgotten before the next is made."""
+    ids, ends = array("I"), array("q")
+    for row in rows:
+        ids.fromlist(row)
+        ends.append(len(ids))
+    return Packed(np.frombuffer(ids, dtype=np.uint32), np.frombuffer(ends, dtype=np.int64))
+
+
+def pack(rows: Sequence[NDArray[np.uint32]]) -> Packed:
     """Join rows of ids."""
     ends_D = np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)), dtype=np.int64)
     ids_M = np.empty(int(ends_D[-1]) if rows else 0, dtype=np.uint32)
