@@ -116,16 +116,12 @@ def describe(plan: Plan, resolved: Resolved) -> str:
 
 
 def _format_hint(resolved: Resolved) -> list[str]:
-    hints = {
-        ("cuda", "fp32"): "in fp32, without tensor cores: precision=bf16 is many times faster on this device",
-        (
-            "cpu",
-            "bf16",
-        ): "speeds are those of fp32, in which CPUs are measured: bf16 is several times slower on them",
-    }
-    config = resolved.config
-    hint = hints.get((config.cluster.device, config.precision.compute))
-    return [] if hint is None else [hint]
+    device, compute = resolved.config.cluster.device, resolved.config.precision.compute
+    if device == "cuda" and compute == "fp32":
+        return ["in fp32, without tensor cores: precision=bf16 is many times faster on this device"]
+    if device == "cpu" and compute == "bf16":
+        return ["speeds are those of fp32, in which CPUs are measured: bf16 is several times slower on them"]
+    return []
 
 
 def _table(rows: Iterable[tuple[str, float]], show: Callable[[float], str]) -> list[str]:

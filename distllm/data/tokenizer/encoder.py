@@ -63,7 +63,7 @@ class Encoder:
             raise surrogates_error(error) from error
 
     def _encode_slowly(self, texts: list[str]) -> Packed:
-        """Encode by `tokenizers`, a group at a time; groups are alike, for the last one has all cores too."""
+        """Encode by `tokenizers` in groups of like size: a last one of few texts would leave cores idle."""
         chars = sum(map(len, texts))
         size = math.ceil(chars / max(1, round(chars / _GROUP_CHARS)))
         return join(self._encode_group(group) for group in groups(texts, size))
