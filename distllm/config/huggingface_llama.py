@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from distllm.config.huggingface_fields import Json, our_activation, refuse, their_activation, window_pattern
+from distllm.config.huggingface_fields import (
+    Json,
+    read_activation,
+    read_biases,
+    read_sizes,
+    read_window_pattern,
+    refuse,
+    write_activation,
+    write_biases,
+    write_layer_types,
+    write_sizes,
+)
 from distllm.config.huggingface_rope import read_rope, write_rope
 from distllm.config.shape import ModelShape
 
@@ -13,38 +24,27 @@ def read_llama(content: Json) -> dict[str, Any]:
     """Return what all descendants of Llama share."""
     heads = content["num_attention_heads"]
     return {
-        "hidden_size": content["hidden_size"],
-        "num_layers": content["num_hidden_layers"],
-        "num_heads": heads,
+        **read_sizes(content),
+        **read_biases(content),
+        **read_rope(content),
         "num_kv_heads": content.get("num_key_value_heads") or heads,
         "head_dim": content.get("head_dim") or content["hidden_size"] // heads,
-        "intermediate_size": content["intermediate_size"],
-        "activation": our_activation(content.get("hidden_act", "silu")),
+        "activation": read_activation(content.get("hidden_act", "silu")),
         "norm_eps": content["rms_norm_eps"],
-        "max_positions": content["max_position_embeddings"],
         "tie_embeddings": content.get("tie_word_embeddings", False),
-        "attention_bias": content.get("attention_bias", False),
-        "attention_out_bias": content.get("attention_bias", False),
-        "mlp_bias": content.get("mlp_bias", False),
-        **read_rope(content),
     }
 
 
 def write_llama(shape: ModelShape) -> dict[str, Any]:
     """Return what all descendants of Llama share."""
     return {
-        "hidden_size": shape.hidden_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
+        **write_sizes(shape),
+        **write_biases(shape),
+        **write_rope(shape),
         "num_key_value_heads": shape.num_kv_heads,
         "head_dim": shape.head_dim,
-        "intermediate_size": shape.intermediate_size,
-        "hidden_act": their_activation(shape.activation),
+        "hidden_act": write_activation(shape.activation),
         "rms_norm_eps": shape.norm_eps,
-        "max_position_embeddings": shape.max_seq_len,
-        "attention_bias": shape.attention_bias,
-        "mlp_bias": shape.mlp_bias,
-        **write_rope(shape),
     }
 
 
@@ -93,18 +93,17 @@ def read_qwen(content: Json) -> dict[str, Any]:
     return {
         **keys,
         "sliding_window": content["sliding_window"],
-        "window_pattern": window_pattern(content, sliding),
+        "window_pattern": read_window_pattern(content, sliding),
     }
 
 
 def write_qwen(shape: ModelShape) -> dict[str, Any]:
     """Say what `read_qwen` reads."""
-    kinds = ["sliding_attention" if window else "full_attention" for window in shape.windows]
     return {
         **write_llama(shape),
         "use_sliding_window": any(shape.windows),
         "sliding_window": max(shape.windows) or None,
-        "layer_types": kinds,
+        "layer_types": write_layer_types(shape),
     }
 
 

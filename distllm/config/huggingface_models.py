@@ -8,10 +8,15 @@ from typing import Any
 
 from distllm.config.huggingface_fields import (
     Json,
-    our_activation,
+    read_activation,
+    read_biases,
+    read_sizes,
+    read_window_pattern,
     refuse,
-    their_activation,
-    window_pattern,
+    write_activation,
+    write_biases,
+    write_layer_types,
+    write_sizes,
 )
 from distllm.config.huggingface_llama import (
     read_llama,
@@ -76,7 +81,7 @@ def _read_gpt2(content: Json) -> dict[str, Any]:
         "num_layers": content["n_layer"],
         "num_heads": content["n_head"],
         "intermediate_size": content.get("n_inner") or 4 * content["n_embd"],
-        "activation": our_activation(content.get("activation_function", "gelu_new")),
+        "activation": read_activation(content.get("activation_function", "gelu_new")),
         "norm_eps": content.get("layer_norm_epsilon", 1e-5),
         "max_positions": content["n_positions"],
         "tie_embeddings": content.get("tie_word_embeddings", True),
@@ -89,7 +94,7 @@ def _write_gpt2(shape: ModelShape) -> dict[str, Any]:
         "n_layer": shape.num_layers,
         "n_head": shape.num_heads,
         "n_inner": shape.intermediate_size,
-        "activation_function": their_activation(shape.activation),
+        "activation_function": write_activation(shape.activation),
         "layer_norm_epsilon": shape.norm_eps,
         "n_positions": shape.max_seq_len,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop"), shape.dropout),
@@ -101,16 +106,12 @@ def _read_bert(content: Json) -> dict[str, Any]:
     refuse(content, {"is_decoder": False, "position_embedding_type": "absolute"})
     return {
         **_BIASED,
+        **read_sizes(content),
         "family": "encoder",
         "norm_place": "post",
         "embed_norm": True,
-        "hidden_size": content["hidden_size"],
-        "num_layers": content["num_hidden_layers"],
-        "num_heads": content["num_attention_heads"],
-        "intermediate_size": content["intermediate_size"],
-        "activation": our_activation(content.get("hidden_act", "gelu")),
+        "activation": read_activation(content.get("hidden_act", "gelu")),
         "norm_eps": content.get("layer_norm_eps", 1e-12),
-        "max_positions": content["max_position_embeddings"],
         "token_types": content.get("type_vocab_size", 2),
         "tie_embeddings": content.get("tie_word_embeddings", True),
     }
@@ -118,13 +119,9 @@ def _read_bert(content: Json) -> dict[str, Any]:
 
 def _write_bert(shape: ModelShape) -> dict[str, Any]:
     return {
-        "hidden_size": shape.hidden_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "intermediate_size": shape.intermediate_size,
-        "hidden_act": their_activation(shape.activation),
+        **write_sizes(shape),
+        "hidden_act": write_activation(shape.activation),
         "layer_norm_eps": shape.norm_eps,
-        "max_position_embeddings": shape.max_seq_len,
         "type_vocab_size": shape.token_types,
         "hidden_dropout_prob": shape.dropout,
         "attention_probs_dropout_prob": 0.0,
@@ -148,43 +145,31 @@ def _read_modernbert(content: Json) -> dict[str, Any]:
     refuse(whole, {"rope_type": "default"})
     refuse(local, {"rope_type": "default"})
     return {
+        **read_sizes(content),
+        **read_biases(content),
         "family": "encoder",
         "norm": "layer",
         "embed_norm": True,
-        "hidden_size": content["hidden_size"],
-        "num_layers": layers,
-        "num_heads": content["num_attention_heads"],
-        "intermediate_size": content["intermediate_size"],
-        "activation": our_activation(content.get("hidden_activation", "gelu")),
+        "activation": read_activation(content.get("hidden_activation", "gelu")),
         "norm_eps": content.get("norm_eps", 1e-5),
-        "attention_bias": content.get("attention_bias", False),
-        "attention_out_bias": content.get("attention_bias", False),
-        "mlp_bias": content.get("mlp_bias", False),
-        "max_positions": content["max_position_embeddings"],
         "tie_embeddings": content.get("tie_word_embeddings", True),
         "rope_theta": whole.get("rope_theta", content["global_rope_theta"]),
         "rope_theta_local": local.get("rope_theta", content["local_rope_theta"]),
         "sliding_window": content["local_attention"] // 2 + 1,
-        "window_pattern": window_pattern(content, [layer % every > 0 for layer in range(layers)]),
+        "window_pattern": read_window_pattern(content, [layer % every > 0 for layer in range(layers)]),
     }
 
 
 def _write_modernbert(shape: ModelShape) -> dict[str, Any]:
-    kinds = ["sliding_attention" if window else "full_attention" for window in shape.windows]
     return {
-        "hidden_size": shape.hidden_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "intermediate_size": shape.intermediate_size,
-        "hidden_activation": their_activation(shape.activation),
-        "classifier_activation": their_activation(shape.activation),
+        **write_sizes(shape),
+        **write_biases(shape),
+        "hidden_activation": write_activation(shape.activation),
+        "classifier_activation": write_activation(shape.activation),
         "norm_eps": shape.norm_eps,
-        "attention_bias": shape.attention_bias,
-        "mlp_bias": shape.mlp_bias,
         "classifier_bias": shape.mlp_bias,
-        "max_position_embeddings": shape.max_seq_len,
         "local_attention": 2 * (max(shape.windows) - 1) if any(shape.windows) else 128,
-        "layer_types": kinds,
+        "layer_types": write_layer_types(shape),
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": shape.rope_theta},
             "sliding_attention": {"rope_type": "default", "rope_theta": shape.rope_theta_local},
@@ -213,7 +198,7 @@ def _read_t5(content: Json) -> dict[str, Any]:
         "head_dim": content["d_kv"],
         "intermediate_size": content["d_ff"],
         "gated": first == "gated",
-        "activation": our_activation(act),
+        "activation": read_activation(act),
         "norm_eps": content.get("layer_norm_epsilon", 1e-6),
         "positions": "relative",
         "relative_buckets": content.get("relative_attention_num_buckets", 32),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distllm.data.tokenizer.description import cuts_at_spaces, unspellable
 from distllm.data.tokenizer.fast import fast_encoder
-from distllm.data.tokenizer.packed import Backend, Packed, groups, join, pack_lists
+from distllm.data.tokenizer.packed import Backend, Packed, groups, join, pack
 from distllm.data.tokenizer.train import surrogates_error
 
 # `tokenizers` holds about 200 bytes an id until a call returns: a million characters are about 60 MB
@@ -81,7 +81,7 @@ class Encoder:
             encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
             raise surrogates_error(error) from error
-        return pack_lists(encoding.ids for encoding in encodings)
+        return pack(encoding.ids for encoding in encodings)
 
     def _pieces(self, texts: Sequence[str]) -> tuple[list[str], list[int] | None]:
         """Return the texts, long ones cut where that changes no id, and the pieces of each text."""

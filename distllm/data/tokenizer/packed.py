@@ -23,28 +23,20 @@ class Packed(NamedTuple):
     ends_D: NDArray[np.int64]
 
 
-def pack_lists(rows: Iterable[list[int]]) -> Packed:
-    """Join lists of ids, each of which may be forgotten before the next is made."""
+def pack(rows: Iterable[list[int] | NDArray[np.uint32]]) -> Packed:
+    """Concatenate the ids of documents; an iterator need not hold a row once the next is drawn."""
     ids, ends = array("I"), array("q")
     for row in rows:
-        ids.fromlist(row)
+        if isinstance(row, list):
+            ids.fromlist(row)
+        else:
+            ids.frombytes(row.tobytes())
         ends.append(len(ids))
     return Packed(np.frombuffer(ids, dtype=np.uint32), np.frombuffer(ends, dtype=np.int64))
 
 
-def pack(rows: Sequence[NDArray[np.uint32]]) -> Packed:
-    """Join rows of ids."""
-    ends_D = np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)), dtype=np.int64)
-    ids_M = np.empty(int(ends_D[-1]) if rows else 0, dtype=np.uint32)
-    start = 0
-    for row, end in zip(rows, ends_D.tolist(), strict=True):
-        ids_M[start:end] = row
-        start = end
-    return Packed(ids_M, ends_D)
-
-
 def join(parts: Iterable[Packed]) -> Packed:
-    """Join the ids of groups of documents."""
+    """Concatenate groups of documents."""
     found = list(parts)
     if not found:
         return Packed(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64))
