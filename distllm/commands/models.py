@@ -21,7 +21,7 @@ class ModelOptions:
     """Which model answers."""
 
     run: str | None = option(None, "name or directory of the run")
-    model: str | None = option(None, "or a Hugging Face folder")
+    model: str | None = option(None, "or a Hugging Face folder; also one of an adapter of peft")
     step: int | None = option(None, "checkpoint to use; null takes the newest", minimum=0)
     weights: Weights = option("last", "those after the last update, or their average (optim.ema)")
     runs_dir: str = option("runs", "directory that holds run directories")
@@ -57,13 +57,15 @@ def open_model(options: ModelOptions, command: str, index: Any = None) -> Backen
 
 
 def _of_folder(folder: Path, index: Any) -> Backend:
-    from distllm.data.tokenizer import Tokenizer
+    from distllm.config.peft import with_file
+    from distllm.data.tokenizer import TOKENIZER_FILE, Tokenizer
     from distllm.export.asking import stored_asking
     from distllm.export.load import load_model, shape_of, stored_head
     from distllm.serve.backend import Backend
 
     shape = shape_of(folder)  # is there a model at all
-    model, tokenizer = load_model(folder, head=stored_head(folder)), Tokenizer.load(folder)
+    model = load_model(folder, head=stored_head(folder))
+    tokenizer = Tokenizer.load(with_file(folder, TOKENIZER_FILE))
     asking = stored_asking(folder, tokenizer, shape.family)
     return Backend(folder.resolve().name, model, tokenizer, asking, index)
 

@@ -14,7 +14,7 @@ from distllm.config.schema import Config
 from distllm.data.manifest import Manifest
 from distllm.data.mirror import dataset_directory
 from distllm.environment import RankEnvironment
-from distllm.errors import DataError, TokenizerError
+from distllm.errors import ConfigError, DataError, TokenizerError
 
 
 def settle(
@@ -91,6 +91,8 @@ def _check_tokenizer(config: Config, folder: str, problems: Problems) -> None:
 
     try:
         found = misfit(dataset_directory(config.data), Path(folder))
+    except ConfigError:
+        return  # told when the model is read
     except TokenizerError as error:
         problems.pass_on(error, where=error.where or "model.init_from", remedy=error.remedy or "")
         return

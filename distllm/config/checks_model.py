@@ -147,7 +147,7 @@ def _check_rope(model: ModelConfig, problems: Problems) -> None:
 
 def _check_lora(model: ModelConfig, problems: Problems) -> None:
     lora = model.lora
-    if lora.rank == 0:
+    if lora.rank == 0 and lora.init_from is None:
         return
     problems.check(
         model.init_from is not None,

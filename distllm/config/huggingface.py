@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from distllm.config.huggingface_models import ARCHITECTURES
+from distllm.config.peft import base_of, with_settled_lora
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
+from distllm.config.schema_lora import LoraConfig
 from distllm.config.schema_model import ModelConfig
 from distllm.config.shape import ModelShape, settle_shape
 from distllm.config.validate import build
@@ -22,19 +24,12 @@ from distllm.errors import ConfigError
 from distllm.fsio import read_json
 
 Json = Mapping[str, Any]
-_ADAPTER = "adapter_config.json"
 # Of training only, or without a counterpart: they neither come from a config.json nor go into one.
 OWN_KEYS = ("init_from", "dropout", "layer_drop", "pooling", "init_std", "max_positions", "lora", "mup")
 
 
 def no_model(folder: Path) -> ConfigError:
     """Return what to say of a folder without a config.json."""
-    if (folder / _ADAPTER).is_file():
-        return ConfigError(
-            f"{folder} holds an adapter of peft, without the model that it belongs to",
-            where=str(folder),
-            remedy="merge them with peft: model.merge_and_unload().save_pretrained(DIR), and name DIR",
-        )
     return ConfigError(
         f"{folder} holds no config.json",
         where=str(folder),
@@ -45,12 +40,17 @@ def no_model(folder: Path) -> ConfigError:
 def read_folder(folder: Path) -> ModelConfig:
     """Return the model in a folder: its config.json and, in whether the embedding is shared, its weights.
 
+    The folder of an adapter holds the model that it makes of the one below it.
+
     As in transformers, an output projection that is stored beside another embedding is not tied to it,
     whatever the config.json says: folders of T5 1.1 that transformers has saved say so wrongly.
 
     Raises:
-        ConfigError: its config.json cannot be read.
+        ConfigError: it has no config.json, or one that cannot be read.
     """
+    folder = base_of(folder)
+    if not (folder / "config.json").is_file():
+        raise no_model(folder)
     content = read_json(folder / "config.json")
     model = read_config(content)
     found = ARCHITECTURES[content["model_type"]]
@@ -60,6 +60,11 @@ def read_folder(folder: Path) -> ModelConfig:
     if alike is Alike.ALONE and found.always_tied:
         return dataclasses.replace(model, tie_embeddings=True)
     return model
+
+
+def model_type_of(folder: Path) -> str:
+    """Return the architecture of the model in a folder, or of the one below the adapter in it."""
+    return str(read_json(base_of(folder) / "config.json")["model_type"])
 
 
 def read_config(content: Json) -> ModelConfig:
@@ -176,36 +181,66 @@ def _fitting(shape: ModelShape) -> str | None:
 
 
 def with_imported(config: Config, problems: Problems) -> Config:
-    """Return the configuration with the keys that ``model.init_from``'s config.json settles.
+    """Return the configuration with the keys that ``model.init_from`` and ``model.lora.init_from`` settle.
 
-    A key that was set to something else is a problem; so is a folder without a config.json, unless
-    the keys are settled already, as they are in the configuration that a run has kept.
+    A key that was set to something else is a problem; so is a folder that is not there, unless the keys
+    are settled already, as they are in the configuration that a run has kept.
     """
-    folder = config.model.init_from
-    if folder is None:
-        return config
-    if not (Path(folder) / "config.json").is_file():
-        if config.model.vocab_size is None:
-            problems.found.append(no_model(Path(folder)))
-        return config
+    model = config.model
+    for folder, settled, read in (
+        (model.init_from, model.vocab_size is not None, _with_model),
+        (model.lora.init_from, model.lora.rank > 0, _with_adapters),
+    ):
+        if folder is None or (settled and _is_gone(Path(folder))):
+            continue
+        try:
+            model = read(model, folder, problems)
+        except ConfigError as error:
+            problems.found.append(error)
+            break
+    return dataclasses.replace(config, model=model)
+
+
+def _is_gone(folder: Path) -> bool:
     try:
-        found = read_folder(Path(folder))
-    except ConfigError as error:
-        problems.found.append(error)
-        return config
-    return dataclasses.replace(config, model=_merged(config.model, found, folder, problems))
+        return not (base_of(folder) / "config.json").is_file()
+    except ConfigError:  # the model below an adapter
+        return True
 
 
-def _merged(asked: ModelConfig, found: ModelConfig, folder: str, problems: Problems) -> ModelConfig:
-    """Return what ``folder`` settles, with the keys that are ours to choose; note contradictions."""
-    default = ModelConfig()
-    for field in dataclasses.fields(ModelConfig):
-        mine, theirs = getattr(asked, field.name), getattr(found, field.name)
+def _with_model(asked: ModelConfig, folder: str, problems: Problems) -> ModelConfig:
+    """Return what the folder of a model settles, with the keys that are ours to choose."""
+    found = read_folder(Path(folder))
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN_KEYS]
+    for name in names:
+        mine, theirs = getattr(asked, name), getattr(found, name)
         problems.check(
-            field.name in OWN_KEYS or mine in (theirs, getattr(default, field.name)),
-            f"model.{field.name} is {mine}, but the model in {folder} has {theirs}",
-            keys=[f"model.{field.name}", "model.init_from"],
+            mine in (theirs, getattr(ModelConfig(), name)),
+            f"model.{name} is {mine}, but the model in {folder} has {theirs}",
+            keys=[f"model.{name}", "model.init_from"],
             remedy="use model=hf, which leaves all of the model to its folder",
         )
     own = {name: getattr(asked, name) for name in OWN_KEYS if name != "max_positions"}
     return dataclasses.replace(found, **own)
+
+
+def _with_adapters(asked: ModelConfig, folder: str, problems: Problems) -> ModelConfig:
+    """Return the model with what the folder of an adapter settles of those that are to learn."""
+    if asked.init_from is None:
+        return asked  # a problem that is told with those of the model
+    problems.check(
+        Path(asked.init_from).resolve() != Path(folder).resolve(),
+        f"{folder} would be added twice: to the weights, and as adapters to go on with",
+        keys=["model.init_from", "model.lora.init_from"],
+        remedy="name the model below it as model.init_from",
+    )
+    lora, found = asked.lora, with_settled_lora(asked.lora, model_type_of(Path(asked.init_from)))
+    for name in ("rank", "alpha", "targets"):
+        mine, theirs = getattr(lora, name), getattr(found, name)
+        problems.check(
+            mine in (theirs, getattr(LoraConfig(), name)),
+            f"model.lora.{name} is {mine}, but the adapter in {folder} has {theirs}",
+            keys=[f"model.lora.{name}", "model.lora.init_from"],
+            remedy=f"leave model.lora.{name} out: its folder says it",
+        )
+    return dataclasses.replace(asked, lora=found)

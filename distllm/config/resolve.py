@@ -123,7 +123,7 @@ def resolve(
     """
     found = problems if problems is not None else Problems()
     world = world or World.of_config(config)
-    if config.model.init_from is not None:
+    if config.model.init_from is not None or config.model.lora.init_from is not None:
         from distllm.config.huggingface import with_imported  # a typo elsewhere need not wait for it
 
         config = with_imported(config, found)

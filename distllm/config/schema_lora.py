@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from distllm.config.options import option
 
@@ -15,6 +15,9 @@ JOINED: Mapping[str, tuple[Projection, ...]] = {
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
 """Matrices of ours that hold several projections, by rows, in this order."""
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+PARTS: Mapping[str, tuple[Projection, ...]] = {**JOINED, **{name: (name,) for name in PROJECTIONS}}
+"""The projections of each matrix of ours that can be adapted."""
 
 
 @dataclass(frozen=True)
@@ -36,4 +39,7 @@ class LoraConfig:
         "projections that are adapted, in every attention and MLP: q_proj, k_proj, v_proj, o_proj, "
         "gate_proj, up_proj, down_proj",
         on_resume="identity",
+    )
+    init_from: str | None = option(
+        None, "folder of an adapter of peft to go on with, which settles rank, alpha and targets"
     )

@@ -195,7 +195,7 @@ class ModelConfig:
         minimum=1,
     )
     init_from: str | None = option(
-        None, "folder of a Hugging Face model to begin with, whose config.json settles the shape"
+        None, "folder of a Hugging Face model, or of an adapter of peft, to begin with; it settles the shape"
     )
     mup: MupConfig = option(None, "maximal update parametrisation", factory=MupConfig)
     lora: LoraConfig = option(None, "adapters that learn in place of the weights", factory=LoraConfig)

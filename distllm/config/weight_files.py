@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from distllm.errors import IntegrityError
 from distllm.fsio import read_json
@@ -48,6 +48,26 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has the weights of a model under the usual names."""
+    return (folder / _WHOLE).is_file() or (folder / f"{_WHOLE}.index.json").is_file()
+
+
+def tensor_sizes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the size of each tensor in a safetensors file, by name.
+
+    Raises:
+        IntegrityError: its header cannot be read.
+    """
+    try:
+        _, header = _header(file)
+        return {name: tuple(said["shape"]) for name, said in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            f"a weight file cannot be read: {error}", where=str(file), remedy="get the folder again"
+        ) from error
+
+
 def alike_weights(folder: Path, first: str, second: str) -> Alike:
     """Say whether two weights of a folder are one, comparing their bytes.
 
@@ -63,13 +83,18 @@ def alike_weights(folder: Path, first: str, second: str) -> Alike:
     return Alike.SAME if one.size == other.size and _equal(one, other) else Alike.DIFFERENT
 
 
-def _places(file: Path) -> dict[str, _Place]:
-    """Read the header of a safetensors file."""
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Return the length of a safetensors file's header, and what it says."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > file.stat().st_size:
             raise ValueError("the header is cut off")
-        header = json.loads(stream.read(length))
+        return length, json.loads(stream.read(length))
+
+
+def _places(file: Path) -> dict[str, _Place]:
+    """Return where the tensors of a safetensors file are."""
+    length, header = _header(file)
     return {
         name: _Place(
             file, 8 + length + said["data_offsets"][0], said["data_offsets"][1] - said["data_offsets"][0]

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from distllm.config.huggingface import write_config
+from distllm.config.peft import CONFIG, FACTS, WEIGHTS
 from distllm.config.schema_lora import LoraConfig
 from distllm.config.shape import ModelShape
-from distllm.export.hf import FACTS
 from distllm.export.names import Rule, rules
 from distllm.fsio import atomic_directory, atomic_write_bytes, atomic_write_json
 from distllm.models.heads import HeadName
@@ -102,9 +102,10 @@ def export_adapter(
     with atomic_directory(Path(out), FACTS) as folder:
         kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         blob = safetensors.torch.save(kept, metadata={"format": "pt"})
-        atomic_write_bytes(folder / "adapter_model.safetensors", blob)
-        atomic_write_json(folder / "adapter_config.json", content)
-        atomic_write_json(folder / FACTS, {"kind": "distllm export", "facts": dict(facts)})
+        atomic_write_bytes(folder / WEIGHTS, blob)
+        atomic_write_json(folder / CONFIG, content)
+        lora = {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)}
+        atomic_write_json(folder / FACTS, {"kind": "distllm export", "lora": lora, "facts": dict(facts)})
 
 
 def _adapters(rule: Rule, module: AdaptedLinear) -> Iterator[_Adapter]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distllm.config.peft import base_of
 from distllm.config.schema_model import ModelConfig
 from distllm.dist.fingerprint import fingerprint
 from distllm.errors import CheckpointError
+from distllm.export.adapted import begin_adapters
 from distllm.export.load import load_weights
 from distllm.models.init import Model
 from distllm.models.lora import add_adapters
 
 
 def adapt(model: Model, config: ModelConfig, seed: int, known: str | None = None) -> str:
-    """Give a model the weights of ``config.init_from``, frozen, and fresh adapters.
+    """Give a model the weights of ``config.init_from``, frozen, and adapters.
+
+    Adapters are fresh, or those of ``config.lora.init_from`` where no checkpoint brings them.
 
     Args:
         model: of the folder's shape.
@@ -28,7 +32,7 @@ def adapt(model: Model, config: ModelConfig, seed: int, known: str | None = None
         CheckpointError: the folder is gone, lacks a frozen weight, or holds other weights than ``known``.
     """
     folder = Path(str(config.init_from))
-    if not (folder / "config.json").is_file():
+    if not folder.is_dir() or not (base_of(folder) / "config.json").is_file():
         raise CheckpointError(
             f"the weights below the adapters are gone: {folder} holds no config.json",
             where=f"model.init_from={folder}",
@@ -36,6 +40,8 @@ def adapt(model: Model, config: ModelConfig, seed: int, known: str | None = None
         )
     missing = load_weights(model, model.shape, folder)
     add_adapters(model, model.shape, config.lora, seed)
+    if config.lora.init_from is not None and known is None:
+        begin_adapters(model, model.shape, folder, Path(config.lora.init_from))
     frozen = {name: weight for name, weight in model.named_parameters() if not weight.requires_grad}
     if lacking := [name for name in missing if name in frozen]:
         raise CheckpointError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distllm.config.huggingface import write_config
 from distllm.config.huggingface_models import ARCHITECTURES
+from distllm.config.peft import FACTS
 from distllm.config.shape import ModelShape
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError, ConfigError
@@ -26,7 +27,6 @@ from distllm.fsio import atomic_directory, atomic_write_bytes, atomic_write_json
 from distllm.models.heads import HeadName
 from distllm.models.init import bare_model
 
-FACTS = "distllm.json"
 SHARD_BYTES = 2**30
 _WEIGHTS = "model.safetensors"
 

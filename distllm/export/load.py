@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distllm.config.checks_model import check_block
-from distllm.config.huggingface import no_model, read_folder
+from distllm.config.huggingface import read_folder
+from distllm.config.peft import CONFIG, base_of, is_adapter, with_file
 from distllm.config.problems import Problems
 from distllm.config.shape import ModelShape, settle_shape
 from distllm.config.weight_files import weight_files
 from distllm.errors import CheckpointError
+from distllm.export.adapted import add_adapter
 from distllm.export.names import Rule, in_layers, is_named, rules, stored_names
 from distllm.fsio import read_json
 from distllm.models.heads import HeadName
 from distllm.models.init import Model, bare_model
 
 _PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_TASKS: Mapping[str, HeadName] = {"QUESTION_ANS": "span", "FEATURE_EXTRACTION": "embedding"}
 POOLING = "1_Pooling/config.json"
 """Where sentence-transformers says how one vector is made of those of all tokens."""
 
@@ -51,10 +55,9 @@ def shape_of(folder: Path) -> ModelShape:
     Raises:
         ConfigError: it holds no config.json, or one that cannot be read.
     """
-    if not (folder / "config.json").is_file():
-        raise no_model(folder)
     config = read_folder(folder)
-    if (folder / POOLING).is_file() and read_json(folder / POOLING).get("pooling_mode_cls_token"):
+    pooling = with_file(folder, POOLING) / POOLING
+    if pooling.is_file() and read_json(pooling).get("pooling_mode_cls_token"):
         config = replace(config, pooling="cls")
     problems = Problems()
     check_block(config, problems)
@@ -63,7 +66,10 @@ def shape_of(folder: Path) -> ModelShape:
 
 
 def stored_head(folder: Path) -> HeadName:
-    """Return what stands on the encoder in ``folder``, by the class it was saved as."""
+    """Return what stands on the encoder in ``folder``, by the class it was saved as or an adapter's task."""
+    if is_adapter(folder):
+        task = read_json(folder / CONFIG).get("task_type")
+        return _TASKS.get(str(task)) or stored_head(base_of(folder))
     (name, *_) = read_json(folder / "config.json").get("architectures") or [""]
     if str(name).endswith("ForQuestionAnswering"):
         return "span"
@@ -74,11 +80,17 @@ def stored_head(folder: Path) -> HeadName:
 def load_weights(model: nn.Module, shape: ModelShape, folder: Path) -> list[str]:
     """Copy the weights of ``folder`` into ``model``; return the names of its head's that are not there.
 
-    Tensors are mapped from the files, joined and copied one after another.
+    Tensors are mapped from the files, joined and copied one after another. An adapter is added to those
+    of the model below it.
 
     Raises:
         CheckpointError: a weight is missing or of the wrong size, or a file is damaged.
     """
+    if is_adapter(folder):
+        base = base_of(folder)
+        missing = load_weights(model, shape, base)
+        brought = add_adapter(model, shape, base, folder)
+        return [name for name in missing if name not in brought]
     model_type = str(read_json(folder / "config.json")["model_type"])
     parameters = dict(model.named_parameters())
     missing = [name for name in parameters if name.startswith("head.") and not is_named(model_type, name)]

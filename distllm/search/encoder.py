@@ -16,9 +16,10 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
+from distllm.config.peft import with_file
 from distllm.config.resolve import Resolved
 from distllm.data.examples.split import laid_out
-from distllm.data.tokenizer import LossyTokenizer, Tokenizer
+from distllm.data.tokenizer import TOKENIZER_FILE, LossyTokenizer, Tokenizer
 from distllm.errors import ConfigError
 from distllm.export.load import load_model, shape_of
 from distllm.infer.load import load_trained
@@ -151,6 +152,6 @@ def encoder_of_folder(folder: Path) -> TextEncoder:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LossyTokenizer)  # texts are only read with it
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(with_file(folder, TOKENIZER_FILE))
     model = load_model(folder, head="embedding")
     return TextEncoder(model, tokenizer, Origin("folder", str(folder.absolute())))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distllm.config.resolve import Resolved
+from distllm.export.adapted import add_adapter
 from distllm.export.load import load_weights
 from distllm.models.heads import head_of
 from distllm.models.init import build_model
@@ -27,5 +28,8 @@ def reference_model(resolved: Resolved, dtype: torch.dtype = torch.float32) -> n
     if config.task.name != "dpo" or config.model.init_from is None:
         return None
     model = build_model(resolved.shape, config.seed, head=head_of(config.task.name))
-    load_weights(model, resolved.shape, Path(config.model.init_from))
+    base, adapter = Path(config.model.init_from), config.model.lora.init_from
+    load_weights(model, resolved.shape, base)
+    if adapter is not None:
+        add_adapter(model, resolved.shape, base, Path(adapter))
     return model.to(dtype)

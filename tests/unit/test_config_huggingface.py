@@ -99,11 +99,34 @@ def test_a_folder_without_a_configuration_is_named(tmp_path):
 
 
 def test_an_adapter_without_its_model_is_named(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
+    said = {"base_model_name_or_path": "someone/a-model"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
     for read in (settled, shape_of):
-        with pytest.raises(ConfigError, match=r"holds an adapter of peft") as caught:
+        with pytest.raises(ConfigError, match=r"someone/a-model, the model below it, is no folder") as caught:
             read(tmp_path)
-        assert "merge_and_unload" in str(caught.value)
+        assert "base_model_name_or_path" in str(caught.value)
+
+
+def test_an_adapter_stands_for_its_model_and_contradictions_are_named(folder, tmp_path):
+    base, adapter = folder(LLAMA), tmp_path / "adapter"
+    adapter.mkdir()
+    said = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(said))
+    place = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    header = json.dumps({place: {"dtype": "F32", "shape": [4, 1], "data_offsets": [0, 16]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(16)
+    (adapter / "adapter_model.safetensors").write_bytes(content)
+    assert settled(adapter).shape == settled(base).shape
+    more = f"model.lora.init_from={adapter}"
+    lora = settled(base, more).config.model.lora
+    assert (lora.rank, lora.alpha, lora.targets) == (4, 6.0, ("q_proj",))
+    for words, wrong in (
+        ([more, "model.lora.rank=8"], "rank is 8, but the adapter"),
+        ([f"model.init_from={adapter}", more], "would be added twice"),
+        (["model.init_from=null", more], "model.init_from names none"),
+    ):
+        with pytest.raises(ConfigProblems, match=wrong):
+            settled(base, *words)
 
 
 def test_a_run_goes_on_when_its_folder_is_gone(folder):

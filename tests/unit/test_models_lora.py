@@ -4,17 +4,20 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from distllm.config.schema_lora import LoraConfig
+from distllm.config.huggingface import model_type_of
+from distllm.config.peft import read_adapter, with_settled_lora
+from distllm.config.schema_lora import PROJECTIONS, LoraConfig
 from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
-from distllm.errors import CheckpointError
+from distllm.errors import CheckpointError, ConfigError
 from distllm.export.adapter import export_adapter
 from distllm.export.base import adapt
 from distllm.export.hf import export_hf
+from distllm.export.load import load_model, stored_head
 from distllm.export.verify import largest_difference
 from distllm.models.init import bare_model, build_model
 from distllm.models.lora import adapters_of, add_adapters, learned_beside, merge_adapters
@@ -136,6 +139,79 @@ def test_peft_computes_our_logits(tmp_path, tokenizer, case):
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     own = peft.get_peft_model_state_dict(adapted)
     assert saved.keys() == own.keys()
+    folder = tmp_path / "adapter"
+    for again in (load_model(folder, head=stored_head(folder)), going_on(tmp_path, head)):
+        assert largest_difference(again, adapted, tokens) < 1e-5
+    assert settled(tmp_path).targets == tuple(name for name in PROJECTIONS if name in targets)
+
+
+def settled(folder):
+    """Return the keys of an adapter that a run goes on with."""
+    asked = LoraConfig(init_from=str(folder / "adapter"))
+    return with_settled_lora(asked, model_type_of(folder / "hf"))
+
+
+def going_on(folder, head="masked_lm"):
+    """Build a model whose adapters begin with those of a folder."""
+    model = bare_model(load_model(folder / "adapter", head=head).shape, head=head)
+    adapt(model, ModelConfig(init_from=str(folder / "hf"), lora=settled(folder)), 0)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("llama", {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}),
+        ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
+        (
+            "llama",
+            {"target_modules": "all-linear", "alpha_pattern": {"q_proj": 7}, "rank_pattern": {"up_proj": 2}},
+        ),
+        ("gpt2", {"target_modules": ["c_fc"], "layers_to_transform": [1], "fan_in_fan_out": True}),
+    ],
+)
+def test_an_adapter_of_peft_is_a_model_and_goes_on_learning(tmp_path, tokenizer, case, said):
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    shape = shape_of(CASES[case][0], vocab_size=262)
+    export_hf(build_model(shape, seed=0).state_dict(), shape, tokenizer, tmp_path / "hf", {})
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=5, **said)
+    theirs = disturbed(peft.get_peft_model(base, config)).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    tokens = torch.randint(262, (2, 16), generator=torch.Generator().manual_seed(0))
+    assert largest_difference(load_model(tmp_path / "adapter"), theirs, tokens) < 1e-5
+    uneven = {"alpha_pattern": "rank_pattern", "layers_to_transform": "it has none of transformer.h.0"}
+    wrong = next((words for key, words in uneven.items() if key in said), None)
+    if wrong is None:
+        assert largest_difference(going_on(tmp_path), theirs, tokens) < 1e-5
+    else:
+        with pytest.raises((ConfigError, CheckpointError), match=wrong):
+            going_on(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"use_dora": True}, {"bias": "all"}, {"init_lora_weights": "pissa_niter_4"}, {"peft_type": "LOHA"},
+     {"trainable_token_indices": [1]}, {"a_key_of_tomorrow": 1}],
+    ids=lambda said: next(iter(said)),
+)  # fmt: skip
+def test_what_an_adapter_computes_otherwise_is_refused_by_name(tmp_path, said):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, **said}))
+    with pytest.raises(ConfigError, match=next(iter(said))) as caught:
+        read_adapter(tmp_path)
+    assert "merge_and_unload" in str(caught.value)
+
+
+def test_a_weight_of_an_adapter_without_a_place_is_refused(tmp_path, tokenizer):
+    shape = shape_of({}, vocab_size=262)
+    export_hf(build_model(shape, seed=0).state_dict(), shape, tokenizer, tmp_path / "hf", {})
+    said = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "base_model_name_or_path": str(tmp_path / "hf")}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    name = "base_model.model.model.embed_tokens.lora_embedding_A"
+    save_file({name: torch.ones(3, 262)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="lora_embedding_A has no place"):
+        load_model(tmp_path)
 
 
 def test_what_adapters_belong_to_must_stay(tmp_path, tokenizer):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distllm.config.peft import with_file
 from distllm.data.tokenizer.folder import TOKENIZER_FILE, end_token, read_description, read_settings
 from distllm.errors import TokenizerError
 
@@ -29,8 +30,10 @@ def misfit(dataset: Path, model: Path) -> str | None:
     What a folder without a tokenizer.json meant by its ids is not known: None.
 
     Raises:
+        ConfigError: the model's folder is that of an adapter, and the model below it is gone.
         TokenizerError: a tokenizer.json cannot be read.
     """
+    model = with_file(model, TOKENIZER_FILE)
     if not (dataset / TOKENIZER_FILE).is_file() or not (model / TOKENIZER_FILE).is_file():
         return None
     ours, theirs = _ids(dataset), _ids(model)
@@ -52,8 +55,10 @@ def notes_on_fit(dataset: Path, model: Path) -> list[str]:
     """Return what to tell of two tokenizers that need not be wrong.
 
     Raises:
+        ConfigError: the model's folder is that of an adapter, and the model below it is gone.
         TokenizerError: a tokenizer.json, or what lies beside it, cannot be read.
     """
+    model = with_file(model, TOKENIZER_FILE)
     if not (model / TOKENIZER_FILE).is_file():
         return [f"{model} holds no {TOKENIZER_FILE}: whether the dataset's ids are its own is not known"]
     ours, theirs = end_token(read_settings(dataset)), end_token(read_settings(model))

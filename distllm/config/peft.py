@@ -1,0 +1,192 @@
+"""Adapters in peft's words: the model they belong to, and what of them has a counterpart here. No torch.
+
+A folder of an adapter stands for the model that it makes of its base. What changes the numbers and has no
+counterpart is refused by its name, never dropped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distllm.config.huggingface_names import BASES, LAYERS
+from distllm.config.schema_lora import PARTS, PROJECTIONS, LoraConfig, Projection
+from distllm.config.weight_files import holds_model, tensor_sizes
+from distllm.errors import ConfigError
+from distllm.fsio import read_json
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FACTS = "distllm.json"
+"""What `distllm export` tells of the run, beside a model or an adapter."""
+_PREFIX = "base_model.model."
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+# Keys that are read here, or change nothing of what trained adapters compute.
+_KNOWN = frozenset(
+    {
+        "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying",
+        "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+        "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core",
+        "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
+        "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
+    }
+)  # fmt: skip
+_MADE = "begin with the model that they make: model.init_from=ADAPTER, without model.lora.init_from"
+# With these ways to begin, peft changes the base as well, which the adapter alone does not tell.
+_OTHER_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A folder of `peft`: ``said`` is its adapter_config.json."""
+
+    folder: Path
+    said: Mapping[str, Any]
+
+    def scale(self, module: str, rank: int) -> float:
+        """Return what the product of a module's adapter is multiplied by."""
+        patterns = self.said.get("alpha_pattern") or {}
+        fits = (key for key in patterns if re.match(rf"(.*\.)?({key})$", module))
+        key = next(fits, None)
+        alpha = float(self.said["lora_alpha"] if key is None else patterns[key])
+        return alpha / (math.sqrt(rank) if self.said.get("use_rslora") else rank)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (folder / CONFIG).is_file() and not holds_model(folder)
+
+
+def base_of(folder: Path) -> Path:
+    """Return the folder of the model: of the one below it if ``folder`` holds an adapter, else itself.
+
+    Raises:
+        ConfigError: the model below is no folder on this machine.
+    """
+    if not is_adapter(folder):
+        return folder
+    named = read_json(folder / CONFIG).get("base_model_name_or_path")
+    base = Path(str(named))
+    if not (base / "config.json").is_file():
+        raise ConfigError(
+            f"{folder} holds an adapter of peft, and {named}, the model below it, is no folder here",
+            where=f"{folder / CONFIG}: base_model_name_or_path",
+            remedy="get that model, and write its folder there; nothing is fetched from a hub",
+        )
+    return base
+
+
+def with_file(folder: Path, name: str) -> Path:
+    """Return the folder that holds the file ``name``: that of an adapter, else that of the model below it."""
+    return folder if (folder / name).is_file() else base_of(folder)
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Return the adapter in a folder.
+
+    Raises:
+        ConfigError: there is none, or it is of a kind that has no counterpart here.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"{folder} holds no {CONFIG}",
+            where=str(folder),
+            remedy="name a folder written by peft's save_pretrained, or an adapter/ of distllm export",
+        )
+    said = read_json(folder / CONFIG)
+    begun = str(said.get("init_lora_weights", True)).lower()
+    other = [key for key, value in said.items() if value and key not in _KNOWN]
+    if said.get("peft_type") != "LORA":
+        other = [f"peft_type={said.get('peft_type')}"]
+    elif said.get("bias", "none") != "none":
+        other.append(f"bias={said['bias']}")
+    if begun.startswith(_OTHER_BASE):
+        other.append(f"init_lora_weights={begun}")
+    if other:
+        raise ConfigError(
+            f"the adapter in {folder} uses {', '.join(sorted(other))}, which has no counterpart here",
+            where=str(folder / CONFIG),
+            remedy="merge it with peft: model.merge_and_unload().save_pretrained(DIR), and name DIR",
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise ConfigError(
+            f"{folder} holds no {WEIGHTS}",
+            where=str(folder),
+            remedy="save the adapter with safetensors; pickled weights are never read",
+        )
+    return Adapter(folder, said)
+
+
+def adapted_modules(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return the names of both matrices of each adapter, by the module that it belongs to."""
+    return {
+        name.removeprefix(_PREFIX).removesuffix(_A): (name, name.removesuffix(_A) + _B)
+        for name in names
+        if name.endswith(_A)
+    }
+
+
+def whole_weights(names: Iterable[str]) -> dict[str, str]:
+    """Return the names of the weights that an adapter's folder holds as they are, by those they replace."""
+    return {name.removeprefix(_PREFIX): name for name in names if ".lora_" not in name}
+
+
+def with_settled_lora(asked: LoraConfig, model_type: str) -> LoraConfig:
+    """Return the adapters that ``asked.init_from`` holds: all but the dropout, which is of training.
+
+    Raises:
+        ConfigError: it holds none, or such as differ from layer to layer, which one rank cannot say.
+    """
+    folder = Path(str(asked.init_from))
+    adapter = read_adapter(folder)
+    own = _stored_config(folder)
+    if own is not None:
+        return replace(asked, **own)
+    sizes = tensor_sizes(folder / WEIGHTS)
+    ranks = {module: sizes[a][0] for module, (a, _) in adapted_modules(sizes).items()}
+    held = {module: _projections(model_type, module) for module in ranks}
+    if strange := sorted(module for module, names in held.items() if not names):
+        raise ConfigError(
+            f"the adapter of {strange[0]} belongs to no projection that a run can adapt",
+            where=str(folder / WEIGHTS),
+            remedy=f"{_MADE}; runs adapt {', '.join(PROJECTIONS)}",
+        )
+    scales = {module: adapter.scale(module, rank) for module, rank in ranks.items()}
+    for key, values in (("rank_pattern", ranks), ("alpha_pattern", scales)):
+        if len(set(values.values())) != 1:
+            raise ConfigError(
+                f"the adapters in {folder} differ ({key}), and those of a run are alike",
+                where=str(folder / CONFIG),
+                remedy=_MADE,
+            )
+    rank, scale = next(iter(ranks.values())), next(iter(scales.values()))
+    found = {name for names in held.values() for name in names}
+    targets = tuple(name for name in PROJECTIONS if name in found)
+    return replace(asked, rank=rank, alpha=scale * rank, targets=targets)
+
+
+def _stored_config(folder: Path) -> dict[str, Any] | None:
+    """Return what `distllm export` says of adapters of its own, which peft's words do not: joined parts."""
+    said = read_json(folder / FACTS).get("lora") if (folder / FACTS).is_file() else None
+    return said and {"rank": said["rank"], "alpha": said["alpha"], "targets": tuple(said["targets"])}
+
+
+def _projections(model_type: str, module: str) -> tuple[Projection, ...]:
+    """Return the projections of ours that a module of theirs holds; nothing of a module that is no such."""
+    base = BASES.get(model_type, "")
+    for place, table in LAYERS[model_type].values():
+        start = next((s for s in (f"{place}.", f"{place.removeprefix(base)}.") if module.startswith(s)), None)
+        if start is None:
+            continue
+        part = module.removeprefix(start).partition(".")[2]
+        for ours, theirs in table.items():
+            held = PARTS.get(ours.rpartition(".")[2], ())
+            if theirs == part:
+                return held
+            if not isinstance(theirs, str) and part in theirs:
+                return (held[theirs.index(part)],)
+    return ()
