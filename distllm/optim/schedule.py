@@ -36,11 +36,7 @@ class LearningRate:
     final_fraction: float
     decay_fraction: float = 0.2
 
-    def __call__(self, tokens: int) -> float:
-        """Return the rate of the step of ``tokens_per_step`` that begins when ``tokens`` have been seen."""
-        return self.when(tokens + self.tokens_per_step)
-
-    def when(self, seen: int) -> float:
+    def at(self, seen: int) -> float:
         """Return the rate of the step after which ``seen`` tokens have been seen."""
         if seen < self.warmup_tokens:
             return self.peak * seen / self.warmup_tokens

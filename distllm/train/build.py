@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distllm.checkpoint.load import find_checkpoint, load_checkpoint
+from distllm.checkpoint.load import Found, find_checkpoint, load_checkpoint
 from distllm.cluster.hang import Patience
 from distllm.config.attention import asked_by
 from distllm.config.compose import Composition
@@ -19,9 +19,8 @@ from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
 from distllm.config.schema import Config
 from distllm.data.batch import Split
-from distllm.data.examples import ExampleSplit
 from distllm.data.mirror import dataset_directory
-from distllm.data.mixture import describe_order, open_stream
+from distllm.data.mixture import open_stream
 from distllm.data.open import open_split
 from distllm.data.privacy.canaries import Canaries
 from distllm.data.stream import StepStream
@@ -47,13 +46,14 @@ from distllm.provenance import environment
 from distllm.redact import redacted
 from distllm.tasks.base import Task
 from distllm.tasks.registry import build_task
+from distllm.train.announce import announce, data_notes, privacy_notes
 from distllm.train.chain import Chain
 from distllm.train.chronicle import Chronicle
 from distllm.train.early_stopping import EarlyStopping
 from distllm.train.faults import FaultyTask
 from distllm.train.guard import Guard
 from distllm.train.pace import OwnTime, Pace
-from distllm.train.privacy import PrivacyAccount, describe_account
+from distllm.train.privacy import PrivacyAccount
 from distllm.train.reference import reference_model
 from distllm.train.replicas import ReplicaCheck
 from distllm.train.resume import check_resume
@@ -62,14 +62,37 @@ from distllm.train.run_directory import RunDirectory
 from distllm.train.saving import build_saves, check_room, place_checkpoints
 from distllm.train.signals import StopRequest
 from distllm.train.state import TrainState
-from distllm.train.vigil import begin_vigil, watch_oneself
-from distllm.train.weights import engine_of
+from distllm.train.watchdog import start_heartbeat, start_watchdog
+from distllm.train.weights import build_run_engine
 
 _PEAK_SECONDS = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a run, on this rank.
+
+    Attributes:
+        composition: the configuration and where each value came from.
+        resolved: its settled numbers.
+        topology: this rank's place.
+        stop: whether this rank was asked to stop.
+        directory: the run's, which this attempt owns.
+        number: of the attempt, from 1.
+        chronicle: its events and times.
+    """
+
+    composition: Composition
+    resolved: Resolved
+    topology: Topology
+    stop: StopRequest
+    directory: RunDirectory
+    number: int
+    chronicle: Chronicle
+
+
 @contextmanager
-def opened_run(
+def open_run(
     composition: Composition,
     resolved: Resolved,
     topology: Topology,
@@ -94,27 +117,19 @@ def opened_run(
     """
     config = resolved.config
     directory = RunDirectory(Path(config.runs_dir) / config.name)
-    attempt = agree(topology, lambda: _claim(directory))
+    number = agree(topology, lambda: _claim(directory))
     if topology.is_main:
         stop.watch(directory.path)
-    begin_vigil(directory.path, topology)
+    start_heartbeat(directory.path, topology)
     if not directory.is_supervised:
         patience = Patience(config.cluster.hang_seconds, config.cluster.timeout_seconds)
-        watch_oneself(directory.path, topology, patience, attempt)
+        start_watchdog(directory.path, topology, patience, number)
         directory.keep()
     chronicle = Chronicle()
-    log = RankLog(directory.path, topology.rank, topology.world_size, attempt)
+    log = RankLog(directory.path, topology.rank, topology.world_size, number)
     try:
-        run = _build(
-            composition,
-            resolved,
-            topology,
-            stop,
-            directory,
-            attempt,
-            chronicle,
-            allow_schedule=allow_schedule,
-        )
+        attempt = Attempt(composition, resolved, topology, stop, directory, number, chronicle)
+        run = _build(attempt, allow_schedule)
         try:
             yield run
         finally:
@@ -141,54 +156,49 @@ def _claim(directory: RunDirectory) -> int:
     return last_attempt(directory.metrics) + 1
 
 
-def _build(
-    composition: Composition,
-    resolved: Resolved,
-    topology: Topology,
-    stop: StopRequest,
-    directory: RunDirectory,
-    attempt: int,
-    chronicle: Chronicle,
-    *,
-    allow_schedule: bool,
-) -> Run:
-    config = resolved.config
+def _build(attempt: Attempt, allow_schedule: bool) -> Run:
+    """Build everything in the order in which it can fail: data, checkpoint, weights, then files."""
+    resolved, topology, directory = attempt.resolved, attempt.topology, attempt.directory
+    config, chronicle = resolved.config, attempt.chronicle
     dataset = dataset_directory(config.data)
+
+    # The data, and the newest whole checkpoint: may this run go on from it?
     train_split, stream = open_stream(resolved, topology.data_rank, topology.data_ranks)
+    found, notes = _find_checkpoint(attempt, train_split, stream, allow_schedule)
     facts: dict[str, object] = {
         "config": redacted(asdict(config)),
         "dataset": train_split.manifest.digest,
         "tokenizer": train_split.manifest.tokenizer_fingerprint,
     }
-    placed = agree_after_work(topology, lambda: place_checkpoints(config, directory))
-    found = find_checkpoint(directory.checkpoints, topology)
-    notes = agree(
-        topology,
-        lambda: check_resume(
-            found, resolved, directory, train_split.manifest, stream, allow_schedule=allow_schedule
-        ),
-    )
-    room = agree(topology, lambda: check_room(resolved, directory.checkpoints))
-    notes = [*placed, *notes, *filter(None, [room])]
+
+    # Rank 0 records and reports, from here on also what fails.
     sinks: list[Sink] = []
+    made_with: dict[str, Any] = {}
     if topology.is_main:
         made_with = {**environment(), "device": _device(topology)}
         facts[RUN_ID_FACT] = settle_run_id(directory.path, found.facts if found else {})
-        sinks = build_sinks(_tracked(resolved, directory, attempt, made_with, facts), resolved.max_steps)
-        chronicle.begin(_ledger(directory, attempt, sinks), topology.world_size)
+        sinks = build_sinks(_tracked(attempt, made_with, facts), resolved.max_steps)
+        chronicle.begin(_ledger(directory, attempt.number, sinks), topology.world_size)
+
+    # The model and its optimizer, with the weights and the position that the run goes on from.
     notes = [*_kernels(resolved, topology), *notes]
-    engine, begun_with, base = engine_of(resolved, topology, found.facts if found else None, directory.path)
+    engine, begun_with, base = build_run_engine(
+        resolved, topology, found.facts if found else None, directory.path
+    )
     notes += begun_with
     facts |= base
     state = TrainState.from_dict(load_checkpoint(found, engine)) if found else TrainState()
+
+    # Nothing in the directory is replaced before all of that has succeeded.
     if topology.is_main:
-        directory.write_configuration(composition, resolved)
-        directory.write_environment(attempt, made_with)
+        directory.write_configuration(attempt.composition, resolved)
+        directory.write_environment(attempt.number, made_with)
     chain = Chain(state, _recorded_steps(directory, topology))
     notes += filter(None, [chain.checkpoint_deviation()])
     chronicle.resumed(state.step)
-    notes += _privacy_notes(resolved, account := _account(resolved, stream), dataset)
-    _announce(resolved, sinks, state, [*_describe_data(resolved, train_split, stream), *notes])
+    account = _account(resolved, stream)
+    notes += privacy_notes(resolved, account, dataset)
+    announce(resolved, sinks, state, [*data_notes(resolved, train_split, stream), *notes])
     valid = open_split(config, "valid") if config.eval.every_steps else None
     return Run(
         resolved=resolved,
@@ -213,14 +223,31 @@ def _build(
         own_time=OwnTime(topology.device),
         chronicle=chronicle,
         sinks=sinks,
-        stop=stop,
-        attempt=attempt,
+        stop=attempt.stop,
+        attempt=attempt.number,
         flops_per_token=flops_per_token(
             resolved.shape, config.data.seq_len, resolved.trainable_params / resolved.shape.num_params
         ),
         peak_flops=_peak_flops(resolved, topology),
         checkpoint_facts=facts,
     )
+
+
+def _find_checkpoint(
+    attempt: Attempt, split: Split, stream: StepStream, allow_schedule: bool
+) -> tuple[Found | None, list[str]]:
+    """Return the checkpoint that the run goes on from, if there is one, and what to say about it."""
+    resolved, topology, directory = attempt.resolved, attempt.topology, attempt.directory
+    placed = agree_after_work(topology, lambda: place_checkpoints(resolved.config, directory))
+    found = find_checkpoint(directory.checkpoints, topology)
+    notes = agree(
+        topology,
+        lambda: check_resume(
+            found, resolved, directory, split.manifest, stream, allow_schedule=allow_schedule
+        ),
+    )
+    room = agree(topology, lambda: check_room(resolved, directory.checkpoints))
+    return found, [*placed, *notes, *filter(None, [room])]
 
 
 def _kernels(resolved: Resolved, topology: Topology) -> list[str]:
@@ -241,20 +268,14 @@ def _recorded_steps(directory: RunDirectory, topology: Topology) -> Sequence[Ste
     return read_metrics(directory.metrics).steps
 
 
-def _tracked(
-    resolved: Resolved,
-    directory: RunDirectory,
-    attempt: int,
-    made_with: dict[str, Any],
-    facts: dict[str, object],
-) -> TrackedRun:
-    """Return what dashboards are told about the run."""
+def _tracked(attempt: Attempt, made_with: dict[str, Any], facts: dict[str, object]) -> TrackedRun:
+    """Return what dashboards show of the run."""
     return TrackedRun(
-        config=resolved.config,
-        directory=directory.path,
-        attempt=attempt,
+        config=attempt.resolved.config,
+        directory=attempt.directory.path,
+        attempt=attempt.number,
         run_id=str(facts[RUN_ID_FACT]),
-        derived={name: found.value for name, found in resolved.derivations.items()},
+        derived={name: found.value for name, found in attempt.resolved.derivations.items()},
         environment=made_with,
         dataset=str(facts["dataset"]),
         tokenizer=str(facts["tokenizer"]),
@@ -262,7 +283,7 @@ def _tracked(
 
 
 def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
-    """Return the ledger of this attempt, whose own failure the sinks are told."""
+    """Return the ledger of this attempt; the sinks report its own failure."""
 
     def tell(text: str) -> None:
         for sink in sinks:
@@ -297,21 +318,9 @@ def _canaries(config: Config, dataset: Path, topology: Topology) -> CanaryWatch 
 
 def _account(resolved: Resolved, stream: StepStream) -> PrivacyAccount | None:
     private = resolved.config.optim.private
-    return (
-        None if private.noise is None else PrivacyAccount(private, stream.order, resolved.sequences_per_step)
-    )
-
-
-def _privacy_notes(resolved: Resolved, account: PrivacyAccount | None, dataset: Path) -> list[str]:
-    """Say what a private run gives away, and where planted canaries are not watched."""
-    config, notes = resolved.config, list[str]()
-    if account is not None:
-        notes.append(
-            describe_account(account, config.optim.private, resolved.steps.before(resolved.max_steps))
-        )
-    if config.task.name != "causal_lm" and Canaries.load(dataset) is not None:
-        notes.append(f"canaries are not watched: task.name={config.task.name} gives no likelihood of a text")
-    return notes
+    if private.noise is None:
+        return None
+    return PrivacyAccount(private, stream.order, resolved.sequences_per_step)
 
 
 def _learning_rate(resolved: Resolved) -> LearningRate:
@@ -325,35 +334,6 @@ def _learning_rate(resolved: Resolved) -> LearningRate:
         final_fraction=config.schedule.final_lr_fraction,
         decay_fraction=config.schedule.decay_fraction,
     )
-
-
-def _describe_data(resolved: Resolved, split: Split, stream: StepStream) -> list[str]:
-    """Say what the run's samples are where that is not plain windows of one source."""
-    lines = describe_order(stream.order, resolved.steps.before(resolved.max_steps))
-    packing = resolved.config.data.packing
-    if isinstance(split, ExampleSplit):
-        dropped = f", {split.dropped} were too long" if split.dropped else ""
-        examples = f"{split.num_examples} examples in {split.num_samples} rows"
-        lines.append(f"{examples}, {split.padding:.2%} of them padding{dropped}")
-    elif packing != "window":
-        lines.append(f"packing {packing}: {split.num_samples} rows, {split.padding:.2%} of them padding")
-    return lines
-
-
-def _announce(resolved: Resolved, sinks: list[Sink], state: TrainState, notes: list[str]) -> None:
-    """Tell every sink, once, every number that was derived and where the run goes on."""
-    # The choice of attention is among the notes, which every attempt tells.
-    numbers = [name for name in resolved.derivations if not name.startswith("attention.")]
-    everything = sorted(numbers, key=lambda name: name != "num_params")
-    geometry = ("micro_batch_size", "grad_accum_steps")
-    shown = everything if state.step == 0 else geometry if resolved.memory_limit else ()
-    lines = [
-        f"{name} = {resolved.derivations[name].value}  ({resolved.derivations[name].formula})"
-        for name in shown
-    ]
-    for text in [*lines, *notes]:
-        for sink in sinks:
-            sink.log_note(state.step, text)
 
 
 def _device(topology: Topology) -> str:

@@ -84,8 +84,8 @@ class Guard:
         patience = config.skip_budget if reason == "non_finite" else config.spike_patience
         return state.skips_in_a_row >= patience
 
-    def believe(self) -> None:
-        """Forget the level: nothing is a spike until the steps to come have made another."""
+    def accept_level(self) -> None:
+        """Forget the level so far: nothing is a spike until the steps to come have set a new one."""
         self._state.recent_losses.clear()
         self._state.recent_grad_norms.clear()
         self._state.skips_in_a_row = 0

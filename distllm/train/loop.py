@@ -1,7 +1,8 @@
 """The training loop: one optimizer step, read from top to bottom, and what is due between steps.
 
-No parallelism shows here: the engine sums gradients over ranks and micro-batches, the stream gives
-each rank its part of the global batch, and one small reduction makes the ranks agree.
+No parallelism shows here. The stream gives each rank its part of the global batch, the engine sums
+gradients over ranks and micro-batches, and one small reduction per step makes the ranks agree on what
+to do. Every branch below depends only on numbers that all ranks share, so no rank waits for another.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from distllm.infer.generate import sample_text
 from distllm.train.clock import Phases, StepClock
 from distllm.train.microbatches import forward_and_backward
 from distllm.train.replicas import Corruption, flipped
+from distllm.train.reporting import report, report_skipped, report_step, report_straggler
 from distllm.train.rewind import can_go_back, go_back
 from distllm.train.run import Run
 from distllm.train.samples import count_samples, require_complete, rows_of
-from distllm.train.telling import tell, tell_skipped, tell_step, tell_straggler
 
 
 def train(run: Run) -> None:
@@ -36,38 +37,49 @@ def train(run: Run) -> None:
         TrainingError: the run is not training (see `guard`), or cannot account for its samples.
     """
     state, clock = run.state, StepClock()
-    if _evaluation_due(run):  # before the first step, and where an earlier attempt was stopped in its midst
+    if _evaluation_due(run):  # before the first step, or because an earlier attempt was stopped during it
         evaluate(run)
         if state.step > 0:
-            save(run, must=True)  # the checkpoint that it goes on from did not have the figures
+            save(run, must=True)  # the checkpoint that was loaded does not hold these figures
         clock.restart()
     if state.step >= run.resolved.stop_step:
-        tell(run, f"the run is at step {state.step}: nothing is left to train")
+        report(run, f"the run is at step {state.step}: nothing is left to train")
     while state.step < run.resolved.stop_step and not run.stopping.over():
         before = state.step
-        asked = train_step(run, clock)
-        if state.step <= before:
-            continue  # it went back to a checkpoint, and nothing is due there that was not done
-        last = state.step == run.resolved.stop_step
-        save_due = last or asked or run.saves.due(state.step)
-        if (save_due or _comparison_due(run)) and not weights_agree(run):
-            clock.restart()
-            continue
-        if _evaluation_due(run):
-            evaluate(run)
-            clock.restart()
-        if run.stopping.over() and not save_due and not weights_agree(run):
-            clock.restart()
-            continue
-        if save_due or run.stopping.over():
-            save(run, must=last or run.stopping.over(), asked=asked)
+        save_requested = train_step(run, clock)
+        rewound = state.step <= before  # then whatever is due at that step was done before
+        if not rewound and _do_what_is_due(run, save_requested):
             clock.restart()
     _finish(run)
 
 
+def _do_what_is_due(run: Run, save_requested: bool) -> bool:
+    """Compare weights, evaluate and save, each if due after this step; return whether that took time.
+
+    Weights are compared before anything is saved, so that no checkpoint holds corrupted ones. If they
+    differ, the run goes back, and the rest is due again when it has returned to this step.
+    """
+    last = run.state.step == run.resolved.stop_step
+    save_due = last or save_requested or run.saves.due(run.state.step)
+    if (save_due or _comparison_due(run)) and not weights_agree(run):
+        return True
+    evaluation_due = _evaluation_due(run)
+    if evaluation_due:
+        evaluate(run)
+        if run.stopping.over() and not save_due:
+            if not weights_agree(run):
+                return True
+            save_due = True
+    if save_due:
+        save(run, must=last or run.stopping.over(), requested=save_requested)
+    return save_due or evaluation_due
+
+
 def train_step(run: Run, clock: StepClock) -> bool:
-    """Take one optimizer step on the batch at ``state.samples``; return whether a checkpoint is asked for."""
+    """Take one optimizer step on the batch at ``state.samples``; return whether a save was requested."""
     state = run.state
+
+    # 1. This rank's micro-batches: a pure function of the position in the global order.
     HEART.phase("data", state.step)
     clock.mark("loop")
     state.samples, damaged_before = state.next_samples(), run.stream.damaged
@@ -75,6 +87,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
         batches = run.stream.step(state.samples, state.step)
     clock.mark("data")
 
+    # 2. What all ranks must agree on before any of them computes.
     agreed = _agree(run, batches, run.stream.damaged - damaged_before)
     if agreed.stop:
         _stop_here(run)
@@ -83,18 +96,19 @@ def train_step(run: Run, clock: StepClock) -> bool:
         return agreed.save
     clock.mark("loop")
 
+    # 3. Gradients of the mean loss over the targets of the global batch.
     loss_sum = forward_and_backward(
         run.task, run.engine, batches, agreed.weight, run.topology, run.resolved.config.seed, run.own_time
     )
     clock.mark("compute")
 
-    # All ranks judge the step by the same two numbers, its loss and the norm of its gradient.
+    # 4. The update. All ranks judge it by the same two numbers, the loss and the norm of the gradient.
     HEART.phase("update")
     mine = [float(loss_sum), run.replicas.changed_since(), run.own_time.lap()]
     losses, changed, seconds_by_rank = zip(*gather_over_ranks(mine, run.topology), strict=True)
     loss, corruption = sum(losses) / agreed.weight, flipped(changed)
-    # Of rows, not of targets: padding and prompts carry no loss, and must not stretch the schedule.
-    lr = run.learning_rate.when(run.sizes.before(state.step + 1) * run.resolved.config.data.seq_len)
+    # The schedule counts rows, not targets: padding and prompts carry no loss and must not stretch it.
+    lr = run.learning_rate.at(run.sizes.before(state.step + 1) * run.resolved.config.data.seq_len)
     result = run.engine.step(lr, lambda norm: corruption is None and run.guard.doubt(loss, norm) is None)
     clock.mark("update")
     if corruption is not None:
@@ -103,6 +117,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
         clock.restart()
         return False
 
+    # 5. Progress, and its record.
     doubt = run.guard.doubt(loss, result.grad_norm) if result.skipped else None
     must_go_back = run.guard.record(doubt, loss, result.grad_norm)
     phases = clock.lap()
@@ -110,14 +125,14 @@ def train_step(run: Run, clock: StepClock) -> bool:
     deviation = run.chain.extend(agreed.digest, loss, result.grad_norm)
 
     if state.step % run.resolved.config.logger.every_steps == 0 or result.skipped:
-        tell_step(run, loss, agreed.weight, agreed.digest, lr, result, phases)
+        report_step(run, loss, agreed.weight, agreed.digest, lr, result, phases)
     if deviation is not None:
-        tell(run, deviation)
+        report(run, deviation)
     if doubt is not None:
-        tell_skipped(run, doubt, loss, result.grad_norm, losses)
-    tell_straggler(run, seconds_by_rank)
+        report_skipped(run, doubt, loss, result.grad_norm, losses)
+    report_straggler(run, seconds_by_rank)
     if must_go_back:
-        _leave_streak_out(run, finite=doubt != "non_finite")
+        _exclude_streak(run, finite=doubt != "non_finite")
         clock.restart()
     return agreed.save
 
@@ -131,8 +146,8 @@ class Agreement:
         digest: identity of its samples and their tokens.
         rows: its samples.
         damaged: those of them that are damaged.
-        stop: somebody was asked to stop before the step.
-        save: somebody was asked to save after it.
+        stop: a rank was asked to stop before the step.
+        save: a rank was asked to save after it.
     """
 
     weight: float
@@ -146,8 +161,8 @@ class Agreement:
 def _agree(run: Run, batches: Sequence[Batch], damaged: int) -> Agreement:
     """Settle with one reduction what every rank must agree on before it computes. Collective.
 
-    That is the global batch, when to save by rank 0's clock, who has written its share of a save, and
-    whether anybody was asked to stop, or to save. Of ranks that share rows, one counts them.
+    That is the global batch, when to save by rank 0's clock, which ranks have written their share of a
+    checkpoint, and whether any was asked to stop or to save. Of ranks that share rows, one counts them.
     """
     counts = run.topology.counts_rows
     weight, digest, rows, damaged_rows, save_every, written, stops, saves = sum_over_ranks(
@@ -172,7 +187,7 @@ def _pass_over(run: Run, agreed: Agreement, clock: StepClock) -> None:
     clock.mark("loop")
     _count(run, agreed, clock.lap(), skipped=True)
     damaged = f"; {agreed.damaged} lie in damaged blocks" if agreed.damaged else ""
-    tell(run, f"step passed over: none of its {agreed.rows} samples has a target{damaged}")
+    report(run, f"step passed over: none of its {agreed.rows} samples has a target{damaged}")
 
 
 def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> None:
@@ -191,7 +206,7 @@ def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> Non
 
 
 def _evaluation_due(run: Run) -> bool:
-    """Whether the state of now is to be evaluated and has not been."""
+    """Whether the current state is to be evaluated and has not been."""
     step = run.state.step
     if run.valid is None or run.state.evaluated_step == step:
         return False
@@ -202,14 +217,15 @@ def evaluate(run: Run) -> None:
     """Measure validation perplexity and print a sample, on all ranks alike.
 
     Raises:
-        Interrupted: somebody was asked to stop meanwhile; the state is saved, and the next attempt
+        Interrupted: a rank was asked to stop meanwhile; the state is saved, and the next attempt
             begins with this evaluation.
     """
     with run.chronicle.charging("eval"):
-        _evaluate(run)
+        _log_evaluation(run)
+        _log_sample(run)
 
 
-def _evaluate(run: Run) -> None:
+def _log_evaluation(run: Run) -> None:
     state, settings = run.state, run.resolved.config.eval
     assert run.valid is not None
     started = time.perf_counter()
@@ -240,6 +256,11 @@ def _evaluate(run: Run) -> None:
     run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}
     for sink in run.sinks:
         sink.log_eval(record)
+
+
+def _log_sample(run: Run) -> None:
+    """Print a continuation of ``eval.prompt``, where the model can write one."""
+    state, settings = run.state, run.resolved.config.eval
     if settings.sample_tokens and run.resolved.config.model.family == "decoder":
         text = sample_text(
             run.engine.model,
@@ -253,19 +274,19 @@ def _evaluate(run: Run) -> None:
             sink.log_sample(state.step, state.tokens, settings.prompt, text)
 
 
-def save(run: Run, *, must: bool = False, asked: bool = False) -> None:
+def save(run: Run, *, must: bool = False, requested: bool = False) -> None:
     """Save a checkpoint that any number of ranks and any ZeRO stage can resume from.
 
     Args:
         run: the run.
         must: nothing comes after it: return when it is written, or raise StorageError.
-        asked: somebody asked for it.
+        requested: a user asked for it.
     """
     order = plan_digest(run.resolved.config, run.stream.order, run.state.samples)
     HEART.phase("save", run.state.step)
     agree(run.topology, run.directory.require_owned)
     facts = {**run.checkpoint_facts, "order": order}
-    run.saves.save(facts, _samples(run), must=must, asked=asked)
+    run.saves.save(facts, _samples(run), must=must, requested=requested)
     run.stop.obeyed_save()
 
 
@@ -290,15 +311,15 @@ def _restore_weights(run: Run, corruption: Corruption) -> None:
     """Go back to the newest checkpoint whose weights were seen to agree, and take the steps again."""
     culprits = " and ".join(f"rank {rank}" for rank in corruption.ranks) or "an unknown rank"
     why = f"corrupted memory on {culprits}: {corruption.what}"
-    tell(run, why)
+    report(run, why)
     run.chronicle.event("corruption", step=run.state.step, ranks=corruption.ranks, what=corruption.what)
     _go_back(run, run.state.agreed_step, None, why)
 
 
-def _leave_streak_out(run: Run, *, finite: bool) -> None:
-    """Go back to before the streak of skipped steps, and do not train on its samples again.
+def _exclude_streak(run: Run, *, finite: bool) -> None:
+    """Go back to before the streak of skipped steps, and leave its samples out from then on.
 
-    Spikes that going back has not cured, or cannot, are no reason to end a run: they are believed.
+    Spikes that going back has not cured, or cannot cure, do not end a run: the new level is accepted.
     """
     state = run.state
     why = f"{state.skips_in_a_row} steps in a row were skipped, up to step {state.step}"
@@ -308,8 +329,8 @@ def _leave_streak_out(run: Run, *, finite: bool) -> None:
     if finite and not can_go_back(
         checkpoints, state, run.topology, good_step=good_step, max_rewinds=max_rewinds
     ):
-        run.guard.believe()
-        tell(run, f"{why}, and the run cannot go back: it goes on from here, at whatever level comes")
+        run.guard.accept_level()
+        report(run, f"{why}, and the run cannot go back: it goes on from here, at whatever level comes")
         return
     _go_back(run, good_step, (state.streak_samples, state.samples), why)
 
@@ -318,7 +339,7 @@ def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str
     """Restore a checkpoint and save it again with the decision, so that a kill does not undo it."""
     run.chain.forget_after(good_step)
     HEART.phase("restore", run.state.step)
-    run.saves.wait()  # what it goes back to, and sets aside, must not change meanwhile
+    run.saves.wait()  # the checkpoints to load and to set aside must not change meanwhile
     run.saves.reject_after(good_step, why)
     with run.chronicle.charging("restart"):
         step = go_back(
@@ -333,7 +354,7 @@ def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str
         )
     run.replicas.forget()
     left_out = f", samples {exclude[0]} to {exclude[1] - 1} are left out" if exclude else ""
-    tell(run, f"{why}: back to step {step}{left_out}")
+    report(run, f"{why}: back to step {step}{left_out}")
     run.chronicle.rewound(step, excluded=exclude, why=why)
     save(run, must=True)
 
@@ -348,7 +369,7 @@ def _finish(run: Run) -> None:
     HEART.phase("end", state.step)
     early = {"why": run.stopping.why} if run.stopping.over() else {}
     if early:
-        tell(run, f"{run.stopping.why}: ended at step {state.step}")
+        report(run, f"{run.stopping.why}: ended at step {state.step}")
     elif state.step < run.resolved.max_steps:
         run.chronicle.end("stopped", step=state.step, why="train.stop_at_step", samples=_samples(run))
         return
@@ -361,7 +382,7 @@ def _stop_here(run: Run) -> None:
     if weights_agree(run):
         save(run, must=True)
     text = f"{run.stop.why}: saved at step {run.state.step}"
-    tell(run, text)
+    report(run, text)
     run.chronicle.end("stopped", step=run.state.step, why=run.stop.why, samples=_samples(run))
     run.stop.obeyed_stop()
     stopped = Interrupted(text, where=str(run.directory.path), remedy="run the same command again to go on")

@@ -17,11 +17,11 @@ from distllm.dist.topology import (
     init_process_group,
     set_extension_cache,
 )
-from distllm.train.build import opened_run
+from distllm.train.build import open_run
 from distllm.train.loop import train
 from distllm.train.out_of_memory import memory_errors
 from distllm.train.signals import StopRequest
-from distllm.train.vigil import die_with_launcher
+from distllm.train.watchdog import die_with_launcher
 
 _RECORDED_EXCHANGES = "200"
 
@@ -35,7 +35,7 @@ def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedul
         allow_schedule: go on although the schedule is no longer that of the checkpoint.
 
     Raises:
-        DistllmError: see `distllm.train.build.opened_run` and `distllm.train.loop.train`.
+        DistllmError: see `distllm.train.build.open_run` and `distllm.train.loop.train`.
     """
     config = resolved.config
     stop = StopRequest()
@@ -53,7 +53,7 @@ def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedul
     init_process_group(topology, config.cluster.timeout_seconds)
     try:
         with (
-            opened_run(composition, resolved, topology, stop, allow_schedule=allow_schedule) as run,
+            open_run(composition, resolved, topology, stop, allow_schedule=allow_schedule) as run,
             memory_errors(resolved, run.state, topology, run.directory.path),
         ):
             train(run)

@@ -1,4 +1,4 @@
-"""A run in the hands of one rank: all that the training loop works with."""
+"""A run on one rank: everything that the training loop works with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,37 @@ from distllm.train.state import TrainState
 
 @dataclass
 class Run:
-    """Built once, by `distllm.train.build`."""
+    """Built once, by `distllm.train.build`.
+
+    Attributes:
+        resolved: the configuration with every derived number.
+        sizes: samples of each step.
+        directory: where everything about the run is written.
+        topology: this rank's place.
+        task: the objective.
+        engine: weights, gradients and optimizer.
+        stream: this rank's micro-batches of any step.
+        valid: what is evaluated on; None if nothing is.
+        tokenizer: the dataset's.
+        canaries: measures how far planted secrets were memorised; None without canaries.
+        account: what a private run has given away; None of other runs.
+        learning_rate: the schedule.
+        state: progress; everything beside weights and moments that must survive a kill.
+        guard: which steps are applied.
+        stopping: whether evaluations have stopped getting better.
+        replicas: whether all ranks hold the same weights.
+        chain: the hash over all steps.
+        saves: checkpoints, and when they are due.
+        pace: which rank slows the others down.
+        own_time: seconds in which this rank waits for nobody.
+        chronicle: events and times for the ledger.
+        sinks: where metrics and notes go; none except on rank 0.
+        stop: requests to stop or to save.
+        attempt: how many times the run has been started, from 1.
+        flops_per_token: of forward and backward.
+        peak_flops: FLOPs per second of all ranks together; None if unknown.
+        checkpoint_facts: what a checkpoint is compared with on resume.
+    """
 
     resolved: Resolved
     sizes: StepSizes

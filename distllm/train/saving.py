@@ -94,7 +94,12 @@ class Saves:
         return every is not None and step % every == 0
 
     def save(
-        self, facts: dict[str, object], samples: dict[str, int], *, must: bool = False, asked: bool = False
+        self,
+        facts: dict[str, object],
+        samples: dict[str, int],
+        *,
+        must: bool = False,
+        requested: bool = False,
     ) -> None:
         """Save the state of now. Collective.
 
@@ -102,13 +107,13 @@ class Saves:
             facts: what the checkpoint must be compared with on resume.
             samples: what became of the samples so far, for the ledger.
             must: return only when it is written: nothing comes after it.
-            asked: somebody wants it; it is not ephemeral, though only an ephemeral one is due.
+            requested: a user asked for it; it is not ephemeral, though only an ephemeral one is due.
 
         Raises:
             StorageError: it must be written and cannot be, or too many saves in a row have failed.
         """
         began, step = time.perf_counter(), self._state.step
-        ordinary = must or asked or self._interval.due(step)
+        ordinary = must or requested or self._interval.due(step)
         with self._chronicle.charging("checkpoint"):
             self._settle(must=False)
             self._samples = samples

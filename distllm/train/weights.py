@@ -34,7 +34,7 @@ from distllm.units import format_count
 BASE_FACT = "base"
 
 
-def engine_of(
+def build_run_engine(
     resolved: Resolved, topology: Topology, known: Mapping[str, Any] | None, directory: Path
 ) -> tuple[Engine, list[str], dict[str, object]]:
     """Build the engine around the weights that the run begins with. Collective.
@@ -46,7 +46,7 @@ def engine_of(
         directory: the run's, which keeps the secret of a private run.
 
     Returns:
-        The engine, what to tell about its weights, and facts for the checkpoints.
+        The engine, notes about its weights, and facts for the checkpoints.
 
     Raises:
         CheckpointError: weights to begin with cannot be had.
@@ -104,7 +104,7 @@ def _private(resolved: Resolved, topology: Topology, directory: Path) -> dict[st
 
 
 def _begin_with(model: nn.Module, resolved: Resolved) -> list[str]:
-    """Load the weights of ``model.init_from``; say where they come from, and what they lack."""
+    """Load the weights of ``model.init_from``; say where they come from, and which are missing."""
     folder = resolved.config.model.init_from
     missing = load_weights(model, resolved.shape, Path(str(folder)))
     lacking = f"; it has no {', '.join(missing)}: drawn at random" if missing else ""

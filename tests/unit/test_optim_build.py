@@ -67,5 +67,5 @@ def test_unknown_names_are_refused_with_a_hint():
         build_optimizer(model(), OptimConfig(name="adamww"))
     rate = LearningRate("cosin", 1.0, 0, 10, 1, 0.0)
     with pytest.raises(ConfigError, match="cosin") as caught:
-        rate(0)
+        rate.at(10)
     assert "cosine" in str(caught.value)

@@ -1,8 +1,8 @@
-"""What a rank does so that a hang, or a launcher that is gone, does not stay unnoticed.
+"""A rank's part in noticing a hang, or a launcher that is gone.
 
-Under `distllm train` the supervisor watches, and a rank only has to answer. Under another launcher
-each rank watches itself: when it has not moved for too long it writes down what is known and ends,
-which every launcher notices.
+Under `distllm train` the supervisor watches, and a rank only has to answer its signals. Under another
+launcher each rank runs a watchdog of its own: when the rank has made no progress for too long, it writes
+down what is known and ends the process, which every launcher notices.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -36,7 +37,7 @@ _WATCH_SECONDS = 1.0
 _stacks: list[IO[str]] = []  # faulthandler keeps only the descriptor
 
 
-def begin_vigil(run_directory: Path, topology: Topology) -> None:
+def start_heartbeat(run_directory: Path, topology: Topology) -> None:
     """Begin to beat in the run directory, and answer the signals of a supervisor that sees a hang."""
     beats = run_directory / BEATS_DIRECTORY
     beats.mkdir(parents=True, exist_ok=True)
@@ -51,8 +52,8 @@ def begin_vigil(run_directory: Path, topology: Topology) -> None:
     HEART.open(run_directory, topology.rank)
 
 
-def watch_oneself(run_directory: Path, topology: Topology, patience: Patience, attempt: int) -> None:
-    """End this process when it has not moved for too long, because nobody else would notice."""
+def start_watchdog(run_directory: Path, topology: Topology, patience: Patience, attempt: int) -> None:
+    """End this process when it has made no progress for too long, because nobody else would notice."""
     _in_background(lambda: _watch(run_directory, topology, patience, attempt))
 
 
@@ -105,5 +106,5 @@ def _give_up(run_directory: Path, topology: Topology, seconds: float, attempt: i
     os._exit(LaunchError.exit_code)
 
 
-def _in_background(action: object) -> None:
-    threading.Thread(target=action, daemon=True, name="distllm-vigil").start()  # type: ignore[arg-type]
+def _in_background(action: Callable[[], None]) -> None:
+    threading.Thread(target=action, daemon=True, name="distllm-watchdog").start()

@@ -1,4 +1,4 @@
-"""What the loop tells of a step: its record, and in words what was strange about it."""
+"""What the loop reports of a step: its record, and in words what was unusual about it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from distllm.train.clock import Phases
 from distllm.train.run import Run
 
 
-def tell(run: Run, text: str) -> None:
-    """Say something about the step that the run stands at."""
+def report(run: Run, text: str) -> None:
+    """Hand a sentence about the current step to the sinks."""
     for sink in run.sinks:
         sink.log_note(run.state.step, text)
 
 
-def tell_step(
+def report_step(
     run: Run, loss: float, weight: float, digest: str, lr: float, result: StepResult, phases: Phases
 ) -> None:
     """Hand the record of the step just counted to the sinks.
@@ -63,10 +63,12 @@ def tell_step(
         sink.log_step(record)
 
 
-def tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_rank: Sequence[float]) -> None:
-    """Say which step was skipped and why, with its samples and the ranks whose own loss is not finite."""
+def report_skipped(
+    run: Run, doubt: str, loss: float, grad_norm: float, loss_by_rank: Sequence[float]
+) -> None:
+    """Report which step was skipped and why, its samples, and the ranks whose own loss is not finite."""
     stop = run.state.samples
-    tell(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {grad_norm:.4f}")
+    report(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {grad_norm:.4f}")
     run.chronicle.event(
         "skipped",
         step=run.state.step,
@@ -78,11 +80,11 @@ def tell_skipped(run: Run, doubt: str, loss: float, grad_norm: float, loss_by_ra
     )
 
 
-def tell_straggler(run: Run, seconds_by_rank: Sequence[float]) -> None:
-    """Name the rank that holds the others up, if one does, given each rank's own seconds in a step."""
+def report_straggler(run: Run, seconds_by_rank: Sequence[float]) -> None:
+    """Name the rank that slows the others down, if one does, given each rank's own seconds in a step."""
     straggler = run.pace.slow_rank(seconds_by_rank)
     if straggler is not None and run.topology.is_main:
         beat = read_beat(run.directory.path, straggler.rank)
         host = beat.host if beat is not None else "an unknown machine"
-        tell(run, f"{straggler}; it runs on {host}")
+        report(run, f"{straggler}; it runs on {host}")
         run.chronicle.event("straggler", step=run.state.step, host=host, **asdict(straggler))

@@ -24,7 +24,7 @@ from pathlib import Path
 from distllm.cluster.hang import Patience
 from distllm.dist.topology import Topology, destroy_process_group, init_process_group
 from distllm.heartbeat import HEART
-from distllm.train.vigil import begin_vigil, die_with_launcher, watch_oneself
+from distllm.train.watchdog import start_heartbeat, die_with_launcher, start_watchdog
 run = Path("run")
 topology = Topology.single()
 def a_place_that_the_stack_shows():
@@ -55,7 +55,7 @@ def test_stacks_and_exchanges_are_written_while_the_main_thread_is_away():
 import os
 os.environ["TORCH_FR_BUFFER_SIZE"] = "10"
 init_process_group(topology, 10)
-begin_vigil(run, topology)
+start_heartbeat(run, topology)
 HEART.phase("compute", 3)
 a_place_that_the_stack_shows()
 """
@@ -75,8 +75,8 @@ a_place_that_the_stack_shows()
 
 def test_a_rank_without_supervisor_that_hangs_says_so_and_ends():
     script = """
-begin_vigil(run, topology)
-watch_oneself(run, topology, Patience(0.5, 60.0), attempt=4)
+start_heartbeat(run, topology)
+start_watchdog(run, topology, Patience(0.5, 60.0), attempt=4)
 HEART.took_step(0.01)
 HEART.phase("data", 9)
 HEART.reading(Path("web/train/3.tar"))
@@ -96,8 +96,8 @@ a_place_that_the_stack_shows()
 
 def test_a_rank_that_moves_or_may_take_long_is_left_alone():
     script = """
-begin_vigil(run, topology)
-watch_oneself(run, topology, Patience(0.5, 60.0), attempt=1)
+start_heartbeat(run, topology)
+start_watchdog(run, topology, Patience(0.5, 60.0), attempt=1)
 HEART.phase("save")
 time.sleep(3)
 HEART.took_step(0.01)
