@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from distllm.commands.arguments import parse_options
+from distllm.commands.models import EARLY_STOPPING
 from distllm.config.options import option
 from distllm.config.schema_optim import Weights
 from distllm.display import printable
@@ -40,6 +41,7 @@ class Options:
     samples: int = option(0, "of these documents, how many to show: asked, given, right", minimum=0)
     beams: int = option(1, "texts kept by beam search where text is generated; 1 is greedy", minimum=1)
     length_penalty: float = option(1.0, "beam search: above 0 favours long texts, below 0 short ones")
+    early_stopping: Literal[True, False, "never"] = option(False, EARLY_STOPPING)
     tasks: tuple[str, ...] = option((), "tasks of the lm-evaluation-harness to run as well")
     task_dir: str | None = option(None, "folder of task files of the harness, beside those it has")
     follow: bool = option(False, "measure every checkpoint as it comes, until the run's last step")
@@ -110,9 +112,10 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
     from distllm.data.examples import ExampleSplit
     from distllm.data.open import open_split
     from distllm.dist.topology import Topology
-    from distllm.evaluate.measures import Search, measure_task
+    from distllm.evaluate.measures import measure_task
     from distllm.evaluate.perplexity import evaluate_perplexity
     from distllm.evaluate.preferences import measure_preferences
+    from distllm.infer.beam import Search
     from distllm.infer.load import load_folder, load_trained
     from distllm.tasks.dpo import DPO
     from distllm.tasks.registry import build_task
@@ -147,7 +150,7 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
                 trained.tokenizer,
                 limit=options.examples,
                 tell=lambda *sample: samples.append(sample),
-                search=Search(options.beams, options.length_penalty),
+                search=Search(options.beams, options.length_penalty, options.early_stopping),
             )
         )
         for name, value in scores.items():

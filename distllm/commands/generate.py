@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from distllm.commands.arguments import parse_options
-from distllm.commands.models import ModelOptions, open_model, texts_of
+from distllm.commands.models import EARLY_STOPPING, ModelOptions, open_model, texts_of
 from distllm.config.options import option
 
 
@@ -29,6 +30,7 @@ class Options(ModelOptions):
     repetition_penalty: float = option(1.0, "make what was said less likely by this factor", minimum=1e-3)
     beams: int = option(1, "texts kept by beam search; 1 draws token by token", minimum=1)
     length_penalty: float = option(1.0, "beam search: above 0 favours long texts, below 0 short ones")
+    early_stopping: Literal[True, False, "never"] = option(False, EARLY_STOPPING)
     batch_size: int = option(16, "prompts of a file answered together", minimum=1)
     seed: int = option(0, "root of the random stream", minimum=0)
 
@@ -38,6 +40,7 @@ def run(words: Sequence[str]) -> int:
     options = parse_options("generate", Options, words)
     prompts = texts_of(options.prompt, options.file, "prompt")
     backend = open_model(options, "generate")
+    from distllm.infer.beam import Search
     from distllm.infer.generate import write_texts
     from distllm.infer.sampling import Sampling
 
@@ -52,8 +55,7 @@ def run(words: Sequence[str]) -> int:
             [backend.asking.to_continue(prompt) for prompt in some],
             max_tokens=options.max_tokens,
             sampling=sampling,
-            beams=options.beams,
-            length_penalty=options.length_penalty,
+            search=Search(options.beams, options.length_penalty, options.early_stopping),
             seed=options.seed,
             first_row=start,
         )

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from distllm.serve.backend import Backend
 
 
+EARLY_STOPPING = (
+    "beam search ends when as many texts have ended as there are beams (true), when no other would be better "
+    "that ended now (false), or when none can become better (never)"
+)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model answers."""

@@ -23,6 +23,9 @@ class Options(ModelOptions):
     """What `distllm serve` takes."""
 
     index: str | None = option(None, "a search index; alone, its own model is served")
+    name: str | None = option(
+        None, "what clients call the model; null takes the name of the run, the folder or the index's encoder"
+    )
     host: str = option("127.0.0.1", "address to listen on; off loopback a token is required")
     port: int = option(8000, "port to listen on; 0 takes a free one", minimum=0, maximum=65535)
     slots: int = option(16, "requests that are advanced together", minimum=1, maximum=1024)
@@ -46,6 +49,7 @@ def run(words: Sequence[str]) -> int:
             remedy="pip install 'distllm[serve]'",
         ) from error
     backend = _backend(options)
+    backend.name = options.name or backend.name
     with listen(options.host, options.port) as socket:
         address = f"http://{options.host}:{socket.getsockname()[1]}"
         print(f"{backend.name}: {', '.join(backend.abilities)}")

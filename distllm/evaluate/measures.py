@@ -26,6 +26,7 @@ from distllm.data.tokenizer import Tokenizer
 from distllm.evaluate.answers import score_answers
 from distllm.evaluate.retrieval import BM25, score_rankings, search_exact
 from distllm.evaluate.text import score_summaries, score_translations
+from distllm.infer.beam import NO_SEARCH, Search
 from distllm.infer.generate import generate_rows
 
 Measures: TypeAlias = Mapping[str, float | str]
@@ -33,22 +34,6 @@ Tell: TypeAlias = Callable[[str, str, str], None]
 """Is told of each document what was asked, what the model gave, and what is right."""
 T = TypeVar("T")
 _TOGETHER, _PLACES, _LONGEST_ANSWER = 32, 10, 30
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """How a text is generated.
-
-    Attributes:
-        beams: texts kept for each; 1 takes the likeliest token each time.
-        length_penalty: see `beam_search`.
-    """
-
-    beams: int = 1
-    length_penalty: float = 1.0
-
-
-GREEDY = Search()
 
 
 def _tell_nobody(asked: str, given: str, right: str) -> None:
@@ -63,7 +48,7 @@ def measure_task(
     *,
     limit: int | None,
     tell: Tell = _tell_nobody,
-    search: Search = GREEDY,
+    search: Search = NO_SEARCH,
 ) -> Measures:
     """Score ``model``, in evaluation mode on the CPU, on the first ``limit`` documents of a split.
 
@@ -146,8 +131,7 @@ def _said(
             vocab_size=tokenizer.vocab_size,
             eot_id=tokenizer.eot_id,
             max_tokens=longest,
-            beams=search.beams,
-            length_penalty=search.length_penalty,
+            search=search,
         )
         for number, ids in zip(numbers, written, strict=True):
             said[number] = tokenizer.decode(ids)

@@ -1,7 +1,7 @@
 """Beam search: keeping the likeliest continuations of a text, not the likeliest token.
 
 Texts that end are scored by their log-probability over their length to the power of
-``length_penalty``. Ties, the bound at which a row is done, and what happens at the longest length
+``length_penalty``. Ties, the bounds at which a row is done, and what happens at the longest length
 are those of transformers, so that the tokens are the same.
 
 Shapes: R rows, K beams, C = 2 K candidates, V ids, n tokens so far.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,33 @@ from distllm.infer.decoding import Decoding
 from distllm.infer.sampling import penalised
 
 _NEVER = -1e9
+EarlyStopping = Literal[True, False, "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How a text is searched for.
+
+    Attributes:
+        beams: texts kept for each; 1 takes, or draws, token by token.
+        length_penalty: above 0 favours long texts, below 0 short ones.
+        early_stopping: a row is done when it has as many ended texts as beams (True); when besides none that
+            grows would be better if it ended now (False); or when none can become better, as far as its
+            log-probability tells ("never").
+    """
+
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+
+    def bound(self, total: float, length: int, room: int) -> float:
+        """Return the best score that a growing text of ``length`` tokens is expected to end with."""
+        longest = self.early_stopping == "never" and self.length_penalty > 0.0
+        scale: float = (room if longest else length) ** self.length_penalty
+        return total / scale
+
+
+NO_SEARCH = Search()
 
 
 @dataclass(slots=True)
@@ -42,11 +70,10 @@ def beam_search(
     decoding: Decoding,
     prompts: Sequence[Sequence[int]],
     *,
-    beams: int,
+    search: Search,
     vocab_size: int,
     eot_id: int,
     rooms: Sequence[int],
-    length_penalty: float = 1.0,
     repetition_penalty: float = 1.0,
     lockstep: bool = False,
 ) -> list[list[int]]:
@@ -55,17 +82,17 @@ def beam_search(
     Args:
         decoding: rows under way, ``beams`` for each prompt, one prompt after another.
         prompts: the ids that a repetition is counted from.
-        beams: K.
+        search: K beams, and how they are scored.
         vocab_size: V; ids beyond it are never taken.
         eot_id: the id that ends a text.
         rooms: the longest continuation of each prompt, at least one token.
-        length_penalty: above 0 favours long texts, below 0 short ones.
         repetition_penalty: see `distllm.infer.sampling`.
         lockstep: run all forward passes, because other ranks do.
     """
+    beams = search.beams
     start_K = torch.tensor([0.0, *[_NEVER] * (beams - 1)])
     rows = [_Row([[] for _ in range(beams)], start_K.clone(), []) for _ in prompts]
-    for step in range(max(rooms)):
+    for _ in range(max(rooms)):
         logits = decoding.logits()[:, :vocab_size].float().log_softmax(dim=-1)
         sources, tokens = [], []
         for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
@@ -75,8 +102,7 @@ def beam_search(
                 log_p_KV = torch.stack(
                     [penalised(p, t, repetition_penalty) for p, t in zip(log_p_KV, texts, strict=True)]
                 )
-            last = step + 1 == rooms[number]
-            parents = _advance(row, log_p_KV, beams, eot_id, length_penalty, last=last)
+            parents = _advance(row, log_p_KV, search, eot_id, rooms[number])
             sources += [number * beams + parent for parent in parents]
             tokens += [text[-1] for text in row.running]
         if not lockstep and not any(row.open for row in rows):
@@ -85,21 +111,20 @@ def beam_search(
     return [row.finished[0][1] for row in rows]
 
 
-def _advance(
-    row: _Row, log_p_KV: Tensor, beams: int, eot_id: int, length_penalty: float, *, last: bool
-) -> list[int]:
+def _advance(row: _Row, log_p_KV: Tensor, search: Search, eot_id: int, room: int) -> list[int]:
     """Take the best candidates of one row; return the beam that each running text goes on from."""
-    vocab_size = log_p_KV.shape[1]
+    beams, vocab_size = search.beams, log_p_KV.shape[1]
     total_C, place_C = (log_p_KV + row.scores_K[:, None]).flatten().topk(2 * beams)
     parents = (place_C // vocab_size).tolist()
     texts = [
         [*row.running[parent], token]
         for parent, token in zip(parents, (place_C % vocab_size).tolist(), strict=True)
     ]
-    ends_C = torch.tensor([last or text[-1] == eot_id for text in texts])
     length = len(texts[0])
+    last = length == room
+    ends_C = torch.tensor([last or text[-1] == eot_id for text in texts])
     if row.open:
-        scored = total_C / length**length_penalty
+        scored = total_C / length**search.length_penalty
         ended = [
             (float(scored[index]), texts[index][:-1] if texts[index][-1] == eot_id else texts[index])
             for index in range(beams)
@@ -110,7 +135,9 @@ def _advance(
     row.scores_K, kept_K = running_C.topk(beams)
     kept = kept_K.tolist()
     row.running = [texts[index] for index in kept]
-    best = float(row.scores_K[0]) / length**length_penalty
     full = len(row.finished) == beams
-    row.open = row.open and not last and (not full or best > row.finished[-1][0])
+    if last or (full and search.early_stopping is True):
+        row.open = False
+    elif full:
+        row.open = row.open and search.bound(float(row.scores_K[0]), length, room) > row.finished[-1][0]
     return [parents[index] for index in kept]

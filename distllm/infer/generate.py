@@ -15,7 +15,7 @@ from torch import nn
 
 from distllm.data.examples.asking import Asked
 from distllm.data.tokenizer import Tokenizer
-from distllm.infer.beam import beam_search
+from distllm.infer.beam import NO_SEARCH, Search, beam_search
 from distllm.infer.decoding import Decoding, evaluating, room
 from distllm.infer.sampling import GREEDY, Sampling, draw
 from distllm.seeds import derive_seed
@@ -42,8 +42,7 @@ def write_texts(
     *,
     max_tokens: int,
     sampling: Sampling = GREEDY,
-    beams: int = 1,
-    length_penalty: float = 1.0,
+    search: Search = NO_SEARCH,
     seed: int = 0,
     first_row: int = 0,
 ) -> list[str]:
@@ -57,8 +56,7 @@ def write_texts(
         eot_id=tokenizer.eot_id,
         max_tokens=max_tokens,
         sampling=sampling,
-        beams=beams,
-        length_penalty=length_penalty,
+        search=search,
         seed=seed,
         first_row=first_row,
     )
@@ -98,8 +96,7 @@ def generate_rows(
     eot_id: int,
     max_tokens: int,
     sampling: Sampling = GREEDY,
-    beams: int = 1,
-    length_penalty: float = 1.0,
+    search: Search = NO_SEARCH,
     seed: int = 0,
     first_row: int = 0,
 ) -> list[list[int]]:
@@ -118,8 +115,7 @@ def generate_rows(
         eot_id: the id that ends a text; it is not part of the result.
         max_tokens: longest continuation.
         sampling: how a token is drawn; with several beams only its repetition penalty counts.
-        beams: texts kept for each prompt; 1 draws token by token.
-        length_penalty: see `beam_search`.
+        search: how many texts are kept for each prompt, and how they are scored.
         seed: root of the random stream; token i of text r depends on ``seed``, r and i, not on
             earlier draws.
         first_row: r of the first text, where they are part of more.
@@ -129,19 +125,18 @@ def generate_rows(
     """
     rooms = room(model, prompts, sources, max_tokens)
     with evaluating(model):
-        if beams == 1:
+        if search.beams == 1:
             decoding = Decoding(model, prompts, sources, max(rooms))
             return _draw_rows(decoding, prompts, rooms, vocab_size, eot_id, sampling, (seed, first_row))
-        copies = [prompt for prompt in prompts for _ in range(beams)]
-        sources = None if sources is None else [source for source in sources for _ in range(beams)]
+        copies = [prompt for prompt in prompts for _ in range(search.beams)]
+        sources = None if sources is None else [source for source in sources for _ in range(search.beams)]
         return beam_search(
             Decoding(model, copies, sources, max(rooms)),
             prompts,
-            beams=beams,
+            search=search,
             vocab_size=vocab_size,
             eot_id=eot_id,
             rooms=rooms,
-            length_penalty=length_penalty,
             repetition_penalty=sampling.repetition_penalty,
             lockstep=_in_lockstep(),
         )

@@ -34,6 +34,7 @@ from distllm.serve.sampling import Sampling
 from distllm.serve.scheduler import Scheduler
 from distllm.serve.schema import (
     AnswerBody,
+    Body,
     ChatBody,
     CompletionBody,
     EmbeddingBody,
@@ -95,7 +96,7 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(Refused)
     async def refused(_request: Request, error: Refused) -> Response:
-        return _error(error.status, str(error))
+        return _error(error.status, str(error), error.code)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_request: Request, error: RequestValidationError) -> Response:
@@ -114,10 +115,10 @@ def _told(problem: Mapping[str, Any]) -> str:
     return f"{place}: {message}" if place else message
 
 
-def _error(status: int, message: str) -> Response:
+def _error(status: int, message: str, code: str | None = None) -> Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
     retry = {"retry-after": "1"} if status in (429, 503) else {}
-    return JSONResponse({"error": {"message": message, "type": kind}}, status, headers=retry)
+    return JSONResponse({"error": {"message": message, "type": kind, "code": code}}, status, headers=retry)
 
 
 def _facts(app: FastAPI, backend: Backend, scheduler: Scheduler) -> None:
@@ -133,14 +134,20 @@ def _facts(app: FastAPI, backend: Backend, scheduler: Scheduler) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        one = {"id": backend.name, "object": "model", "created": started, "owned_by": "distllm"}
-        return {"object": "list", "data": [{**one, "abilities": backend.abilities}]}
+        return {"object": "list", "data": [await model(backend.name)]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name != backend.name:
+            raise _unknown(name, backend)
+        own = {"created": started, "owned_by": "distllm", "abilities": backend.abilities}
+        return {"id": name, "object": "model", **own}
 
 
 def _completions(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
     @app.post("/v1/completions", response_model=None)
     async def completions(body: CompletionBody) -> Response | dict[str, Any]:
-        backend.require("completions")
+        _require(backend, body, "completions")
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         all_ids = [backend.prompt_ids(prompt) for prompt in prompts]
         frame = _frame("cmpl", "text_completion", backend)
@@ -172,7 +179,7 @@ def _completions(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: 
 def _chat(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatBody) -> Response:
-        backend.require("chat")
+        _require(backend, body, "chat")
         messages = [message.plain() for message in body.messages]
         if body.truncation == "auto":
             longest = scheduler.context - min(tokens_wanted(body), scheduler.context // 2)
@@ -203,7 +210,7 @@ def _chat(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) 
 def _embeddings(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
     @app.post("/v1/embeddings")
     async def embeddings(body: EmbeddingBody) -> dict[str, Any]:
-        backend.require("embeddings")
+        _require(backend, body, "embeddings")
         texts = [body.input] if isinstance(body.input, str) else body.input
         vectors = await on_model_thread(scheduler, lambda: backend.embed(texts), seconds)
         encode = _base64 if body.encoding_format == "base64" else _plain
@@ -219,7 +226,7 @@ def _embeddings(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: f
 def _others(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float) -> None:
     @app.post("/v1/translate")
     async def translate(body: TranslateBody) -> dict[str, Any]:
-        backend.require("translate")
+        _require(backend, body, "translate")
         texts = [body.text] if isinstance(body.text, str) else body.text
 
         def work() -> list[str]:
@@ -229,7 +236,7 @@ def _others(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float
 
     @app.post("/v1/answer")
     async def answer(body: AnswerBody) -> dict[str, Any]:
-        backend.require("answer")
+        _require(backend, body, "answer")
         sources = [{"title": "context", "passage": body.context}] if body.context else []
         if not body.context and backend.index is not None:
             sources = await on_model_thread(scheduler, lambda: backend.search(body.question, 3), seconds)
@@ -249,9 +256,20 @@ def _others(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float
 
     @app.post("/v1/search")
     async def search(body: SearchBody) -> dict[str, Any]:
-        backend.require("search")
+        _require(backend, body, "search")
         hits = await on_model_thread(scheduler, lambda: backend.search(body.query, body.top), seconds)
         return {"model": backend.name, "hits": hits}
+
+
+def _unknown(name: str, backend: Backend) -> Refused:
+    return Refused(404, f"there is no model {name!r} here, only {backend.name!r}", "model_not_found")
+
+
+def _require(backend: Backend, body: Body, ability: str) -> None:
+    """Refuse another model than the one that is served, and what that one cannot do."""
+    if body.model not in (None, backend.name):
+        raise _unknown(str(body.model), backend)
+    backend.require(ability)
 
 
 def _frame(prefix: str, kind: str, backend: Backend) -> dict[str, Any]:

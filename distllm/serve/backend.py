@@ -14,6 +14,7 @@ from distllm.data.examples.asking import Asked, Asking
 from distllm.data.tokenizer import Tokenizer
 from distllm.data.tokenizer.chat import PLAIN, Chat
 from distllm.errors import ConfigError
+from distllm.infer.beam import NO_SEARCH, Search
 from distllm.infer.generate import write_texts
 from distllm.models.heads import SpanHead
 from distllm.serve.extract import Extractor
@@ -123,23 +124,14 @@ class Backend:
         encoded = self.tokenizer.encode_batch(texts)
         return [self._vector(self.tokenizer.enclosed(ids).tolist()).tolist() for ids in encoded]
 
-    def translate(
-        self, texts: Sequence[str], max_tokens: int, *, beams: int = 1, length_penalty: float = 1.0
-    ) -> list[str]:
+    def translate(self, texts: Sequence[str], max_tokens: int, search: Search = NO_SEARCH) -> list[str]:
         """Return what the model writes for each source, framed as in training.
 
         Raises:
             ConfigError: it was not trained for that, or a source does not fit into its context.
         """
         asked = [self.asking.to_translate(text) for text in texts]
-        return write_texts(
-            self.model,
-            self.tokenizer,
-            asked,
-            max_tokens=max_tokens,
-            beams=beams,
-            length_penalty=length_penalty,
-        )
+        return write_texts(self.model, self.tokenizer, asked, max_tokens=max_tokens, search=search)
 
     def question_ids(
         self, question: str, passages: Sequence[Mapping[str, Any]], max_tokens: int

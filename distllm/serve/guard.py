@@ -23,11 +23,11 @@ BODY_SECONDS = 20.0
 
 
 class Refused(Exception):
-    """A request is answered with this status instead."""
+    """A request is answered with this status instead; ``code`` is a word that clients know."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.code = status, code
 
 
 class Guard:

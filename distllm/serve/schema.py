@@ -29,7 +29,7 @@ _NOT_HERE: dict[str, tuple[Any, ...]] = {
 """What would change an answer and cannot be had, with the values that ask for nothing."""
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     """Fields that change nothing about an answer, such as ``user``, are ignored."""
 
     model_config = ConfigDict(extra="ignore")
@@ -42,7 +42,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Sampled(_Body):
+class Sampled(Body):
     """How an answer is drawn."""
 
     max_tokens: int | None = Field(None, ge=1)
@@ -102,21 +102,21 @@ class ChatBody(Sampled):
     truncation: Literal["auto", "disabled"] = "disabled"
 
 
-class EmbeddingBody(_Body):
+class EmbeddingBody(Body):
     """``POST /v1/embeddings``."""
 
     input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
 
 
-class TranslateBody(_Body):
+class TranslateBody(Body):
     """``POST /v1/translate``."""
 
     text: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
     max_tokens: int = Field(256, ge=1)
 
 
-class AnswerBody(_Body):
+class AnswerBody(Body):
     """``POST /v1/answer``."""
 
     question: Text
@@ -124,7 +124,7 @@ class AnswerBody(_Body):
     max_tokens: int = Field(64, ge=1)
 
 
-class SearchBody(_Body):
+class SearchBody(Body):
     """``POST /v1/search``."""
 
     query: Text

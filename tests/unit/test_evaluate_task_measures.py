@@ -13,8 +13,9 @@ from distllm.config.schema import Config, DataConfig, ModelConfig, TaskConfig
 from distllm.config.shape import settle_shape
 from distllm.data.examples.windows import AnswerSpans
 from distllm.data.open import open_split
-from distllm.evaluate.measures import Search, find_span, measure_task
+from distllm.evaluate.measures import find_span, measure_task
 from distllm.evaluate.preferences import measure_preferences
+from distllm.infer.beam import Search
 from distllm.infer.generate import generate_rows
 from distllm.models.init import build_model
 from distllm.tasks.dpo import DPO
@@ -171,8 +172,8 @@ def test_several_beams_find_a_text_that_is_at_least_as_likely(tmp_path):
     for source, found, _ in said[4]:
         prompt = [EOT, *ENCODE(f"{source}\n=> ")]
         expected = generate_rows(
-            model, [prompt], vocab_size=VOCAB, eot_id=EOT, max_tokens=64 - len(prompt), beams=4,
-            length_penalty=0.0,
+            model, [prompt], vocab_size=VOCAB, eot_id=EOT, max_tokens=64 - len(prompt),
+            search=Search(4, length_penalty=0.0),
         )  # fmt: skip
         assert found == TOKENIZER.decode(expected[0])
     assert said[1] != said[4]

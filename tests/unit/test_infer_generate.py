@@ -9,6 +9,7 @@ from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
+from distllm.infer.beam import Search
 from distllm.infer.generate import generate, generate_rows, sample_text
 from distllm.models.cache import KVCache
 from distllm.models.init import build_model
@@ -70,7 +71,7 @@ def test_logits_are_made_for_the_last_position_of_each_row_only(family, beams):
     model = build_model(settle_shape(config, VOCAB, CONTEXT), seed=1).eval()
     prompts = [PROMPT, PROMPT[:2], [*PROMPT, 5, 6, 1]]
     sources = [[1, 2, 3], [4], [5, 6]] if family == "encoder_decoder" else None
-    options = {"vocab_size": VOCAB, "eot_id": -1, "max_tokens": 5, "beams": beams}
+    options = {"vocab_size": VOCAB, "eot_id": -1, "max_tokens": 5, "search": Search(beams)}
     with rows_of_the_head(model) as seen:
         few = generate_rows(model, prompts, sources, **options)
     assert seen == [(3 * beams, 1)] * 5
@@ -131,7 +132,7 @@ def test_a_text_is_as_long_as_alone_beside_one_that_fills_the_context(positions,
     config = ModelConfig(hidden_size=32, num_layers=2, num_heads=4, init_std=0.2, positions=positions)
     model = build_model(settle_shape(config, VOCAB, CONTEXT), seed=4)
     long = [1 + number % 7 for number in range(CONTEXT - 2)]
-    options = {"vocab_size": VOCAB, "eot_id": -1, "max_tokens": 12, "beams": beams}
+    options = {"vocab_size": VOCAB, "eot_id": -1, "max_tokens": 12, "search": Search(beams)}
     alone = [generate_rows(model, [prompt], **options)[0] for prompt in (PROMPT, long)]
     assert [len(text) for text in alone] == [12, 2]
     assert generate_rows(model, [PROMPT, long], **options) == alone

@@ -5,6 +5,7 @@ import torch
 import transformers
 
 from distllm.export.load import load_model
+from distllm.infer.beam import Search
 from distllm.infer.generate import generate_rows
 from distllm.infer.sampling import Sampling
 
@@ -60,15 +61,20 @@ MODELS = {
 PROMPTS = [[5, 9, 7, 4], [8, 6], [12, 13, 14, 15, 16, 17], [33, 4, 5]]
 
 
+def with_weights(config, kind, deviation):
+    """Build a model that is surer of its words than a fresh one."""
+    torch.manual_seed(1)
+    model = kind(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.copy_(torch.randn(weight.shape) * deviation)
+    return model
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def twins(request, tmp_path_factory):
-    config, kind = MODELS[request.param]
-    torch.manual_seed(1)
-    theirs = kind(config).eval()
-    with torch.no_grad():
-        for weight in theirs.parameters():
-            if weight.ndim > 1:
-                weight.copy_(torch.randn(weight.shape) * 0.35)
+    theirs = with_weights(*MODELS[request.param], 0.35)
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
     return load_model(folder), theirs
@@ -104,8 +110,25 @@ def test_greedy(twins):
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_beams(twins, beams, length_penalty):
     mine, theirs = twins
-    found = ours(mine, 12, beams=beams, length_penalty=length_penalty)
+    found = ours(mine, 12, search=Search(beams, length_penalty))
     assert found == expected(theirs, 12, num_beams=beams, length_penalty=length_penalty)
+
+
+def test_a_search_ends_by_the_same_rule(tmp_path, monkeypatch):
+    """Of eight words one ends a text: often enough that it matters when a search stops."""
+    monkeypatch.setitem(globals(), "WORDS", 8)
+    config = transformers.LlamaConfig(**{**SIZES, "vocab_size": 8}, num_key_value_heads=2)
+    theirs = with_weights(config, transformers.LlamaForCausalLM, 0.5)
+    theirs.save_pretrained(tmp_path)
+    mine, prompts, said = load_model(tmp_path), [[5, 1, 7, 4], [2, 6], [4, 2, 2, 5, 6, 7], [1, 4, 5]], {}
+    for early_stopping in (False, True, "never"):
+        for length_penalty in (-1.0, 1.0):
+            found = ours(mine, 12, prompts, search=Search(2, length_penalty, early_stopping))
+            asked = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+            assert found == expected(theirs, 12, prompts, num_beams=2, **asked)
+            said[length_penalty, early_stopping] = found
+    assert said[1.0, False] != said[1.0, True]
+    assert said[1.0, False] != said[1.0, "never"] != said[1.0, True]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -113,9 +136,9 @@ def test_repetition_is_penalised_alike(twins, beams):
     mine, theirs = twins
     # Rows of one length: theirs counts padding as something said.
     prompts = PROMPTS if mine.shape.family == "encoder_decoder" else [prompt[:2] for prompt in PROMPTS]
-    found = ours(mine, 12, prompts, beams=beams, sampling=Sampling(repetition_penalty=1.7))
+    found = ours(mine, 12, prompts, search=Search(beams), sampling=Sampling(repetition_penalty=1.7))
     assert found == expected(theirs, 12, prompts, num_beams=beams, repetition_penalty=1.7)
-    assert found != ours(mine, 12, prompts, beams=beams)
+    assert found != ours(mine, 12, prompts, search=Search(beams))
 
 
 def test_texts_do_not_depend_on_their_neighbours(twins):
@@ -143,6 +166,6 @@ def test_a_beam_is_at_least_as_likely_as_greed(twins):
 
     for prompt in PROMPTS:
         greedy = ours(mine, 4, [prompt])[0]
-        beam = ours(mine, 4, [prompt], beams=8, length_penalty=0.0)[0]
+        beam = ours(mine, 4, [prompt], search=Search(8, length_penalty=0.0))[0]
         if len(greedy) == len(beam) == 4:
             assert likelihood(prompt, beam) >= likelihood(prompt, greedy) - 1e-5

@@ -59,6 +59,26 @@ def test_openai_client_completes(client):
     assert [choice.text[:5] for choice in many.choices][1] == "model"
 
 
+def test_another_model_than_the_one_that_is_served_is_not_found(client):
+    from openai import NotFoundError
+
+    (served,) = client.models.list()
+    assert client.models.retrieve(served.id) == served
+    asks = [
+        lambda name: client.completions.create(model=name, prompt="the model", max_tokens=1),
+        lambda name: client.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": "the"}], max_tokens=1, stream=True
+        ).close(),
+        lambda name: client.embeddings.create(model=name, input="the"),
+        client.models.retrieve,
+    ]
+    for ask in asks:
+        ask(served.id)
+        with pytest.raises(NotFoundError, match=f"no model 'gpt-4o' here, only '{served.id}'") as caught:
+            ask("gpt-4o")
+        assert caught.value.code == "model_not_found"
+
+
 def test_several_prompts_are_streamed_each_under_its_number(client):
     settings = {"model": "small", "prompt": ["the", "model"], "max_tokens": 6, "seed": 3, "echo": True}
     whole = client.completions.create(**settings)
@@ -282,7 +302,7 @@ def test_the_command_serves_a_run_and_stops_on_a_signal(tmp_path):
     root = tiny.prepare(tmp_path)
     trained = tiny.distllm("train", *tiny.overrides(root, "engine=local", "eval=none", "train.max_steps=2"))
     assert trained.returncode == 0, trained.stderr
-    command = tiny.command("serve", "run=tiny", f"runs_dir={root / 'runs'}", "port=0")
+    command = tiny.command("serve", "run=tiny", "name=small-talk", f"runs_dir={root / 'runs'}", "port=0")
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -290,7 +310,7 @@ def test_the_command_serves_a_run_and_stops_on_a_signal(tmp_path):
         env=tiny.environment(DISTLLM_TOKEN="secret", PYTHONUNBUFFERED=""),
     ) as process:
         try:
-            assert process.stdout.readline().startswith("tiny: completions, chat")
+            assert process.stdout.readline().startswith("small-talk: completions, chat")
             address = process.stdout.readline().split()[1].rstrip("/")
             for _ in range(300):
                 with contextlib.suppress(httpx.ConnectError):
@@ -302,7 +322,7 @@ def test_the_command_serves_a_run_and_stops_on_a_signal(tmp_path):
             body = {"prompt": "the", "max_tokens": 3}
             answer = httpx.post(f"{address}/v1/completions", json=body, headers=headers, timeout=60)
             assert answer.status_code == 200
-            assert answer.json()["model"] == "tiny"
+            assert answer.json()["model"] == "small-talk"
             page = httpx.get(address, timeout=60)
             assert page.headers["content-type"].startswith("text/html")
             assert "script-src 'sha256-" in page.headers["content-security-policy"]
