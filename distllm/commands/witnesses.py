@@ -29,20 +29,29 @@ class Witness:
     Attributes:
         run: the run directory.
         steps: first and last step of each stretch of steps whose batches held a piece of a document.
+        idle: of the steps whose batches held one, those that changed no weight.
         unknown: the reason why the steps cannot be told; empty if they can.
     """
 
     run: Path
     steps: tuple[tuple[int, int], ...] = ()
+    idle: tuple[tuple[int, int], ...] = ()
     unknown: str = ""
 
     def __str__(self) -> str:
         if self.unknown:
             return f"run {self.run} used this dataset, its steps cannot be told: {self.unknown}"
-        if not self.steps:
+        if not self.steps and not self.idle:
             return f"run {self.run} used this dataset and did not see what was forgotten"
-        marks = (str(a) if a == b else f"{a}-{b}" for a, b in self.steps)
-        return f"run {self.run} was trained on it in the steps {', '.join(marks)}"
+        idle = f"the steps {_ranges(self.idle)} held it and changed no weight"
+        if not self.steps:
+            return f"run {self.run} was not trained on it: {idle}"
+        text = f"run {self.run} was trained on batches that held it, in the steps {_ranges(self.steps)}"
+        return f"{text}; {idle}" if self.idle else text
+
+
+def _ranges(stretches: tuple[tuple[int, int], ...]) -> str:
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in stretches)
 
 
 def witnesses(runs: Path, directory: Path, removal: Removal) -> Iterator[Witness]:
@@ -65,7 +74,9 @@ def witnesses(runs: Path, directory: Path, removal: Removal) -> Iterator[Witness
         samples, digests = _consumed(file.parent, config, excluded)
         if same_place or any(removal.manifest.follows(digest) for digest in digests):
             try:
-                yield Witness(file.parent, _steps(directory, removal, config, samples, excluded))
+                step_N = _steps(directory, removal, config, samples, excluded)
+                idle_N = np.isin(step_N, idle_steps(file.parent))
+                yield Witness(file.parent, _stretches(step_N[~idle_N]), _stretches(step_N[idle_N]))
             except DistllmError as error:
                 yield Witness(file.parent, unknown=error.cause)
 
@@ -97,8 +108,8 @@ def _consumed(run: Path, config: Config, excluded: Ranges) -> tuple[int, set[str
 
 def _steps(
     directory: Path, removal: Removal, config: Config, samples: int, excluded: Ranges
-) -> tuple[tuple[int, int], ...]:
-    """Return the stretches of steps whose samples held a piece of a forgotten document of train."""
+) -> NDArray[np.int64]:
+    """Return the steps, ascending, whose samples held a piece of a forgotten document of train."""
     from distllm.config.steps import StepSizes
     from distllm.data.mixture import order_of
     from distllm.data.open import open_split
@@ -114,7 +125,25 @@ def _steps(
         for sample in sorted(held):
             positions += order.positions_of(number, sample, samples)
     sizes = StepSizes.of_config(config)
-    return _stretches(steps_of(np.array(positions, dtype=np.int64), sizes, excluded))
+    return steps_of(np.array(positions, dtype=np.int64), sizes, excluded)
+
+
+def idle_steps(run: Path) -> list[int]:
+    """Return the steps of a run, as it was taken last, that changed no weight: skipped, or without a target.
+
+    Raises:
+        DataError: the ledger holds something else than events.
+    """
+    from distllm.observe.ledger import LEDGER_FILE, read_events
+
+    found = set[int]()
+    for event in read_events(run / LEDGER_FILE) if (run / LEDGER_FILE).is_file() else ():
+        step = int(event.number("to" if event.kind == "rewind" else "step"))
+        if event.kind in ("resumed", "rewind"):
+            found = {each for each in found if each <= step}  # later ones are taken again
+        elif event.kind in ("skipped", "passed_over"):
+            found.add(step)
+    return sorted(found)
 
 
 def _spans(directory: Path, removal: Removal) -> dict[str, list[tuple[int, int, int]]]:

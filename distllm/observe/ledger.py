@@ -33,6 +33,7 @@ Kind = Literal[
     "save_failed",  # it does not: step, why
     "interval",  # the steps between checkpoints were derived anew: steps, formula
     "skipped",  # an update was dropped: reason, loss, grad_norm, samples [first, stop), ranks
+    "passed_over",  # none of a step's samples has a target: step, samples [first, stop), damaged
     "corruption",  # weights are not what they must be: ranks, what
     "rewind",  # back to a checkpoint: step before, to, excluded samples [first, stop) or None
     "oom",  # the attempt ended because memory ran out: error, cause, step

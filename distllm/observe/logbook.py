@@ -191,6 +191,8 @@ def _sentence(event: Event, step: int) -> str:
                 f"gradient norm {_figure(fields.get('grad_norm'))}, samples {_range(fields.get('samples'))}"
                 + (f", on {ranks}" if ranks else "")
             )
+        case "passed_over":
+            return f"passed over step {at}: its samples {_range(fields.get('samples'))} have no target"
         case "corruption":
             where = _list("rank", fields.get("ranks")) or "an unknown rank"
             return f"corrupted memory on {where} after step {at}: {fields.get('what')}"

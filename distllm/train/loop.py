@@ -23,7 +23,7 @@ from distllm.infer.generate import sample_text
 from distllm.train.clock import Phases, StepClock
 from distllm.train.microbatches import forward_and_backward
 from distllm.train.replicas import Corruption, flipped
-from distllm.train.reporting import report, report_skipped, report_step, report_straggler
+from distllm.train.reporting import report, report_passed_over, report_skipped, report_step, report_straggler
 from distllm.train.rewind import can_go_back, go_back
 from distllm.train.run import Run
 from distllm.train.samples import count_samples, require_complete, rows_of
@@ -186,8 +186,7 @@ def _pass_over(run: Run, agreed: Agreement, clock: StepClock) -> None:
     """Count a step without a target, which has no loss and moves no weight."""
     clock.mark("loop")
     _count(run, agreed, clock.lap(), skipped=True)
-    damaged = f"; {agreed.damaged} lie in damaged blocks" if agreed.damaged else ""
-    report(run, f"step passed over: none of its {agreed.rows} samples has a target{damaged}")
+    report_passed_over(run, agreed.rows, agreed.damaged)
 
 
 def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> None:

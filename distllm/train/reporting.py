@@ -67,7 +67,6 @@ def report_skipped(
     run: Run, doubt: str, loss: float, grad_norm: float, loss_by_rank: Sequence[float]
 ) -> None:
     """Report which step was skipped and why, its samples, and the ranks whose own loss is not finite."""
-    stop = run.state.samples
     report(run, f"skipped: {doubt}, loss {loss:.4f}, gradient norm {grad_norm:.4f}")
     run.chronicle.event(
         "skipped",
@@ -75,9 +74,22 @@ def report_skipped(
         reason=doubt,
         loss=loss,
         grad_norm=grad_norm,
-        samples=[stop - run.sizes.at(run.state.step - 1), stop],
+        samples=_samples(run),
         ranks=[rank for rank, own in enumerate(loss_by_rank) if not math.isfinite(own)],
     )
+
+
+def report_passed_over(run: Run, rows: int, damaged: int) -> None:
+    """Report a step without a target, which has moved no weight, and its samples."""
+    blocks = f"; {damaged} lie in damaged blocks" if damaged else ""
+    report(run, f"step passed over: none of its {rows} samples has a target{blocks}")
+    run.chronicle.event("passed_over", step=run.state.step, samples=_samples(run), damaged=damaged)
+
+
+def _samples(run: Run) -> list[int]:
+    """Return the samples [first, stop) of the step that was counted last."""
+    stop = run.state.samples
+    return [stop - run.sizes.at(run.state.step - 1), stop]
 
 
 def report_straggler(run: Run, seconds_by_rank: Sequence[float]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from distllm.commands.runs import run_of
+from distllm.commands.witnesses import idle_steps
 from distllm.data.manifest import Manifest
 from distllm.data.mixture import open_stream
 from distllm.data.shards import index_of
@@ -220,5 +221,8 @@ def test_steps_whose_samples_are_all_damaged_are_passed_over(root):
     done = train(root, "passed", f"data.out={root / 'damaged'}", "train.max_steps=3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step passed over: none of its 16 samples has a target; 16 lie in damaged") == 3
-    (end,) = of_kind(events_of(root, "passed"), "done")
+    events = events_of(root, "passed")
+    assert len(of_kind(events, "passed_over")) == 3
+    assert idle_steps(root / "runs" / "passed") == [1, 2, 3]
+    (end,) = of_kind(events, "done")
     assert (end["samples"]["damaged"], end["samples"]["trained"]) == (3 * SEQUENCES, 0)

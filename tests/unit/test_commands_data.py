@@ -1,7 +1,7 @@
 """The actions of `distllm data`, and the runs that saw what is forgotten."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from distllm.data.order import SampleOrder
 from distllm.data.shards import forget
 from distllm.data.stream import PackedSplit, StepStream
 from distllm.errors import ConfigError
+from distllm.observe.ledger import Ledger
 
 SEQ_LEN, PER_STEP, MARK = 8, 4, 200
 
@@ -191,7 +192,7 @@ def test_the_steps_that_saw_a_document_are_those_whose_batches_held_it(tmp_path,
     (witness,) = witnesses(tmp_path / "runs", marked, forget(marked, ["train-40"]))
     assert [step for first, last in witness.steps for step in range(first, last + 1)] == expected
     assert steps_with_mark(marked, steps, seed) == []
-    assert "was trained on it in the steps" in str(witness)
+    assert "was trained on batches that held it, in the steps" in str(witness)
 
 
 def test_runs_are_found_by_their_dataset_and_by_how_far_they_came(marked, tmp_path):
@@ -212,6 +213,25 @@ def test_runs_are_found_by_their_dataset_and_by_how_far_they_came(marked, tmp_pa
     assert found["never"].steps == ()
     assert "did not see" in str(found["never"])
     assert "cannot be told" in str(found["broken"])
+
+
+def test_steps_that_changed_no_weight_are_told_apart(marked, tmp_path):
+    expected = steps_with_mark(marked, 60, 3)
+    write_run(tmp_path / "runs", "a", config_of(marked), samples=60 * PER_STEP)
+    first, second, third = expected[:3]
+    ledger = Ledger(tmp_path / "runs" / "a" / "ledger.jsonl", 1)
+    ledger.event("skipped", step=first)
+    ledger.event("skipped", step=third)
+    ledger.event("resumed", step=first)  # the third is taken again, and this time it counts
+    ledger.event("passed_over", step=second)
+    ledger.event("skipped", step=third)
+    ledger.event("rewind", step=third, to=second)
+    (witness,) = witnesses(tmp_path / "runs", marked, forget(marked, ["train-40"]))
+    listed = [step for a, b in witness.idle for step in range(a, b + 1)]
+    assert listed == [first, second]
+    assert [step for a, b in witness.steps for step in range(a, b + 1)] == expected[2:]
+    assert "held it and changed no weight" in str(witness)
+    assert str(replace(witness, steps=())).startswith(f"run {witness.run} was not trained on it: the steps")
 
 
 def test_a_document_that_was_held_out_was_trained_on_by_nobody(marked, tmp_path):
