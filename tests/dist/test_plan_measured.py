@@ -14,7 +14,7 @@ from distllm.plan.experiment import base_bytes, layout_of
 from distllm.plan.memory import peak_memory
 from distllm.plan.work import work_of
 
-CASES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "full")]
+CASES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (3, "selective"), (2, "full")]
 
 
 def words(root, stage, kept, *more):
@@ -66,6 +66,7 @@ def test_memory_is_near_the_prediction(measured):
 
     errors = {case: error(case, found) for case, found in records.items()}
     # equal runs of ZeRO-3 held 1.58 to 1.84 GB where 1.69 is predicted; other stages repeat themselves
+    print({case: (round(peak(found) / 2**20), f"{errors[case]:+.1%}") for case, found in records.items()})
     assert all(abs(missed) < 0.10 for missed in errors.values()), errors
 
 
@@ -113,5 +114,7 @@ def test_recomputation_changes_no_loss_and_saves_memory(measured):
     assert of((2, "full"), "loss") == of((2, "none"), "loss")
     assert of((2, "full"), "grad_norm") == of((2, "none"), "grad_norm")
     assert peak(records[2, "full"]) < 0.8 * peak(records[2, "none"])
+    assert of((3, "selective"), "loss") == of((3, "none"), "loss")
+    assert of((3, "selective"), "grad_norm") == of((3, "none"), "grad_norm")
     for stage in (1, 2, 3):
         assert of((stage, "none"), "loss") == pytest.approx(of((0, "none"), "loss"), rel=1e-5)
