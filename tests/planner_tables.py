@@ -18,24 +18,25 @@ from statistics import NormalDist, median
 from typing import Any
 
 from distllm.config.schema_hardware import HardwareConfig
+from distllm.plan.blocks import block_passes
 from distllm.plan.conventions import CONVENTIONS
 from distllm.plan.fitted import FITTED
 from distllm.plan.layout import Layout, Software
-from distllm.plan.machine import Machine
+from distllm.plan.machine import Efficiency, Machine
 from distllm.plan.memory import peak_memory, stage_peaks
-from distllm.plan.speed import Efficiency, step_time
+from distllm.plan.speed import step_time
 from distllm.plan.work import Work
 
 FIT = "llm_foundry_h100"
 BLIND = ("nanotron_h100", "megatron_h100", "torchtitan_h100", "deepspeed_h200")
 _DIRECTORY = Path(__file__).parent / "anchors"
 # Fused attention on an H100: FLOP/s of long causal rows with heads of 128, forward and backward. Each figure
-# is a published one, over what `distllm.plan.speed` takes off for its length of row.
+# is a published one, over what `distllm.plan.blocks` takes off for its length of row.
 # fa2: as in conf/cluster/h100.yaml. fa3: 660 forward, 575 backward at 8k (Dao-AILab/flash-attention
 # issue 1893).
 # cudnn: 518 and 499 at 4k (Shah et al. 2024, FlashAttention-3, figures 5 and 6).
 # triton: llm-foundry's own kernel; no figure is published, so it is fitted with the efficiencies.
-ATTENTION_TFLOPS = {"fa2": 335.0, "fa3": 636.0, "cudnn": 570.0, "triton": 186.4}
+ATTENTION_TFLOPS = {"fa2": 335.0, "fa3": 636.0, "cudnn": 570.0, "triton": 186.1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,26 @@ def _label(row: Mapping[str, Any], layout: Layout) -> str:
     words += [layout.checkpointing] if layout.checkpointing != "none" else []
     words += [key for key in ("compiled", "tensor_exposed", "offload") if row.get(key)]
     return " ".join(words).replace("tensor_exposed", "async-tp")
+
+
+def product_speed(point: Point, efficiency: Efficiency) -> float:
+    """Return the FLOP/s of the products of a block that ``efficiency`` means, forward and backward."""
+    forward, backward = block_passes(point.work, point.layout, point.software, point.machine, efficiency)
+    weights = (
+        point.work.attentions * point.work.attention_params
+        + point.work.active_experts * point.work.mlp_params
+    )
+    return 6 * weights / point.layout.tensor * point.layout.tokens_per_rank / (forward.gemm + backward.gemm)
+
+
+def needed_product_speed(point: Point) -> float:
+    """Return the FLOP/s of products that would make the prediction what is published, all else as it is."""
+    low, high = 0.1, 10.0
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        scaled = dataclasses.replace(FITTED, gemm=middle * FITTED.gemm, operands=middle * FITTED.operands)
+        low, high = (middle, high) if point.predicted_mfu(scaled) < point.mfu else (low, middle)
+    return low * product_speed(point, FITTED)
 
 
 def mfu_residuals(found: list[Point], efficiency: Efficiency) -> list[Residual]:

@@ -35,6 +35,9 @@ class HardwareConfig:
     )
     disk_gb_per_s: float = option(1.0, "one device's share of a node's local disks", minimum=0.01)
     store_gb_per_s: float = option(10.0, "what all nodes together write to a checkpoint", minimum=0.01)
+    launch_us: float = option(
+        10.0, "microseconds of the host for each kernel that an eager program launches", minimum=0.0
+    )
     devices_per_node: int = option(8, "accelerators in one node", minimum=1)
     price_per_hour: float | None = option(
         None, "price of one device for an hour, in the user's currency", minimum=0.0

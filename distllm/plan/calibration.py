@@ -12,8 +12,7 @@ from distllm.config.resolve import Resolved
 from distllm.errors import IntegrityError
 from distllm.fsio import atomic_write_json, read_json
 from distllm.machine import total_memory
-from distllm.plan.machine import Machine
-from distllm.plan.speed import Efficiency
+from distllm.plan.machine import Efficiency, Machine
 
 FILE = ".machine.json"
 

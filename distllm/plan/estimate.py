@@ -11,9 +11,9 @@ from distllm.plan.exchanges import sent_bytes
 from distllm.plan.fitted import FITTED
 from distllm.plan.goodput import Goodput, expected_goodput
 from distllm.plan.layout import Layout, Software
-from distllm.plan.machine import Machine
+from distllm.plan.machine import Efficiency, Machine
 from distllm.plan.memory import Memory, peak_memory
-from distllm.plan.speed import Efficiency, StepTime, step_time
+from distllm.plan.speed import StepTime, step_time
 from distllm.plan.work import Work
 
 CONVENTION = "causal"
@@ -25,6 +25,8 @@ _CHUNK_TOKENS = 512
 # Of log-probabilities of answers: one more copy in backward, and gradients of two operations (measured).
 _COMPARED_LOGIT_BYTES = 12
 _MAX_LIVE_PARAMS = 10**9
+# Arrays of the width of queries or keys that torch's seven kernels of a rotation move; one kernel moves two.
+_TORCH_ROTATION_PASSES = 9
 # A checkpoint holds weights and both moments in fp32.
 CHECKPOINT_BYTES = 12
 
@@ -99,7 +101,7 @@ class Bill:
 
 def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> Software:
     """Return how distllm holds and exchanges what ``config`` trains."""
-    compute, stage = config.precision.compute, layout.zero_stage
+    compute, stage, on_gpu = config.precision.compute, layout.zero_stage, config.cluster.device == "cuda"
     element = 4 if compute == "fp32" else 2
     own_masters = compute == "bf16" or stage > 0
     wide = compute == "bf16" and stage >= 2
@@ -107,6 +109,9 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
     buckets = 0.0 if config.engine.name == "local" else _BUCKETS[stage]
     # a contrastive step embeds all its pairs before the first backward pass
     passes = 2 if config.task.name == "contrastive" else 1
+    # where a CPU is measured, its rotation counts as two passes, as here
+    fused = on_gpu and config.engine.kernels == "triton"
+    rotation = _TORCH_ROTATION_PASSES if on_gpu and not fused else 2
     # partitioned gradients are copied into a bucket, whole ones are added where they are
     adds = 2 if stage >= 2 else 3 * (layout.accumulation > 1)
     return Software(
@@ -118,8 +123,11 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         optimizer_bytes=(12 if own_masters else 8) + (0 if config.optim.ema is None else 4),
         element_bytes=element,
         mlp_saved=4 if gated else 2,
-        norm_saved=3 if config.cluster.device == "cpu" else 2,  # torch fuses norms only on a GPU
-        fragmentation=_CPU_FRAGMENTATION if config.cluster.device == "cpu" else 0.0,
+        norm_saved=2 if on_gpu else 3,  # torch fuses norms only on a GPU
+        rotation_passes=rotation if config.model.positions == "rope" else 0,
+        fused=fused,
+        bias_sums=config.model.mlp_bias,
+        fragmentation=0.0 if on_gpu else _CPU_FRAGMENTATION,
         logits_tokens=0 if compares else _CHUNK_TOKENS,
         logits_bytes=element
         + (_COMPARED_LOGIT_BYTES if compares else 4)
@@ -132,7 +140,7 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         bucket_params=0 if config.engine.name == "local" else config.engine.bucket_bytes // element,
         live_params=_MAX_LIVE_PARAMS,
         # DeepSpeed copies gathered weights out of a buffer, which glibc's heap does not use again at once
-        gather_copies=1 if config.cluster.device == "cpu" else 0,
+        gather_copies=0 if on_gpu else 1,
         bucket_bytes=int(buckets * config.engine.bucket_bytes) if layout.replicas > 1 or stage else 0,
         base_bytes=base_bytes,
     )

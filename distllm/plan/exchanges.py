@@ -10,9 +10,6 @@ from distllm.plan.layout import Layout, Software
 from distllm.plan.machine import Machine
 from distllm.plan.work import Work
 
-# What eager torch takes to view, slice and copy one small tensor on a GPU: a launch and its Python.
-_PIECE_SECONDS = 10e-6
-
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -23,7 +20,7 @@ class Exchange:
 
 
 def tensor_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
-    """Exchanges of one block for one micro-batch that nothing hides.
+    """Exchanges of one block for one micro-batch, hidden or not.
 
     Two scatters and two gathers forward, as many backward (Megatron: two all-reduces each way).
     """
@@ -32,7 +29,7 @@ def tensor_seconds(work: Work, layout: Layout, software: Software, machine: Mach
     group = Group.strided(layout.tensor, 1, machine)
     own = layout.tokens_per_rank * work.hidden * software.element_bytes
     times = 12 if layout.checkpointing == "full" else 8
-    return software.tensor_exposed * times * gather_seconds(own, group, machine)
+    return times * gather_seconds(own, group, machine)
 
 
 def sequence_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
@@ -87,6 +84,7 @@ def sent_bytes(work: Work, layout: Layout, software: Software, machine: Machine)
         base_seconds=0.0,
         local_seconds=0.0,
         network_seconds=0.0,
+        launch_seconds=0.0,
     )
     data = data_exchanges(work, layout, software, counter)
     passes = layout.accumulation * work.layers / layout.pipeline
@@ -126,7 +124,7 @@ def _rest_exchanges(work: Work, layout: Layout, software: Software, machine: Mac
     if layout.zero_stage == 0:
         return [Exchange(calls * reduce_seconds(gradients, group, machine), turns * 2 / 3)]
     if layout.zero_stage == 1 and software.sums_late:
-        pieces = (work.layers / layout.pipeline) * software.gather_pieces * group.size * _PIECE_SECONDS
+        pieces = work.layers / layout.pipeline * software.gather_pieces * group.size * machine.launch_seconds
         summed = reduce_seconds(learning * software.reduced_bytes, group, machine)
         spread = gather_seconds(learning * software.weight_bytes, group, machine)
         return [Exchange(summed), Exchange(spread + pieces)]

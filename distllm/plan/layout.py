@@ -90,6 +90,8 @@ class Software:
         norm_passes: arrays of the stream's width that an uncompiled norm moves, forward (2: one kernel).
         rotation_passes: the same of queries and keys, to rotate them.
         compiled: element-wise operations are fused.
+        fused: rotations and gates are one kernel each, without a compiler.
+        bias_sums: gradients of biases are summed in passes of their own over what products put out.
         reduces_each_pass: stage 2 reduces after every forward pass, not once a step.
         gathers: times that partitioned weights are gathered for each forward pass.
         tensor_exposed: share of the exchanges of tensor parallelism that nothing hides.
@@ -130,6 +132,8 @@ class Software:
     norm_passes: float = 2
     rotation_passes: float = 2
     compiled: bool = False
+    fused: bool = False
+    bias_sums: bool = False
     reduces_each_pass: bool = True
     gathers: int = 2
     tensor_exposed: float = 1.0

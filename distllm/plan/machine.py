@@ -33,6 +33,7 @@ class Machine:
         disk_bandwidth: bytes/s of local disks for one rank's share of a node.
         base_seconds, local_seconds, network_seconds: latency of a collective, of a step inside a
             node and of a step between nodes.
+        launch_seconds: of a device's host for one kernel of an eager program; 0: it is in measured speeds.
         update_bandwidth: bytes/s of the optimizer; 0 means that of other element-wise operations.
         hides_traffic: the speed of products was measured with their operands' traffic in it.
         link_efficiency: bandwidth of a large collective over the rated one of the link, as nccl-tests see it.
@@ -59,6 +60,7 @@ class Machine:
     base_seconds: float = NCCL_BASE_SECONDS
     local_seconds: float = NCCL_NVLINK_SECONDS
     network_seconds: float = NCCL_NETWORK_SECONDS
+    launch_seconds: float = 0.0
     update_bandwidth: float = 0.0
     hides_traffic: bool = False
     link_efficiency: float = 0.85
@@ -85,3 +87,19 @@ class Machine:
         """Return the same machine with its arithmetic at ``share`` of its speed."""
         attention = self.long_attention_flops * share
         return replace(self, gemm_flops=self.gemm_flops * share, attention_flops=attention)
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """What training reaches of what hardware can do.
+
+    Attributes:
+        gemm: arithmetic of matrix products over the best product measured on the device.
+        operands: bandwidth at which operands and results of products seem to move, over the rated one: what
+            a kernel's beginning and end do not hide behind arithmetic.
+        overlap: share of the exchanges with other data-parallel ranks that hides behind work.
+    """
+
+    gemm: float
+    operands: float
+    overlap: float

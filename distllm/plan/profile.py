@@ -43,6 +43,7 @@ def machine_of_hardware(hardware: HardwareConfig) -> Machine:
         host_bandwidth=hardware.host_gb_per_s * 1e9,
         host_memory_bandwidth=hardware.host_memory_gb_per_s * 1e9,
         disk_bandwidth=hardware.disk_gb_per_s * 1e9,
+        launch_seconds=hardware.launch_us * 1e-6,
         attention_flops=(hardware.attention_tflops or 0.0) * 1e12,
     )
 

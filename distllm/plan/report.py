@@ -11,9 +11,8 @@ from distllm.plan.conventions import CONVENTIONS
 from distllm.plan.estimate import CONVENTION, Bill, Estimate, bill, estimate
 from distllm.plan.experiment import base_bytes, layout_of, space_of
 from distllm.plan.layout import Layout
-from distllm.plan.machine import Machine
+from distllm.plan.machine import Efficiency, Machine
 from distllm.plan.search import Found, layouts, search
-from distllm.plan.speed import Efficiency
 from distllm.plan.work import work_of
 from distllm.units import format_bytes, format_count, format_duration
 
@@ -140,6 +139,8 @@ def _times(asked: Estimate) -> list[str]:
         "sequence": time.sequence_exchange,
         "experts": time.expert_exchange,
         "exchanges": time.exposed,
+        "slowed by them": time.slowed,
+        "launches": time.launching,
         "update": time.update,
     }
     shown = _table(parts.items(), lambda seconds: f"{seconds:.4f}")

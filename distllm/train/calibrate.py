@@ -27,9 +27,9 @@ from distllm.errors import LaunchError
 from distllm.models.layers import Block, Context
 from distllm.ops.attention import Pattern, attend, plan_attention
 from distllm.ops.rope import rotation
+from distllm.plan.blocks import element_traffic
 from distllm.plan.calibration import FILE, Calibration, write_calibration
 from distllm.plan.layout import Software
-from distllm.plan.speed import element_traffic
 from distllm.plan.work import work_of
 
 _COMMAND = ("-m", "distllm.train.calibrate")
@@ -103,7 +103,7 @@ def _gemm_flops(tokens: int) -> float:
 
 
 def _attention_flops(tokens: int) -> float:
-    """Causal attention, forward and backward, by the count of `distllm.plan.speed`."""
+    """Causal attention, forward and backward, by the count of `distllm.plan.blocks`."""
     size = (_ROWS, _LENGTH, _HEADS, _WIDTH // _HEADS)
     q, k, v = (torch.randn(size, requires_grad=True) for _ in range(3))
     grad = torch.randn(size)

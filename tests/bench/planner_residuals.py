@@ -23,7 +23,9 @@ from planner_tables import (
     median_error,
     memory_residuals,
     mfu_residuals,
+    needed_product_speed,
     points,
+    product_speed,
     rank_correlation,
     read_table,
     speed_residuals,
@@ -70,6 +72,7 @@ def residuals() -> str:
         f"| Rank correlation of MFU without {odd.label} | {len(others)} | {rank_correlation(others):.2f} | |",
         _summary("MFU, median error, the fitted table", len(fitted), median_error(fitted), ""),
     ]
+    lines += ["", *_product_speeds()]
     for name in (FIT, *BLIND):
         lines += ["", *_source(name, utilisation[name], memory[name])]
     return "\n".join(lines)
@@ -77,6 +80,26 @@ def residuals() -> str:
 
 def _summary(figure: str, rows: int, error: float, wanted: str) -> str:
     return f"| {figure} | {rows} | {error:.1%} | {wanted} |"
+
+
+def _product_speeds() -> list[str]:
+    """Return the speed of products that would explain the best row of each model of two widths."""
+    lines = [
+        "| Width | Best row | Products predicted, TFLOP/s | needed for what is published |",
+        "|---|---|---|---|",
+    ]
+    for width in (2048, 4096):
+        for name in (FIT, *BLIND):
+            found = [point for point in points(name, machine_of_profile) if point.work.hidden == width]
+            for model in dict.fromkeys(point.label.split()[0] for point in found):
+                best = max(
+                    (point for point in found if point.label.split()[0] == model), key=lambda point: point.mfu
+                )
+                lines.append(
+                    f"| {width} | {read_table(name)['title'].split(',')[0]} {best.label} "
+                    f"| {product_speed(best, FITTED) / 1e12:.0f} | {needed_product_speed(best) / 1e12:.0f} |"
+                )
+    return lines
 
 
 def _source(name: str, utilisation: Sequence[Residual], memory: Sequence[Residual]) -> list[str]:

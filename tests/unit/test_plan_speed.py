@@ -1,0 +1,169 @@
+"""What work waits for: launches, exchanges beside it, a pipeline's other stages."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from distllm.commands.plan import run as plan_command
+from distllm.config.schema_model import ModelConfig
+from distllm.config.shape import settle_shape
+from distllm.plan.calibration import Calibration, write_calibration
+from distllm.plan.fitted import FITTED
+from distllm.plan.launches import forward_kernels, host_seconds
+from distllm.plan.layout import Layout, Software
+from distllm.plan.profile import machine_of_profile
+from distllm.plan.speed import step_time
+from distllm.plan.work import Work, work_of
+
+H100 = machine_of_profile("h100")
+TINY = Work(
+    hidden=256, layers=4, heads=8, kv_heads=4, head_dim=32, intermediate=768,
+    mlp_matrices=3, vocab=4096, tied=True,
+)  # fmt: skip
+ONE = Layout(ranks=1, seq_len=512, micro_batch=1, accumulation=1)
+
+
+@pytest.fixture
+def operations():
+    """Count of the operations of one block, forward and backward, that are kernels on a GPU."""
+    torch = pytest.importorskip("torch")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from distllm.models.layers import Block, Context
+    from distllm.ops.attention import plan_attention
+    from distllm.ops.rope import rotation
+
+    views = {
+        "t",
+        "view",
+        "_unsafe_view",
+        "split",
+        "split_with_sizes",
+        "slice",
+        "detach",
+        "expand",
+        "transpose",
+    }
+
+    class Count(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.kernels = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            name = operation.overloadpacket.__name__
+            self.kernels += name not in views and not name.startswith("empty")
+            return operation(*args, **(kwargs or {}))
+
+    def count(**options):
+        shape = settle_shape(ModelConfig(hidden_size=64, num_layers=1, num_heads=4, **options), 64, 16)
+        block = Block(shape, 0, 1, causal=True, cross=False)
+        for weight in block.parameters():
+            torch.nn.init.normal_(weight)
+            weight.grad = torch.zeros_like(weight)
+        x_BTC = torch.randn(2, 16, 64, requires_grad=True)
+        documents = torch.zeros(2, 16, dtype=torch.long)
+        turns = None
+        if shape.positions == "rope":
+            positions = torch.arange(16).expand(2, 16)
+            turns = rotation(positions, shape.head_dim, shape.rope_theta, torch.float32)
+        context = Context(plan_attention(documents, torch.device("cpu")), turns)
+        with Count() as forward:
+            y_BTC = block(x_BTC, context)
+        grad = torch.randn_like(y_BTC)
+        with Count() as backward:
+            y_BTC.backward(grad)
+        return work_of(shape), forward.kernels, backward.kernels
+
+    return count
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize(("positions", "passes"), [("rope", 9), ("learned", 0)])
+def test_kernels_are_those_that_a_block_launches(operations, gated, positions, passes):
+    # LayerNorm: RMSNorm is one kernel on a GPU only
+    work, forward, backward = operations(norm="layer", gated=gated, positions=positions)
+    software = Software(rotation_passes=passes)
+    assert forward_kernels(work, software) == forward
+    assert 2 * forward == pytest.approx(backward, rel=0.3)
+    assert forward_kernels(work, replace(software, compiled=True)) < forward
+
+
+def test_small_models_wait_for_launches_and_larger_micro_batches_less_so():
+    def time(**changes):
+        return step_time(TINY, replace(ONE, **changes), Software(), H100, FITTED)
+
+    one = time()
+    assert one.limit == "kernel launches"
+    assert one.launching > 0.8 * one.total
+    once, often = time(micro_batch=8), time(accumulation=8)
+    assert once.total < often.total / 4
+    assert once.limit == "kernel launches"
+    patient = time(micro_batch=1024)
+    assert patient.launching == 0
+    assert patient.limit != "kernel launches"
+    fused = step_time(TINY, ONE, Software(compiled=True), H100, FITTED)
+    assert fused.launching < one.launching
+    again = time(checkpointing="full"), time(checkpointing="selective")
+    assert again[0].launching > again[1].launching > one.launching
+    measured = replace(H100, launch_seconds=0.0)  # as on this machine's CPUs
+    assert step_time(TINY, ONE, Software(), measured, FITTED).launching == 0
+
+
+def test_every_pass_and_exchange_is_launched():
+    def host(layout=ONE, **habits):
+        return host_seconds(TINY, layout, Software(**habits), H100)
+
+    block = H100.launch_seconds * TINY.layers * forward_kernels(TINY, Software())
+    assert host(forward_passes=2) - host() == pytest.approx(block)
+    assert host(reference_bytes=2) - host() == pytest.approx(block)
+    assert host(logits_tokens=64) > host(logits_tokens=512) == host()
+    assert host(replace(ONE, sequence=2, ranks=2)) > host()
+    assert host(replace(ONE, pipeline=2, ranks=2)) < host()
+
+
+def test_the_plan_of_a_small_model_says_what_limits_it(tmp_path, capsys):
+    words = ["model=llama-tiny", "precision=bf16", "train.max_steps=10", "train.tokens_per_step=131072"]
+    assert plan_command(["cluster=h100", "engine.micro_batch_tokens=512", *words]) == 0
+    out = capsys.readouterr().out
+    assert "limited by kernel launches" in out
+    assert "  launches " in out
+    assert plan_command(["cluster=h100", "engine.micro_batch_tokens=512", "--json", *words]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    best, asked = plan["found"]["best"][0], plan["asked"]
+    assert best["layout"]["micro_batch"] > 8 * asked["layout"]["micro_batch"]
+    assert best["tokens_per_second"] > 8 * asked["tokens_per_second"]
+    # what was measured of CPUs has the time of launches in it
+    write_calibration(tmp_path, Calibration(1, 2, 80e9, 28e9, 9e9, 30e9, 4e8, 1e-3))
+    assert plan_command(["model=llama-tiny", "train.max_steps=10", f"runs_dir={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert "launches" not in out
+
+
+def test_work_is_slower_beside_an_exchange():
+    large = replace(TINY, hidden=4096, heads=32, head_dim=128, intermediate=16384)
+    layout = Layout(ranks=64, seq_len=4096, micro_batch=2, accumulation=2, zero_stage=1, tensor=8)
+
+    def time(**habits):
+        return step_time(large, layout, Software(**habits), H100, FITTED)
+
+    hides = time(overlaps_data=True, tensor_exposed=0.0)
+    assert hides.tensor_exchange == 0
+    whole = time(overlaps_data=True)
+    assert hides.slowed - whole.slowed == pytest.approx(whole.tensor_exchange * 0.189 / 1.189, rel=0.02)
+    assert whole.slowed == pytest.approx(whole.hidden * 0.189 / 1.189)
+    assert whole.hidden > time().hidden
+    assert hides.total < whole.total < time().total  # hiding still wins
+
+
+def test_a_pipelines_longest_stage_waits_for_each_other_stage_once():
+    work = replace(TINY, layers=6)
+    layout = Layout(ranks=4, seq_len=512, micro_batch=64, accumulation=8, pipeline=4)
+    found = step_time(work, layout, Software(), H100, FITTED)
+    micro = (found.total - found.bubble - found.uneven - found.update) / 8
+    longest = micro + found.uneven / 8
+    # every stage computes the first micro-batch in turn, then the longest all others
+    assert found.total - found.update == pytest.approx(4 * micro + 7 * longest)
+    chunks = step_time(work, replace(layout, virtual_stages=2), Software(), H100, FITTED)
+    assert chunks.bubble == pytest.approx(found.bubble / 2)
