@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from distllm.cluster.hostlist import expand
 from distllm.cluster.limits import resolves
 from distllm.config.problems import Problems
+from distllm.errors import ConfigError
+from distllm.fsio import atomic_write_text
 from distllm.registry import did_you_mean
 
 _LINE = re.compile(r"(?P<host>[^\s=#]+)\s+slots=(?P<slots>\d+)")
+_NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
+_MOST_SLOTS = 4096
 
 
 def read_hostfile(path: Path, problems: Problems) -> dict[str, int]:
@@ -47,21 +52,27 @@ def read_hostfile(path: Path, problems: Problems) -> dict[str, int]:
     return hosts
 
 
-def chosen_hosts(
-    hosts: dict[str, int], include: Sequence[str], exclude: Sequence[str], problems: Problems
-) -> dict[str, int]:
-    """Return the hosts that take part, and note names that are in no list and hosts without address."""
-    for key, names in (("include", include), ("exclude", exclude)):
-        for name in names:
-            if hosts and name not in hosts:
-                problems.add(f"{name!r} is not in the hostfile", where=key, remedy=did_you_mean(name, hosts))
-    chosen = {
-        host: slots
-        for host, slots in hosts.items()
-        if (not include or host in include) and host not in exclude
-    }
+def chosen_slots(
+    hosts: Mapping[str, int], include: str, exclude: str, problems: Problems
+) -> dict[str, tuple[int, ...]]:
+    """Return the slots of each host that take part, a rank each, in the file's order.
+
+    Args:
+        hosts: the ranks that each host has room for.
+        include: the only hosts, or slots of them, that take part, such as ``n1@n2:0,2``; empty: all.
+        exclude: hosts, or slots of them, that do not.
+        problems: where to note what cannot be read or is not there, hosts without an address, and hosts
+            with different numbers of ranks.
+    """
+    wanted = _named(include, hosts, "include", problems)
+    unwanted = _named(exclude, hosts, "exclude", problems)
+    chosen: dict[str, tuple[int, ...]] = {}
+    for host, count in hosts.items():
+        there = wanted.get(host, set()) if include else set(range(count))
+        if left := there - unwanted.get(host, set()):
+            chosen[host] = tuple(sorted(left))
     if hosts and not chosen:
-        problems.add("no host is left", where="include, exclude", remedy="include fewer, or exclude fewer")
+        problems.add("no host is left", where="include, exclude", remedy="include more, or exclude fewer")
     for host in chosen:
         if not resolves(host):
             problems.add(
@@ -69,18 +80,76 @@ def chosen_hosts(
                 where="hostfile",
                 remedy="give a name or address that this machine and all others can reach",
             )
-    counts = sorted(set(chosen.values()))
+    counts = sorted({len(slots) for slots in chosen.values()})
     if len(counts) > 1:
         problems.add(
             f"hosts have different numbers of slots: {', '.join(map(str, counts))}",
-            where="hostfile",
-            remedy=f"slots={counts[0]} on every line: ranks wait for the slowest machine anyway",
+            where="hostfile, include, exclude",
+            remedy=f"take {counts[0]} of every host: ranks wait for the slowest machine anyway",
         )
     return chosen
 
 
-def write_hostfile(path: Path, hosts: dict[str, int]) -> None:
-    """Write the hosts that take part as the deepspeed launcher reads them."""
-    from distllm.fsio import atomic_write_text
+def _named(text: str, hosts: Mapping[str, int], key: str, problems: Problems) -> dict[str, set[int]]:
+    """Return the slots that ``text`` names: DeepSpeed's ``n1@n2:0,2``, where ``n[1-4]`` is four hosts."""
+    named: dict[str, set[int]] = {}
+    for part in filter(None, text.split("@")):
+        names, colon, slots = part.partition(":")
+        try:
+            among = expand(names)
+        except ConfigError as error:
+            problems.pass_on(error, where=key, remedy=error.remedy or "write it as n[1-4,7]")
+            continue
+        numbers = _numbers(slots)
+        if colon and (numbers is None or "," in re.sub(r"\[.*?\]", "", names)):
+            problems.add(
+                f"cannot tell which slots of which host {part!r} is",
+                where=key,
+                remedy="write NAME:SLOT,SLOT for each host, with @ between them: n1:0,2@n2:0,2",
+            )
+            continue
+        for host in among:
+            if host not in hosts:
+                if hosts:
+                    problems.add(
+                        f"{host!r} is not in the hostfile", where=key, remedy=did_you_mean(host, hosts)
+                    )
+                continue
+            there = set(range(hosts[host]))
+            if missing := (numbers or set()) - there:
+                problems.add(
+                    f"{host} has no slot {', '.join(map(str, sorted(missing)))}",
+                    where=key,
+                    remedy=f"its slots are 0 to {hosts[host] - 1}, as the hostfile says",
+                )
+            named[host] = named.get(host, set()) | ((numbers or there) & there)
+    return named
 
-    atomic_write_text(path, "".join(f"{host} slots={slots}\n" for host, slots in hosts.items()))
+
+def _numbers(text: str) -> set[int] | None:
+    """Return the numbers in ``0,2`` or ``0-3,6``; None if that is not what it is."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        match = _NUMBERS.fullmatch(part)
+        if match is None:
+            return None
+        low, high = int(match[1]), int(match[2] or match[1])
+        if high < low or high > _MOST_SLOTS:
+            return None
+        numbers |= set(range(low, high + 1))
+    return numbers
+
+
+def counts_from_zero(hosts: Mapping[str, Sequence[int]]) -> bool:
+    """Whether every host takes part with its first slots, so that their number says all."""
+    return all(tuple(slots) == tuple(range(len(slots))) for slots in hosts.values())
+
+
+def include_of(hosts: Mapping[str, Sequence[int]]) -> str:
+    """Return the slots in the notation of the deepspeed launcher's ``--include``."""
+    return "@".join(f"{host}:{','.join(map(str, slots))}" for host, slots in hosts.items())
+
+
+def write_hostfile(path: Path, hosts: Mapping[str, Sequence[int]]) -> None:
+    """Write the hosts that take part as the deepspeed launcher reads them, with all slots up to the last."""
+    atomic_write_text(path, "".join(f"{host} slots={max(slots) + 1}\n" for host, slots in hosts.items()))

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from distllm.cluster.descendants import adopt_orphans, end_descendants
 from distllm.cluster.fence import VARIABLE as FENCE
 from distllm.cluster.fence import Fence
 from distllm.cluster.history import History, Start
+from distllm.cluster.hostfile import counts_from_zero, include_of
 from distllm.cluster.leash import Leash, hold
 from distllm.cluster.local import FORWARDED
 from distllm.cluster.outcome import EXITS_VARIABLE, Outcome, Watch
@@ -45,14 +46,15 @@ class Remote:
 
     Attributes:
         submission: what runs.
-        hosts: the machines that take part, rank 0's first.
+        hosts: the machines that take part, rank 0's first, each with the slots that its ranks take: the
+            numbers of its devices.
         launcher: ``pdsh`` or ``openmpi``.
         head: name or address at which all ranks meet.
         port: port there.
     """
 
     submission: Submission
-    hosts: Sequence[str]
+    hosts: Mapping[str, Sequence[int]]
     launcher: str
     head: str
     port: int
@@ -75,7 +77,7 @@ class _Supervisor:
         adopt_orphans()
         try:
             while True:
-                start = self._history.begin("launch", self._remote.hosts, str(self._submission.path))
+                start = self._history.begin("launch", list(self._remote.hosts), str(self._submission.path))
                 outcome = self._once(start)
                 self._history.end(start, outcome.kind, outcome.why)
                 say(f"{outcome.kind}: {outcome.why}")
@@ -145,7 +147,7 @@ def deepspeed_command(remote: Remote, head: str, port: int) -> list[str]:
     """Return the command line of the deepspeed launcher.
 
     Raises:
-        LaunchError: what it needs is not installed here.
+        LaunchError: what it needs is not installed here, or it cannot give ranks the slots they are to have.
     """
     needed = _NEEDED[remote.launcher]
     if shutil.which(needed) is None:
@@ -154,12 +156,20 @@ def deepspeed_command(remote: Remote, head: str, port: int) -> list[str]:
             where=f"launcher={remote.launcher}",
             remedy=f"install it, or use another launcher: {', '.join(_NEEDED)}",
         )
+    numbered = not counts_from_zero(remote.hosts)
+    if numbered and remote.launcher == "openmpi":
+        raise LaunchError(
+            f"Open MPI gives ranks the first slots of a host, and not {include_of(remote.hosts)}",
+            where="include, exclude",
+            remedy="launcher=pdsh, or slots from 0 on",
+        )
     script = Path(sys.executable).with_name("deepspeed")
     return [
         sys.executable,
         str(script),
         f"--hostfile={remote.submission.path / HOSTFILE}",
         f"--launcher={remote.launcher}",
+        *([f"--include={include_of(remote.hosts)}"] if numbered else []),
         "--no_ssh_check",
         "--force_multi",
         # Open MPI would give each rank one core; ranks share those of their machine themselves.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _HELP = (
     "Train on several machines. hostfile=FILE starts the ranks of all machines from here with the "
-    "deepspeed launcher (include=HOSTS, exclude=HOSTS, launcher=pdsh|openmpi, port=N). "
+    "deepspeed launcher (include=HOSTS[:SLOTS], exclude=HOSTS[:SLOTS], launcher=pdsh|openmpi, port=N). "
     "rendezvous=HOST:PORT elastic=MIN:MAX, run on every machine, starts the ranks of this one with "
     "torchrun; when a machine is lost, the others go on. dry_run=true prints the command"
 )
@@ -31,8 +31,12 @@ class Options:
     """What `distllm launch` takes besides a configuration."""
 
     hostfile: str | None = option(None, "file with a line HOST slots=RANKS for each machine")
-    include: str = option("", "hosts of the hostfile that take part, as n1,n7 or n[1-4]; none: all of them")
-    exclude: str = option("", "hosts of the hostfile that do not take part")
+    include: str = option(
+        "",
+        "hosts of the hostfile, or slots of them, that take part, as n1,n7 or n[1-4] or n1:0,2@n2:0,2; "
+        "none: all of them",
+    )
+    exclude: str = option("", "hosts of the hostfile, or slots of them, that do not take part")
     launcher: Literal["pdsh", "openmpi"] = option("pdsh", "what the deepspeed launcher reaches hosts with")
     port: int = option(29400, "port at which ranks meet; a start uses one of the hundred above", minimum=1024)
     rendezvous: str | None = option(None, "HOST:PORT of the machine on which torchrun's agents meet")
@@ -59,8 +63,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _by_hostfile(options: Options, overrides: list[str], config_dir: Path | None) -> int:
-    from distllm.cluster.hostfile import chosen_hosts, read_hostfile, write_hostfile
-    from distllm.cluster.hostlist import expand
+    from distllm.cluster.hostfile import chosen_slots, read_hostfile, write_hostfile
     from distllm.cluster.remote import HOSTFILE, deepspeed_command, supervise_remote
     from distllm.commands.submit_checks import settle_run
     from distllm.config.problems import Problems
@@ -68,14 +71,14 @@ def _by_hostfile(options: Options, overrides: list[str], config_dir: Path | None
 
     problems = Problems()
     listed = read_hostfile(Path(options.hostfile or ""), problems)
-    hosts = chosen_hosts(listed, expand(options.include), expand(options.exclude), problems)
-    slots = next(iter(hosts.values()), 1)
-    words = [*overrides, f"cluster.nodes={max(1, len(hosts))}", f"cluster.procs_per_node={slots}"]
+    hosts = chosen_slots(listed, options.include, options.exclude, problems)
+    ranks = len(next(iter(hosts.values()), (0,)))
+    words = [*overrides, f"cluster.nodes={max(1, len(hosts))}", f"cluster.procs_per_node={ranks}"]
     found = settle_run(words, config_dir, problems)
     for line in found.notes:
         print(f"{found.config.name}: {line}")
     remote = _remote(
-        options, list(hosts), found.run_dir / "slurm" / "submissions" / "NNN", found.config.cluster.head
+        options, hosts, found.run_dir / "slurm" / "submissions" / "NNN", found.config.cluster.head
     )
     if options.dry_run:
         print(shlex.join(deepspeed_command(remote, remote.head, remote.port)))
@@ -92,12 +95,12 @@ def _by_hostfile(options: Options, overrides: list[str], config_dir: Path | None
     return supervise_remote(replace(remote, submission=kept))
 
 
-def _remote(options: Options, hosts: list[str], place: Path, head: str | None) -> Remote:
+def _remote(options: Options, hosts: Mapping[str, Sequence[int]], place: Path, head: str | None) -> Remote:
     from distllm.cluster.remote import Remote
     from distllm.cluster.snapshot import Submission
 
     unmade = Submission(place, (), place, Path.cwd())
-    return Remote(unmade, hosts, options.launcher, head or hosts[0], options.port)
+    return Remote(unmade, hosts, options.launcher, head or next(iter(hosts)), options.port)
 
 
 def _by_torchrun(options: Options, overrides: list[str], config_dir: Path | None) -> int:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from distllm.cluster.snapshot import Submission
 remote._STRAGGLE_SECONDS = 2.0
 remote.deepspeed_command = lambda *_: [sys.executable, sys.argv[2]]
 submission = Submission.load(Path(sys.argv[1]))
-sys.exit(remote.supervise_remote(remote.Remote(submission, ["n1", "n2"], "pdsh", "n1", 29400)))
+sys.exit(remote.supervise_remote(remote.Remote(submission, {"n1": [0], "n2": [0]}, "pdsh", "n1", 29400)))
 """
 LAUNCHER = """
 import json, os, subprocess, sys, time
@@ -185,13 +185,18 @@ def test_shells_that_hang_after_the_end_are_let_go_of(launch):
 
 
 def test_the_command_of_the_deepspeed_launcher(launch, tmp_path, monkeypatch):
-    target = Remote(launch.submission, ["n1"], "pdsh", "n1", 29400)
+    target = Remote(launch.submission, {"n1": (0,)}, "pdsh", "n1", 29400)
     monkeypatch.setattr(remote.shutil, "which", lambda name: f"/usr/bin/{name}")
     words = deepspeed_command(target, "10.0.0.1", 29401)
     assert Path(words[1]).name == "deepspeed"
     assert f"--hostfile={launch.submission.path / HOSTFILE}" in words
     assert words[-3:] == ["--module", "distllm.launch.member", str(launch.submission.path)]
     assert "--master_addr=10.0.0.1" in words
+    assert not any("--include" in word for word in words)
+    shared = replace(target, hosts={"n1": (0, 2), "n2": (1, 3)})
+    assert "--include=n1:0,2@n2:1,3" in deepspeed_command(shared, "10.0.0.1", 29401)
+    with pytest.raises(LaunchError, match="Open MPI gives ranks the first slots of a host"):
+        deepspeed_command(replace(shared, launcher="openmpi"), "10.0.0.1", 29401)
     monkeypatch.setattr(remote.shutil, "which", lambda name: None)
     with pytest.raises(LaunchError, match="pdsh is not installed"):
         deepspeed_command(target, "10.0.0.1", 29401)

@@ -9,13 +9,14 @@ import time
 
 import pytest
 
+from distllm.cluster import hostfile
 from distllm.cluster.control import Control
 from distllm.cluster.diagnose import classify, first_error
 from distllm.cluster.fence import Fence
 from distllm.cluster.health import MARK, Listener, NodeCheck, talk
 from distllm.cluster.health_report import NodeReport, bad_nodes, read_reports
 from distllm.cluster.history import History
-from distllm.cluster.hostfile import chosen_hosts, read_hostfile
+from distllm.cluster.hostfile import chosen_slots, include_of, read_hostfile
 from distllm.cluster.leash import LOST_EXIT, Leash
 from distllm.cluster.outcome import Outcome, Watch, is_done, leave_word, rank_codes
 from distllm.cluster.slurm import QueuedJob
@@ -235,14 +236,34 @@ def test_hostfile(tmp_path):
     problems = Problems()
     hosts = read_hostfile(path, problems)
     assert hosts == {"localhost": 2, "127.0.0.1": 2}
-    assert chosen_hosts(hosts, ["localhost"], [], problems) == {"localhost": 2}
-    assert chosen_hosts(hosts, [], ["localhost"], problems) == {"127.0.0.1": 2}
+    assert chosen_slots(hosts, "localhost", "", problems) == {"localhost": (0, 1)}
+    assert chosen_slots(hosts, "", "localhost", problems) == {"127.0.0.1": (0, 1)}
     assert not problems.found
-    assert chosen_hosts(hosts, ["localhost"], ["localhost"], problems) == {}
+    assert chosen_slots(hosts, "localhost", "localhost", problems) == {}
     assert [problem.cause for problem in problems.found] == ["no host is left"]
     missing = Problems()
     assert read_hostfile(tmp_path / "none", missing) == {}
     assert "cannot read" in missing.found[0].cause
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "chosen"),
+    [
+        ("n1@n2:0,2", "", {"n1": (0, 1, 2, 3), "n2": (0, 2)}),
+        ("n[1-3]:0-1,3", "", {"n1": (0, 1, 3), "n2": (0, 1, 3), "n3": (0, 1, 3)}),
+        ("n2:1@n2:3,1", "", {"n2": (1, 3)}),
+        ("", "n1:0@n[2-3]", {"n1": (1, 2, 3)}),
+        ("n1,n3", "n1:3@n3:0", {"n1": (0, 1, 2), "n3": (1, 2, 3)}),
+    ],
+)
+def test_slots_are_chosen_as_deepspeed_chooses_them(monkeypatch, include, exclude, chosen):
+    from deepspeed.launcher.runner import parse_inclusion_exclusion
+
+    monkeypatch.setattr(hostfile, "resolves", lambda _: True)
+    pool = dict.fromkeys(("n1", "n2", "n3"), 4)
+    assert chosen_slots(pool, include, exclude, Problems()) == chosen
+    found = parse_inclusion_exclusion(pool, include_of(chosen), "")
+    assert {host: tuple(slots) for host, slots in found.items()} == chosen
 
 
 HELD = """

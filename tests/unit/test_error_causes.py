@@ -73,10 +73,16 @@ def test_hostfiles(here, text, names):
 
 
 def test_hosts_that_are_chosen():
-    found = problems_of(hostfile.chosen_hosts, {"localhost": 8, "127.0.0.1": 4}, ["n3"], [])
-    assert found == {"is-not-in-hostfile", "no-host-is-left"}
-    found = problems_of(hostfile.chosen_hosts, {"localhost": 8, "127.0.0.1": 4}, [], [])
-    assert found == {"hosts-have-different-numbers-of-slots"}
+    def of(include, exclude=""):
+        return problems_of(hostfile.chosen_slots, {"localhost": 8, "127.0.0.1": 4}, include, exclude)
+
+    assert of("n3") == {"is-not-in-hostfile", "no-host-is-left"}
+    assert of("") == of("", "localhost:0") == {"hosts-have-different-numbers-of-slots"}
+    assert of("localhost:0-3@127.0.0.1") == of("", "localhost:4-7") == set()
+    assert of("localhost:7@127.0.0.1:3,4") == {"host-has-no-slot"}
+    assert of("n[4-1]") == {"is-no-list-of-hosts", "no-host-is-left"}
+    for text in ("localhost:", "localhost:x", "localhost:0,2,127.0.0.1:1", "localhost,127.0.0.1:0"):
+        assert of(text) == {"cannot-tell-which-slots-of-which-host-is", "no-host-is-left"}, text
     assert cause(lambda: hostlist.expand("n[4-1]")) == {"is-no-list-of-hosts"}
 
 
