@@ -53,6 +53,11 @@ def format_count(value: float) -> str:
     return f"{value:.4g}"
 
 
+def count_of(number: int, noun: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def format_bytes(value: float) -> str:
     """``1536`` as ``1.5 KiB``."""
     for scale, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):

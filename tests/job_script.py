@@ -18,7 +18,9 @@ from distllm.config.yaml import to_yaml
 
 SCRIPT = """
 import os, sys
+from distllm.cluster import batch
 from distllm.cluster.batch import run_job
+batch._AGAIN_SECONDS = 0.1
 sys.exit(run_job(sys.argv[1:], os.environ))
 """
 RANK = """

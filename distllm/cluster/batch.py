@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from distllm.cluster.allocation import Allocation
 from distllm.cluster.control import TIME_LIMIT, Control
@@ -28,7 +29,7 @@ from distllm.cluster.history import HOME, History, Start
 from distllm.cluster.image import describe_image
 from distllm.cluster.jobs import note_begin, note_successor
 from distllm.cluster.outcome import EXITS_VARIABLE, Outcome, Watch, is_done
-from distllm.cluster.slurm import requeue, submit, unusable
+from distllm.cluster.slurm import UNHEARD, NoAnswerError, requeue, submit, unusable
 from distllm.cluster.snapshot import SETTLED_VARIABLE, Submission
 from distllm.cluster.srun import ranks_command
 from distllm.cluster.surroundings import surroundings
@@ -37,7 +38,9 @@ from distllm.errors import ConfigError, LaunchError
 
 _POLL_SECONDS = 0.5
 _UNHEARD_SECONDS = 120.0
+_AWAY_SECONDS, _AGAIN_SECONDS = 3600.0, 15.0
 ENDED_BY_SLURM = 143
+T = TypeVar("T")
 
 
 class JobScript:
@@ -182,7 +185,7 @@ class JobScript:
         """Queue the job again and leave at once, which frees the nodes; no exit code counts any more."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # also for the command, which SLURM ends with the job
         try:
-            certain = requeue(self._allocation.job)
+            certain = patiently(lambda: requeue(self._allocation.job))
         except LaunchError as error:
             signal.signal(signal.SIGTERM, self._noticed_end)
             say(f"requeue refused: {error.cause}")
@@ -230,7 +233,7 @@ class JobScript:
         options = [f"--dependency=afterany:{self._allocation.job}"]
         options += [f"--exclude={','.join(excluded)}"] if excluded else []
         options += [f"--array={self._allocation.task}"] if self._allocation.task is not None else []
-        job = submit(str(self._submission.script), options)
+        job = patiently(lambda: submit(str(self._submission.script), options))
         task = self._allocation.task
         note_successor(self._run_dir, job if task is None else f"{job}_{task}")
         say(f"job {job} takes over{' without ' + ', '.join(excluded) if excluded else ''}")
@@ -254,6 +257,23 @@ def run_job(paths: Sequence[str], env: Mapping[str, str]) -> int:
     allocation = Allocation.read(env)
     index = allocation.task if len(paths) > 1 and allocation.task is not None else 0
     return JobScript(Submission.load(Path(paths[index])), allocation).run()
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Ask SLURM, again and again while nobody is there to hear it: a run must not end with the controller.
+
+    Raises:
+        LaunchError: SLURM refused, may have heard it, or stayed away for too long.
+    """
+    deadline = time.monotonic() + _AWAY_SECONDS
+    while True:
+        try:
+            return ask()
+        except NoAnswerError as error:
+            if UNHEARD not in error.cause or time.monotonic() > deadline:
+                raise
+            say(f"{error.cause}: asking again")
+            time.sleep(_AGAIN_SECONDS)
 
 
 def start_directory(run_dir: Path, number: int) -> Path:

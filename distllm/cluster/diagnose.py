@@ -51,13 +51,15 @@ class Finding:
     log: Path
 
 
-def first_error(logs: Path) -> Finding | None:
+def first_error(logs: Path, pattern: str = "rank-*.log") -> Finding | None:
     """Return the earliest error in the ranks' logs of one start; None if they hold none.
+
+    The logs are those that match ``pattern``, their names end in ``-`` and the number of the rank.
 
     A rank that lost its peer comes after one that has an error of its own, whatever its clock says:
     the loss is a consequence. Among equals the log that was written to first counts.
     """
-    found = [finding for path in sorted(logs.glob("rank-*.log")) if (finding := _read(path)) is not None]
+    found = [finding for path in sorted(logs.glob(pattern)) if (finding := _read(path)) is not None]
     return min(
         found,
         key=lambda one: (one.cause == "a peer was lost", one.log.stat().st_mtime, one.rank),

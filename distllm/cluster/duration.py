@@ -13,7 +13,7 @@ from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved
 from distllm.errors import DataError
 from distllm.observe.ledger import LEDGER_FILE, number_in, read_events
-from distllm.units import format_duration
+from distllm.units import count_of, format_duration
 
 _MEASURED_STEPS = 50
 
@@ -29,11 +29,14 @@ def check_time(resolved: Resolved, run_dir: Path, problems: Problems) -> list[st
     check_interval(resolved.config, seconds, origin, problems)
     check_warning(resolved.config, seconds, _save_seconds(resolved, run_dir), origin, problems)
     needed = seconds * resolved.max_steps
-    note = f"{format_duration(needed)} for {resolved.max_steps} steps of {seconds:.3g} s, {origin}"
+    note = (
+        f"{format_duration(needed)} for {count_of(resolved.max_steps, 'step')} of {seconds:.3g} s, {origin}"
+    )
     if limit is None:
         return [note]
     usable = max(1, limit - resolved.config.cluster.slurm.warning_seconds - CLOCK_SECONDS)
-    return [f"{note}: about {max(1, -(-int(needed) // usable))} starts under this time limit"]
+    starts = count_of(max(1, -(-int(needed) // usable)), "start")
+    return [f"{note}: about {starts} under this time limit"]
 
 
 def _predicted_seconds(resolved: Resolved) -> float | None:

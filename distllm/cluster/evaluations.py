@@ -10,7 +10,7 @@ from pathlib import Path
 from distllm.checkpoint.format import list_checkpoints
 from distllm.cluster.history import HOME
 from distllm.cluster.render import evaluate_options, render, settings_lines
-from distllm.cluster.slurm import submit
+from distllm.cluster.slurm import NoAnswerError, submit
 from distllm.cluster.snapshot import Submission, python_of
 from distllm.config.schema import Config
 from distllm.errors import LaunchError
@@ -50,6 +50,8 @@ class Evaluations:
             if step % every == 0 and not self._note(step).exists():
                 try:
                     self._submit(step)
+                except NoAnswerError:
+                    return  # the next look asks again
                 except LaunchError as error:
                     self._refused = True
                     print(f"distllm: checkpoints are not evaluated: {error}", file=sys.stderr, flush=True)

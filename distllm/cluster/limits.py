@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from distllm.cluster.image import is_file
-from distllm.cluster.slurm import NodeGroup, job_state, max_array_size, parse_memory, parse_time
+from distllm.cluster.slurm import NodeGroup, max_array_size, parse_memory, parse_time
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.errors import LaunchError, StorageError
@@ -16,7 +17,6 @@ from distllm.fsio import ensure_writable
 from distllm.registry import did_you_mean
 from distllm.units import format_bytes, format_duration
 
-_NEVER = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT")
 CLOCK_SECONDS = 60
 """SLURM looks at time limits twice a minute: its warning may come that much too early."""
 REACH_SECONDS = 60
@@ -126,26 +126,6 @@ def check_array(tasks: int, key: str, problems: Problems) -> None:
         f"an array of {tasks} tasks, and this cluster takes {most} (MaxArraySize)",
         keys=[key],
         remedy=f"submit it in parts of at most {most}",
-    )
-
-
-def check_after(job: str, problems: Problems) -> None:
-    """Check that a job can still succeed: SLURM begins at once what waits for one that it does not know."""
-    try:
-        state = job_state(job)
-    except LaunchError:
-        return  # scontrol is not for everybody everywhere
-    problems.check(
-        state is not None,
-        f"SLURM knows no job {job}",
-        keys=["after"],
-        remedy="it ended a while ago, or never was: leave after= out, or correct the number",
-    )
-    problems.check(
-        state not in _NEVER,
-        f"job {job} has ended without success: {state}",
-        keys=["after"],
-        remedy="correct what failed and submit it again, or leave after= out",
     )
 
 
@@ -263,9 +243,13 @@ def check_container(config: Config, problems: Problems) -> None:
     )
 
 
-def check_writable(run_dir: Path, problems: Problems) -> None:
-    """Check that the run directory can be written."""
+def check_writable(directory: Path, problems: Problems) -> None:
+    """Check that a directory can be written; what had to be made for that is removed again."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        ensure_writable(run_dir)
+        ensure_writable(directory)
     except StorageError as error:
-        problems.pass_on(error, where=f"runs_dir/name = {run_dir}", remedy=error.remedy or "choose another")
+        problems.pass_on(error, where=f"runs_dir/name = {directory}", remedy=error.remedy or "choose another")
+    for path in made:
+        with contextlib.suppress(OSError):
+            path.rmdir()

@@ -15,7 +15,7 @@ from typing import Literal
 
 from distllm.cluster.control import AGAIN
 from distllm.errors import DataError
-from distllm.observe.ledger import LEDGER_FILE, Event, read_events
+from distllm.observe.ledger import LEDGER_FILE, Event, last_event, read_events
 
 EXITS_VARIABLE = "DISTLLM_EXITS"
 NEVER_AGAIN = (64, 65)
@@ -150,9 +150,5 @@ def rank_codes(exits: Path) -> dict[int, int]:
 
 def is_done(run_dir: Path) -> bool:
     """Whether the run has taken all its steps."""
-    try:
-        events = read_events(run_dir / LEDGER_FILE)
-    except DataError:
-        return False
-    last = next((event for event in reversed(events) if event.kind in (*_ENDS, "attempt")), None)
+    last = last_event(run_dir / LEDGER_FILE, (*_ENDS, "attempt"))
     return last is not None and last.kind == "done"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from distllm.cluster.after import PREPARATION
 from distllm.cluster.limits import gpus_per_node
 from distllm.cluster.slurm import parse_time
 from distllm.cluster.snapshot import python_of
@@ -99,7 +100,7 @@ def prepare_options(config: Config, log: Path) -> list[str]:
     slurm = config.cluster.slurm
     at_once = f"%{slurm.max_array_tasks}" if slurm.max_array_tasks else ""
     return [
-        *common_options(config, f"distllm-prepare-{config.name}", log),
+        *common_options(config, f"{PREPARATION}{config.name}", log),
         "--nodes=1",
         "--ntasks=1",
         f"--array=0-{config.cluster.nodes - 1}{at_once}",

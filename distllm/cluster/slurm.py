@@ -13,6 +13,11 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _MEMORY = re.compile(r"(\d+)([KMGTkmgt]?)B?")
 _GPUS = re.compile(r"gpu(?::[^:(,]+)?:(\d+)")
 _TOOL_SECONDS = 60
+UNHEARD = "Unable to contact slurm controller"
+"""What SLURM's commands say when the controller has certainly not heard them."""
+_AWAY = re.compile(rf"{UNHEARD}|Socket timed out|Connection refused|Zero Bytes")
+_WOULD_START = re.compile(r"Job \d+ to start at (\S+) using \d+ processors on nodes (\S+) in partition (\S+)")
+_NO_ANSWER = "ask again later: the controller is down or overloaded (scontrol ping); jobs run on without it"
 DOWN = ("down", "drain", "fail", "no_respond", "unk", "error", "not_responding")
 
 
@@ -42,11 +47,25 @@ class QueuedJob:
     name: str
 
 
+class NoAnswerError(LaunchError):
+    """SLURM's controller does not answer: nothing is refused, and nothing is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One record of ``scontrol show job``: a job, or tasks of an array such as ``7_3`` or ``7_[4-9]``."""
+
+    id: str
+    name: str
+    state: str
+
+
 def call(*words: str, stderr: bool = False) -> str:
     """Run one of SLURM's commands and return what it printed, or what it said on standard error.
 
     Raises:
-        LaunchError: it is not installed here, did not answer, or refused.
+        LaunchError: it is not installed here, or refused.
+        NoAnswerError: it did not answer.
     """
     try:
         done = subprocess.run(
@@ -64,13 +83,14 @@ def call(*words: str, stderr: bool = False) -> str:
             remedy="run it on a login node; without SLURM there are distllm train and distllm launch",
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise LaunchError(
+        raise NoAnswerError(
             f"{words[0]} did not answer within {_TOOL_SECONDS} seconds",
             where=" ".join(words),
-            remedy="ask again later: the controller is down or overloaded (scontrol ping)",
+            remedy=_NO_ANSWER,
         ) from error
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        _require_answer(said, words)
         raise LaunchError(
             f"SLURM refused: {said}",
             where=" ".join(words),
@@ -116,19 +136,33 @@ def queued_jobs(jobs: Iterable[str] = ()) -> list[QueuedJob]:
     return [job for job in found if not wanted or job.job in wanted or job.job.split("_")[0] in wanted]
 
 
-def job_state(job: str) -> str | None:
-    """Return the state of a job of anybody's, such as COMPLETED; None if SLURM knows no such job any more.
+def _require_answer(said: str, words: Sequence[str]) -> None:
+    """Tell a controller that does not answer from one that refuses."""
+    if _AWAY.search(said):
+        raise NoAnswerError(
+            f"SLURM's controller does not answer: {said}", where=" ".join(words), remedy=_NO_ANSWER
+        )
+
+
+def tasks_of(job: str) -> list[Task]:
+    """Return what SLURM knows of a job of anybody's; nothing if it knows no such job any more.
 
     Raises:
         LaunchError: see `call`.
     """
     try:
-        words = call("scontrol", "show", "job", "-o", job).split()
+        lines = call("scontrol", "show", "job", "-o", job).splitlines()
     except LaunchError as error:
         if "Invalid job id" in error.cause:
-            return None
+            return []
         raise
-    return next((word.partition("=")[2] for word in words if word.startswith("JobState=")), None)
+    found = []
+    for line in lines:
+        words = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        array, task = words.get("ArrayJobId"), words.get("ArrayTaskId")
+        name = f"{array}_{task if task.isdigit() else f'[{task}]'}" if array and task else job
+        found.append(Task(name, words.get("JobName", ""), words.get("JobState", "")))
+    return found
 
 
 def max_array_size() -> int | None:
@@ -147,8 +181,12 @@ def would_start(options: Sequence[str]) -> str:
     Raises:
         LaunchError: see `call`.
     """
-    said = call("sbatch", "--test-only", *options, "--wrap", "true", stderr=True)
-    return " ".join(said.removeprefix("sbatch: ").split())
+    told = call("sbatch", "--test-only", *options, "--wrap", "true", stderr=True)
+    said = " ".join(told.removeprefix("sbatch: ").split())
+    if (found := _WOULD_START.fullmatch(said)) is None:
+        return said
+    when, nodes, partition = found.groups()
+    return f"SLURM would start it at {when} on {nodes}, partition {partition}"
 
 
 def submit(script: str, options: Sequence[str] = (), arguments: Sequence[str] = ()) -> str:
@@ -168,6 +206,7 @@ def requeue(job: str) -> bool:
 
     Raises:
         LaunchError: SLURM refused, or is not there.
+        NoAnswerError: it did not answer.
     """
     words = ("scontrol", "requeue", job)
     try:
@@ -176,6 +215,7 @@ def requeue(job: str) -> bool:
         raise LaunchError(str(error), where=" ".join(words), remedy="see scontrol ping") from error
     if done.returncode > 0:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        _require_answer(said, words)
         raise LaunchError(
             f"SLURM refused: {said}", where=" ".join(words), remedy="cluster.slurm.requeue=false"
         )

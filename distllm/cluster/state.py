@@ -15,8 +15,7 @@ from distllm.cluster.history import History, Start
 from distllm.cluster.jobs import jobs_of
 from distllm.cluster.lease import LEASE_SECONDS, OWNER_FILE
 from distllm.cluster.slurm import QueuedJob
-from distllm.errors import DataError
-from distllm.observe.ledger import LEDGER_FILE, read_events
+from distllm.observe.ledger import LEDGER_FILE, last_event
 
 _TAIL_BYTES = 1 << 16
 _ENDS = ("done", "stopped", "failed", "oom")
@@ -29,7 +28,8 @@ class RunState:
     Attributes:
         path: the run directory.
         job: its job under SLURM, if it was ever submitted.
-        state: what SLURM says of the job, else how the run last ended, in small letters.
+        state: what SLURM says of the job, else how the run last ended, in small letters; ``unknown`` if
+            that is not written down and SLURM cannot be asked.
         reason: why a job waits.
         nodes: where it runs.
         step: last step that was logged.
@@ -53,15 +53,20 @@ class RunState:
     excluded: tuple[str, ...]
 
 
-def state_of(run_dir: Path, queue: Sequence[QueuedJob]) -> RunState:
-    """Return the state of the run in ``run_dir``; ``queue`` is what SLURM has of this user."""
+def state_of(run_dir: Path, queue: Sequence[QueuedJob] | None) -> RunState:
+    """Return the state of the run in ``run_dir``.
+
+    Args:
+        run_dir: the run directory.
+        queue: what SLURM has of this user; None if it cannot be asked.
+    """
     history, jobs = History(run_dir), jobs_of(run_dir)
-    queued = next((one for job in jobs for one in queue if one.job == job), None)
+    queued = next((one for job in jobs for one in queue or () if one.job == job), None)
     step, eta = _last_step(run_dir)
     return RunState(
         path=run_dir,
         job=queued.job if queued else next(iter(jobs), None),
-        state=queued.state.lower() if queued else _ended_how(run_dir),
+        state=queued.state.lower() if queued else _ended_how(run_dir, asked=queue is not None or not jobs),
         reason=queued.reason if queued and queued.state == "PENDING" else "",
         nodes=queued.nodes if queued else "",
         step=step,
@@ -73,25 +78,24 @@ def state_of(run_dir: Path, queue: Sequence[QueuedJob]) -> RunState:
     )
 
 
-def _ended_how(run_dir: Path) -> str:
+def _ended_how(run_dir: Path, *, asked: bool) -> str:
     """Return how the last attempt ended, or that it runs; ``lost`` if it did not say, ``new`` without one.
 
-    A run that was cancelled may have saved when SLURM ended it: it is cancelled all the same.
+    A run that was cancelled may have saved when SLURM ended it: it is cancelled all the same. Where SLURM
+    could not be ``asked``, a run that did not say may as well be in the queue.
     """
-    try:
-        events = read_events(run_dir / LEDGER_FILE)
-    except DataError:
-        return "new"
-    last = next((event for event in reversed(events) if event.kind in (*_ENDS, "attempt")), None)
-    if last is None:
-        return "new"
-    if last.kind == "done":
+    last = last_event(run_dir / LEDGER_FILE, (*_ENDS, "attempt"))
+    if last is not None and last.kind == "done":
         return "done"
-    if last.kind == "attempt" and _is_owned(run_dir):
+    if last is not None and last.kind == "attempt" and _is_owned(run_dir):
         return "running"
     if Control(run_dir).asked("cancel") is not None:
         return "cancelled"
-    return "lost" if last.kind == "attempt" else last.kind
+    if last is not None and last.kind != "attempt":
+        return last.kind
+    if not asked:
+        return "unknown"
+    return "new" if last is None else "lost"
 
 
 def _is_owned(run_dir: Path) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from distllm.errors import LaunchError
 from distllm.units import format_duration
 
 if TYPE_CHECKING:
+    from distllm.cluster.preparations import Preparation
     from distllm.cluster.slurm import QueuedJob
     from distllm.cluster.state import RunState
 
@@ -29,29 +31,47 @@ class Options:
 def run(words: Sequence[str]) -> int:
     """Print a line for each run."""
     options = parse_options("jobs", Options, words)
-    from distllm.cluster.state import state_of
-
-    queue, home = queue_if_any(), Path(options.runs_dir)
+    home = Path(options.runs_dir)
     marks = ("config.yaml", "slurm")
     found = [path for path in sorted(home.glob("*")) if any((path / mark).exists() for mark in marks)]
     if not found:
         print(f"no run in {home}; start one: distllm train, distllm submit")
         return 0
-    rows = [_COLUMNS, *(_row(state_of(path, queue)) for path in found)]
+    queue = queue_if_any(found)
+    rows = [_COLUMNS, *(_row_of(path, queue) for path in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
-def queue_if_any() -> list[QueuedJob]:
-    """Return SLURM's queue, or nothing where there is no SLURM."""
+def queue_if_any(runs: Iterable[Path]) -> list[QueuedJob] | None:
+    """Return SLURM's queue: empty if none of the ``runs`` was submitted, None if it cannot be asked."""
+    from distllm.cluster.jobs import jobs_of
     from distllm.cluster.slurm import queued_jobs
 
+    if not any(map(jobs_of, runs)):
+        return []
     try:
         return queued_jobs()
-    except LaunchError:
-        return []
+    except LaunchError as error:
+        print(f"distllm: what follows is what the runs wrote down: {error.cause}", file=sys.stderr)
+        return None
+
+
+def _row_of(path: Path, queue: Sequence[QueuedJob] | None) -> tuple[str, ...]:
+    from distllm.cluster.preparations import is_preparation, preparation_of
+    from distllm.cluster.state import state_of
+
+    if is_preparation(path):
+        return _prepared(path, preparation_of(path, queue))
+    return _row(state_of(path, queue))
+
+
+def _prepared(path: Path, state: Preparation) -> tuple[str, ...]:
+    where = f"{state.nodes} ({state.running} of {state.queued} tasks)" if state.running else ""
+    where = f"({state.reason})" if state.reason else where
+    return (path.name, next(iter(state.jobs), "-"), state.state, state.doing, "", "", "", where)
 
 
 def _row(state: RunState) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class Options:
 
     run: str | None = option(None, "name or directory of the run")
     runs_dir: str = option("runs", "directory that holds run directories")
-    rank: str = option("0", "rank, or all")
+    rank: str = option("0", "rank, or task of a preparation, or all")
     start: int | None = option(
         None, "number of the start under SLURM or on a hostfile; null: the latest", minimum=1
     )
@@ -75,8 +75,12 @@ def logs_of(path: Path, start: int | None) -> Path | None:
     """
     from distllm.cluster.batch import start_directory
     from distllm.cluster.history import History
+    from distllm.cluster.preparations import is_preparation
+    from distllm.cluster.snapshot import submissions_of
     from distllm.observe.rank_log import LOGS_DIRECTORY
 
+    if is_preparation(path):
+        return submissions_of(path.absolute())[-1]
     starts = History(path).starts()
     if start is not None and start > len(starts):
         raise ConfigError(
@@ -94,7 +98,8 @@ class Reader:
     """Prints what was added to the logs of one directory since it last looked.
 
     Args:
-        directory: holds ``rank-N.log`` of each rank; None while there is none.
+        directory: holds ``rank-N.log`` of each rank, or ``job-JOB-N.log`` of each task of a preparation;
+            None while there is none.
         rank: which, or ``all``.
         lines: how many of the last lines are shown at first; None: all.
     """
@@ -113,8 +118,9 @@ class Reader:
         return bool(found)
 
     def _files(self) -> Iterator[tuple[int, Path]]:
-        paths = self.directory.glob("rank-*.log") if self.directory is not None else ()
-        of_rank = {int(path.stem.rpartition("-")[2]): path for path in paths}
+        home = self.directory
+        paths = [*home.glob("rank-*.log"), *home.glob("job-*-*.log")] if home is not None else []
+        of_rank = {int(path.stem.rpartition("-")[2]): path for path in sorted(paths)}
         for rank in sorted(of_rank):
             if self._rank == "all" or rank == int(self._rank):
                 yield rank, of_rank[rank]
@@ -132,8 +138,10 @@ class Reader:
 
 def _end_of(path: Path) -> str | None:
     """Return how the run has ended; None while it runs, waits, or is about to be started again."""
+    from distllm.cluster.preparations import is_preparation, preparation_of
     from distllm.cluster.state import state_of
     from distllm.commands.jobs import queue_if_any
 
-    state = state_of(path, queue_if_any()).state
+    queue = queue_if_any([path])
+    state = (preparation_of if is_preparation(path) else state_of)(path, queue).state
     return state if state in _ENDED else None

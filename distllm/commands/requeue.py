@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distllm.commands.arguments import parse_options
-from distllm.commands.verbs import by_whom, directory_of
+from distllm.commands.verbs import by_whom, directory_of, refuse_preparation
 from distllm.config.options import option
 from distllm.errors import ConfigError
 
@@ -33,6 +33,7 @@ def run(words: Sequence[str]) -> int:
     from distllm.cluster.slurm import requeue
 
     path = directory_of(options.run, options.runs_dir, "requeue")
+    refuse_preparation(path, "requeue")
     job, why = _running_job(path), f"distllm requeue, by {by_whom()}"
     History(path).exclude(dict.fromkeys(expand(options.exclude), why))
     if options.now:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,15 @@ def run(words: Sequence[str]) -> int:
     from distllm.cluster.batch import start_directory
     from distllm.cluster.control import Control
     from distllm.cluster.diagnose import tail
+    from distllm.cluster.preparations import is_preparation
     from distllm.cluster.state import state_of
     from distllm.commands.jobs import queue_if_any
 
     path = directory_of(options.run, options.runs_dir, "status")
-    state = state_of(path, queue_if_any())
+    if is_preparation(path):
+        print("\n".join(describe_preparation(path)))
+        return 0
+    state = state_of(path, queue_if_any([path]))
     goal = f" of {state.max_steps}" if state.max_steps else ""
     print(f"run {path}: {state.state}{f' ({state.reason})' if state.reason else ''}")
     saved = f"checkpoint of step {state.saved}" if state.saved else "no checkpoint yet"
@@ -48,6 +52,23 @@ def run(words: Sequence[str]) -> int:
         log = start_directory(path, state.starts[-1].number) / "rank-0.log"
         print("".join(f"  | {line}\n" for line in tail(log, 5)), end="")
     return 0
+
+
+def describe_preparation(path: Path) -> Iterator[str]:
+    """Yield the lines that say where a preparation stands."""
+    from distllm.cluster.preparations import preparation_of
+    from distllm.commands.jobs import queue_if_any
+
+    state = preparation_of(path, queue_if_any([path]))
+    yield f"preparation {path}: {state.state}{f' ({state.reason})' if state.reason else ''}"
+    yield f"  dataset {state.out}"
+    if state.jobs:
+        where = f": {state.running} of {state.queued} tasks run on {state.nodes}" if state.running else ""
+        yield f"  job {', '.join(state.jobs)}{where}"
+    if state.doing:
+        yield f"  {state.doing}"
+    if state.state == "failed":
+        yield f"  distllm why run={path} names the first error of its tasks"
 
 
 def end_of(path: Path, state: RunState, start: Start) -> str:

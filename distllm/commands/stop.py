@@ -11,7 +11,7 @@ def run(words: Sequence[str]) -> int:
     from distllm.commands.verbs import ask, end_jobs
 
     path, state = ask("stop", words)
-    waiting = end_jobs(path, waiting_only=True) if queue_if_any() else []
+    waiting = end_jobs(path, waiting_only=True) if queue_if_any([path]) else []
     if waiting:
         print(f"taken out of the queue, where it was still waiting: job {', '.join(waiting)}")
     if state == "pending":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_config_arguments, parse_options
-from distllm.config.options import option
+from distllm.commands.submit_options import Options, dependency
 from distllm.config.overrides import split_override
+from distllm.errors import ConfigError
 from distllm.redact import redact_text
 
 if TYPE_CHECKING:
@@ -25,20 +26,6 @@ _HELP = (
     "goes on where the one before it ended (by=dependency|array|singleton); after=JOB waits for another job "
     "to succeed"
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `distllm submit` takes besides a configuration."""
-
-    dry_run: bool = option(False, "print the script and submit nothing")
-    chain: int = option(1, "jobs in a row, each waiting for the end of the one before", minimum=1)
-    by: Literal["dependency", "array", "singleton"] = option(
-        "dependency",
-        "what keeps the jobs of a chain apart: each waits for the end of the one before (afterany); they "
-        "are an array of which one task runs at a time; or SLURM runs one job of their name at a time",
-    )
-    after: str | None = option(None, "job that must have succeeded before this one begins")
 
 
 def run(words: Sequence[str]) -> int:
@@ -56,7 +43,15 @@ def run(words: Sequence[str]) -> int:
         return 0
     command = redact_text(shlex.join(["distllm", "submit", *words]))
     if kind == "prepare":
-        return _prepare(arguments.overrides, arguments.config_dir, options, command)
+        from distllm.commands.submit_prepare import submit_preparation
+
+        if arguments.multirun or options.by != "dependency":
+            raise ConfigError(
+                "a preparation is an array already: of tasks that share its work",
+                where="-m" if arguments.multirun else f"by={options.by}",
+                remedy="leave it out; several datasets: submit them one by one",
+            )
+        return submit_preparation(arguments.overrides, arguments.config_dir, options, command)
     runs = [arguments.overrides]
     if arguments.multirun:
         from distllm.commands.train import sweep
@@ -70,12 +65,10 @@ def _train(runs: list[list[str]], config_dir: Path | None, options: Options, com
     from distllm.config.yaml import to_yaml
 
     checked = _settled(runs, config_dir, options)
-    for found in checked:
-        for line in found.notes:
-            print(f"{found.config.name}: {line}")
+    _print_notes(checked)
     if options.dry_run:
         first = checked[0]
-        place = first.run_dir / "slurm" / "submissions" / "NNN"
+        place = first.run_dir.absolute() / "slurm" / "submissions" / "NNN"
         array = _array_of([found.config.name for found in checked], options)
         print(train_script(first.config, place, place / "code", [str(place)], array, command))
         print(f"# It checks the nodes, and starts the ranks with:\n# {_ranks_line(first, place)}")
@@ -99,13 +92,26 @@ def _train(runs: list[list[str]], config_dir: Path | None, options: Options, com
     return _queue(kept, options, command)
 
 
+def _print_notes(checked: Sequence[Checked]) -> None:
+    """Print what is to be known of each run; of several, what holds for all of them only once."""
+    if len(checked) > 1:
+        print(f"{len(checked)} runs, {checked[0].config.name} to {checked[-1].config.name}")
+    common = [line for line in checked[0].notes if all(line in found.notes for found in checked[1:])]
+    for line in common:
+        print(line if len(checked) > 1 else f"{checked[0].config.name}: {line}")
+    for found in checked:
+        for line in found.notes:
+            if line not in common:
+                print(f"{found.config.name}: {line}")
+
+
 def _ranks_line(found: Checked, place: Path) -> str:
     """Return the command by which a job would start its ranks, in the container if there is one."""
     from distllm.cluster.snapshot import Submission
     from distllm.cluster.srun import ranks_command
 
     made = Submission(place, tuple(found.words), place / "code", Path.cwd())
-    words = ranks_command(made, found.config, found.run_dir / "slurm" / "starts" / "NNN")
+    words = ranks_command(made, found.config, place.parents[1] / "starts" / "NNN")
     return redact_text(shlex.join(words))
 
 
@@ -125,7 +131,7 @@ def _queue(kept: Sequence[Submission], options: Options, command: str) -> int:
         Control(one.run_dir).forget_all()
     jobs: list[str] = []
     for _ in range(1 if options.by == "array" else options.chain):
-        jobs.append(submit(str(first.script), _dependency(jobs, options)))
+        jobs.append(submit(str(first.script), dependency(jobs, options)))
         print(f"job {jobs[-1]}: {first.script}" + (f" ({array})" if array else ""))
     for index, one in enumerate(kept):
         own = range(options.chain) if options.by == "array" else (index,)
@@ -145,25 +151,14 @@ def _array_of(runs: Sequence[str], options: Options) -> Array | None:
     return Array(len(runs), name=runs[0].partition("=")[0])  # a run of a sweep is called NAME.KEY=VALUE,...
 
 
-def _dependency(before: Sequence[str], options: Options) -> list[str]:
-    """Return the option by which a job waits for those ``before`` it in its chain, or for another job."""
-    parts = []
-    if options.after and (not before or options.by == "singleton"):
-        parts.append(f"afterok:{options.after}")
-    if before and options.by == "dependency":
-        parts.append(f"afterany:{before[-1]}")
-    if options.by == "singleton" and options.chain > 1:
-        parts.append("singleton")
-    return [f"--dependency={','.join(parts)}"] if parts else []
-
-
 def _settled(runs: list[list[str]], config_dir: Path | None, options: Options) -> list[Checked]:
     """Check every run, and that all of them can be tasks of one job.
 
     Raises:
         ConfigProblems: everything that is wrong with any of them, each problem once.
     """
-    from distllm.cluster.limits import check_after, check_array
+    from distllm.cluster.after import check_after
+    from distllm.cluster.limits import check_array
     from distllm.commands.submit_checks import settle_submission
     from distllm.config.problems import Problems
     from distllm.errors import ConfigProblems
@@ -180,9 +175,10 @@ def _settled(runs: list[list[str]], config_dir: Path | None, options: Options) -
         check_array(tasks, "-m" if len(runs) > 1 else "chain", problems)
     if options.after:
         check_after(options.after, problems)
-    for words in runs:
+    for number, words in enumerate(runs):
         try:
-            checked.append(settle_submission(words, config_dir))
+            # what a second run of a sweep asks of the cluster is what the first did, or is refused below
+            checked.append(settle_submission(words, config_dir, after=options.after, ask=number == 0))
         except ConfigProblems as error:
             known = {(one.cause, one.where) for one in problems.found}
             problems.found += [one for one in error.problems if (one.cause, one.where) not in known]
@@ -194,35 +190,3 @@ def _settled(runs: list[list[str]], config_dir: Path | None, options: Options) -
     )
     problems.raise_if_any()
     return checked
-
-
-def _prepare(overrides: list[str], config_dir: Path | None, options: Options, command: str) -> int:
-    from distllm.cluster.render import prepare_options, render, settings_lines
-    from distllm.cluster.slurm import submit
-    from distllm.cluster.snapshot import keep_submission, python_of
-    from distllm.commands.submit_checks import settle_preparation
-    from distllm.config.yaml import to_yaml
-    from distllm.fsio import atomic_write_text
-
-    found = settle_preparation(overrides, config_dir, options.after)
-    for line in found.notes:
-        print(f"{found.config.name}: {line}")
-    place, code, words = found.run_dir / "slurm" / "submissions" / "NNN", Path("code"), tuple(found.words)
-    if not options.dry_run:
-        kept = keep_submission(
-            found.run_dir, found.words, to_yaml(asdict(found.config)), config_dir, facts={"command": command}
-        )
-        place, code, words = kept.path, kept.code, kept.words
-    settings = settings_lines(found.config, code=code, python=python_of(found.config), directory=Path.cwd())
-    script = render(
-        "prepare", prepare_options(found.config, place / "job-%A-%a.log"), settings, words, command
-    )
-    if options.dry_run:
-        print(script)
-        return 0
-    atomic_write_text(place / "job.sbatch", script)
-    after = [f"--dependency=afterok:{options.after}"] if options.after else []
-    job = submit(str(place / "job.sbatch"), after)
-    print(f"job {job}: {place / 'job.sbatch'} (array of {found.config.cluster.nodes})")
-    print(f"train when it has succeeded: distllm submit after={job} ...")
-    return 0

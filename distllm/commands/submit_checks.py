@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
+from distllm.cluster.after import check_after
 from distllm.cluster.control import Control
 from distllm.cluster.duration import check_time
 from distllm.cluster.limits import (
     check_addresses,
-    check_after,
     check_array,
     check_container,
     check_limits,
     check_writable,
 )
 from distllm.cluster.places import check_room, check_secrets, check_shared
+from distllm.cluster.preparations import SUFFIX
 from distllm.cluster.render import prepare_options, train_options
 from distllm.cluster.slurm import node_groups, queued_jobs, would_start
 from distllm.commands.settle import dataset_facts
@@ -31,7 +33,7 @@ from distllm.data.manifest import Manifest
 from distllm.data.mirror import dataset_directory
 from distllm.errors import ConfigError, ConfigProblems, DistllmError, LaunchError
 from distllm.fsio import free_bytes
-from distllm.units import format_bytes
+from distllm.units import count_of, format_bytes, format_count
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,23 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
 
-def settle_submission(overrides: Sequence[str], config_dir: Path | None) -> Checked:
+def settle_submission(
+    overrides: Sequence[str], config_dir: Path | None, *, after: str | None = None, ask: bool = True
+) -> Checked:
     """Check a training run for the queue.
+
+    Args:
+        overrides: of the configuration.
+        config_dir: a user's directory of groups.
+        after: a job for which it is to wait, and which may make its dataset.
+        ask: whether SLURM is asked what it has, and would do with the job.
 
     Raises:
         ConfigProblems: everything that is wrong with it, its dataset, this cluster's limits or the
             run directory.
-        LaunchError: SLURM cannot be asked.
     """
     problems = Problems()
-    return settle_run(overrides, config_dir, problems, under_slurm=True)
+    return settle_run(overrides, config_dir, problems, under_slurm=True, after=after, ask=ask)
 
 
 def settle_run(
@@ -70,6 +79,8 @@ def settle_run(
     *,
     under_slurm: bool = False,
     fewest: int | None = None,
+    after: str | None = None,
+    ask: bool = True,
 ) -> Checked:
     """Check a training run on several machines.
 
@@ -79,10 +90,11 @@ def settle_run(
         problems: found so far; they are raised with those found here.
         under_slurm: whether SLURM is to run it.
         fewest: machines with which it must be able to go on, too.
+        after: see `settle_submission`.
+        ask: see `settle_submission`.
 
     Raises:
         ConfigProblems: everything that is wrong.
-        LaunchError: SLURM cannot be asked.
     """
     words = list(overrides)
     composition = composition_of(words, config_dir=config_dir, problems=problems)
@@ -90,16 +102,21 @@ def settle_run(
     run_dir = Path(config.runs_dir) / config.name
     notes: list[str] = []
     if under_slurm:
-        notes += check_cluster(config, train_options(config, Path(os.devnull)), problems)
+        if ask:
+            notes += check_cluster(config, train_options(config, Path(os.devnull)), problems)
         _check_not_queued(run_dir, problems)
         check_shared(config, run_dir, problems)
         check_secrets(config, problems)
     else:
         check_addresses(config, problems)
     check_writable(run_dir, problems)
-    resolved = _resolved(config, problems)
-    if resolved is not None:
+    awaited = after is not None and not _is_prepared(config)
+    resolved = _resolved(config, problems, awaited=awaited)
+    if resolved is not None and awaited:
+        notes.append(f"{config.data.out} is not there yet: when job {after} has made it, the job checks it")
+    elif resolved is not None:
         _check_dataset(resolved, problems)
+    if resolved is not None:
         if config.cluster.device == "cuda":  # of main memory only this machine's is known here
             from distllm.plan.admission import check_memory
 
@@ -107,7 +124,7 @@ def settle_run(
         check_room(resolved, run_dir, problems)
         _check_fewer(config, fewest or config.cluster.nodes, problems)
         notes += check_time(resolved, run_dir, problems) if under_slurm else []
-        notes += _check_resume(resolved, run_dir, problems)
+        notes += [] if awaited else _check_resume(resolved, run_dir, problems)
     problems.raise_if_any()
     assert resolved is not None
     if config.checkpoint.resume == "never":
@@ -139,7 +156,6 @@ def settle_preparation(
 
     Raises:
         ConfigProblems: everything that is wrong with it, or with what it asks of the cluster.
-        LaunchError: SLURM cannot be asked.
     """
     problems = Problems()
     config = composition_of(overrides, config_dir=config_dir, problems=problems).config
@@ -149,7 +165,7 @@ def settle_preparation(
     if after:
         check_after(after, problems)
     check_secrets(config, problems)
-    run_dir = Path(config.runs_dir) / f"{config.name}.prepare"
+    run_dir = Path(config.runs_dir) / f"{config.name}{SUFFIX}"
     check_shared(config, run_dir, problems)
     check_writable(run_dir, problems)
     if "://" not in config.data.out:
@@ -178,7 +194,10 @@ def check_cluster(config: Config, options: Sequence[str], problems: Problems) ->
     check_addresses(config, problems)
     check_container(config, problems)
     before = len(problems)
-    check_limits(config, node_groups(), problems)
+    try:
+        check_limits(config, node_groups(), problems)
+    except LaunchError as error:
+        problems.pass_on(error, where=error.where or "sinfo", remedy=error.remedy or "ask again later")
     if len(problems) > before or problems.suspects:
         return []
     try:
@@ -188,11 +207,18 @@ def check_cluster(config: Config, options: Sequence[str], problems: Problems) ->
         return []
 
 
-def _resolved(config: Config, problems: Problems) -> Resolved | None:
-    """Settle the numbers, for the ranks of the job and not for this machine; note what forbids it."""
+def _is_prepared(config: Config) -> bool:
+    return "://" in config.data.out or Path(config.data.out).exists()
+
+
+def _resolved(config: Config, problems: Problems, *, awaited: bool = False) -> Resolved | None:
+    """Settle the numbers, for the ranks of the job and not for this machine; note what forbids it.
+
+    A dataset that is ``awaited`` need not be there.
+    """
     found = Problems()
     found.suspects |= problems.suspects
-    dataset = dataset_facts(config, found, needed=True)
+    dataset = dataset_facts(config, found, needed=not awaited)
     try:
         return resolve(
             config,
@@ -288,14 +314,20 @@ def _check_not_queued(run_dir: Path, problems: Problems) -> None:
 def _describe(config: Config, resolved: Resolved, *, under_slurm: bool) -> list[str]:
     slurm = config.cluster.slurm
     shape = (
-        f"{config.cluster.nodes} nodes x {config.cluster.procs_per_node} ranks, "
-        f"{resolved.shape.num_params / 1e6:.4g}M parameters, {resolved.max_steps} steps of "
+        f"{count_of(config.cluster.nodes, 'node')} x {count_of(config.cluster.procs_per_node, 'rank')}, "
+        f"{format_count(resolved.shape.num_params)} parameters, {count_of(resolved.max_steps, 'step')} of "
         f"{config.train.tokens_per_step} tokens (micro-batch {resolved.micro_batch_size} x "
         f"{resolved.grad_accum_steps} on each rank)"
     )
     queue = (
-        f"partition {slurm.partition or '(default)'}, time limit {slurm.time_limit}, saved "
+        f"partition {slurm.partition or 'by default'}, time limit {slurm.time_limit}, saved "
         f"{slurm.warning_seconds} s before it"
     )
-    space = f"{format_bytes(free_bytes(Path(config.runs_dir)))} free in {config.runs_dir}"
+    space = f"{_free(config.runs_dir)} free in {config.runs_dir}"
     return [shape, queue, space] if under_slurm else [shape, space]
+
+
+@lru_cache
+def _free(directory: str) -> str:
+    """Return the room in a directory, looked at once: all runs of a sweep are told the same."""
+    return format_bytes(free_bytes(Path(directory)))

@@ -38,6 +38,22 @@ def directory_of(name: str | None, runs_dir: str, command: str) -> Path:
     return locate_run(wanted, runs_dir).path
 
 
+def refuse_preparation(path: Path, command: str) -> None:
+    """Refuse what only a training run can do.
+
+    Raises:
+        ConfigError: ``path`` is the directory of a preparation.
+    """
+    from distllm.cluster.preparations import is_preparation
+
+    if is_preparation(path):
+        raise ConfigError(
+            f"{path.name} is a preparation, and distllm {command} is for runs",
+            where=str(path),
+            remedy="distllm cancel ends it; distllm submit prepare goes on from what is finished",
+        )
+
+
 def ask(wish: Wish, words: Sequence[str]) -> tuple[Path, str]:
     """Leave a request to the run that the command line names; return its directory and SLURM's state."""
     from distllm.cluster.state import state_of
@@ -45,7 +61,9 @@ def ask(wish: Wish, words: Sequence[str]) -> tuple[Path, str]:
 
     options = parse_options(wish, Options, words)
     path = directory_of(options.run, options.runs_dir, wish)
-    state = state_of(path, queue_if_any()).state
+    if wish != "cancel":
+        refuse_preparation(path, wish)
+    state = state_of(path, queue_if_any([path])).state
     if wish != "cancel" and state in ("done", "new", "failed", "oom", "stopped", "cancelled"):
         raise ConfigError(
             f"the run does not run and does not wait: {state}",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_options
 from distllm.commands.verbs import Options, directory_of
+
+if TYPE_CHECKING:
+    from distllm.cluster.diagnose import Finding
 
 
 def run(words: Sequence[str]) -> int:
@@ -13,12 +17,17 @@ def run(words: Sequence[str]) -> int:
     options = parse_options("why", Options, words)
     from distllm.cluster.batch import start_directory
     from distllm.cluster.diagnose import first_error
+    from distllm.cluster.preparations import is_preparation
+    from distllm.cluster.snapshot import submissions_of
     from distllm.cluster.state import state_of
     from distllm.commands.jobs import queue_if_any
-    from distllm.commands.status import end_of
+    from distllm.commands.status import describe_preparation, end_of
 
     path = directory_of(options.run, options.runs_dir, "why")
-    state = state_of(path, queue_if_any())
+    if is_preparation(path):
+        print("\n".join(describe_preparation(path)))
+        return _tell(first_error(submissions_of(path.absolute())[-1], "job-*.log"), "task")
+    state = state_of(path, queue_if_any([path]))
     print(f"{path}: {state.state} at step {state.step}")
     for start in state.starts[-3:]:
         print(f"start {start.number} on {','.join(start.nodes)}: {end_of(path, state, start)}")
@@ -26,12 +35,17 @@ def run(words: Sequence[str]) -> int:
         print("it was not started by SLURM; distllm ledger has its events")
         return 0
     finding = first_error(start_directory(path, state.starts[-1].number))
-    if finding is None:
-        print("no rank has logged an error")
-        return 0
-    if state.starts[-1].end in (None, "done", "again"):
+    if finding is not None and state.starts[-1].end in (None, "done", "again"):
         print("what a rank has logged is not why the last start ended:")
-    print(f"first error, on rank {finding.rank}: {finding.cause}")
+    return _tell(finding, "rank")
+
+
+def _tell(finding: Finding | None, who: str) -> int:
+    """Print the earliest error of the ranks of a start, or of the tasks of a preparation."""
+    if finding is None:
+        print(f"no {who} has logged an error")
+        return 0
+    print(f"first error, on {who} {finding.rank}: {finding.cause}")
     print("\n".join(f"  | {line}" for line in finding.excerpt.splitlines()))
     print(f"  log:    {finding.log}\n  remedy: {finding.remedy}")
     return 0

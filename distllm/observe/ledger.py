@@ -10,12 +10,13 @@ Imports no torch: the supervisor and commands on a login node use it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,6 +48,7 @@ Kind = Literal[
 ]
 KINDS: frozenset[str] = frozenset(get_args(Kind))
 
+_BLOCK = 1 << 15
 _log = logging.getLogger(__name__)
 
 
@@ -150,6 +152,30 @@ def read_events(path: Path) -> list[Event]:
         if values is not None:
             events.append(_event(values, path, number))
     return events
+
+
+def last_event(path: Path, kinds: Collection[str]) -> Event | None:
+    """Return the newest event of one of these kinds, None without one: the file is read from its end.
+
+    What is no event is passed over: whoever looks at hundreds of runs wants to see the others as well.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        end, block = stream.seek(0, os.SEEK_END), _BLOCK
+        while True:
+            first = max(0, end - block)
+            stream.seek(first)
+            *closed, _torn = stream.read(end - first).split(b"\n")
+            for line in reversed(closed[first > 0 :]):
+                with contextlib.suppress(ValueError, DataError):
+                    event = _event(json.loads(line), path, 0)
+                    if event.kind in kinds:
+                        return event
+            if first == 0:
+                return None
+            block *= 8
 
 
 def _event(values: Any, path: Path, number: int) -> Event:

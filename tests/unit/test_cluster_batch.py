@@ -131,6 +131,20 @@ def test_a_refused_requeue_chains_a_new_job(job):
     assert job_of(job.run_dir) == "77"
 
 
+def test_a_controller_that_is_away_is_asked_again(job):
+    """It is restarted just when a rank has failed: the run must not end with that."""
+    job.plan({"saves": [4], "code": 1})
+    job.programs.put("scontrol", "echo 'Unexpected message received for job 12' >&2; exit 1")
+    away = "echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    job.programs.put(
+        "sbatch", f"[ -e {job.run_dir}/back ] && echo 77 && exit; touch {job.run_dir}/back; {away}"
+    )
+    code, told = job.run()
+    assert code == 75
+    assert told.count("asking again") == 1
+    assert "job 77 takes over" in told
+
+
 def test_a_requeue_that_was_ended_with_its_job_is_no_refusal(job):
     """SLURM ends the processes of the script as soon as it has heard: a second job would be one too many."""
     job.plan({"saves": [4], "code": 1})

@@ -7,7 +7,8 @@ import pytest
 import run_directory
 
 from distllm.cli import main
-from distllm.cluster import limits, places
+from distllm.cluster import after, limits, places
+from distllm.cluster.slurm import Task
 from distllm.commands import submit_checks
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
@@ -72,12 +73,12 @@ def test_what_no_node_of_a_job_would_see_find_room_for_or_should_show_is_refused
 def test_what_slurm_would_not_take_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "max_array_size", lambda: 10)
     assert "an array of 11 tasks, and this cluster takes 10" in found(limits.check_array, 11, "sweep")
-    for state, told in (
-        (None, "SLURM knows no job 7"),
-        ("FAILED", "job 7 has ended without success: FAILED"),
+    for tasks, told in (
+        ([], "SLURM knows no job 7"),
+        ([Task("7", "train", "FAILED")], "job 7 has ended without success: FAILED"),
     ):
-        monkeypatch.setattr(limits, "job_state", lambda _job, state=state: state)
-        assert told in found(limits.check_after, "7")
+        monkeypatch.setattr(after, "tasks_of", lambda _job, tasks=tasks: tasks)
+        assert told in found(after.check_after, "7")
     queued = [SimpleNamespace(job="7", state="PENDING")]
     monkeypatch.setattr("distllm.cluster.jobs.jobs_of", lambda _path: ["7"])
     monkeypatch.setattr(submit_checks, "queued_jobs", lambda _jobs: queued)
