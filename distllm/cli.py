@@ -19,26 +19,26 @@ from distllm.registry import did_you_mean
 COMMANDS = {
     "demo": "raw text to a trained, resumed, exported model in a few minutes",
     "prepare": "raw text to a tokenizer and shards",
-    "data": "verify, inspect, count, merge or mend datasets, and forget documents",
-    "train": "train, or go on with, a run",
+    "data": "verify, inspect, count, merge or repair datasets; forget documents",
+    "train": "train a run, or resume it",
     "plan": "memory, time, cost and failures of a run before it is queued",
     "launch": "train on several machines without a scheduler: hostfile, or torchrun",
     "submit": "check a run and queue it with SLURM",
     "jobs": "every run with its job, state, progress and time left",
     "status": "one run, start by start",
-    "logs": "what the ranks of a run print, as it comes (-f)",
+    "logs": "what the ranks of a run print; live with -f",
     "why": "why a run ended: the earliest error over all ranks",
     "stop": "let a run save and end",
-    "save": "let a run save now and go on",
+    "save": "let a run save now and continue",
     "requeue": "let a run save and queue again, without the nodes you name",
     "cancel": "end a run now, so that nothing starts it again",
-    "job": "what a job script runs: nodes checked, ranks started, the job queued again",
+    "job": "what a job script runs: checks nodes, starts ranks, queues the job again",
     "evaluate": "held-out loss and scores of a checkpoint, or of every one of a live run",
     "generate": "continue a prompt with a trained model",
-    "translate": "what a model trained on pairs makes of a source: a translation, a summary",
-    "answer": "a question to a text, or to the passages of a search index",
-    "search": "an index of texts by a trained encoder, and questions to it",
-    "serve": "a trained model behind HTTP, and a page to talk to it",
+    "translate": "translate or summarise with a model trained on pairs",
+    "answer": "answer a question from a text, or from a search index",
+    "search": "index texts with a trained encoder, and search them",
+    "serve": "serve a trained model over HTTP, with a page to talk to it",
     "export": "write a Hugging Face folder",
     "explain": "where a configuration value came from, and what an error means",
     "inspect": "the exact text of any batch of any step",
@@ -47,8 +47,8 @@ COMMANDS = {
     "dashboard": "the layout of the Weights & Biases dashboard, as code",
     "sweep": "a Weights & Biases sweep, generated from the schema",
     "ledger": "where a run's time went, and what happened to it",
-    "chaos": "inflict faults on an experiment and judge how it survives them",
-    "doctor": "check this machine and say what to do",
+    "chaos": "inject faults into an experiment and score how it survives them",
+    "doctor": "check this machine, with a remedy for each problem",
 }
 _VERBOSE = ("-v", "--verbose")
 
@@ -56,10 +56,10 @@ _VERBOSE = ("-v", "--verbose")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see `distllm.errors`)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Who reads a pipe or a log sees each line when it is told.
+        # Whoever reads a pipe or a log sees each line as it is printed.
         sys.stdout.reconfigure(line_buffering=True)
     warnings.formatwarning = _warned
-    gc.disable()  # start-up makes no garbage worth collecting; commands that work on turn it on again
+    gc.disable()  # start-up makes no garbage worth collecting; long-running commands turn it on again
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbose = any(flag in words for flag in _VERBOSE)
     words = [word for word in words if word not in _VERBOSE]
@@ -104,7 +104,7 @@ def _dispatch(words: list[str]) -> int:
 def _warned(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Return a warning of ours as a user reads it; of others, with the place in the code."""
+    """Format a warning: of distllm as a sentence, of other packages with its place in the code."""
     if category.__module__.startswith("distllm."):
         return f"distllm: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"

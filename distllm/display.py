@@ -13,8 +13,8 @@ from distllm.units import format_bytes, format_count, format_duration
 
 SECONDS_BETWEEN_LINES = 5.0
 _RULE = "=" * 72
-_TELLING = 1000
-"""A stage says when it will be done once it has done more than one part of so many."""
+_ETA_FROM = 1000
+"""A stage shows an ETA once it has done more than one part in this many."""
 
 
 class Progress(Protocol):
@@ -54,7 +54,7 @@ def stage_reporter(stream: TextIO | None = None) -> Iterator[Report]:
     """Yield a function that shows progress.
 
     On a terminal it draws a bar for each stage. Elsewhere it prints a line when a stage begins, one
-    every few seconds, and one with the stage's last report, each of which tells something new.
+    every few seconds, and one with the stage's last report, each of which says something new.
     """
     output = stream or sys.stdout
     with _bars(output) if output.isatty() else _lines(output) as report:
@@ -141,7 +141,7 @@ class _Pace:
         shown = format_bytes if progress.unit == "bytes" else format_count
         rate = f"{shown(done / seconds)}/s"
         left = (progress.total or 0) - progress.done
-        if not 0 < left < _TELLING * done:
+        if not 0 < left < _ETA_FROM * done:
             return rate
         return f"{rate}, ETA {format_duration(left * seconds / done)}"
 

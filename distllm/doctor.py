@@ -75,12 +75,12 @@ def diagnose(directory: Path, *, deep: bool = False) -> list[Finding]:
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """Return 1 if anything must be mended before training, else 0."""
+    """Return 1 if anything must be fixed before training, else 0."""
     return int(any(finding.level == "fail" for finding in findings))
 
 
 def render(findings: list[Finding]) -> str:
-    """Return the findings as a table, remedies below what they mend, and a closing count."""
+    """Return the findings as a table, remedies below what they fix, and a closing count."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
@@ -88,7 +88,7 @@ def render(findings: list[Finding]) -> str:
         if finding.remedy:
             lines.append(f"{'':<4}  {'':<{width}}  -> {finding.remedy}")
     fails, warns = (sum(finding.level == level for finding in findings) for level in ("fail", "warn"))
-    return "\n".join([*lines, "", f"{fails} to mend, {warns} to know about, {len(findings)} checked"])
+    return "\n".join([*lines, "", f"{fails} to fix, {warns} to know about, {len(findings)} checked"])
 
 
 def _python() -> Iterator[Finding]:
@@ -183,7 +183,7 @@ def _devices() -> Iterator[Finding]:
     gpus = [line.strip() for line in output.splitlines() if line.strip()]
     if code != 0 or not gpus:
         problem = f"nvidia-smi fails: {gpus[-1] if gpus else 'no output'}"
-        yield Finding("fail", "gpu", problem, "mend the driver, or train elsewhere with cluster.device=cpu")
+        yield Finding("fail", "gpu", problem, "fix the driver, or train elsewhere with cluster.device=cpu")
     elif build is not None and not build.startswith("cuda"):
         remedy = "install the CUDA build of the same torch version (https://pytorch.org/get-started)"
         yield Finding("warn", "gpu", f"{len(gpus)} found ({gpus[0]}), but torch is a {build} build", remedy)
@@ -192,7 +192,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    """Say which attention this machine has, and what each other one lacks."""
+    """Say which attention this machine has, and what each other one is missing."""
     machine, device = _attention_machine(), "cuda" if shutil.which("nvidia-smi") else "cpu"
     absent = {name: backend.absent(machine, device) for name, backend in BACKENDS.items()}
     here = ", ".join(name for name, why in absent.items() if why is None)
@@ -344,7 +344,7 @@ def _holders(paths: list[Path]) -> dict[Path, int]:
         try:
             target = str(descriptor.readlink())
         except OSError:
-            continue  # the process ended, or belongs to somebody else
+            continue  # the process ended, or belongs to another user
         if target in wanted:
             found[wanted[target]] = int(descriptor.parts[-3])
     return found

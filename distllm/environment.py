@@ -1,4 +1,4 @@
-"""How launchers tell a process which rank it is, read without torch.
+"""Which rank a launcher has made this process, read without torch.
 
 torchrun and the deepspeed launcher set ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; srun sets
 ``SLURM_PROCID``, ``SLURM_NTASKS`` and ``SLURM_LOCALID``; with none of them the process is alone.
@@ -48,7 +48,7 @@ class RankEnvironment:
         return place
 
 
-def meet_in_step(env: MutableMapping[str, str]) -> None:
+def set_rendezvous(env: MutableMapping[str, str]) -> None:
     """Say in ``env`` where the tasks of an ``srun`` meet, if nothing says so: at the first node of the step.
 
     All tasks derive the same port, another for each job, start and step, below those that systems give to

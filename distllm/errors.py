@@ -57,16 +57,16 @@ class DistllmError(Exception):
             lines.append(f"  remedy: {self.remedy}")
         return "\n".join(lines)
 
-    def retold(
+    def recast(
         self, kind: type[Kind], *, where: str | None, remedy: str | None, cause: str | None = None
     ) -> Kind:
-        """Return the same as an error of another class, place or remedy; it keeps its page."""
-        told = kind(cause or self.cause, where=where, remedy=remedy)
-        told.made_at = self.made_at
-        return told
+        """Return this error with another class, place, remedy or cause; it keeps its page."""
+        error = kind(cause or self.cause, where=where, remedy=remedy)
+        error.made_at = self.made_at
+        return error
 
     def facts(self) -> dict[str, Any]:
-        """Return plain values of which `of_facts` makes the same error on another rank."""
+        """Return plain values of which `error_from_facts` makes the same error on another rank."""
         facts = {
             "error": type(self).__name__,
             "cause": self.cause,
@@ -151,12 +151,12 @@ class Interrupted(DistllmError):
     exit_code = 75
 
 
-def of_facts(facts: dict[str, Any]) -> DistllmError:
+def error_from_facts(facts: dict[str, Any]) -> DistllmError:
     """Return the error whose `DistllmError.facts` these are."""
     kind: type[DistllmError] = globals()[facts["error"]]
-    told = kind(facts["cause"], where=facts["where"], remedy=facts["remedy"])
-    told.made_at = tuple(facts["made_at"]) if facts["made_at"] else None
-    return told
+    error = kind(facts["cause"], where=facts["where"], remedy=facts["remedy"])
+    error.made_at = tuple(facts["made_at"]) if facts["made_at"] else None
+    return error
 
 
 def calling_line(above: int) -> tuple[str, int] | None:

@@ -5,7 +5,7 @@ when the disk is full. Moments are those of the monotonic clock, which all proce
 share; they mean nothing on another machine.
 
 A process has one heart, `HEART`, because it has one main thread to watch. It is silent until it is
-opened, so that code below the training loop can always tell it what it does.
+opened, so that code below the training loop can always report to it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Heart:
         """Say which part of the loop begins, after how many steps."""
         self._move(phase=name, step=self._beat.step if step is None else step)
 
-    def took_step(self, seconds: float) -> None:
+    def count_step(self, seconds: float) -> None:
         """Count a step that took so long."""
         self._seconds.append(seconds)
         ordered = sorted(self._seconds)

@@ -204,7 +204,7 @@ def _in_braces(value: ast.expr) -> str:
 
 
 def _texts(node: ast.expr | None, function: Function | None, spell: Spell) -> tuple[str, ...]:
-    """Return a string as it is written, or each of its alternatives; ``spell`` tells how values stand."""
+    """Return a string as it is written, or each of its alternatives; ``spell`` writes the values in it."""
     if node is None or (isinstance(node, ast.Constant) and node.value is None):
         return ()
     match node:

@@ -23,7 +23,7 @@ _GIT_SECONDS = 5.0
 
 
 def environment() -> dict[str, Any]:
-    """Return the facts as plain values; what cannot be told is None.
+    """Return the facts as plain values; what is unknown is None.
 
     ``packages_digest`` is a digest over name and version of every installed package: two runs with
     the same one had the same environment, however it was installed.

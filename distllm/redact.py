@@ -33,7 +33,7 @@ _ASSIGNED = re.compile(
 _LEAST_CHARACTERS = 8
 """Shorter values of the environment are no secrets, and would be found everywhere."""
 _RANDOM_CHARACTERS = 10
-"""Different characters of a value that somebody drew; names and numbers have fewer."""
+"""Different characters of a random value; names and numbers have fewer."""
 
 
 def redacted(value: Any) -> Any:

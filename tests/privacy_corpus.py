@@ -168,7 +168,7 @@ def tax_id(rng: Rng) -> tuple[str, str]:
     state = 10
     for digit in digits:
         total = (int(digit) + state) % 10
-        state = (2 * (total if total else 10)) % 11
+        state = (2 * (total or 10)) % 11
     number = "".join(digits) + str((11 - state) % 10)
     spaced = f"{number[:2]} {number[2:5]} {number[5:8]} {number[8:]}"
     return rng.choice([number, spaced]), "Steuer-ID "

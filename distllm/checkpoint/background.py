@@ -1,4 +1,4 @@
-"""One piece of work at a time beside the training. Imports no torch.
+"""One piece of work at a time, in the background of the training. Imports no torch.
 
 A thread and not a process: writing, flushing and digesting large buffers all let go of the
 interpreter, the snapshot need not be copied once more into another process, and forking a process
@@ -30,7 +30,7 @@ class Background:
         self._job = self._thread.submit(job)
 
     def start_here(self, job: Callable[[], None]) -> None:
-        """Do ``job`` before returning, in this thread; `result` tells how it went all the same."""
+        """Do ``job`` before returning, in this thread; `result` says how it went all the same."""
         if self._job is not None:
             raise ValueError("a job is still going on")
         self._job = Future()

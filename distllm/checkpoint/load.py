@@ -28,7 +28,7 @@ from distllm.checkpoint.format import (
 from distllm.dist.collectives import broadcast_json, max_over_ranks
 from distllm.dist.engine import Engine, read_checked
 from distllm.dist.topology import Topology
-from distllm.errors import CheckpointError, StorageError, of_facts
+from distllm.errors import CheckpointError, StorageError, error_from_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def find_checkpoint(
             answer = error.facts()
     answer = broadcast_json(answer, topology)
     if "error" in answer:
-        raise of_facts(answer)
+        raise error_from_facts(answer)
     found = answer["found"]
     if found is None:
         return None

@@ -90,23 +90,23 @@ class Mirror:
             if not any(MARKER in files for files in listing.values()):
                 raise
             here = None
-        told: list[str] = []
+        notes: list[str] = []
         for step in self.steps():
             if here is not None and step <= here.step:
                 break
             try:
                 self._fetch(step, directory)
-                return [*told, f"fetched the checkpoint of step {step} from {self.url}"]
+                return [*notes, f"fetched the checkpoint of step {step} from {self.url}"]
             except CheckpointError as error:
                 self.reject(step, error.cause)
-                told.append(f"rejected the damaged checkpoint of step {step} at {self.url}: {error.cause}")
+                notes.append(f"rejected the damaged checkpoint of step {step} at {self.url}: {error.cause}")
         if here is None and any({MARKER, REJECTED} & files for files in listing.values()):
             raise CheckpointError(
-                "there are checkpoints and none of them can be used" + "".join(f"; {line}" for line in told),
+                "there are checkpoints and none of them can be used" + "".join(f"; {line}" for line in notes),
                 where=self.url,
                 remedy="restore one from a copy; to start afresh on purpose, choose another run name",
             )
-        return told
+        return notes
 
     def _fetch(self, step: int, directory: Path) -> None:
         base = f"{self.url}/{step_path(directory, step).name}"
@@ -148,7 +148,7 @@ class Mirror:
         try:
             return self._prune(retention)
         except DataError as error:
-            raise error.retold(StorageError, where=error.where, remedy=error.remedy) from error
+            raise error.recast(StorageError, where=error.where, remedy=error.remedy) from error
 
     def _prune(self, retention: Retention) -> list[int]:
         listing = self._listing()
@@ -178,7 +178,7 @@ def mirror_of(home: str | None, run: str) -> Mirror | None:
 
 @contextmanager
 def _missing_is_damage(where: str) -> Iterator[None]:
-    """Tell a file that a committed checkpoint lacks from a server that does not answer."""
+    """Distinguish a file that a committed checkpoint does not have from a server that does not answer."""
     try:
         yield
     except DataError as error:

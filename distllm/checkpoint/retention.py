@@ -33,7 +33,7 @@ class Retention:
     best: int = 0
 
     @classmethod
-    def of_config(cls, config: CheckpointConfig) -> Retention:
+    def from_config(cls, config: CheckpointConfig) -> Retention:
         """The rules that a configuration asks for."""
         return cls(config.keep_last, config.keep_every_steps, config.keep_best)
 

@@ -6,8 +6,8 @@ machine carries it all. In the background, a rank copies its share to main memor
 training goes on; at most one such copy exists, and it shrinks file by file as it is written. Without it,
 or where there is no memory for the copy, the rank writes as the tensors come and holds one file's worth.
 
-Rank 0 begins, and commits once every rank has written. The threads that write exchange nothing: how they
-fared is told between steps, by all ranks at once, so a rank whose disk is full leaves none waiting.
+Rank 0 begins, and commits once every rank has written. The threads that write exchange nothing: their
+outcome is exchanged between steps, by all ranks at once, so a rank whose disk is full leaves none waiting.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from distllm.checkpoint.mirror import Mirror
 from distllm.checkpoint.retention import Retention, prune
 from distllm.checkpoint.space import require_space
 from distllm.checkpoint.tensors import safetensors_chunks
-from distllm.dist.agree import agree, agree_at_leisure
+from distllm.dist.agree import agree, agree_when_done
 from distllm.dist.collectives import gather_json, max_over_ranks
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
-from distllm.errors import StorageError, of_facts
+from distllm.errors import StorageError, error_from_facts
 from distllm.machine import available_memory
 from distllm.units import format_bytes
 
@@ -104,7 +104,7 @@ class Saver:
         *,
         ephemeral: bool = False,
     ) -> None:
-        """Take the state of now, and write it as the checkpoint of ``step``; `settle` tells how it went.
+        """Write the current state as the checkpoint of ``step``; `settle` raises what went wrong.
 
         Args:
             step: training steps taken.
@@ -124,7 +124,7 @@ class Saver:
         try:
             self._partial = Path(agree(self._topology, lambda: self._begin(step)))
         except StorageError as error:
-            self._refused = error  # on every rank; `settle` tells
+            self._refused = error  # on every rank; `settle` raises it
             return
         self._files = Files(self._partial)
         tensors = engine.state(Shares(self._topology.world_size))
@@ -178,7 +178,7 @@ class Saver:
         if not self._committing:
             self._join_shares(step)
         self._pending = None
-        agree_at_leisure(self._topology, self._worker.wait, self._worker.result)
+        agree_when_done(self._topology, self._worker.wait, self._worker.result)
         return step
 
     def _join_shares(self, step: int) -> None:
@@ -196,7 +196,7 @@ class Saver:
                 abandon(self._partial)
             rank, why = failed
             of_rank = f" (rank {rank})" if self._topology.world_size > 1 else ""
-            raised = of_facts({**why, "cause": f"{why['cause']}{of_rank}"})
+            raised = error_from_facts({**why, "cause": f"{why['cause']}{of_rank}"})
             raised.everywhere = True
             raise raised
         self._committing = True

@@ -104,7 +104,7 @@ class NodeCheck:
             self.problems.append(f"{name}: {error.cause}")
             return
         free = free_bytes(directory)
-        self.figures[f"free_bytes_{name.split()[0]}"] = free
+        self.figures[f"free_bytes_{name.split(maxsplit=1)[0]}"] = free
         if free < self._limits.min_free_bytes:
             self.problems.append(f"{format_bytes(free)} free in the {name} {directory}")
 

@@ -34,8 +34,8 @@ def run(words: Sequence[str]) -> int:
     passages = _passages(options, question)
     backend = open_model(options, "answer")
     backend.require("answer")
-    told, sources = backend.answer(question, passages, options.max_tokens)
-    print(told or "no answer")
+    text, sources = backend.answer(question, passages, options.max_tokens)
+    print(text or "no answer")
     for source in sources if options.index is not None else ():
         print(f"  {source['title']}  {source['score']:.3f}")
     return 0

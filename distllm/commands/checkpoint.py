@@ -1,4 +1,4 @@
-"""`distllm checkpoint`: look at a run's checkpoints, prove them, convert one, remove old ones."""
+"""`distllm checkpoint`: list a run's checkpoints, verify them, convert one, remove old ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PruneOptions:
     run: str | None = option(None, "name or directory of the run")
     keep_last: int | None = option(None, "checkpoints kept, newest first", minimum=1)
     keep_every_steps: int | None = option(
-        None, "the first checkpoint of every so many steps is kept", minimum=1
+        None, "the first checkpoint in every this many steps is kept", minimum=1
     )
     keep_best: int | None = option(None, "those of the lowest validation loss that are kept", minimum=0)
     dry_run: bool = option(False, "only say what would go")
@@ -73,7 +73,7 @@ def _list(words: Sequence[str]) -> None:
     stored = run_of(require(options.run, "run", "checkpoint ls"), options.runs_dir)
     directory = stored.directory.checkpoints
     found = summarise(directory)
-    reasons = kept(found, Retention.of_config(stored.config.checkpoint))
+    reasons = kept(found, Retention.from_config(stored.config.checkpoint))
     print(f"{'step':>10}  {'bytes':>10}  {'age':>8}  {'valid loss':>10}  {'verified':<8}  kept")
     for item in found:
         verified = _state(item.path) if options.verify else "-"

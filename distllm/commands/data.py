@@ -1,4 +1,4 @@
-"""`distllm data`: look at prepared datasets, prove them, combine them, and remove documents from them."""
+"""`distllm data`: inspect prepared datasets, verify them, combine them, and remove documents from them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Options:
 
 
 def run(words: Sequence[str]) -> int:
-    """Print the findings; 1 if something must be mended before training."""
+    """Print the findings; return 1 if something must be fixed before training."""
     options = parse_options("doctor", Options, words)
     from distllm.doctor import diagnose, exit_code, render
 

@@ -61,7 +61,7 @@ def _running_job(path: Path) -> str:
         raise ConfigError(
             f"no job of the run is running: {states[0].lower() if states else 'none is in the queue'}",
             where=str(path),
-            remedy="distllm status says more; distllm submit queues the run anew",
+            remedy="distllm status says more; distllm submit queues the run again",
         )
     if not Submission.load(submissions_of(path)[-1]).config().cluster.slurm.requeue:
         raise ConfigError(

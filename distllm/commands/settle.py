@@ -29,20 +29,20 @@ def settle(
     Raises:
         ConfigProblems: every problem of keys, values, combinations, machine and dataset.
     """
-    look(overrides, config_dir, launcher, need_dataset=need_dataset)
+    precheck(overrides, config_dir, launcher, need_dataset=need_dataset)
     problems = Problems()
     composition = composition_of(overrides, config_dir=config_dir, problems=problems)
     return composition, _resolved(composition.config, launcher, problems, need_dataset=need_dataset)
 
 
-def look(
+def precheck(
     overrides: Sequence[str],
     config_dir: Path | None,
     launcher: RankEnvironment | None,
     *,
     need_dataset: bool,
 ) -> None:
-    """Raise what a fast look at a training run finds; a silent return proves nothing.
+    """Raise the problems that can be found without Hydra; returning proves nothing.
 
     Raises:
         ConfigProblems: every problem of keys, values, combinations, machine and dataset.
@@ -60,7 +60,7 @@ def _resolved(
     dataset = dataset_facts(config, problems, needed=need_dataset)
     world = None
     if launcher is not None:
-        world = World.of_launcher(launcher.world_size, launcher.local_world_size, config)
+        world = World.from_launcher(launcher.world_size, launcher.local_world_size, config)
     if need_dataset and dataset is not None and config.model.init_from is not None:
         _check_tokenizer(config, config.model.init_from, problems)
     limit = read_memory_limit(Path(config.runs_dir) / config.name)
@@ -92,7 +92,7 @@ def _check_tokenizer(config: Config, folder: str, problems: Problems) -> None:
     try:
         found = misfit(dataset_directory(config.data), Path(folder))
     except ConfigError:
-        return  # told when the model is read
+        return  # reported when the model is read
     except TokenizerError as error:
         problems.pass_on(error, where=error.where or "model.init_from", remedy=error.remedy or "")
         return

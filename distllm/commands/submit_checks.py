@@ -222,7 +222,7 @@ def _resolved(config: Config, problems: Problems, *, awaited: bool = False) -> R
     try:
         return resolve(
             config,
-            world=World.of_config(config),
+            world=World.from_config(config),
             dataset=dataset,
             memory_limit=read_memory_limit(Path(config.runs_dir) / config.name),
             problems=found,

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distllm.commands.arguments import parse_config_arguments
-from distllm.commands.settle import look, settle
+from distllm.commands.settle import precheck, settle
 from distllm.config.compose import compose
 from distllm.config.overrides import split_override
-from distllm.environment import RankEnvironment, meet_in_step
+from distllm.environment import RankEnvironment, set_rendezvous
 from distllm.errors import ConfigError
 
 _ALLOW = "--allow"
@@ -25,7 +25,7 @@ RANK_COMMAND = ("-m", "distllm.launch.train")
 def run(words: Sequence[str]) -> int:
     """Train one run, or every run of a sweep (``-m``), and return the exit code."""
     arguments = parse_config_arguments("train", "Train a run, or go on with it.", words, _FLAGS)
-    meet_in_step(os.environ)
+    set_rendezvous(os.environ)
     if arguments.show:
         show_configuration(arguments.overrides, arguments.config_dir)
         return 0
@@ -33,7 +33,7 @@ def run(words: Sequence[str]) -> int:
         return _train(arguments.overrides, arguments.config_dir, arguments.flags)
     codes = []
     for combination, _ in combinations(arguments.overrides):
-        look(combination, arguments.config_dir, RankEnvironment.read(os.environ), need_dataset=True)
+        precheck(combination, arguments.config_dir, RankEnvironment.read(os.environ), need_dataset=True)
     for overrides in sweep(arguments.overrides, arguments.config_dir):
         print(f"sweep: distllm train {' '.join(overrides)}", flush=True)
         codes.append(_train(overrides, arguments.config_dir, arguments.flags))
@@ -50,7 +50,7 @@ def show_configuration(overrides: Sequence[str], config_dir: Path | None) -> Non
 def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[list[str]]:
     """Yield the overrides of every combination of swept values, each with a run name of its own.
 
-    The name tells the combination and not the time, so that the same sweep resumes its runs.
+    The name says the combination and not the time, so that the same sweep resumes its runs.
     """
     for combination, swept in combinations(overrides):
         tag = ",".join(re.sub(r"[^\w.=+-]", "_", combination[index]) for index in swept)

@@ -36,8 +36,8 @@ def run(words: Sequence[str]) -> int:
     search = Search(options.beams, options.length_penalty, options.early_stopping)
     for start in range(0, len(sources), options.batch_size):
         some = sources[start : start + options.batch_size]
-        told = backend.translate(some, options.max_tokens, search)
-        for source, text in zip(some, told, strict=True):
+        translations = backend.translate(some, options.max_tokens, search)
+        for source, text in zip(some, translations, strict=True):
             as_line = options.file is not None
             print(json.dumps({"source": source, "text": text}, ensure_ascii=False) if as_line else text)
     return 0

@@ -30,7 +30,7 @@ class Witness:
         run: the run directory.
         steps: first and last step of each stretch of steps whose batches held a piece of a document.
         idle: of the steps whose batches held one, those that changed no weight.
-        unknown: the reason why the steps cannot be told; empty if they can.
+        unknown: why the steps are not known; empty if they are.
     """
 
     run: Path
@@ -102,7 +102,7 @@ def _consumed(run: Path, config: Config, excluded: Ranges) -> tuple[int, set[str
     if metrics.is_file():
         steps = [line["step"] for line in read_json_lines(metrics) if line["kind"] == "step"]
         if steps:
-            samples = max(samples, first_sample(max(steps) + 1, StepSizes.of_config(config), excluded))
+            samples = max(samples, first_sample(max(steps) + 1, StepSizes.from_config(config), excluded))
     return samples, digests
 
 
@@ -124,7 +124,7 @@ def _steps(
         held = {sample for span in spans for sample in split.samples_with(number, *span)}
         for sample in sorted(held):
             positions += order.positions_of(number, sample, samples)
-    sizes = StepSizes.of_config(config)
+    sizes = StepSizes.from_config(config)
     return steps_of(np.array(positions, dtype=np.int64), sizes, excluded)
 
 

@@ -1,7 +1,7 @@
 """Which implementations of attention there are, what each computes, and which one a layer gets.
 
 The first of an order that computes what is asked, and that the machine has, is taken. Nothing is computed
-by dropping a feature: where none is left, the refusal names what each lacks. No torch here: the planner,
+by dropping a feature: where none is left, the refusal names what each is missing. No torch here: the planner,
 `distllm explain` and `distllm doctor` ask the same table on a login node.
 """
 
@@ -81,7 +81,7 @@ class Backend:
         dtypes: in which number formats.
         head_dims: for which widths of a head.
         capabilities: first digits of the compute capabilities it is made for; None: any.
-        package: the distribution it needs beside torch.
+        package: the distribution it needs besides torch.
         only: features without which it is not meant.
     """
 
@@ -264,8 +264,8 @@ def asked_by(config: Config) -> dict[str, Asked]:
         always.add("grouped")
     if model.attention_softcap:
         always.add("softcap")
-    told: Mapping[str, set[Feature]] = {"alibi": {"alibi"}, "relative": {"bias"}}
-    own: set[Feature] = always | told.get(model.positions, set())
+    by_positions: Mapping[str, set[Feature]] = {"alibi": {"alibi"}, "relative": {"bias"}}
+    own: set[Feature] = always | by_positions.get(model.positions, set())
     kinds: dict[str, set[Feature]] = {}
     slides = set(model.window_pattern) if model.sliding_window else {"G"}
     if "G" in slides:

@@ -1,4 +1,4 @@
-"""What ranks can share besides data: which models, tasks and numbers of ranks allow it."""
+"""Sequence and expert parallelism: which models, tasks and numbers of ranks allow it."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def _with_model(asked: ModelConfig, folder: str, problems: Problems) -> ModelCon
 def _with_adapters(asked: ModelConfig, folder: str, problems: Problems) -> ModelConfig:
     """Return the model with what the folder of an adapter settles of those that are to learn."""
     if asked.init_from is None:
-        return asked  # a problem that is told with those of the model
+        return asked  # a problem that is reported with those of the model
     problems.check(
         Path(asked.init_from).resolve() != Path(folder).resolve(),
         f"{folder} would be added twice: to the weights, and as adapters to go on with",

@@ -17,7 +17,7 @@ _THEIR_NAMES = {"original_len": "original_max_position_embeddings"}
 
 
 def read_rope(content: Json) -> dict[str, Any]:
-    """Return the keys of ``model`` that tell of rotary positions.
+    """Return the keys of ``model`` for rotary positions.
 
     Raises:
         ConfigError: they are stretched in a way that the block does not have.
@@ -39,7 +39,7 @@ def read_rope(content: Json) -> dict[str, Any]:
 
 
 def _stretching(kind: str, given: Json, content: Json) -> dict[str, Any]:
-    """Return the keys of ``model.rope`` besides the kind."""
+    """Return the keys of ``model.rope`` other than the kind."""
     names = {field.name: _THEIR_NAMES.get(field.name, field.name) for field in dataclasses.fields(RopeConfig)}
     values = {ours: given[theirs] for ours, theirs in names.items() if given.get(theirs) is not None}
     if kind == "linear":

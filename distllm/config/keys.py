@@ -215,7 +215,7 @@ def _spelled(key: str, typed: str) -> str:
     words, there = key.split("."), typed.split(".") if typed.startswith(before) else []
     names = [name if is_name(name) else "NAME" for name in there] + ["NAME"] * len(words)
     aligned = ".".join(name if word == ANY else word for word, name in zip(words, names, strict=False))
-    # In place, or too far away for `suggest` to take any reading; of two names only the place tells.
+    # In place, or too far away for `suggest` to take any reading; of two names only the place decides.
     missing = (Counter(before + after) - Counter(typed)).total()
     if ANY in after or len(there) == len(words) or missing > max(1, len(typed) // 3):
         return aligned

@@ -22,7 +22,7 @@ from distllm.fsio import read_json
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FACTS = "distllm.json"
-"""What `distllm export` tells of the run, beside a model or an adapter."""
+"""The file in which `distllm export` describes the run, next to a model or an adapter."""
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 # Keys that are read here, or change nothing of what trained adapters compute.
@@ -36,7 +36,7 @@ _KNOWN = frozenset(
     }
 )  # fmt: skip
 _MADE = "begin with the model that they make: model.init_from=ADAPTER, without model.lora.init_from"
-# With these ways to begin, peft changes the base as well, which the adapter alone does not tell.
+# With these ways to begin, peft changes the base as well, which the adapter alone does not say.
 _OTHER_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 

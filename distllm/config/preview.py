@@ -3,7 +3,7 @@
 Importing Hydra and composing with it takes a third of a second, too long for the answer to a typo.
 This reads the same files and merges them in the same order, only to find problems: what a run uses,
 Hydra composes. A plain value is read here, any other by Hydra's own parser, which is cheap beside the
-composition; interpolations are resolved by the same function. Where only Hydra can tell (a deletion,
+composition; interpolations are resolved by the same function. Where only Hydra knows (a deletion,
 a sweep, a group outside the defaults, a package, other groups in the defaults of a file), it
 declines. Tests hold both to the same result.
 """
@@ -49,7 +49,7 @@ _OVERRIDE = "override /"
 
 
 class _NotPlain(Exception):
-    """Only Hydra can tell what this composes to."""
+    """Only Hydra knows what this composes to."""
 
 
 def raise_early(
@@ -82,7 +82,7 @@ def raise_early(
 
 
 def compose_plain(overrides: Sequence[str], directories: Sequence[Path]) -> dict[str, Any] | None:
-    """Merge groups, experiment and overrides as Hydra would; None where only Hydra can tell.
+    """Merge groups, experiment and overrides as Hydra would; None where only Hydra knows.
 
     Raises:
         ConfigError: an interpolation names a key that there is not.
@@ -100,11 +100,11 @@ def _composed(overrides: Sequence[str], directories: Sequence[Path]) -> dict[str
     choices = {group: choice for entry in defaults for group, choice in entry.items()}
     parts = [(text, *split_override(text)) for text in overrides]
     asked: dict[str, Any] = {}
-    for text, prefix, key, value in parts:
+    for _, prefix, key, value in parts:
         if key in choices:
             if prefix or key in asked:
                 raise _NotPlain
-            asked[key] = _value(text, value)
+            asked[key] = _value(value)
     experiment = _experiment({**choices, **asked}[EXPERIMENT], directories)
     for entry in experiment.pop("defaults", []):
         choices |= _overridden(entry, choices)
@@ -128,7 +128,7 @@ def _overlaid(tree: dict[str, Any], text: str, prefix: str, key: str, value: str
     """Apply one override of a key; ``+key=`` is Hydra's to refuse where the key has a value."""
     if not (is_key(key, keys(Config)) or holds_keys(key, keys(Config))):
         raise _NotPlain
-    parsed = _value(text, value)
+    parsed = _value(value)
     if prefix == "~" or (prefix == "+" and not isinstance(parsed, (dict, list)) and _has(tree, key)):
         raise _NotPlain
     return _laid(tree, nested(key, parsed))
@@ -142,7 +142,7 @@ def _has(tree: Any, key: str) -> bool:
     return tree is not None
 
 
-def _value(text: str, value: str | None) -> Any:
+def _value(value: str | None) -> Any:
     """Return the value of an override as Hydra reads it."""
     if value is None:
         raise _NotPlain

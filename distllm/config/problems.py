@@ -26,7 +26,7 @@ class Problems:
 
     def pass_on(self, error: DistllmError, *, where: str, remedy: str) -> None:
         """Note what an error says that was raised, with this place and remedy."""
-        self.found.append(error.retold(ConfigError, where=where, remedy=remedy))
+        self.found.append(error.recast(ConfigError, where=where, remedy=remedy))
 
     def check(self, holds: bool, cause: str, *, keys: Iterable[str], remedy: str) -> None:
         """Note that a combination of ``keys`` is impossible, unless one of them is suspect."""

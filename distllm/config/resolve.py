@@ -32,16 +32,16 @@ class World:
     origin: str
 
     @classmethod
-    def of_config(cls, config: Config) -> World:
+    def from_config(cls, config: Config) -> World:
         """The world that ``cluster`` asks for."""
         nodes, local = config.cluster.nodes, config.cluster.procs_per_node
         formula = f"cluster.nodes x cluster.procs_per_node = {nodes} x {local}"
         return cls(nodes * local, local, formula)
 
     @classmethod
-    def of_launcher(cls, size: int, local_size: int, config: Config) -> World:
+    def from_launcher(cls, size: int, local_size: int, config: Config) -> World:
         """The world a launcher has started, which need not be the one that ``cluster`` asks for."""
-        asked = cls.of_config(config)
+        asked = cls.from_config(config)
         if (size, local_size) == (asked.size, asked.local_size):
             return asked
         return cls(size, local_size, f"the launcher's WORLD_SIZE, which overrules {asked.origin}")
@@ -86,7 +86,7 @@ class Resolved:
     @property
     def steps(self) -> StepSizes:
         """The sequences of each step; ``sequences_per_step`` is that of the last."""
-        return StepSizes.of_config(self.config)
+        return StepSizes.from_config(self.config)
 
     @property
     def trainable_params(self) -> int:
@@ -122,7 +122,7 @@ def resolve(
         ConfigProblems: every problem found.
     """
     found = problems if problems is not None else Problems()
-    world = world or World.of_config(config)
+    world = world or World.from_config(config)
     if config.model.init_from is not None or config.model.lora.init_from is not None:
         from distllm.config.huggingface import with_imported  # a typo elsewhere need not wait for it
 
@@ -241,7 +241,7 @@ def _batch_geometry(
 def _horizon(config: Config, ledger: _Ledger) -> tuple[int, int, int]:
     """Return steps, tokens and warm-up tokens of the whole run."""
     train, fraction = config.train, config.schedule.warmup_fraction
-    sizes, seq_len = StepSizes.of_config(config), config.data.seq_len
+    sizes, seq_len = StepSizes.from_config(config), config.data.seq_len
     growing = len(sizes.stages) > 1
     if train.max_steps is not None:
         max_steps = ledger.settle("max_steps", train.max_steps, "train.max_steps")

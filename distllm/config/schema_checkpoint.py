@@ -39,7 +39,7 @@ class CheckpointConfig:
     )  # fmt: skip
     keep_last: int = option(3, "checkpoints kept, newest first", minimum=1)
     keep_every_steps: int | None = option(
-        None, "the first checkpoint of every so many steps is kept for good; null: none", minimum=1
+        None, "the first checkpoint in every this many steps is kept for good; null: none", minimum=1
     )
     keep_best: int = option(
         0, "checkpoints kept because their validation loss is the lowest; needs an evaluation at their step",

@@ -49,7 +49,7 @@ class SlurmConfig:
     evaluate_every_steps: int = option(
         0, "evaluate checkpoints of these steps in jobs of their own; 0: none", minimum=0
     )
-    mail: str | None = option(None, "address told when the job begins, fails or ends")
+    mail: str | None = option(None, "address that is notified when the job begins, fails or ends")
     comment: str | None = option(None, "note that SLURM keeps with the job; no secrets")
     python: str | None = option(None, "Python of the compute nodes; null is the one that submits")
     options: tuple[str, ...] = option((), "further options of sbatch, such as ['--nice=100']")
@@ -117,7 +117,7 @@ class ClusterConfig:
         3, "starts after failures that brought no newer checkpoint; distllm train only", minimum=0
     )
     straggler_factor: float = option(
-        2.0, "a rank is told to be slow if its own part of a step takes so many times the others'; 0: never"
+        2.0, "report a rank as slow if its own part of a step takes this many times the others'; 0: never"
     )
     head: str | None = option(
         None, "name or address of the machine of rank 0; null: the first one of the job or hostfile"

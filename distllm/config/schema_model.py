@@ -119,7 +119,7 @@ class ModelConfig:
     mlp_bias: bool = option(False, "the MLP's matrices add a bias", on_resume="identity")
     positions: Positions = option(
         "rope",
-        "how positions are told: rope, learned, sinusoidal, alibi, relative (T5's buckets), none",
+        "how positions are encoded: rope, learned, sinusoidal, alibi, relative (T5's buckets), none",
         on_resume="identity",
     )
     max_positions: int | None = option(

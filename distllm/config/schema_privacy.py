@@ -14,7 +14,7 @@ PrivacyKind = Literal[
 
 @dataclass(frozen=True)
 class CanaryConfig:
-    """Texts with random digits in the training split, whose exposure tells what a model remembers."""
+    """Texts with random digits in the training split, whose exposure measures what a model memorises."""
 
     repeats: tuple[int, ...] = option(
         (),

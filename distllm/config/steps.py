@@ -45,7 +45,7 @@ class StepSizes:
         return cls((Stage(0, 0, sequences),))
 
     @classmethod
-    def of_config(cls, config: Config) -> StepSizes:
+    def from_config(cls, config: Config) -> StepSizes:
         """Return what ``batch`` asks for: sizes double, each for an equal part of its tokens."""
         seq_len, batch = config.data.seq_len, config.batch
         last = config.train.tokens_per_step // seq_len

@@ -51,7 +51,7 @@ def build(cls: type[T], raw: Mapping[str, Any], problems: Problems) -> T:
 
 
 class _Builder:
-    """Builds dataclasses from mappings and knows the path of everything it meets."""
+    """Builds dataclasses from mappings, and knows the path of every value."""
 
     def __init__(self, known: tuple[str, ...], problems: Problems) -> None:
         self._known = known

@@ -28,7 +28,7 @@ def from_yaml(path: Path) -> dict[str, Any]:
         loaded = OmegaConf.load(path)
     except Exception as error:  # OmegaConf lets through whatever its YAML library raises
         raise IntegrityError(
-            f"cannot read {path}: {error}", where=str(path), remedy="mend the YAML, or restore the file"
+            f"cannot read {path}: {error}", where=str(path), remedy="fix the YAML, or restore the file"
         ) from error
     if not isinstance(loaded, DictConfig):
         raise IntegrityError(

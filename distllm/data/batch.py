@@ -19,7 +19,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What an example reads beside its own tokens: a text to translate, a query.
+    """What an example reads besides its own tokens: a text to translate, a query.
 
     Segment ``k`` of a row belongs to segment ``k`` of the row's tokens. The last column of every row
     is padding.
@@ -45,12 +45,12 @@ class Batch:
 
     Attributes:
         tokens_BT: inputs.
-        targets_BT: the id that follows each input, or what else the task wants there;
+        targets_BT: the id that follows each input, or what else the task predicts there;
             ``IGNORE_INDEX`` where there is no loss.
         positions_BT: place in the segment; restarts at 0 with each.
         segments_BT: 0, 1, 2 … along a row, never decreasing.
         sample_ids_B: position of each row in the run's global order.
-        source: what the rows read beside their tokens, for tasks that have it.
+        source: what the rows read besides their tokens, for tasks that have it.
     """
 
     tokens_BT: NDArray[np.int32]

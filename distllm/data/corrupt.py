@@ -82,7 +82,7 @@ class Masking:
 
 
 class SpanCorruption:
-    """T5's objective (Raffel et al. 2020): spans give way to sentinels, and are to be told after them.
+    """T5's objective (Raffel et al. 2020): spans are replaced by sentinels, and are to be written after them.
 
     Every document of a row, or tail of one, is corrupted for itself: the source is its text with
     spans replaced, and EOT; the target each sentinel with its span, and EOT. A row of P ids needs a
@@ -155,9 +155,9 @@ class SpanCorruption:
         borders = np.cumsum(np.stack([kept_K, gone_K], axis=1).ravel())
         stretches = np.split(ids_P, borders[:-1])
         marks = np.split(self._sentinel_K[:spans], spans)
-        left = [piece for kept, mark in zip(stretches[::2], marks, strict=True) for piece in (kept, mark)]
-        told = [piece for mark, gone in zip(marks, stretches[1::2], strict=True) for piece in (mark, gone)]
-        return np.concatenate(left), np.concatenate(told)
+        source = [piece for kept, mark in zip(stretches[::2], marks, strict=True) for piece in (kept, mark)]
+        target = [piece for mark, gone in zip(marks, stretches[1::2], strict=True) for piece in (mark, gone)]
+        return np.concatenate(source), np.concatenate(target)
 
 
 def _parts_of(total: int, parts: int, numbers: np.random.Generator) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""One number that tells the content of a global batch, however it is divided among ranks."""
+"""A digest of the content of a global batch, however it is divided among ranks."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class ShardRecord:
     """One shard: path relative to the dataset, size and digest of the file, and what it counts.
 
     ``content`` is the digest of its ``meta.json``, which holds those of the other members: it stays
-    when the same members are packed anew by another tool.
+    when the same members are packed again by another tool.
     """
 
     path: str
@@ -108,7 +108,7 @@ class Manifest:
         counts: what became of each source.
         files: digests of the small files beside the manifest.
         lineage: digests of the manifests that this one followed, oldest first: the same samples at
-            the same places, but documents were forgotten or shards packed anew.
+            the same places, but documents were forgotten or shards packed again.
         forgotten: the documents that were removed.
     """
 
@@ -189,7 +189,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """Read the manifest alone, for those who mend what lies beside it.
+        """Read the manifest alone, for commands that repair the files beside it.
 
         Raises:
             DataError: there is none, it was changed after it was written, or it is of another format.
@@ -299,5 +299,5 @@ def rebuild_index(directory: Path) -> str:
 
 
 def rebuild(directory: Path) -> str:
-    """Return the remedy for a dataset that cannot be mended."""
+    """Return the remedy for a dataset that cannot be repaired."""
     return f"remove {directory}, then run: distllm prepare data.out={directory}"

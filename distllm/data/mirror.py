@@ -57,7 +57,7 @@ def _mirrored(url: str, root: Path, limit: int | None, stall_seconds: float) -> 
 
 
 def local_shard(directory: Path, record: ShardRecord) -> Path:
-    """Return the file of a shard, fetched first if ``directory`` is a mirror that lacks it.
+    """Return the file of a shard, fetched first if ``directory`` is a mirror that does not have it.
 
     Raises:
         DataError: it cannot be reached, or what comes is not what the manifest says.

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
 
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved
@@ -14,7 +13,6 @@ from distllm.config.schema import Config
 from distllm.data.batch import Split
 from distllm.data.lengths import LengthWarmup
 from distllm.data.manifest import Manifest
-from distllm.data.mirror import dataset_directory
 from distllm.data.open import open_split
 from distllm.data.order import Phase, SampleOrder, SourceSamples, quotas_of
 from distllm.data.packing import WindowLayout
@@ -25,7 +23,7 @@ from distllm.registry import did_you_mean
 from distllm.units import format_count
 
 
-def train_sources(directory: Path, manifest: Manifest, config: Config) -> tuple[SourceSamples, ...]:
+def train_sources(manifest: Manifest, config: Config) -> tuple[SourceSamples, ...]:
     """Return the samples of each source's training split; packed documents cost a look at all of them.
 
     Raises:
@@ -131,7 +129,7 @@ def check_mixture(resolved: Resolved, manifest: Manifest, problems: Problems) ->
     """Note what is wrong with the mixture of a run on a dataset: names, phases, and epochs beyond a limit."""
     config = resolved.config
     try:
-        order = order_of(config, train_sources(dataset_directory(config.data), manifest, config))
+        order = order_of(config, train_sources(manifest, config))
     except (ConfigError, DataError) as error:
         _note(error, problems)
         return

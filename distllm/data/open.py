@@ -23,7 +23,7 @@ def open_split(config: Config, name: str, begin: int | None = None) -> PackedSpl
     ``begin`` is what examples begin with in place of EOT, for a model that was trained elsewhere.
 
     Raises:
-        ConfigError: the dataset's tokenizer lacks a token that the task needs.
+        ConfigError: the dataset's tokenizer is missing a token that the task needs.
         DataError: the dataset is damaged, or does not fit the task.
     """
     directory, data, task = dataset_directory(config.data), config.data, config.task

@@ -7,7 +7,7 @@
   Improve Language Modeling", arXiv:2404.10830).
 - ``single``: each document has a row of its own.
 
-The last three lay out each shard for itself. What a row lacks is padding without loss. A document longer
+The last three lay out each shard for itself. The rest of a row is padding without loss. A document longer
 than a row is cut into full rows and a rest, so that every id of the split is an input exactly once an
 epoch, and the id after it its target: at a document's end that is EOT, which opens the next. Only of
 ``single`` a rest would be a second row: the policy for what is too long decides.

@@ -1,4 +1,4 @@
-"""Files on other machines: found, told apart and copied through fsspec, with retries and deadlines.
+"""Files on other machines: found, identified and copied through fsspec, with retries and deadlines.
 
 A copy is made under another name, checked for its size, and renamed; a transfer that brings no byte
 for ``stall_seconds`` is given up and tried again, a few times, before it is an error.
@@ -73,7 +73,7 @@ def _options(protocol: str, stall_seconds: float) -> dict[str, Any]:
 
 
 def fingerprint(url: str, stall_seconds: float) -> tuple[str, int]:
-    """Return what tells the content of ``url`` from another, and its size in bytes (-1: unknown).
+    """Return what identifies the content of ``url``, and its size in bytes (-1: unknown).
 
     Raises:
         DataError: it cannot be reached.
@@ -136,7 +136,7 @@ def send(content: Path | bytes, url: str, stall_seconds: float) -> None:
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
 
     def put() -> None:
-        # Object stores have no directories; what has them wants them first.
+        # Object stores have no directories; other file systems need them first.
         system.makedirs(path.rpartition("/")[0], exist_ok=True)
         if isinstance(content, bytes):
             system.pipe_file(path, content)
@@ -209,7 +209,7 @@ def _patiently(url: str, attempt: Any, failure: Failure = _unreachable) -> Any:
         try:
             return attempt()
         except StorageError:
-            raise  # of the disk here, which no other attempt mends
+            raise  # of the disk here, which no other attempt cures
         except (FileNotFoundError, PermissionError) as error:
             raise failure(url, error, "correct the URL, or the credentials in the environment") from error
         except Exception as error:  # each protocol has exceptions of its own

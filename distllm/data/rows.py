@@ -22,7 +22,7 @@ from distllm.errors import DataError
 
 OnDamage: TypeAlias = Literal["fail", "skip"]
 _TOGETHER = 4
-"""From so many rows of one shard on, one gather takes the place of a slice for each."""
+"""From this many rows of one shard on, one gather replaces a slice for each."""
 
 
 class _OpenShard:

@@ -50,7 +50,7 @@ class PackedSplit:
         corrupt: what hides part of the text; see ``distllm.data.corrupt``.
 
     Attributes:
-        sources: how many samples each source has; a source that lacks the split has none.
+        sources: how many samples each source has; a source without the split has none.
         num_tokens: ids of the split.
         bytes_per_token: UTF-8 bytes of text an id stands for, on average.
         num_samples: samples of the split.
@@ -170,7 +170,7 @@ class PackedSplit:
         Args:
             samples_B: numbers in the split.
             sample_ids_B: names of the rows.
-            longest_B: cut each row into segments of at most so many inputs.
+            longest_B: cut each row into segments of at most this many inputs.
 
         Raises:
             IndexError: a sample is not in ``[0, num_samples)``.

@@ -1,4 +1,4 @@
-"""Decisions that rank 0 takes for everybody, its errors included."""
+"""Decisions that rank 0 takes for all ranks, its errors included."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from distllm.dist.collectives import broadcast_json
 from distllm.dist.topology import Topology
-from distllm.errors import DistllmError, of_facts
+from distllm.errors import DistllmError, error_from_facts
 
 _POLL_SECONDS = 5.0
 
@@ -29,19 +29,19 @@ def agree(topology: Topology, decide: Callable[[], Any]) -> Any:
     answer = broadcast_json(answer, topology)
     if "error" not in answer:
         return answer["value"]
-    raised = of_facts(answer)
+    raised = error_from_facts(answer)
     raised.everywhere = True
     raise raised
 
 
-def agree_at_leisure(topology: Topology, wait: Callable[[float], bool], decide: Callable[[], Any]) -> Any:
+def agree_when_done(topology: Topology, wait: Callable[[float], bool], decide: Callable[[], Any]) -> Any:
     """As `agree`, once rank 0 has waited for something that may take longer than a timeout. Collective.
 
     No rank waits in one exchange for more than a few seconds, however long it takes.
 
     Args:
         topology: this rank's place.
-        wait: waits on rank 0, at most so many seconds, and returns whether it has ended.
+        wait: waits on rank 0, at most the seconds given, and returns whether it has ended.
         decide: asked on rank 0 then.
 
     Raises:
@@ -60,7 +60,7 @@ def agree_after_work(topology: Topology, work: Callable[[], Any]) -> Any:
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         job = thread.submit(work) if topology.is_main else None
-        return agree_at_leisure(
+        return agree_when_done(
             topology,
             lambda seconds: job is None or bool(wait([job], timeout=seconds).done),
             lambda: job.result() if job is not None else None,

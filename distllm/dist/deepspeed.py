@@ -99,7 +99,7 @@ class ZeroEngine:
         return self._optimizer_steps
 
     def expect(self, micro_batches: int, first_sample: int = 0) -> None:
-        """Reduce over ranks with the last of so many micro-batches.
+        """Reduce over ranks with the last of ``micro_batches``.
 
         Raises:
             ValueError: the step before has begun and was not taken.
@@ -206,7 +206,7 @@ def _import_deepspeed(topology: Topology) -> Any:
     # DeepSpeed still calls collectives by names that torch has renamed; nothing a user can act on.
     renamed = r".*torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
-    # A skipped step is told by StepResult, and to the user by the loop.
+    # StepResult says that a step was skipped, and the loop reports it.
     logging.getLogger("DeepSpeed").addFilter(_is_news)
     import deepspeed
 

@@ -59,7 +59,7 @@ class Engine(Protocol):
         """Updates applied so far; skipped steps do not count."""
 
     def expect(self, micro_batches: int, first_sample: int = 0) -> None:
-        """Let the next step be made of so many calls of `backward`; at first ``grad_accum_steps``.
+        """Set the number of calls of `backward` that make up a step; at first ``grad_accum_steps``.
 
         Args:
             micro_batches: calls of `backward`.

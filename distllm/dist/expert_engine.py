@@ -1,7 +1,7 @@
 """An engine whose ranks hold different experts: the rest of the model is another engine's.
 
 The other engine never sees the experts, whatever its ZeRO stage. Here their gradients are summed over
-the ranks that hold the same ones, their part of the gradient's norm is told to the other engine, which
+the ranks that hold the same ones, their part of the gradient's norm is passed to the other engine, which
 judges and clips by the norm of all, and they are updated if it did update. From stage 1 on, masters and
 moments are divided among the ranks that hold the same experts.
 
@@ -45,7 +45,7 @@ class OwnExperts:
 
 
 class ExpertEngine:
-    """Trains the experts of this rank beside ``rest``.
+    """Trains the experts of this rank alongside ``rest``.
 
     Args:
         rest: the engine of all weights that every rank computes with.

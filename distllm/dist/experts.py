@@ -2,7 +2,7 @@
 
 Each rank reads rows of its own. In every mixture of experts one all-to-all brings tokens to the rank
 that holds their expert, and a second one brings the answers back (Lepikhin et al. 2020, arXiv 2006.16668).
-No token is dropped: how many travel is told first, so a step has the result of one rank with all experts.
+No token is dropped: ranks first exchange how many will travel, so a step has the result of one rank with all experts.
 
 Shapes: S ranks of a group, E experts, e = E / S experts of this rank, C channels, M tokens that this rank
 sends (once for each of their experts), R tokens that it receives.
@@ -98,7 +98,7 @@ def _exchange(
 
 
 class _AllToAll(torch.autograd.Function):
-    """Send rows to ranks, so many to each, receive rows from them; backward sends gradients the way back."""
+    """Send ``counts`` rows to each rank and receive rows from them; backward sends gradients the way back."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""One number that tells a rank's weights: equal replicas have equal ones, one changed bit does not."""
+"""A fingerprint of a rank's weights: equal for equal replicas, different after one changed bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BITS_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:
-    """Return 64 bits that tell the content of ``tensors``, in their order.
+    """Return a 64-bit fingerprint of the content of ``tensors``, in their order.
 
     Of each tensor the bits are summed as integers, on its device and modulo 2**64; the sums are
     hashed. A single changed bit changes its sum for certain; several cancel only if they change

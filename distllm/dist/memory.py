@@ -13,7 +13,7 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> None:
     """Let freed buffers of any size be reused by this process. Does nothing where malloc is not glibc's.
 
-    Otherwise large tensors are mapped anew each time, and the kernel zeroes their pages at first
+    Otherwise large tensors are mapped again each time, and the kernel zeroes their pages at first
     touch: for the flat gradient buffers of a step on a CPU that costs as much as the arithmetic on
     them. The price is that the process keeps the most memory it ever used.
     """

@@ -1,6 +1,6 @@
-"""A flat tensor of which ranks hold parts, brought together on the one rank that wants it.
+"""A flat tensor of which ranks hold parts, brought together on the one rank that needs it.
 
-The others send what they hold and allocate nothing; who holds nothing and wants nothing takes no part.
+The others send what they hold and allocate nothing; a rank that holds none and needs none takes no part.
 A tensor therefore crosses the network once, however many ranks there are.
 """
 
@@ -32,7 +32,7 @@ def bring_together(
         own: what this rank holds, flat and without padding; None if it holds nothing.
         parts: who holds what, the same on every rank; together every element once.
         rank: this rank.
-        owner: the rank that wants it.
+        owner: the rank that needs it.
         device: where ranks exchange tensors.
     """
     if own is not None:

@@ -103,7 +103,7 @@ class _Replicated:
         """Find the fp32 copies of bf16 weights and undo the update that DeepSpeed made to them.
 
         Its wrapper calls the optimizer once with zero gradients to allocate state, which decays
-        the copies and starts AdamW's bias correction one step late. The copies are made anew here,
+        the copies and starts AdamW's bias correction one step late. The copies are made again here,
         the moments and their step counts by `zero_state`.
         """
         copies = {
@@ -147,7 +147,7 @@ class _PartitionedBuffers:
         self._parts = self._layout()
 
     def _layout(self) -> dict[str, list[Part]]:
-        """Return which ranks hold which elements of each parameter; DeepSpeed tells a rank only its own."""
+        """Return which ranks hold which elements of each parameter; DeepSpeed lets a rank see only its own."""
         own = [number for weight in self._parameters.values() for number in _held(weight)]
         parts: dict[str, list[Part]] = {name: [] for name in self._parameters}
         for rank, numbers in enumerate(gather_over_ranks(own, self._topology)):

@@ -31,7 +31,7 @@ from distllm.infer.generate import generate_rows
 
 Measures: TypeAlias = Mapping[str, float | str]
 Tell: TypeAlias = Callable[[str, str, str], None]
-"""Is told of each document what was asked, what the model gave, and what is right."""
+"""Called for each document with what was asked, what the model answered, and the reference."""
 T = TypeVar("T")
 _TOGETHER, _PLACES, _LONGEST_ANSWER = 32, 10, 30
 

@@ -58,7 +58,7 @@ class Perplexity:
         return self.nll_sum / math.log(2) / self.text_bytes if self.text_bytes else None
 
     def record(self, step: int, tokens: int, seconds: float) -> EvalRecord:
-        """Return the figures as what sinks are told after ``step``."""
+        """Return the figures as the record that sinks take after ``step``."""
         return EvalRecord(
             step=step,
             tokens=tokens,

@@ -1,4 +1,4 @@
-"""How well a model tells the answer that was preferred from the other one, before and after training.
+"""How well a model separates the preferred answer from the other one, before and after training.
 
 Shapes: P pairs.
 """

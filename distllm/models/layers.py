@@ -28,13 +28,13 @@ from distllm.ops.rope import Rotation, rotate
 
 @dataclass(frozen=True)
 class Context:
-    """What a layer must know of a batch besides its activations.
+    """What a layer needs to know of a batch besides its activations.
 
     Attributes:
         plan: which positions share a document.
-        turns: rotary angles, if positions are told so.
-        bias_HR: attention bias by distance, if positions are told so; of this rank's heads.
-        slopes_H: ALiBi's penalty per position of distance, likewise.
+        turns: rotary angles, if positions are rotary.
+        bias_HR: attention bias by distance, if positions are relative; of this rank's heads.
+        slopes_H: ALiBi's penalty per position of distance, if positions are ALiBi; of this rank's heads.
         sequence: the ranks that share the batch's rows, if several do.
     """
 

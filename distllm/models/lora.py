@@ -76,7 +76,7 @@ class AdaptedLinear(nn.Linear):
 def add_adapters(model: nn.Module, shape: ModelShape, config: LoraConfig, seed: int) -> None:
     """Freeze a model, and give each projection named in ``config.targets`` an adapter, in place.
 
-    A head that answers questions is new for each task: it learns beside the adapters. Adapters begin
+    A head that answers questions is new for each task: it is trained along with the adapters. Adapters begin
     with ``b`` zero, so the model computes at first what it did before.
 
     Args:
@@ -128,7 +128,7 @@ def adapters_of(model: nn.Module) -> dict[str, AdaptedLinear]:
 
 
 def learned_beside(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights that learn beside adapters, by name; nothing in a model without adapters."""
+    """Return the weights that are trained along with adapters, by name; none without adapters."""
     own = {id(weight) for adapted in adapters_of(model).values() for weight in adapted.parameters()}
     named = model.named_parameters() if own else ()
     return {name: weight for name, weight in named if weight.requires_grad and id(weight) not in own}

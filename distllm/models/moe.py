@@ -72,7 +72,7 @@ class MixtureOfExperts(nn.Module):
     def _answer(self, x_MC: Tensor, counts: Sequence[int], *, rows: int | None) -> Tensor:
         """Let each expert that is here answer its tokens; those of the first one come first.
 
-        Products of few rows are rounded otherwise than those of many, so a token's answer tells by its last
+        Products of few rows are rounded otherwise than those of many, so a token's answer shows by its last
         bit how many tokens of other documents its expert has, unless all products have ``rows`` rows.
         """
         answers = []

@@ -61,7 +61,7 @@ def _keeping_contexts() -> tuple[TorchDispatchMode, TorchDispatchMode]:
 class _Narrowed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows a mode of selective checkpointing products and attention, and nothing else.
 
-    The mode wants the repetition to call what forward called, each operator as often. What an engine
+    The mode requires the repetition to call what forward called, each operator as often. What an engine
     does around layers to gather weights and to free them differs between the two: it looks ahead.
     """
 

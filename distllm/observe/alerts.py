@@ -1,4 +1,4 @@
-"""Which events of a run are worth waking somebody for."""
+"""Which events of a run are worth an alert."""
 
 from __future__ import annotations
 

@@ -33,13 +33,13 @@ class BackgroundSink:
     ``metrics.jsonl`` has everything either way.
 
     wandb, trackio and TensorBoard write on threads or processes of their own, and of a full disk none of
-    them tells its caller. So this one tries now and then whether there is room where they write. When
-    there is some again, the sink is built anew, as a resumed attempt builds it.
+    them reports it to its caller. So this one tries now and then whether there is room where they write. When
+    there is some again, the sink is built again, as a resumed attempt builds it.
 
     Args:
         name: what people call it.
         build: makes the sink.
-        directory: where its library writes; None: at a server, or it tells itself of a full disk.
+        directory: where its library writes; None: at a server, or it reports a full disk by itself.
         capacity: records that may wait.
         close_seconds: how long `close` waits for what is still in the queue.
     """

@@ -164,7 +164,7 @@ class _Walk:
                 self.ending, self.supervised = "hang", True
             case "killed":
                 self.supervised = True
-                # After a hang the supervisor kills the ranks; the ranks that miss one tell other errors.
+                # After a hang the supervisor kills the ranks; the ranks that miss one report other errors.
                 if self.ending not in ("hang", "out of memory"):
                     self.ending = f"killed by {event.fields.get('signal', 'a signal')}"
             case "oom":
@@ -210,7 +210,7 @@ class _Walk:
         self.pending, self.moving = 0.0, True
 
     def _unmeasured(self) -> Category:
-        """Return what an attempt spends time on beside what it measures: until its first step, starting."""
+        """Return what unmeasured time of an attempt is spent on: until its first step, starting."""
         return "overhead" if self.moving else "restart"
 
     def _advance(self, step: int, productive: float) -> None:

@@ -32,7 +32,7 @@ Kind = Literal[
     "progress",  # where the time since the line before went: first, step, seconds by category
     "saved",  # a checkpoint exists: step
     "save_failed",  # it does not: step, why
-    "interval",  # the steps between checkpoints were derived anew: steps, formula
+    "interval",  # the steps between checkpoints were derived again: steps, formula
     "skipped",  # an update was dropped: reason, loss, grad_norm, samples [first, stop), ranks
     "passed_over",  # none of a step's samples has a target: step, samples [first, stop), damaged
     "corruption",  # weights are not what they must be: ranks, what

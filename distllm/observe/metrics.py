@@ -55,7 +55,7 @@ class EvalRecord:
 
     ``perplexity`` is None where targets are no tokens, ``bits_per_byte`` where they are not a whole
     text. ``sources`` holds the loss of each source, where there are several, ``exposure`` the mean
-    exposure in bits of the canaries that were planted so many times, by ``x<times>``.
+    exposure in bits of canaries, by how often they were planted, as ``x<times>``.
     """
 
     step: int

@@ -42,9 +42,9 @@ def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
     wanted = [(name, build) for name, (asked, build) in chosen.items() if asked]
     known = _shown_in(run.directory, [name for name, _ in wanted])
     for name, build in wanted:
-        told = replace(run, shown=recorded if name in known else {})
+        shown = replace(run, shown=recorded if name in known else {})
         directory = _store_of(logger.mlflow) if name == "MLflow" else run.directory
-        sinks.append(BackgroundSink(name, partial(build, told), directory=directory))
+        sinks.append(BackgroundSink(name, partial(build, shown), directory=directory))
     return sinks
 
 

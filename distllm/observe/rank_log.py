@@ -57,7 +57,7 @@ class LogFile(io.TextIOBase):
 
     Args:
         path: lines are appended to it; its directory is made.
-        complain: where a loss is told, once.
+        complain: called once if lines are lost.
     """
 
     def __init__(self, path: Path, complain: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""The process beside an online run that uploads what the run writes offline.
+"""The process next to an online run that uploads what the run writes offline.
 
 ``python -m distllm.observe.sync DIRECTORY RUN_ID PID`` follows the file while process PID lives, tries
 again when the server does not answer, and uploads the rest when PID has ended. It outlives the run by

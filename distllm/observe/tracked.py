@@ -1,4 +1,4 @@
-"""What a sink is told about the run it shows, once, when it opens."""
+"""What a sink knows of the run it shows, given once, when it opens."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A view of the run in Weights & Biases; runs on a thread of its own (`distllm.observe.background`).
 
 ``logger.wandb=offline`` writes below ``run_dir/wandb`` and reaches no network. ``online`` does the
-same, and a process beside the run uploads what was written (`distllm.observe.sync`), so that a server
+same, and a process next to the run uploads what was written (`distllm.observe.sync`), so that a server
 that is slow or down is never in the way. Only a trial of a sweep talks to the server itself, because
 its agent does. Names and axes are those of `distllm.observe.names`.
 
@@ -95,7 +95,7 @@ class WandbSink:
         self._run.finish()
 
     def _tell_of_the_attempt_before(self) -> None:
-        """Raise the alerts of what the attempt before could not tell: it hung, or was killed."""
+        """Raise the alerts that the attempt before could not raise, because it hung or was killed."""
         before = self._tracked.attempt - 1
         for event in _events(self._tracked):
             if event.attempt == before and event.kind in ("hang", "killed"):

@@ -86,7 +86,7 @@ def workspace(entity: str, project: str, task: str) -> Any:
     """
     try:
         import wandb_workspaces.reports.v2 as reports
-        import wandb_workspaces.workspaces as workspaces
+        from wandb_workspaces import workspaces
     except ImportError as error:
         raise MissingDependency(
             "the layout is built with wandb-workspaces, which is not installed",

@@ -1,7 +1,7 @@
 """Which kernels the operations run on, chosen once per process, and why.
 
 Attention has an order of backends (`distllm.config.attention`); ``engine.kernels`` names it. A process that
-was told nothing computes with what needs no telling: torch's fused attention, with a mask on a GPU. Norms,
+was given no choice computes with what needs none: torch's fused attention, with a mask on a GPU. Norms,
 rotary positions, gates and the cross-entropy are distllm's under ``triton``, and torch's otherwise.
 """
 

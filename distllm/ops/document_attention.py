@@ -2,7 +2,7 @@
 
 A mask hides what crosses a border only after it was computed; one call per document never computes
 it. `fused_documents` calls torch's fused kernel. `biased_documents` writes the scores out, for what
-that kernel lacks: a bias by distance with a gradient, and soft-capped scores.
+that kernel does not have: a bias by distance with a gradient, and soft-capped scores.
 
 Shapes: B rows, T positions, S keys, H query heads, K key/value heads, D head width, P pieces (see
 `distllm.ops.pieces`), R distances (see `distllm.ops.relative`), X = B or 1, L queries and M keys of

@@ -1,7 +1,7 @@
 """Which queries attend to which keys, as ranges of flattened positions: attention's work list.
 
 A piece is one document (or one target segment and its source), or a part of one where a window
-makes most of its scores invisible. Pieces are data, not shapes: a compiled model meets them as one
+makes most of its scores invisible. Pieces are data, not shapes: a compiled model sees them as one
 tensor, and is compiled once for all batches.
 
 Shapes: B rows, T positions, S keys, H heads, D head width, P pieces; X = B whole rows or 1.

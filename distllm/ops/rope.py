@@ -53,7 +53,7 @@ def rotate(x_BTHD: Tensor, by: Rotation) -> Tensor:
 def _stretched(frequency_d: Tensor, head_dim: int, theta: float, rope: RopeConfig) -> Tensor:
     """Return the frequencies, lowered so that positions reach ``rope.factor`` times further.
 
-    ``llama3`` and ``yarn`` keep the fast frequencies, which tell neighbours apart, lower the slow
+    ``llama3`` and ``yarn`` keep the fast frequencies, which separate neighbours, lower the slow
     ones, and blend in between: by turns within the original context (Llama 3.1), or by channel
     between two such limits (Peng et al. 2023, section 3.2).
     """

@@ -1,6 +1,6 @@
-"""Update rules beside torch's, and the names and shapes of what each remembers for a weight.
+"""Update rules that torch does not have, and the names and shapes of the state each keeps for a weight.
 
-``slots`` tells the engines which tensors belong into a checkpoint. A rule that treats every element
+``slots`` says which tensors belong in a checkpoint. A rule that treats every element
 alike has slots of the weight's shape, and can update any part of a weight: that is what ZeRO needs.
 """
 

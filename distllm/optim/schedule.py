@@ -74,7 +74,7 @@ def _inverse_sqrt(rate: LearningRate, seen: int) -> float:
     return max(0.0, (falling - rate.final_fraction) / max(1e-12, 1.0 - rate.final_fraction))
 
 
-# Each returns what is left of the way from peak to floor when so many tokens have been seen.
+# Each returns the share of the way from peak to floor that is left when ``seen`` tokens have been seen.
 SHAPES: Registry[Callable[[LearningRate, int], float]] = Registry(
     "schedule",
     "schedule.name",

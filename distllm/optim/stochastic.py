@@ -38,7 +38,7 @@ class StochasticAdamW(torch.optim.Optimizer):
                 if weight.dtype != torch.bfloat16:
                     raise ValueError(f"a weight is {weight.dtype}; StochasticAdamW updates bfloat16 weights")
                 if weight.device.type == "cuda":
-                    op.operators("cuda")  # a missing compiler is told now, not at the first step
+                    op.operators("cuda")  # a missing compiler is reported now, not at the first step
 
     def slots(self, weight: Tensor) -> Mapping[str, torch.Size]:
         """Return the two moments."""

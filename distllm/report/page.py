@@ -53,7 +53,7 @@ CHARTS: tuple[Mapping[str, Any], ...] = (
     {"column": "data_wait_fraction", "title": "Waiting for data", "format": "percent"},
     {"column": "memory_bytes", "title": "Memory of rank 0", "format": "bytes"},
 )
-# Measures of evaluations that have parts, such as canaries planted so many times: a line for each.
+# Measures of evaluations that have parts, such as canaries by how often they were planted: a line for each.
 _PARTED: Mapping[str, str] = {
     "exposure": "Exposure of canaries, bits",
     "sources": "Validation loss by source, nats per token",

@@ -199,4 +199,4 @@ def _documents(read: ReadConfig, tell: Tell) -> Iterator[Document | Dropped]:
             for said in (error.where, error.remedy)
         )
         cause = error.cause.replace("data.paths", "corpus")
-        raise error.retold(DataError, where=where, remedy=remedy, cause=cause) from error
+        raise error.recast(DataError, where=where, remedy=remedy, cause=cause) from error

@@ -69,7 +69,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(file)
     except IntegrityError as error:
-        raise error.retold(DataError, where=str(file), remedy=_rebuild(directory)) from error
+        raise error.recast(DataError, where=str(file), remedy=_rebuild(directory)) from error
     if manifest.get("format") != FORMAT:
         raise DataError(
             f"the index is of format {manifest.get('format')!r}, this version reads {FORMAT}",

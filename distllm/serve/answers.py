@@ -128,12 +128,12 @@ def tokens_wanted(body: Sampled) -> int:
 
 
 def sampling_of(body: Sampled, room: int, stops: Sequence[str] = ()) -> Sampling:
-    """Return how a request wants its tokens drawn; without a seed each request has its own.
+    """Return how the tokens of a request are drawn; without a seed each request has its own.
 
     Args:
         body: the request.
         room: tokens that the model's context has left.
-        stops: texts that end the answer beside those of the request.
+        stops: texts that end the answer, besides those of the request.
     """
     stop = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
     return Sampling(

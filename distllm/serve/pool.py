@@ -111,7 +111,7 @@ class Pool:
         self.starts.pop()
 
     def _move(self, by: int) -> None:
-        """Move all active rows by so many places."""
+        """Move all active rows by ``places``."""
         old, new = slice(self.first, self.end), slice(self.first + by, self.end + by)
         for layer in self.layers:
             for past_BSKD in (layer.k_BSKD, layer.v_BSKD):

@@ -16,7 +16,7 @@ from distllm.seeds import derive_seed
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a request wants its tokens drawn.
+    """How the tokens of a request are drawn.
 
     Attributes:
         max_tokens: longest answer.

@@ -37,7 +37,7 @@ class Body(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream says beside the answer: ``include_usage`` ends it with the counts of tokens."""
+    """What a stream says besides the answer: ``include_usage`` ends it with the counts of tokens."""
 
     include_usage: bool = False
 

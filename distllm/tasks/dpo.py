@@ -1,7 +1,7 @@
-"""Direct preference optimisation: the answer that was preferred gains on the other one.
+"""Direct preference optimisation: the preferred answer gains on the rejected one.
 
-"Direct Preference Optimization: Your Language Model is Secretly a Reward Model" (arXiv:2305.18290). Beside
-it, on request, the preferred answer's own loss: "Iterative Reasoning Preference Optimization"
+"Direct Preference Optimization: Your Language Model is Secretly a Reward Model" (arXiv:2305.18290); on
+request with the preferred answer's own loss: "Iterative Reasoning Preference Optimization"
 (arXiv:2404.19733), equation 1.
 
 Shapes: B rows, T positions, P pairs, G segments of all rows: preferred and other answer by turns, then
@@ -28,12 +28,12 @@ class DPO:
     """-log sigmoid of beta times how much more the preferred answer has gained than the other.
 
     Gains are log-probabilities of an answer under the model, less those under the reference. A pair's loss
-    can count the preferred answer's own as well, the mean over its tokens: a gain is otherwise had as well
-    by making both answers unlikely.
+    can include the preferred answer's own, the mean over its tokens: without it, making both answers
+    unlikely can be a gain too.
 
     Args:
         vocab_size: ids the model knows.
-        beta: how dear it is to leave the reference.
+        beta: how strongly the model is held to the reference.
         nll_weight: factor of the preferred answer's own loss.
         reference: a frozen copy of the model that training began with.
     """

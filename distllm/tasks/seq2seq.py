@@ -1,4 +1,4 @@
-"""A source read by an encoder, and its target told by a decoder: translation, summaries, hidden spans.
+"""A source read by an encoder, and a target written by a decoder: translation, summaries, hidden spans.
 
 Shapes: B rows, S source positions, T target positions.
 """

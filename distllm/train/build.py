@@ -228,7 +228,7 @@ def _build(attempt: Attempt, allow_schedule: bool) -> Run:
         flops_per_token=flops_per_token(
             resolved.shape, config.data.seq_len, resolved.trainable_params / resolved.shape.num_params
         ),
-        peak_flops=_peak_flops(resolved, topology),
+        peak_flops=_peak_flops(topology),
         checkpoint_facts=facts,
     )
 
@@ -343,7 +343,7 @@ def _device(topology: Topology) -> str:
     return f"{topology.world_size} x {name}"
 
 
-def _peak_flops(resolved: Resolved, topology: Topology) -> float | None:
+def _peak_flops(topology: Topology) -> float | None:
     """Return the peak of all ranks together: measured at the same time on CPUs, published for GPUs."""
     if topology.device.type == "cuda":
         found = find_accelerator(torch.cuda.get_device_name(topology.device))

@@ -1,4 +1,4 @@
-"""What rank 0 tells the ledger: events as they happen, and where the time went since the last of them.
+"""What rank 0 writes to the ledger: events as they happen, and where the time since the last one went.
 
 Time is not reported step by step: every few seconds, and before each event, one ``progress`` line
 holds the seconds of each category since the line before (see `distllm.observe.goodput`).
@@ -38,7 +38,7 @@ class Chronicle:
         self._reported_at = clock()
 
     def begin(self, ledger: Ledger, world_size: int) -> None:
-        """Say that an attempt with so many ranks begins."""
+        """Record that an attempt with ``world_size`` ranks begins."""
         self._ledger = ledger
         ledger.event("attempt", host=socket.gethostname(), pid=os.getpid(), world_size=world_size)
 

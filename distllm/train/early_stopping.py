@@ -1,6 +1,6 @@
-"""When has a run stopped getting better? Asked after every evaluation.
+"""Whether a run has stopped getting better, judged after every evaluation.
 
-All that is remembered lies in `TrainState`, so a resumed run ends where an uninterrupted one does.
+All that is remembered is in `TrainState`, so a resumed run ends where an uninterrupted one does.
 """
 
 from __future__ import annotations

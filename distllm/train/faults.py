@@ -39,7 +39,7 @@ class FaultyTask:
     Args:
         task: the real one.
         faults: those of this rank.
-        state: tells the step.
+        state: knows the step.
         run_directory: remembers what has happened, for the attempts to come.
     """
 

@@ -1,4 +1,4 @@
-"""Which steps are believed: not those that are not finite, nor those far above what came before.
+"""Which steps are applied: neither those that are not finite nor those far above what came before.
 
 A step is judged before its update by two numbers that all ranks share: the loss of the global batch
 and the norm of its gradient. Each is compared with the median of the few values before it, and with
@@ -9,9 +9,9 @@ their median, which a few outliers do not move (Leys et al. 2013, doi:10.1016/j.
 Norms are compared by their logarithms, because they vary by factors. A value that is not finite never
 enters the window: one NaN would blind the rule for as many steps as the window is long.
 
-What is not believed is skipped: weights, moments and update count stay as they were. When that
-happens too often in a row the run must go back to a checkpoint (`distllm.train.rewind`). Where it cannot,
-finite steps are believed from then on: that is what training without a guard does, and mostly recovers.
+A step that is refused is skipped: weights, moments and update count stay as they were. After too many in
+a row the run must go back to a checkpoint (`distllm.train.rewind`). Where it cannot, finite steps are
+applied from then on: that is what training without a guard does, and mostly recovers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from distllm.train.state import TrainState
 
 Reason = Literal["non_finite", "loss_spike", "grad_norm_spike"]
 
-WARMUP = 16  # values without which nothing is a spike; the latest of them tell the level
+WARMUP = 16  # values without which nothing is a spike; the latest of them are the level
 # Standard deviations of normal noise in the median absolute difference of two of its values.
 _NORMAL = 1.4826 / math.sqrt(2)
 # A smooth curve has next to no noise, and any rise would be many deviations of it. Below these a rise
@@ -105,7 +105,7 @@ def deviations(
         value: the new value.
         window: earlier values, oldest first, all finite; fewer than `WARMUP` of them prove nothing
             and give 0.
-        latest: values that know a growth; `WARMUP` of them tell the level where there is none.
+        latest: how many of the latest values make the level of a growing curve; at most `WARMUP`.
         least_share: smallest deviation, as a share of the level.
         least: smallest deviation.
     """

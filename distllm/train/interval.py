@@ -1,4 +1,4 @@
-"""When a checkpoint is due: every so many steps, or as often as faults and costs ask for.
+"""When a checkpoint is due: at a fixed interval of steps, or at the one that faults and costs call for.
 
 With M the mean time to failure of the whole job and C what a save costs the training, a run that
 saves every T seconds loses about C/T + T/2M of its time, which is least at T = sqrt(2 C M) (Young,

@@ -192,7 +192,7 @@ def _pass_over(run: Run, agreed: Agreement, clock: StepClock) -> None:
 def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> None:
     """Count the step just taken wherever steps, samples or seconds are counted."""
     state = run.state
-    HEART.took_step(phases.total)
+    HEART.count_step(phases.total)
     state.samples += run.sizes.at(state.step)
     state.step += 1
     state.tokens += int(agreed.weight)
@@ -286,7 +286,7 @@ def save(run: Run, *, must: bool = False, requested: bool = False) -> None:
     agree(run.topology, run.directory.require_owned)
     facts = {**run.checkpoint_facts, "order": order}
     run.saves.save(facts, _samples(run), must=must, requested=requested)
-    run.stop.obeyed_save()
+    run.stop.clear_save()
 
 
 def weights_agree(run: Run) -> bool:
@@ -383,7 +383,7 @@ def _stop_here(run: Run) -> None:
     text = f"{run.stop.why}: saved at step {run.state.step}"
     report(run, text)
     run.chronicle.end("stopped", step=run.state.step, why=run.stop.why, samples=_samples(run))
-    run.stop.obeyed_stop()
+    run.stop.clear_stop()
     stopped = Interrupted(text, where=str(run.directory.path), remedy="run the same command again to go on")
     stopped.everywhere = True
     raise stopped

@@ -1,4 +1,4 @@
-"""When a rank runs out of memory: say what was in use, and let the next attempt take less at a time.
+"""When a rank runs out of memory: report what was in use, and let the next attempt use smaller micro-batches.
 
 The attempt ends. Its ranks are in the middle of a step, some with gradients half reduced, and no
 agreement among them about a smaller micro-batch would be safer than a start from the checkpoint.
@@ -31,7 +31,7 @@ def memory_errors(
     """Turn an allocator's refusal inside the block into an error that the next attempt learns from.
 
     Raises:
-        OutOfMemory: ``memory.json`` now tells the next attempt to halve the micro-batch.
+        OutOfMemory: ``memory.json`` now makes the next attempt halve the micro-batch.
         ConfigError: the micro-batch is a single sequence already.
     """
     try:

@@ -1,8 +1,8 @@
-"""Which rank holds the others up: found from each rank's own seconds, which travel with the losses.
+"""Which rank slows the others down: found from each rank's own seconds, which travel with the losses.
 
 A rank's own time is what it waits for data and what its forward passes take: time in which it waits
 for nobody. Backward passes, and forward passes under ZeRO-3, contain exchanges, in which all wait for
-the slowest, so they tell nothing about which that is.
+the slowest, so they do not show which that is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LEAST_SECONDS = 0.01
 
 
 class OwnTime:
-    """Measures the seconds in which a rank computes for itself, on its device.
+    """Measures the seconds that a rank spends on its own work, on its device.
 
     Args:
         device: where it computes.
@@ -64,7 +64,7 @@ def _event() -> torch.cuda.Event:
 
 @dataclass(frozen=True, slots=True)
 class Straggler:
-    """A rank that holds the others up.
+    """A rank that slows the others down.
 
     Attributes:
         rank: which.
@@ -93,11 +93,11 @@ class Pace:
     def __init__(self, factor: float) -> None:
         self._factor = factor
         self._window: deque[list[float]] = deque(maxlen=WINDOW_STEPS)
-        self._told: dict[int, int] = {}
+        self._reported: dict[int, int] = {}
         self._steps = 0
 
     def slow_rank(self, seconds: Sequence[float]) -> Straggler | None:
-        """Take the own seconds of each rank in one step; return a straggler that was not told lately."""
+        """Take the own seconds of each rank in one step; return a straggler that was not reported lately."""
         self._steps += 1
         self._window.append(list(seconds))
         if not self._factor or len(seconds) < 2 or len(self._window) < WINDOW_STEPS:
@@ -106,8 +106,8 @@ class Pace:
         rank = max(range(len(medians)), key=medians.__getitem__)
         typical = statistics.median_low(medians)
         slow = medians[rank] > self._factor * typical and medians[rank] - typical > _LEAST_SECONDS
-        last = self._told.get(rank)
+        last = self._reported.get(rank)
         if not slow or (last is not None and self._steps - last < _AGAIN_STEPS):
             return None
-        self._told[rank] = self._steps
+        self._reported[rank] = self._steps
         return Straggler(rank, medians[rank], typical)

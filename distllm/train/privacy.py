@@ -1,4 +1,4 @@
-"""What a private run gives away: its epsilon after so many samples, and the secret of its noise.
+"""What a private run gives away: its epsilon as a function of samples seen, and the secret of its noise.
 
 The accountant is Opacus's, for the moments of the Gaussian mechanism ("Rényi Differential Privacy",
 arXiv:1702.07476). Neighbouring datasets differ by the content of one row.
@@ -76,7 +76,7 @@ class PrivacyAccount:
 
 
 def epsilon(noise: float, rate: float, steps: int, delta: float) -> float:
-    """Return what so many sampled Gaussian mechanisms give away together, as Opacus's `RDPAccountant` does.
+    """Return what ``steps`` sampled Gaussian mechanisms give away together, as Opacus's `RDPAccountant` does.
 
     Args:
         noise: standard deviation of the noise, in units of the largest influence of a row.
@@ -130,7 +130,7 @@ def noise_key(directory: Path) -> int:
 
 
 def describe_account(account: PrivacyAccount, config: PrivateConfig, samples: int) -> str:
-    """Say what a run of so many samples gives away at its end."""
+    """Say what a run of ``samples`` gives away at its end."""
     end = account.spent(samples)
     return (
         f"private: rows are clipped to {config.clip:g}, noise {config.noise:g}; at the end epsilon "

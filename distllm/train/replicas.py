@@ -1,4 +1,4 @@
-"""Do all ranks still hold the same weights? Silent data corruption is found and its rank named.
+"""Whether all ranks still hold the same weights: finds silent data corruption and names its rank.
 
 Two comparisons, both of fingerprints:
 
@@ -68,7 +68,7 @@ class ReplicaCheck:
         return kept is not None and fingerprint(self._engine.replicas()) != kept
 
     def forget(self) -> None:
-        """Expect nothing of the weights: they were loaded anew."""
+        """Expect nothing of the weights: they were loaded again."""
         self._kept = None
 
 

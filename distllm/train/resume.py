@@ -1,4 +1,4 @@
-"""May this run go on from that checkpoint? What makes it another experiment is refused, and named."""
+"""Whether a run may resume from a checkpoint: what would make it another experiment is refused by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_resume(
     *,
     allow_schedule: bool,
 ) -> list[str]:
-    """Decide whether and from where the run goes on; return what to tell the user about it.
+    """Decide whether and from where the run goes on; return notes for the user.
 
     Args:
         found: the newest whole checkpoint, if there is one.
@@ -102,7 +102,7 @@ def _listed(found: list[Change]) -> str:
 
 
 def _check_dataset(before: str, manifest: Manifest, out: str) -> list[str]:
-    """Refuse another dataset than that of the digest ``before``; return what to tell about this one."""
+    """Refuse another dataset than that of the digest ``before``; return notes about this one."""
     if not manifest.follows(before):
         raise ConfigError(
             f"the dataset changed: {manifest.digest} instead of {before}",

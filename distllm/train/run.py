@@ -43,9 +43,9 @@ class Run:
         valid: what is evaluated on; None if nothing is.
         tokenizer: the dataset's.
         canaries: measures how far planted secrets were memorised; None without canaries.
-        account: what a private run has given away; None of other runs.
+        account: what a private run has given away; None for other runs.
         learning_rate: the schedule.
-        state: progress; everything beside weights and moments that must survive a kill.
+        state: progress; everything besides weights and moments that must survive a kill.
         guard: which steps are applied.
         stopping: whether evaluations have stopped getting better.
         replicas: whether all ranks hold the same weights.

@@ -74,7 +74,7 @@ class RunDirectory:
         require_lease(self.path, self._lease.token if self._lease else os.environ.get(TOKEN_VARIABLE))
 
     def place_checkpoints(self, target: Path) -> None:
-        """Let ``checkpoints`` be a link to the directory ``target``, so that every reader finds them there.
+        """Make ``checkpoints`` a link to the directory ``target``, so that every reader finds them there.
 
         Raises:
             ConfigError: there are checkpoints elsewhere already.
@@ -111,7 +111,7 @@ class RunDirectory:
         atomic_write_json(self.path / "deepspeed.json", resolved.deepspeed)
 
     def write_environment(self, attempt: int, facts: Mapping[str, Any]) -> None:
-        """Note what an attempt was made with, beside what the attempts before it were."""
+        """Add the environment of an attempt to those of the attempts before it."""
         path = self.path / ENVIRONMENT_FILE
         known = read_json(path) if path.exists() else {}
         atomic_write_json(path, {**known, str(attempt): dict(facts)})

@@ -1,9 +1,9 @@
 """When the run saves, and what it does if that fails.
 
-A checkpoint is due after so many steps (`SaveInterval`), and after the last. In the background, the
+A checkpoint is due at intervals (`SaveInterval`), and after the last step. In the background, the
 training waits only for the copy of the state; a save that is due while one is still being written
-waits for it first, so there are never two. What became of a write is told at the border of the next
-step, on all ranks alike. A save that fails costs its own files and nothing else: the run goes on and
+waits for it first, so there are never two. The outcome of a write is known to all ranks at the border
+of the next step. A save that fails costs its own files and nothing else: the run goes on and
 tries again when the next one is due, a few times; the last save of an attempt must succeed.
 """
 
@@ -36,10 +36,10 @@ class Saves:
     Args:
         saver: writes them.
         config: when they are due, and how many may fail.
-        state: what is saved beside weights and moments; `save` reads it.
+        state: what is saved besides weights and moments; `save` reads it.
         engine: the weights and moments.
         chronicle: gets the events and the time.
-        tell: tells the user a line.
+        tell: shows the user a line.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Saves:
         must: bool = False,
         requested: bool = False,
     ) -> None:
-        """Save the state of now. Collective.
+        """Save the current state. Collective.
 
         Args:
             facts: what the checkpoint must be compared with on resume.
@@ -170,7 +170,7 @@ class Saves:
             self._chronicle.event("saved", step=step, samples=self._samples)
 
     def close(self) -> None:
-        """Let what is being written end, when the attempt ends by an error; tell only the ledger."""
+        """Finish what is being written when the attempt ends by an error; only the ledger hears of it."""
         step = self._saver.pending
         try:
             if self._saver.close():
@@ -185,7 +185,7 @@ def check_room(resolved: Resolved, directory: Path) -> str | None:
     return check_space(
         directory,
         _checkpoint_bytes(resolved),
-        Retention.of_config(config),
+        Retention.from_config(config),
         max_steps=resolved.max_steps,
         ephemeral=config.ephemeral_every_steps is not None,
     )
@@ -224,7 +224,7 @@ def build_saves(
     saver = Saver(
         directory,
         topology,
-        Retention.of_config(config),
+        Retention.from_config(config),
         background=config.background,
         expected_bytes=_checkpoint_bytes(resolved),
         mirror=mirror_of(config.dir, resolved.config.name),

@@ -63,13 +63,13 @@ class StopRequest:
         """What to write down about a stop."""
         return f"asked to stop: {self._file_why}" if self._file_why else "asked to stop"
 
-    def obeyed_save(self) -> None:
+    def clear_save(self) -> None:
         """Forget the request to save: it is done."""
         self._save = False
         if self._control is not None:
             self._control.forget("save")
 
-    def obeyed_stop(self) -> None:
+    def clear_stop(self) -> None:
         """Forget the request to stop, so that the next start does not obey it, too."""
         if self._control is not None:
             self._control.forget("stop")

@@ -1,4 +1,4 @@
-"""Everything about a run's progress that must survive a kill, beside weights and optimizer."""
+"""Everything about a run's progress that must survive a kill, besides weights and optimizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TrainState:
         trained_samples: samples whose loss changed the weights, as seen in the batches.
         skipped_samples: samples of skipped steps.
         damaged_samples: samples without loss, because a block of their shard is damaged.
-        skipped_steps: steps whose update was dropped because the guard did not believe them.
+        skipped_steps: steps whose update was dropped because the guard refused them.
         skips_in_a_row: how many of the latest steps were skipped.
         streak_samples: ``samples`` before the first of those steps.
         rewinds: times the run went back to a checkpoint.
@@ -34,7 +34,7 @@ class TrainState:
         best_metric: lowest value so far of the metric of early stopping; None until there is one.
         evaluations_since_best: evaluations since then.
         evaluated_step: step after which the latest evaluation was made; -1 before the first.
-        epsilon: what a private run has given away of any row, at its delta; None of others.
+        epsilon: what a private run has given away of any row, at its delta; None for other runs.
     """
 
     step: int = 0

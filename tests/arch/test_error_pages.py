@@ -36,7 +36,7 @@ def test_every_error_that_code_makes_has_a_page():
     made = {(name_of(path), line) for path in code_files() for line in made_in(path)}
     assert len(made) > 200
     bare = {place for place in made - pages if place[0] not in HAND_ON}
-    assert not bare, f"give the cause words of its own, or hand the error on with retold: {sorted(bare)}"
+    assert not bare, f"give the cause words of its own, or hand the error on with recast: {sorted(bare)}"
 
 
 def test_every_page_has_a_cause_and_a_remedy_and_a_name_that_says_something():

@@ -37,7 +37,9 @@ def torch_free_modules():
 
 def import_without_heavy_packages(modules):
     code = BLOCKED_IMPORT.format(heavy=HEAVY, modules=modules)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_login_node_modules_import_without_torch():
@@ -57,6 +59,7 @@ def test_layers_hold():
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert " 0 broken" in result.stdout

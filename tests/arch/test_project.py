@@ -79,7 +79,9 @@ TARGETS = ("setup", "demo", "check", "test", "test-slurm", "test-kernels", "read
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_make_target_exists(target):
-    result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 

@@ -138,7 +138,7 @@ def test_tensorboard_has_the_same_names(run_dir):
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
     promised = {row[0].replace("<task>", TASK) for row in rows("name")}
-    own = {name for name in promised if name.split("/")[0] not in ("trainer",) and name != "eval/samples"}
+    own = {name for name in promised if name.split("/")[0] != "trainer" and name != "eval/samples"}
     own |= {f"eval/{TASK}/exposure/x{copies}" for copies in (0, 8)}
     later = {f"reliability/{name}" for name in ("goodput", "ettr", "lost_steps", "restarts", "mttf_seconds")}
     assert set(events.Tags()["scalars"]) == own - later | {"trainer/tokens"}

@@ -17,7 +17,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
 def curve(engine, stage, compute, device, offload="none"):
     """Losses and gradient norms of two steps, taken in a process of their own."""
     command = [sys.executable, __file__, engine, str(stage), compute, device, offload]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     return json.loads(result.stdout.splitlines()[-1])
 

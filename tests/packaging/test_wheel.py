@@ -25,7 +25,13 @@ VERSION = metadata.version("distllm")
 def run(command, directory):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     result = subprocess.run(
-        list(map(str, command)), cwd=directory, env=environment, capture_output=True, text=True, timeout=240
+        list(map(str, command)),
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout

@@ -6,8 +6,8 @@ Standard library only. Every function is pure: the same bytes give the same docu
 import gzip
 import html
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
+from xml.etree import ElementTree
 
 GROUP_CHARS = 4000
 _BASE64 = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
@@ -88,7 +88,7 @@ def _add_macro(paragraphs: list[list[str]], name: str, arguments: list[str], fil
 
 
 def _arguments(rest: str) -> list[str]:
-    found = re.findall(r'"((?:[^"]|"")*)"?|((?:\\.|[^\s"])+)', rest.split('\\"')[0])
+    found = re.findall(r'"((?:[^"]|"")*)"?|((?:\\.|[^\s"])+)', rest.split('\\"', maxsplit=1)[0])
     return [unescape_troff(quoted.replace('""', '"') or plain) for quoted, plain in found]
 
 
@@ -103,7 +103,7 @@ def unescape_troff(text: str) -> str:
             return _GLYPHS.get(name, "")
         return _TROFF_CHARS.get(match["char"] or "", "")
 
-    return _TROFF_ESCAPE.sub(character, text.split('\\"')[0])
+    return _TROFF_ESCAPE.sub(character, text.split('\\"', maxsplit=1)[0])
 
 
 def pod_text(source: str) -> str:
@@ -130,7 +130,7 @@ def pod_text(source: str) -> str:
                 block,
             )
             block = re.sub(
-                r"[BICFS](?:<< (.*?) >>|<([^<>]*)>)", lambda m: m[1] or m[2] or "", block, flags=re.S
+                r"[BICFS](?:<< (.*?) >>|<([^<>]*)>)", lambda m: m[1] or m[2] or "", block, flags=re.DOTALL
             )
         if block.strip():
             blocks.append(block.replace("\x01", "<").replace("\x02", ">").rstrip())
@@ -198,7 +198,7 @@ def wordnet_entries(data: str) -> Iterator[tuple[str, str]]:
 
 def fortunes(text: str) -> Iterator[tuple[str, str]]:
     """Yield ``(number, fortune)`` of a file whose entries are separated by lines of ``%``."""
-    for number, entry in enumerate(re.split(r"^%+[ \t]*$", text, flags=re.M), 1):
+    for number, entry in enumerate(re.split(r"^%+[ \t]*$", text, flags=re.MULTILINE), 1):
         if entry.strip():
             yield str(number), entry.strip("\n").rstrip()
 

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
 BLOCK = re.compile(
-    r"(?:<!-- (?P<how>not run|run small): [^\n]+ -->\n)?^```(?P<kind>\S*)\n(?P<text>.*?)^```", re.M | re.S
+    r"(?:<!-- (?P<how>not run|run small): [^\n]+ -->\n)?^```(?P<kind>\S*)\n(?P<text>.*?)^```",
+    re.MULTILINE | re.DOTALL,
 )
 SMALL = ("train.max_steps=2", "eval.max_tokens=512", "eval.sample_tokens=4", "engine=local")
 LITTLE = "data.max_bytes=300KB data.valid_fraction=0.2"  # of the corpus of the demo

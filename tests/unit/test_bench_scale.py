@@ -1,7 +1,7 @@
 import json
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from bench import scale_bench as scale

@@ -132,7 +132,11 @@ def make_saves(directory, engine=None, state=None, **config):
     settings = CheckpointConfig(**{"every_steps": 2, "keep_last": 5, **config})
     state, told, lines = state or TrainState(), Told(), []
     saver = Saver(
-        directory, SINGLE, Retention.of_config(settings), background=settings.background, expected_bytes=1000
+        directory,
+        SINGLE,
+        Retention.from_config(settings),
+        background=settings.background,
+        expected_bytes=1000,
     )
     return (
         Saves(saver, settings, state, engine or make_engine(), told, lines.append),

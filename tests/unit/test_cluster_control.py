@@ -57,8 +57,8 @@ def test_a_rank_sees_requests_and_forgets_what_it_obeyed(tmp_path, monkeypatch):
     now[0] += 1.5
     assert stop.requested
     assert stop.why == "asked to stop: by hand"
-    stop.obeyed_save()
-    stop.obeyed_stop()
+    stop.clear_save()
+    stop.clear_stop()
     assert control.asked("save") is None
     assert control.asked("stop") is None
     now[0] += 1.5

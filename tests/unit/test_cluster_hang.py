@@ -118,7 +118,7 @@ def test_beats_tell_what_a_rank_does(tmp_path, monkeypatch):
         assert (seen.collectives, seen.moved, seen.pid) == (1, 51.0, os.getpid())
     assert read_beat(tmp_path, 3).waits == ""
     size = beat_path(tmp_path, 3).stat().st_size
-    heart.took_step(0.25)
+    heart.count_step(0.25)
     assert (read_beat(tmp_path, 3).steps_here, read_beat(tmp_path, 3).p99_seconds) == (1, 0.25)
     assert beat_path(tmp_path, 3).stat().st_size == size
     heart.close()

@@ -38,7 +38,7 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 BEAT = """
 from distllm.heartbeat import HEART
 HEART.open(run, rank)
-HEART.took_step(0.01)
+HEART.count_step(0.01)
 HEART.phase("compute", 4)
 """
 

@@ -19,7 +19,7 @@ WORDS = ["train.tokens_per_step=4096", "data.seq_len=128", "engine.micro_batch_t
 
 
 def sizes_of(start, warmup, last=64, seq_len=8):
-    return StepSizes.of_config(
+    return StepSizes.from_config(
         Config(
             data=DataConfig(seq_len=seq_len),
             train=TrainConfig(tokens_per_step=last * seq_len, max_steps=9),

@@ -13,7 +13,7 @@ print(len(names), *sorted(name for name in sys.modules if name in ("transformers
 
 
 def test_no_module_of_data_needs_torch():
-    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     count, *heavy = result.stdout.split()
     assert int(count) >= 13

@@ -136,7 +136,7 @@ def test_a_run_that_exceeds_the_epochs_of_a_source_is_refused_with_what_to_chang
     problems = Problems()
     check_mixture(resolved, manifest, problems)
     (problem,) = problems.found
-    total = train_sources(dataset, manifest, config)[1].total
+    total = train_sources(manifest, config)[1].total
     assert f"goes through source b {100 / total:.2f} times (100 of its {total} samples)" in problem.cause
     assert problem.where == "data.sources.b.max_epochs"
     # as many steps as it advises are allowed, one more is not
@@ -161,7 +161,7 @@ def test_sizes_from_the_manifest_are_those_of_the_split(dataset):
     for packing in ("window", "greedy", "best_fit"):
         config = config_of(dataset, data={"packing": packing})
         opened = PackedSplit(dataset, "train", SEQ_LEN, packing=packing).sources
-        assert train_sources(dataset, Manifest.load(dataset), config) == opened
+        assert train_sources(Manifest.load(dataset), config) == opened
 
 
 def test_the_stream_of_a_run_follows_its_configuration(dataset):

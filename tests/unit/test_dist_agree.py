@@ -5,7 +5,7 @@ import time
 import pytest
 
 from distllm.dist import agree as module
-from distllm.dist.agree import agree_after_work, agree_at_leisure
+from distllm.dist.agree import agree_after_work, agree_when_done
 from distllm.dist.topology import Topology
 from distllm.errors import StorageError
 
@@ -20,7 +20,7 @@ def test_it_waits_in_small_parts_until_the_work_is_done(monkeypatch):
         waited.append(seconds)
         return len(waited) == 3
 
-    assert agree_at_leisure(SINGLE, wait, lambda: "answer") == "answer"
+    assert agree_when_done(SINGLE, wait, lambda: "answer") == "answer"
     assert waited == [0.01] * 3
 
 

@@ -331,7 +331,7 @@ def test_table_puts_each_remedy_below_its_finding():
         "fail  disk    full",
         "              -> free space",
         "",
-        "1 to mend, 0 to know about, 2 checked",
+        "1 to fix, 0 to know about, 2 checked",
     ]
     assert exit_code(findings) == 1
     assert exit_code([Finding("warn", "x", "y")]) == 0

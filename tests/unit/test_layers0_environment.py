@@ -5,7 +5,7 @@ import os
 import pytest
 
 from distllm import machine
-from distllm.environment import RankEnvironment, meet_in_step
+from distllm.environment import RankEnvironment, set_rendezvous
 from distllm.errors import LaunchError
 from distllm.machine import available_cores
 
@@ -57,19 +57,19 @@ STEP = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "3", 
 )
 def test_tasks_of_an_srun_meet_at_the_first_node_of_their_step(nodes, first):
     env = {**STEP, "SLURM_STEP_NODELIST": nodes}
-    meet_in_step(env)
+    set_rendezvous(env)
     assert env["MASTER_ADDR"] == first
     assert env["MASTER_PORT"] == "13517"
     again = {**env, "MASTER_ADDR": "mine", "SLURM_RESTART_COUNT": "1"}
     again.pop("MASTER_PORT")
-    meet_in_step(again)
+    set_rendezvous(again)
     assert (again["MASTER_ADDR"], again["MASTER_PORT"]) == ("mine", "13648")
 
 
 @pytest.mark.parametrize("more", [{"RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_NAME": "bash"}])
 def test_nothing_is_said_where_another_launcher_or_a_shell_runs(more):
     env = {**STEP, "SLURM_STEP_NODELIST": "n1", **more}
-    meet_in_step(env)
+    set_rendezvous(env)
     assert "MASTER_ADDR" not in env
 
 

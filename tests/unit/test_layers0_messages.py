@@ -8,7 +8,14 @@ from distllm import messages
 from distllm.cli import main
 from distllm.commands.explain_error import page_of
 from distllm.config.problems import Problems
-from distllm.errors import ConfigError, ConfigProblems, DataError, DistllmError, StorageError, of_facts
+from distllm.errors import (
+    ConfigError,
+    ConfigProblems,
+    DataError,
+    DistllmError,
+    StorageError,
+    error_from_facts,
+)
 from distllm.messages import PACKAGE, messages_named, messages_of, name_of, shown
 from distllm.registry import Registry
 from distllm.train.run_directory import locate_run
@@ -80,9 +87,9 @@ def caught(action):
 def test_an_error_has_the_name_of_its_message_wherever_it_is_told():
     error = caught(lambda: locate_run("absent"))
     assert name_of(error) == "no-run"
-    assert name_of(of_facts(json.loads(json.dumps(error.facts())))) == "no-run"
-    assert str(of_facts(error.facts())) == str(error)
-    told = error.retold(DataError, where="here", remedy="that")
+    assert name_of(error_from_facts(json.loads(json.dumps(error.facts())))) == "no-run"
+    assert str(error_from_facts(error.facts())) == str(error)
+    told = error.recast(DataError, where="here", remedy="that")
     assert (type(told), name_of(told), str(told)) == (
         DataError, "no-run", "no run 'absent'\n  where:  here\n  remedy: that"
     )  # fmt: skip
@@ -150,5 +157,5 @@ def test_pages_of_several_places_tell_them_apart():
 
 def test_a_storage_error_of_another_rank_keeps_words_and_class():
     error = StorageError("full", where="/d", remedy="free")
-    again = of_facts(error.facts())
+    again = error_from_facts(error.facts())
     assert (type(again), str(again), again.made_at) == (StorageError, str(error), error.made_at)

@@ -77,7 +77,7 @@ def test_a_rank_without_supervisor_that_hangs_says_so_and_ends():
     script = """
 start_heartbeat(run, topology)
 start_watchdog(run, topology, Patience(0.5, 60.0), attempt=4)
-HEART.took_step(0.01)
+HEART.count_step(0.01)
 HEART.phase("data", 9)
 HEART.reading(Path("web/train/3.tar"))
 a_place_that_the_stack_shows()
@@ -100,7 +100,7 @@ start_heartbeat(run, topology)
 start_watchdog(run, topology, Patience(0.5, 60.0), attempt=1)
 HEART.phase("save")
 time.sleep(3)
-HEART.took_step(0.01)
+HEART.count_step(0.01)
 for step in range(20):
     HEART.phase("compute", step)
     time.sleep(0.1)

@@ -36,7 +36,7 @@ class ExampleSplit:
         begin: what texts begin with; see `framing_of`.
 
     Attributes:
-        sources: how many samples each source has; a source that lacks the split has none.
+        sources: how many samples each source has; a source without the split has none.
         num_tokens: ids of the split, in all fields.
         bytes_per_token: UTF-8 bytes of text an id stands for, on average.
         num_samples: samples of the split.

@@ -104,7 +104,7 @@ def write_shards(
 ) -> list[list[Result]]:
     """Write the shards of every plan; return the results of each.
 
-    ``unless`` tells when they are no longer wanted: once another process has finished the dataset.
+    ``unless`` says when they are no longer wanted: once another process has finished the dataset.
     """
     tasks = [plan.tasks() for plan in plans]
     results = iter(work.run("shards", [task for group in tasks for task in group], unless))

@@ -2,7 +2,7 @@
 
 An assistant reads the configuration from the first line of its standard input and ends when that
 pipe closes, so it never outlives the process that started it, however that ends. What goes wrong in
-an assistant is not passed on: its tasks stay undone, and whoever takes them meets the same problem.
+an assistant is not passed on: its tasks stay undone, and whoever takes them has the same problem.
 """
 
 from __future__ import annotations

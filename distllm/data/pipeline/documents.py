@@ -39,7 +39,7 @@ class Output:
     Args:
         directory: gets the documents and the log.
         fields: the fields of every document.
-        tick: told how many bytes of text have gone through.
+        tick: called with the bytes of text that have gone through.
     """
 
     def __init__(self, directory: Path, fields: tuple[str, ...], tick: Tick) -> None:

@@ -54,7 +54,7 @@ def prepare(config: Config, report: Report | None = None, *, assisting: bool = F
 
     Args:
         config: what to prepare.
-        report: told how far each stage is.
+        report: called with how far each stage is.
         assisting: whether this process helps another one that has started it.
 
     Raises:

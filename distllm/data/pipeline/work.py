@@ -90,7 +90,7 @@ class WorkDirectory:
 
     Args:
         directory: where results live.
-        report: told how far each stage is, by all processes together.
+        report: called with how far each stage is, by all processes together.
     """
 
     def __init__(self, directory: Path, report: Report) -> None:
@@ -102,7 +102,7 @@ class WorkDirectory:
     ) -> list[Result]:
         """Return the results of ``tasks`` in their order, performing those that nobody has done.
 
-        ``unless`` tells when the results are no longer wanted; then nothing is returned.
+        ``unless`` says when the results are no longer wanted; then nothing is returned.
 
         Raises:
             StorageError: the disk is full or not writable.

@@ -124,7 +124,7 @@ def read_part(part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
     """Yield the documents of a part, and what was refused.
 
     Raises:
-        DataError: a file is damaged and ``data.on_bad_file=fail``, or lacks what it is asked for.
+        DataError: a file is damaged and ``data.on_bad_file=fail``, or does not hold what it is asked for.
     """
     size = 0
     for path in part.paths:
@@ -163,7 +163,7 @@ def _read_file(path: str, part: Part, read: ReadConfig) -> Iterator[Document | D
 
 
 def _fingerprint(path: str, read: ReadConfig) -> tuple[str, int]:
-    """Return what tells the content of a file, and its size."""
+    """Return what identifies the content of a file, and its size."""
     if is_remote(path):
         return fingerprint(path, read.stall_seconds)
     file = Path(path)

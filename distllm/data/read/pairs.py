@@ -25,7 +25,7 @@ _XML_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 
 
 def read_pairs(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
-    """Yield the pairs of a file, in the format that its name tells.
+    """Yield the pairs of a file, in the format that its name implies.
 
     Rules of refusal: those of the format, ``unpaired`` (one side is missing or empty).
 

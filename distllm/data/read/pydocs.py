@@ -71,7 +71,7 @@ def _catalogue() -> tuple[dict[str, str], dict[str, Path], list[tuple[str, str]]
 
 
 def environment_fingerprint() -> str:
-    """Return what tells this environment from another: names, sizes and times of its modules."""
+    """Return what identifies this environment: names, sizes and times of its modules."""
     marks = [
         f"{name} {(stat := path.stat()).st_size} {stat.st_mtime_ns}"
         for name, path in _installed_modules().items()

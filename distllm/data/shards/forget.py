@@ -59,7 +59,7 @@ from distllm.fsio import (
 PARTIAL = "forget.partial"
 REMOVED_MARK = "[forgotten]"
 _LOGS = ("removed.jsonl", "report.json")
-_TELLING = ("id", "reason", "sample")
+_IDENTIFYING = ("id", "reason", "sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _stage(
 
 
 def _rewrite(directory: Path, manifest: Manifest, shard: IndexedShard, rows: Sequence[int]) -> IndexedShard:
-    """Write a shard and its list of ids anew, with EOT for every id of the documents ``rows``."""
+    """Rewrite a shard and its list of ids, with EOT for every id of the documents ``rows``."""
     dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
     columns: dict[str, Column] = {}
     for field in shard.fields:
@@ -259,9 +259,9 @@ def _stage_logs(directory: Path, ids: Collection[str], texts: Sequence[str]) -> 
 
 
 def _scrub(value: Any, ids: Collection[str], texts: Sequence[str], *, sample: bool = False) -> Any:
-    """Return a JSON value with a mark for what names a document, tells of it, or is a sample of it."""
+    """Return a JSON value without what names a document, describes it, or is a sample of it."""
     if isinstance(value, dict) and value.get("id") in ids:
-        return {key: REMOVED_MARK if key in _TELLING else item for key, item in value.items()}
+        return {key: REMOVED_MARK if key in _IDENTIFYING else item for key, item in value.items()}
     if isinstance(value, dict):
         return {
             key: _scrub(item, ids, texts, sample=sample or key.startswith("sample"))

@@ -73,7 +73,7 @@ def read_index(directory: Path, source: str, split: str) -> Sequence[IndexedShar
     """Read the shards of one split of one source.
 
     Raises:
-        DataError: the index is missing, is no index, or lacks the split.
+        DataError: the index is missing, is no index, or does not have the split.
     """
     index = load_index(directory)
     if split not in index.get(source, {}):

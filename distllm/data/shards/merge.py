@@ -41,7 +41,7 @@ def merge(directories: Sequence[Path], out: Path) -> Manifest:
     """Make the dataset ``out`` of all sources of ``directories``, in their order.
 
     Every digest of the datasets is checked before. A source whose name is taken gets ``-2`` (``-3``
-    and so on) behind it, and its shards are written anew, because a shard knows its source; other
+    and so on) behind it, and its shards are rewritten, because a shard knows its source; other
     shards are hard-linked, or copied where the file system has no links. Canaries are counted together.
 
     Raises:

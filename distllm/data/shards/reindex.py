@@ -21,7 +21,7 @@ _MEMBER_LIMIT = 1 << 20
 def reindex(directory: Path) -> Manifest:
     """Write the index that the tars of ``directory`` call for, and return the dataset's manifest.
 
-    Tars that were packed anew, with the same members, get new records in the manifest, which then
+    Tars that were packed again, with the same members, get new records in the manifest, which then
     follows the old one: its samples are the same.
 
     Raises:

@@ -53,7 +53,7 @@ def verify(directory: Path) -> Manifest:
 
 
 def _file_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield the tars that are not what the manifest says; all that can be told without an index."""
+    """Yield the tars that are not what the manifest says; all that can be said without an index."""
     for split in manifest.splits.values():
         for record in split.shards:
             problem = size_problem(directory, record)

@@ -20,7 +20,7 @@ def fingerprint(description: Description, eot: str | None) -> str:
     """Return the xxh3-128 digest of what determines ids, whatever the layout of the file.
 
     Truncation and padding are not used, and merges may be pairs or strings. ``eot`` is given only
-    where the description alone would tell another.
+    where the description alone would give another.
     """
     canonical = dict(description)
     for ignored in ("truncation", "padding"):

@@ -26,7 +26,7 @@ from distllm.errors import MissingDependency
 from distllm.extras import require
 from distllm.machine import held_memory
 
-CHECKED_SHARE = 1000  # one text in so many is encoded twice
+CHECKED_SHARE = 1000  # one text in this many is encoded twice
 CACHE_BYTES = 24 * 2**20
 _CACHED_TEXT = 8 * 2**20  # a new engine must read so much before it goes: making one takes 0.05 s
 _GROUP_BYTES = 1 << 18
@@ -55,7 +55,7 @@ class FastEncoder:
     Which texts are compared depends on the texts alone, so every process checks the same ones.
 
     gigatoken remembers the ids of every different word, without bound: of Chinese, written without
-    spaces, that is nearly all of the text. So it is made anew when the process has come to hold
+    spaces, that is nearly all of the text. So it is made again when the process has come to hold
     ``CACHE_BYTES`` more than after the first texts.
 
     Args:

@@ -52,7 +52,7 @@ def misfit(dataset: Path, model: Path) -> str | None:
 
 
 def notes_on_fit(dataset: Path, model: Path) -> list[str]:
-    """Return what to tell of two tokenizers that need not be wrong.
+    """Return notes about two tokenizers that differ without being wrong.
 
     Raises:
         ConfigError: the model's folder is that of an adapter, and the model below it is gone.
