@@ -1,4 +1,4 @@
-"""Is there room for the checkpoints that a run will keep? Asked before the first step and each save.
+"""Whether there is room for the checkpoints that a run will keep, before the first step and each save.
 
 Imports no torch.
 """

@@ -1,4 +1,4 @@
-"""`distllm answer`: a question to a text, or to the passages of a search index that fit it best."""
+"""`distllm answer`: answer a question from a text, or from the best passages of a search index."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distllm.fsio import storage_errors
 
 @dataclass(frozen=True)
 class Options(ModelOptions):
-    """What `distllm answer` takes."""
+    """Options of `distllm answer`."""
 
     question: str | None = option(None, "what is asked")
     context: str | None = option(None, "the text that holds the answer")

@@ -14,5 +14,5 @@ def run(words: Sequence[str]) -> int:
     jobs = end_jobs(path)
     print(f"cancelled: job {', '.join(jobs)}" if jobs else f"{path} has no job in the queue")
     kept = "what is finished" if is_preparation(path) else "its last checkpoint"
-    print(f"nothing starts it again; submit it anew to go on from {kept}")
+    print(f"nothing starts it again; submit it again to resume from {kept}")
     return 0

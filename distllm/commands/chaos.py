@@ -1,4 +1,4 @@
-"""`distllm chaos`: inflict faults on an experiment, here, and see what becomes of each of them."""
+"""`distllm chaos`: inject faults into an experiment on this machine, and score how it survives each."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from distllm.units import format_bytes, format_duration
 
 @dataclass(frozen=True)
 class ListOptions:
-    """What `distllm checkpoint ls` takes."""
+    """Options of `distllm checkpoint ls`."""
 
     run: str | None = option(None, "name or directory of the run")
     verify: bool = option(True, "read every byte and compare the digests")
@@ -26,7 +26,7 @@ class ListOptions:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What `distllm checkpoint verify` takes."""
+    """Options of `distllm checkpoint verify`."""
 
     run: str | None = option(None, "name or directory of the run")
     step: int | None = option(None, "only the checkpoint of this step", minimum=0)
@@ -35,7 +35,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `distllm checkpoint convert` takes."""
+    """Options of `distllm checkpoint convert`."""
 
     run: str | None = option(None, "name or directory of the run")
     step: int | None = option(None, "checkpoint to convert; null takes the newest", minimum=0)
@@ -46,7 +46,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """What `distllm checkpoint prune` takes. A rule that is not given is that of the run."""
+    """Options of `distllm checkpoint prune`. A rule that is not given is that of the run."""
 
     run: str | None = option(None, "name or directory of the run")
     keep_last: int | None = option(None, "checkpoints kept, newest first", minimum=1)

@@ -12,7 +12,7 @@ from distllm.config.options import option
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm dashboard` takes."""
+    """Options of `distllm dashboard`."""
 
     entity: str = option("", "user or team in Weights & Biases")
     project: str = option("distllm", "project in Weights & Biases, as logger.project")

@@ -17,14 +17,14 @@ _ID = "id="
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What `distllm data verify` and `reindex` take."""
+    """Options of `distllm data verify` and `reindex`."""
 
     out: str | None = option(None, "the dataset directory")
 
 
 @dataclass(frozen=True)
 class StatsOptions:
-    """What `distllm data stats` takes."""
+    """Options of `distllm data stats`."""
 
     out: str | None = option(None, "the dataset directory")
     seq_len: int | None = option(None, "also say what packing into rows of this length wastes", minimum=2)
@@ -32,7 +32,7 @@ class StatsOptions:
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What `distllm data inspect` takes."""
+    """Options of `distllm data inspect`."""
 
     out: str | None = option(None, "the dataset directory")
     source: str | None = option(None, "the source; null means the only one")
@@ -43,7 +43,7 @@ class InspectOptions:
 
 @dataclass(frozen=True)
 class ForgetOptions:
-    """What `distllm data forget` takes, beside id=... as often as you like."""
+    """Options of `distllm data forget`, besides any number of id=...."""
 
     out: str | None = option(None, "the dataset directory")
     source: str | None = option(None, "look for the ids in this source only")

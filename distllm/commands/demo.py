@@ -34,7 +34,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm demo` takes."""
+    """Options of `distllm demo`."""
 
     experiment: str = option("demo", "the experiment to show")
     name: str | None = option(None, "name of the run; null takes the first free of demo, demo-2, ...")

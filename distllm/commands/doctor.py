@@ -1,4 +1,4 @@
-"""`distllm doctor`: what is wrong with this machine for training, and what to do about it."""
+"""`distllm doctor`: what keeps this machine from training, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distllm.config.options import option
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm doctor` takes."""
+    """Options of `distllm doctor`."""
 
     dir: str = option("runs", "directory whose disk is checked")
     deep: bool = option(False, "also import torch and deepspeed in a process of its own")

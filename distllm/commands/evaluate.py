@@ -26,7 +26,7 @@ _POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm evaluate` takes."""
+    """Options of `distllm evaluate`."""
 
     run: str | None = option(None, "name or directory of the run")
     step: int | None = option(None, "checkpoint to measure; null takes the newest", minimum=0)

@@ -17,7 +17,7 @@ from distllm.config.schema_optim import Weights
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm export` takes."""
+    """Options of `distllm export`."""
 
     run: str | None = option(None, "name or directory of the run")
     out: str | None = option(None, "folder to write; null means hf/ in the run directory")

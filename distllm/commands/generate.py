@@ -14,7 +14,7 @@ from distllm.config.options import option
 
 @dataclass(frozen=True)
 class Options(ModelOptions):
-    """What `distllm generate` takes."""
+    """Options of `distllm generate`."""
 
     prompt: str = option("", "text to continue (empty starts a document), or an encoder-decoder's source")
     file: str | None = option(None, "or a file with one prompt a line, answered together as JSON lines")

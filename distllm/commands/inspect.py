@@ -12,7 +12,7 @@ from distllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm inspect` takes."""
+    """Options of `distllm inspect`."""
 
     run: str | None = option(None, "name or directory of the run")
     step: int | None = option(None, "the step, counted from 1 as in the log", minimum=1)

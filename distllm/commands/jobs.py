@@ -23,7 +23,7 @@ _COLUMNS = ("run", "job", "state", "step", "saved", "ETA", "starts", "where")
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm jobs` takes."""
+    """Options of `distllm jobs`."""
 
     runs_dir: str = option("runs", "directory that holds run directories")
 

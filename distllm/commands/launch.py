@@ -28,7 +28,7 @@ _ELASTIC = re.compile(r"(\d+)(?::(\d+))?")
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm launch` takes besides a configuration."""
+    """Options of `distllm launch`, besides a configuration."""
 
     hostfile: str | None = option(None, "file with a line HOST slots=RANKS for each machine")
     include: str = option(

@@ -14,7 +14,7 @@ LOGBOOK_FILE = "logbook.md"
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm ledger` takes."""
+    """Options of `distllm ledger`."""
 
     run: str | None = option(None, "name or directory of the run")
     logbook: bool = option(False, "also write logbook.md into the run directory")

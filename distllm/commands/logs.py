@@ -20,7 +20,7 @@ _ENDED = ("done", "stopped", "failed", "oom", "lost", "cancelled")
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm logs` takes."""
+    """Options of `distllm logs`."""
 
     run: str | None = option(None, "name or directory of the run")
     runs_dir: str = option("runs", "directory that holds run directories")

@@ -1,4 +1,4 @@
-"""Trained models, as the commands open them that ask something of one."""
+"""Opening trained models for the commands that use one."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ REPORT_FILE = "report.html"
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm report` takes."""
+    """Options of `distllm report`."""
 
     run: str | None = option(None, "name or directory of the run, or several: run=a,b")
     out: str | None = option(None, "the file to write; null: report.html in the (first) run directory")

@@ -14,7 +14,7 @@ from distllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm requeue` takes."""
+    """Options of `distllm requeue`."""
 
     run: str | None = option(None, "name or directory of the run")
     runs_dir: str = option("runs", "directory that holds run directories")

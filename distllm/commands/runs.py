@@ -1,4 +1,4 @@
-"""Runs on disk, as the commands that look at them see them."""
+"""Reading run directories for the commands that inspect runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`distllm save`: let a run save its state now, and go on."""
+"""`distllm save`: ask a run to save its state now and continue."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ def run(words: Sequence[str]) -> int:
     from distllm.commands.verbs import ask
 
     path, _ = ask("save", words)
-    print(f"{path} saves at its next step and goes on")
+    print(f"{path} saves at its next step and continues")
     return 0

@@ -1,4 +1,4 @@
-"""`distllm search`: an index of texts by an encoder, and questions to it."""
+"""`distllm search`: index texts with an encoder, and search them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `distllm search build` takes."""
+    """Options of `distllm search build`."""
 
     corpus: str | None = option(None, "folder, file, glob or URL of the texts")
     source: Literal["auto", "text", "jsonl", "csv", "parquet", "html", "epub", "pdf", "warc", "pydocs"] = (
@@ -54,7 +54,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class QueryOptions:
-    """What `distllm search query` takes."""
+    """Options of `distllm search query`."""
 
     index: str | None = option(None, "directory of the index")
     text: str | None = option(None, "what is looked for")

@@ -20,7 +20,7 @@ TOKEN_VARIABLE = "DISTLLM_TOKEN"
 
 @dataclass(frozen=True)
 class Options(ModelOptions):
-    """What `distllm serve` takes."""
+    """Options of `distllm serve`."""
 
     index: str | None = option(None, "a search index; alone, its own model is served")
     name: str | None = option(

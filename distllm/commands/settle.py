@@ -1,4 +1,4 @@
-"""From a command line to a resolved run, without torch: what train, explain and inspect share."""
+"""From a command line to a resolved run, without torch; shared by train, explain and inspect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`distllm stop`: let a run save its state and end."""
+"""`distllm stop`: ask a run to save its state and end."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def run(words: Sequence[str]) -> int:
         print(f"taken out of the queue, where it was still waiting: job {', '.join(waiting)}")
     if state == "pending":
         return 0
-    print(f"{path} saves at its next step and ends; go on with it later: distllm submit or train, as before")
+    print(f"{path} saves at its next step and ends; the same distllm submit or train command resumes it")
     return 0

@@ -23,7 +23,7 @@ varies what is a range, a list or *, and keeps the other overrides as distllm tr
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm sweep` takes beside overrides, as ``sweep.NAME``."""
+    """Options of `distllm sweep`, besides overrides, as ``sweep.NAME``."""
 
     method: Literal["grid", "random", "bayes"] = option("bayes", "how the next trial is chosen")
     metric: str = option("", "what is judged; empty: eval/<task>/loss")

@@ -1,4 +1,4 @@
-"""`distllm translate`: what a model trained on pairs makes of a source: a translation, a summary."""
+"""`distllm translate`: a translation or a summary by a model trained on pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distllm.config.options import option
 
 @dataclass(frozen=True)
 class Options(ModelOptions):
-    """What `distllm translate` takes."""
+    """Options of `distllm translate`."""
 
     text: str | None = option(None, "the source")
     file: str | None = option(None, "or a file with one source a line, answered as JSON lines")

@@ -1,4 +1,4 @@
-"""What the commands share that ask something of a run: stop, save and cancel."""
+"""What the commands stop, save and cancel share: a request to a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Options:
-    """What the commands take that look at, or ask something of, one run."""
+    """Options of the commands that look at one run, or send it a request."""
 
     run: str | None = option(None, "name or directory of the run")
     runs_dir: str = option("runs", "directory that holds run directories")
@@ -75,7 +75,7 @@ def ask(wish: Wish, words: Sequence[str]) -> tuple[Path, str]:
 
 
 def by_whom() -> str:
-    """Return who asks, for the other people who look at a run."""
+    """Return who sends a request, for others who look at the run."""
     return f"{getpass.getuser()} on {socket.gethostname()}"
 
 

@@ -1,1 +1,1 @@
-"""What a user may say, and everything that follows from it."""
+"""The configuration: what a user sets, and everything derived from it."""

@@ -1,4 +1,4 @@
-"""The faults that a run can inflict on itself, and how they are written. Imports no torch.
+"""The faults that can be injected into a run, and how they are written. Imports no torch.
 
 A fault is ``KIND@STEP:RANKxSTEPS``: it happens on that rank (default 0) in that step, counted from 1
 as in the metrics, and in the ``STEPS - 1`` steps after it (default 1 step). It happens once in the
@@ -36,7 +36,7 @@ AROUND = {
     "stalled_shard": "the server of the dataset stops in the middle of a shard",
     "tracker_down": "the server of Weights & Biases is not there",
 }
-"""Kinds that only `distllm chaos` can inflict: they happen around the ranks."""
+"""Kinds that only `distllm chaos` can inject: they happen around the ranks."""
 _FORM = re.compile(r"(?P<kind>\w+)@(?P<step>\d+)(:(?P<rank>\d+))?(x(?P<steps>\d+))?")
 
 

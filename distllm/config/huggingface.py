@@ -1,7 +1,7 @@
-"""The same model in Hugging Face's words: ``config.json`` to and from the keys of ``model``.
+"""Models as Hugging Face describes them: ``config.json`` to and from the keys of ``model``.
 
-Both directions are kept side by side, and checked against each other: what cannot be said in an
-architecture's words is refused, never dropped.
+Both directions are kept side by side, and checked against each other: what an
+architecture cannot express is refused, never dropped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How each architecture of transformers says what a model is: fields of ``config.json``, both ways."""
+"""How each architecture of transformers describes a model: fields of ``config.json``, both ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fast look for problems of a command line, before Hydra composes anything.
+"""A fast check of a command line for problems, before Hydra composes anything.
 
 Importing Hydra and composing with it takes a third of a second, too long for the answer to a typo.
 This reads the same files and merges them in the same order, only to find problems: what a run uses,

@@ -1,4 +1,4 @@
-"""Faults that a run inflicts on itself, to see that it survives them."""
+"""Keys of fault injection: what a run or a drill must survive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ChaosConfig:
     faults: tuple[str, ...] = option(
         (), "faults as KIND@STEP, KIND@STEP:RANK or KIND@STEP:RANKxSTEPS, such as [kill@20:1]"
     )
-    kinds: tuple[str, ...] = option((), "kinds of faults that distllm chaos inflicts, in this order")
+    kinds: tuple[str, ...] = option((), "kinds of faults that distllm chaos injects, in this order")
     spacing: int = option(100, "steps between two faults of distllm chaos", minimum=4)
     seed: int = option(0, "decides in which steps and on which ranks they happen", minimum=0)
     launcher: tuple[str, ...] = option(

@@ -1,4 +1,4 @@
-"""When a step is not believed: what is skipped, and what sends the run back to a checkpoint."""
+"""Keys of the guard: which steps are skipped, and when the run goes back to a checkpoint."""
 
 from __future__ import annotations
 

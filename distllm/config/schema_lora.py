@@ -1,4 +1,4 @@
-"""Keys that let a few small matrices learn in place of a model's own (LoRA)."""
+"""Keys of low-rank adapters (LoRA), which are trained in place of a model's own weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keys of ``model``: one block, whose options make GPT-2, Llama, BERT, T5 and their kin.
+"""The keys of ``model``: one block, whose options make GPT-2, Llama, BERT, T5 and their relatives.
 
 Numbers that follow from others are left open (null) and settled in `distllm.config.shape`. Presets
 under ``conf/model`` name the combinations that were published.

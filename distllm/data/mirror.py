@@ -1,4 +1,4 @@
-"""A prepared dataset that lies elsewhere, as a local directory whose shards come when they are touched.
+"""A prepared dataset elsewhere, as a local directory whose shards are fetched when they are first read.
 
 The small files of ``data.out=s3://...`` or ``https://...`` are fetched first, the manifest last. A
 shard is fetched whole, checked against its digest, and renamed; one process of a machine fetches it,

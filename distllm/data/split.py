@@ -1,4 +1,4 @@
-"""Which split a document belongs to: a keyed hash, so that it stays whatever comes beside it."""
+"""Which split a document belongs to: a keyed hash, so that it does not move when others are added."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where DeepSpeed looks at the gradient norm, our answer: apply the update, or drop it.
+"""Our decision in the place where DeepSpeed looks at the gradient norm: apply the update, or drop it.
 
 ZeRO stages 1 to 3 compute the global norm inside their step and drop the update if it is not a
 number. The gate replaces the method that yields the norm; when the caller does not accept a norm it

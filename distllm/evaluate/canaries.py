@@ -1,4 +1,4 @@
-"""What a model remembers of planted canaries, as exposure: exact, over all that could have been planted.
+"""What a model memorises of planted canaries, as exposure: exact, over all that could have been planted.
 
 Shapes: N canaries there could be, B rows of a forward pass, T positions, V vocabulary.
 """

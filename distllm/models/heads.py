@@ -1,4 +1,4 @@
-"""What stands on top of a stack: logits or their loss, answer spans, or the vector of a text.
+"""The heads on top of a stack: logits or their loss, answer spans, or the vector of a text.
 
 Each head owns the weights it uses, or shares one with the embedding: either way a weight is used
 inside the module that registers it, which is what ZeRO-3's gathering needs.

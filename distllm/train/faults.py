@@ -1,4 +1,4 @@
-"""Inflicting the faults of ``chaos.faults`` on a rank, in the middle of its forward pass.
+"""Fault injection: the faults of ``chaos.faults`` happen to a rank in the middle of its forward pass.
 
 Only what happens outside is imitated: a signal, a wrong number, a flipped bit, a damaged file. What
 the run does about it is the code that every run uses.
@@ -70,7 +70,7 @@ class FaultyTask:
             _lift_file_size()
             for fault in self._faults:
                 if fault.step <= step < fault.step + fault.steps and self._is_first_time(fault, step):
-                    self._inflict(fault, model)
+                    self._inject(fault, model)
         began = time.perf_counter()
         loss = self._task.loss_sum(model, batch) * self._factor
         if self._slow:
@@ -88,7 +88,7 @@ class FaultyTask:
         fsync_directory(self._happened)
         return True
 
-    def _inflict(self, fault: Fault, model: nn.Module) -> None:
+    def _inject(self, fault: Fault, model: nn.Module) -> None:
         match fault.kind:
             case "kill":
                 _send(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Going back: from weights or a stretch of data that cannot be believed to a checkpoint before it.
+"""Going back to a checkpoint before weights or data that cannot be trusted.
 
 After a streak of skipped steps the samples of the streak are excluded: training from the checkpoint
 goes over everything before them again and then jumps (PaLM, arXiv:2204.02311, section 5.1, where the

@@ -1,4 +1,4 @@
-"""A run's directory: what lies in it, who owns it, and what an earlier attempt left."""
+"""A run's directory: what is in it, who owns it, and what an earlier attempt left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every sample a run was promised is accounted for: trained on, or known to be left out and why.
+"""Accounting for every sample of a run: it was trained on, or it was left out for a known reason.
 
 The run takes the samples of the global order from the first to where it ends. ``promised`` follows
 from the number of steps and from what rewinds decided to leave out; what the other numbers count

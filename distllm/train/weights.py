@@ -1,4 +1,4 @@
-"""The weights of a run: drawn, read from a folder or, below adapters, frozen; and the engine around them."""
+"""The weights of a run (initialised, read from a folder, or frozen below adapters) and their engine."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_the_layout_is_a_workspace(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("wandb_workspaces.workspaces.Workspace.save", refused)
     with pytest.raises(ConfigError, match="did not take the layout"):
         dashboard(["entity=me"])
-    monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     with pytest.raises(MissingDependency, match="not installed"):
         dashboard(["entity=me"])
 

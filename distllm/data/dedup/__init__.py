@@ -1,4 +1,4 @@
-"""Which documents, lines and paragraphs say again what others say, and which spoil an evaluation."""
+"""Which documents, lines and paragraphs repeat others, and which contaminate an evaluation."""
 
 from distllm.data.dedup.decide import Unit, decide
 from distllm.data.dedup.decisions import Decision

@@ -1,4 +1,4 @@
-"""Documents that share a run of words with an evaluation set, and would spoil it.
+"""Documents that share a run of words with an evaluation set, and would contaminate it.
 
 The test is that of GPT-3 (Brown et al. 2020, appendix C): an overlap of 13 words, after case folding
 and without punctuation. An evaluation item of fewer words counts if all of it stands in a document.

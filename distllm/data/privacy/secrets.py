@@ -1,4 +1,4 @@
-"""Keys that open doors: tokens with a vendor's prefix, assignments of secrets, private keys."""
+"""Credentials: tokens with a vendor's prefix, assignments of secrets, private keys."""
 
 from __future__ import annotations
 

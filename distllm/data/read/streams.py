@@ -1,4 +1,4 @@
-"""Bytes of a file as text formats want them: decompressed by content, line by line, within bounds."""
+"""Bytes of a file as text formats need them: decompressed by content, line by line, within bounds."""
 
 from __future__ import annotations
 

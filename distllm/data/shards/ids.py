@@ -1,4 +1,4 @@
-"""The file of document ids beside a shard: gzip of one escaped id a line, in the order of the documents.
+"""The file of document ids next to a shard: gzip of one escaped id a line, in the order of the documents.
 
 Only backslashes and line feeds are escaped. The line of a forgotten document is a sequence that no
 id is escaped to, so that the place stays and the name is gone.

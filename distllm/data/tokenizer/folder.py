@@ -1,4 +1,4 @@
-"""The folder of a tokenizer as Hugging Face lays it out: tokenizer.json and what is said about it."""
+"""The folder of a tokenizer as Hugging Face lays it out: tokenizer.json and its settings."""
 
 from __future__ import annotations
 
