@@ -3,8 +3,8 @@
 Importing Hydra and composing with it takes a third of a second, too long for the answer to a typo.
 This reads the same files and merges them in the same order, only to find problems: what a run uses,
 Hydra composes. A plain value is read here, any other by Hydra's own parser, which is cheap beside the
-composition; interpolations are resolved by the same function. Where only Hydra knows (a deletion,
-a sweep, a group outside the defaults, a package, other groups in the defaults of a file), it
+composition; interpolations are resolved by the same function. Where only Hydra knows (a sweep,
+a group left out or outside the defaults, a package, other groups in the defaults of a file), it
 declines. Tests hold both to the same result.
 """
 
@@ -125,13 +125,25 @@ def _composed(overrides: Sequence[str], directories: Sequence[Path]) -> dict[str
 
 
 def _overlaid(tree: dict[str, Any], text: str, prefix: str, key: str, value: str | None) -> dict[str, Any]:
-    """Apply one override of a key; ``+key=`` is Hydra's to refuse where the key has a value."""
+    """Apply one override of a key; Hydra refuses ``+key=`` where there is a value, ``~key`` where none is."""
     if not (is_key(key, keys(Config)) or holds_keys(key, keys(Config))):
         raise _NotPlain
+    if prefix == "~":
+        if value is not None or not _has(tree, key):
+            raise _NotPlain
+        return _without(tree, key)
     parsed = _value(value)
-    if prefix == "~" or (prefix == "+" and not isinstance(parsed, (dict, list)) and _has(tree, key)):
+    if prefix == "+" and not isinstance(parsed, (dict, list)) and _has(tree, key):
         raise _NotPlain
     return _laid(tree, nested(key, parsed))
+
+
+def _without(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return ``tree`` without the key, which it has."""
+    head, _, rest = key.partition(".")
+    if rest:
+        return {**tree, head: _without(tree[head], rest)}
+    return {word: value for word, value in tree.items() if word != head}
 
 
 def _has(tree: Any, key: str) -> bool:

@@ -47,6 +47,8 @@ def test_the_preview_composes_every_choice_as_hydra_does(choice):
         ["+seed=1", "++model.num_layers=3", "+optim.eps=1e-7"],
         ["data.sources.wiki.weight=2", "data.sources.20news.max_bytes=64MiB", "data.sources.007.priority=1"],
         ["data.sources={a:{weight:1,paths:[x]},b:{}}", "data.sources.a.weight=3", "data.sources.c={}"],
+        ["~model.num_heads", "~model.num_layers", "model.num_layers=3"],
+        ["data.sources={a:{weight:1,priority:2},b:{}}", "~data.sources.a.weight", "~data.sources.b"],
         ["data.sources.a={weight:1}", "+data.sources.a={priority:4}"],
         ["data.sources.a.weight=2", "data.sources.b.weight=${data.sources.a.weight}"],
         ["data.sources.a.weight=2", "data.sources.b.priority=${data.sources.a.priority}"],
@@ -60,6 +62,8 @@ def test_the_preview_merges_overrides_as_hydra_does(overrides):
     "override",
     [
         "~seed",
+        "~model.num_heads=4",
+        "~optim.eps",
         "~model",
         "seed=1,2",
         "seed=range(1,3)",
