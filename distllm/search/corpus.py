@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 
 from distllm.config.schema_read import ReadConfig
-from distllm.data.read import find_parts, read_part
-from distllm.data.records import Document, Dropped, Progress
+from distllm.data.read import Part, find_parts, read_part
+from distllm.data.records import Dropped, Progress
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import DataError
-from distllm.fsio import atomic_open
+from distllm.fsio import atomic_open, atomic_write_json, digest_bytes, read_json
 from distllm.units import format_count
 
 _KINDS = {
@@ -27,6 +29,10 @@ _KINDS = {
     ".warc": "warc", ".wet": "warc",
 }  # fmt: skip
 Tell = Callable[[Progress], None]
+_VERSION = 1
+"""Of the rules by which documents are cut."""
+_GROUP_BYTES, _GROUP_PARTS = 4 * 2**20, 1024
+_COUNTS = ".json"
 _PIECE = re.compile(r"\S+\s*")
 _HEADING = re.compile(r"(?:\A|(?<=\n\n))#{1,6} +\S[^\n]*(?=\n\n|\n?\Z)")
 
@@ -43,9 +49,18 @@ class Passage:
 class Written:
     """What was written: how many documents and passages, and what was left out by which rule."""
 
-    documents: int
-    passages: int
-    dropped: dict[str, int]
+    documents: int = 0
+    passages: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def plus(self, other: Written) -> Written:
+        """Return what was written in both."""
+        dropped = Counter(self.dropped) + Counter(other.dropped)
+        return Written(
+            self.documents + other.documents,
+            self.passages + other.passages,
+            dict(sorted(dropped.items())),
+        )
 
 
 def kind_of(path: str) -> str:
@@ -61,6 +76,9 @@ def write_passages(
 ) -> Written:
     """Write the passages of a corpus as JSON lines, in the order of its documents.
 
+    Groups of its parts are written beside ``path`` first, each whole or absent and named by the digest of
+    what it follows from: a call that was ended goes on after the last of them.
+
     Args:
         read: the corpus.
         tokenizer: counts ids.
@@ -72,29 +90,103 @@ def write_passages(
         DataError: there is no such corpus, or it holds no text.
         StorageError: the file cannot be written.
     """
-    documents = passages = 0
+    written, files = Written(), list[Path]()
+    with _own_words():
+        parts, dropped = find_parts("corpus", read)
+        written = written.plus(Written(dropped=Counter(item.rule for item in dropped)))
+        total, begun = sum(part.size for part in parts), 0
+        for group in _groups(parts):
+            file = path.with_name(f"{_mark(group, read, tokenizer, longest)}.passages")
+            place = _Place(tell, begun, sum(part.size for part in group), total, written.documents)
+            written = written.plus(_group(group, read, tokenizer, longest, file, place))
+            files.append(file)
+            begun += place.size
+    tell(Progress("read", total, total, "bytes", f"{format_count(written.documents)} documents"))
+    if written.passages == 0:
+        for file in files:
+            file.unlink()
+            file.with_suffix(_COUNTS).unlink()
+        left_out = ", ".join(f"{count} by {rule}" for rule, count in sorted(written.dropped.items()))
+        raise DataError(
+            f"the corpus holds no text: {written.documents} documents, left out {left_out or 'none'}",
+            where=", ".join(read.paths) or read.source,
+            remedy="name a folder or file with text; source=... says how it is read, text_key=... which key",
+        )
+    with atomic_open(path) as stream:
+        for file in files:
+            with file.open("rb") as group_stream:
+                shutil.copyfileobj(group_stream, stream)
+    return written
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a group begins in the corpus, in bytes and documents, and how large both are."""
+
+    tell: Tell
+    begun: int
+    size: int
+    total: int
+    documents: int
+
+    def told(self, done: int, documents: int) -> None:
+        """Show how far reading has come: so many bytes and documents of the group."""
+        count = format_count(self.documents + documents)
+        at = self.begun + min(done, self.size)
+        self.tell(Progress("read", at, self.total, "bytes", f"{count} documents"))
+
+
+def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Yield neighbouring parts of some megabytes together."""
+    group = list[Part]()
+    for part in parts:
+        group.append(part)
+        if sum(each.size for each in group) >= _GROUP_BYTES or len(group) == _GROUP_PARTS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _mark(group: Sequence[Part], read: ReadConfig, tokenizer: Tokenizer, longest: int) -> str:
+    """Return the digest of all that the passages of a group follow from."""
+    asked = {key: value for key, value in asdict(read).items() if key != "stall_seconds"}
+    told = [_VERSION, asked, tokenizer.fingerprint, longest, [asdict(part) for part in group]]
+    return digest_bytes(json.dumps(told, sort_keys=True, default=str).encode())
+
+
+def _group(
+    group: Sequence[Part],
+    read: ReadConfig,
+    tokenizer: Tokenizer,
+    longest: int,
+    file: Path,
+    place: _Place,
+) -> Written:
+    """Write the passages of some parts, and then their counts, unless an earlier call has."""
+    counts = file.with_suffix(_COUNTS)
+    if counts.is_file() and file.is_file():
+        return Written(**read_json(counts))
+    documents = passages = done = 0
     folder = f"{read.paths[0].rstrip('/')}/" if len(read.paths) == 1 else ""
     dropped: Counter[str] = Counter()
-    with atomic_open(path) as stream:
-        for document in _documents(read, tell):
+    with atomic_open(file) as stream:
+        for document in chain.from_iterable(read_part(part, read) for part in group):
             if isinstance(document, Dropped):
                 dropped[document.rule] += 1
                 continue
             documents += 1
+            done += len(document.text)  # characters: about bytes, and packed files hold more
+            place.told(done, documents)
             whole = document.text.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
             for text in passages_of(whole, tokenizer, longest):
                 name = document.id.removeprefix(folder)
                 line = json.dumps({"document": name, "text": text}, ensure_ascii=False)
                 stream.write(line.encode() + b"\n")
                 passages += 1
-    if passages == 0:
-        left_out = ", ".join(f"{count} by {rule}" for rule, count in sorted(dropped.items()))
-        raise DataError(
-            f"the corpus holds no text: {documents} documents, left out {left_out or 'none'}",
-            where=", ".join(read.paths) or read.source,
-            remedy="name a folder or file with text; source=... says how it is read, text_key=... which key",
-        )
-    return Written(documents, passages, dict(sorted(dropped.items())))
+    written = Written(documents, passages, dict(sorted(dropped.items())))
+    atomic_write_json(counts, asdict(written))
+    return written
 
 
 def read_passages(content: bytes) -> list[Passage]:
@@ -176,23 +268,11 @@ def _sizes(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     return [len(ids) for ids in tokenizer.encode_batch(texts)] if texts else []
 
 
-def _documents(read: ReadConfig, tell: Tell) -> Iterator[Document | Dropped]:
-    """Yield the documents of a corpus; what is wrong with it is told in the words of this command."""
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Tell what is wrong with a corpus in the words of this command."""
     try:
-        parts, dropped = find_parts("corpus", read)
-        yield from dropped
-        begun, count, total = 0, 0, sum(part.size for part in parts)
-        for part in parts:
-            done = 0
-            for document in read_part(part, read):
-                yield document
-                if isinstance(document, Document):
-                    done += len(document.text)  # characters: about bytes, and packed files hold more
-                    count += 1
-                    told = begun + min(done, part.size)
-                    tell(Progress("read", told, total, "bytes", f"{format_count(count)} documents"))
-            begun += part.size
-        tell(Progress("read", total, total, "bytes", f"{format_count(count)} documents"))
+        yield
     except DataError as error:
         where, remedy = (
             (said or "").replace("data.paths", "corpus").replace("data.", "")

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from distllm.config.schema_read import ReadConfig
 from distllm.errors import ConfigError, DataError
 from distllm.evaluate.retrieval import BM25, VectorIndex, search_exact
 from distllm.export.load import shape_of
+from distllm.search import corpus
 from distllm.search.build import BATCH, batches_of
 from distllm.search.corpus import cut, kind_of, passages_of, read_passages, write_passages
 from distllm.search.encoder import encoder_of_folder
@@ -374,6 +376,40 @@ def test_a_build_that_was_ended_goes_on_and_ends_in_the_same_bytes(tmp_path, mon
     code, count = embedded("changed")
     assert code == 0
     assert 2 <= count < 10
+
+
+def test_reading_goes_on_after_what_was_cut_and_reads_again_what_has_changed(tmp_path, monkeypatch):
+    folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(f"{name}: the model reads a token " * 9)
+    monkeypatch.setattr("distllm.search.corpus._GROUP_BYTES", 1)
+    seen, plain = [], corpus.read_part
+
+    def counted(part, read):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(Path(part.path).name)
+        return plain(part, read)
+
+    def written():
+        seen.clear()
+        return write_passages(ReadConfig(source="text", paths=(str(folder),)), serving.tokenizer(), 16, out)
+
+    whole = written()
+    expected = out.read_bytes()
+    for file in (*tmp_path.glob("*.passages"), *tmp_path.glob("*.json"), out):
+        file.unlink()
+    monkeypatch.setattr(corpus, "read_part", counted)
+    with pytest.raises(KeyboardInterrupt):
+        written()
+    assert not out.exists()
+    assert written() == whole
+    assert (seen, out.read_bytes()) == (["c.txt"], expected)
+    (folder / "b.txt").write_text("another text")
+    written()
+    assert seen == ["b.txt"]
+    assert "another text" in out.read_text()
 
 
 def test_how_far_reading_has_come_is_told(place, tmp_path):
