@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 TEXT = "text"
+ANSWERS = "answers"
 _SAMPLE_CHARS = 200
 
 

@@ -14,7 +14,6 @@ from distllm.config.schema_clean import CleanConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.batch import IGNORE_INDEX
 from distllm.data.examples.answers import (
-    ANSWERS,
     CONTEXT,
     answers_of,
     context_of,
@@ -25,6 +24,8 @@ from distllm.data.examples.answers import (
 from distllm.data.examples.windows import END, START, AnswerSpans
 from distllm.data.open import open_split
 from distllm.data.pipeline import prepare
+from distllm.data.records import ANSWERS
+from distllm.data.shards import document_texts
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import DataError
 from distllm.evaluate.measures import measure_task
@@ -142,6 +143,7 @@ def test_places_of_ids_are_those_of_their_characters(root, lossless):
         held = encode_answers(
             [{CONTEXT: CONTEXT_TEXT, ANSWERS: json.dumps([{"text": text, "start": start}])}], tokenizer
         )
+        assert json.loads(document_texts({ANSWERS: held.ids_M}, tokenizer)[ANSWERS])[0]["text"] == text
         first, last = framing._answer({**record, ANSWERS: held.ids_M.astype(np.int64)})
         assert framing.stretch(record, first, last) == (start, start + len(text))
 

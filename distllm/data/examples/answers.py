@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.data.examples.framing import Ids, Record
+from distllm.data.records import ANSWERS
 from distllm.data.tokenizer import Tokenizer
 from distllm.data.tokenizer.packed import Packed, pack
 from distllm.errors import DataError
 
-CONTEXT, QUESTION, ANSWERS = "context", "question", "answers"
+CONTEXT, QUESTION = "context", "question"
 
 
 def encode_answers(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Packed:

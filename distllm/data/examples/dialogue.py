@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.data.batch import IGNORE_INDEX
-from distllm.data.examples.answers import ANSWERS, CONTEXT, QUESTION, answers_of
+from distllm.data.examples.answers import CONTEXT, QUESTION, answers_of
 from distllm.data.examples.framing import Example, Ids, Measured, Record, Segment, forgotten
 from distllm.data.examples.pairs import parse_template, render
+from distllm.data.records import ANSWERS
 from distllm.data.tokenizer import Tokenizer
 from distllm.data.tokenizer.chat import CHATML, Chat
 from distllm.errors import DataError

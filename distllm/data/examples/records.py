@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.data.examples.answers import ANSWERS
 from distllm.data.examples.framing import Record
+from distllm.data.records import ANSWERS
 from distllm.data.shards import BlockVerifier, IndexedShard, map_shard, shard_ids
 from distllm.errors import DataError
 

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.data.examples.answers import (
-    ANSWERS,
     CONTEXT,
     QUESTION,
     answers_of,
@@ -25,6 +24,7 @@ from distllm.data.examples.answers import (
     places_of,
 )
 from distllm.data.examples.framing import Example, Measured, Record, Segment, forgotten
+from distllm.data.records import ANSWERS
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import DataError
 

@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 from distllm.config.schema import Config
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.clean.tokens import count_words
-from distllm.data.examples.answers import ANSWERS, encode_answers
+from distllm.data.examples.answers import encode_answers
 from distllm.data.examples.dialogue import MESSAGES
 from distllm.data.pipeline.documents import text_bytes
 from distllm.data.pipeline.sources import Unit
 from distllm.data.pipeline.spool import read_batches
 from distllm.data.pipeline.work import Result, Task, Tick, address
-from distllm.data.records import TEXT, Document
+from distllm.data.records import ANSWERS, TEXT, Document
 from distllm.data.shards import token_dtype
 from distllm.data.split import CANARY, SPLITS, TRAIN, Splitter, split_key
 from distllm.data.tokenizer import Backend, Tokenizer, read_template, training_texts
 from distllm.data.tokenizer.chat import CHATML, MARKS
 
-_VERSIONS = {"tokenizer": 4, "encode": 4}
+_VERSIONS = {"tokenizer": 4, "encode": 5}
 _IDS_FILE = "{split}.ids.json"
 _LENGTHS_FILE = "{split}.lengths.npy"
 _TOKENS_FILE = "{split}.{field}.bin"
@@ -175,7 +175,7 @@ class _SplitOutput:
             stream.write(ids_M.data)
             sizes_N = np.diff(ends_N, prepend=np.int64(0))
             self._sizes[field].append(sizes_N)
-            tokens_N += sizes_N
+            tokens_N += sizes_N if field != ANSWERS else 0
             if (language := self._side_of.get(field)) is not None:
                 counts = self._sides.setdefault(language, Counter())
                 for each, tokens in zip(fields, sizes_N.tolist(), strict=True):
@@ -183,7 +183,8 @@ class _SplitOutput:
         for document, tokens in zip(documents, tokens_N.tolist(), strict=True):
             self._ids.write(json.dumps(document.id) + "\n")
             counts = self._languages.setdefault(document.language, Counter())
-            _count(counts, document.fields.values(), tokens)
+            read = (text for field, text in document.fields.items() if field != ANSWERS)  # not by a model
+            _count(counts, read, tokens)
 
     def sides(self) -> dict[str, dict[str, int]]:
         """Return the counts of each language that a field has to itself."""

@@ -5,6 +5,7 @@ Shapes: N ids of one field of a document.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distllm.data.manifest import rebuild
-from distllm.data.records import TEXT
+from distllm.data.records import ANSWERS, TEXT
 from distllm.data.shards.blocks import BlockVerifier
 from distllm.data.shards.format import IndexedShard
 from distllm.data.shards.ids import decode_ids
@@ -132,10 +133,17 @@ def read_document(
 
 def document_texts(ids: Mapping[str, NDArray[Any]], tokenizer: Tokenizer) -> dict[str, str]:
     """Return the exact text of each field; the EOT that opens a plain document is not part of it."""
-    return {
-        field: tokenizer.decode((ids_N[1:] if field == TEXT else ids_N).tolist())
-        for field, ids_N in ids.items()
-    }
+    return {field: _text(field, ids_N, tokenizer) for field, ids_N in ids.items()}
+
+
+def _text(field: str, ids_N: NDArray[Any], tokenizer: Tokenizer) -> str:
+    if field == ANSWERS and not tokenizer.lossless:  # bytes: see `distllm.data.examples.answers`
+        try:
+            held = json.loads(ids_N.astype(np.uint8).tobytes())[ANSWERS]
+        except ValueError:  # of a forgotten document
+            return ""
+        return json.dumps(held, ensure_ascii=False)
+    return tokenizer.decode((ids_N[1:] if field == TEXT else ids_N).tolist())
 
 
 def _places(directory: Path, index: Index, source: str | None) -> Iterator[Place]:
