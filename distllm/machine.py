@@ -20,6 +20,17 @@ _BINDING = re.compile(r"(?P<kind>mask|map)_cpu:(?P<parts>(?:0x)?[0-9a-fA-F]+(?:,
 _CGROUP_MEMORY = _CGROUPS / "memory.max"
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process with this id exists on this machine, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def available_cores() -> int:
     """Return the CPU cores this process may use: its affinity mask, cut by a cgroup quota."""
     cores = len(os.sched_getaffinity(0))

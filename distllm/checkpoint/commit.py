@@ -27,6 +27,7 @@ import xxhash
 from distllm.checkpoint.format import MANIFEST, MARKER, FileRecord, encode_manifest, step_path, verify
 from distllm.errors import StorageError
 from distllm.fsio import digest_bytes, fsync_directory, fsync_file, storage_errors
+from distllm.machine import is_alive
 
 Buffer = bytes | memoryview
 _PARTIAL, _REPLACED, _REMOVED = "partial", "replaced", "removed"
@@ -74,25 +75,6 @@ def _write_flushed(path: Path, content: bytes) -> None:
 def _flush(stream: IO[bytes]) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-@contextmanager
-def transaction(directory: Path, step: int) -> Iterator[Files]:
-    """Write the checkpoint of ``step`` alone; it exists if and only if the block succeeds.
-
-    Raises:
-        StorageError: the disk is full, broken, or not permitted. Only what this call wrote is
-            removed; earlier checkpoints stay.
-    """
-    partial = begin(directory, step)
-    try:
-        with write_errors(directory, step):
-            files = Files(partial)
-            yield files
-        commit(partial, directory, step, files.records)
-    except BaseException:
-        abandon(partial)
-        raise
 
 
 def begin(directory: Path, step: int) -> Path:
@@ -221,12 +203,4 @@ def _is_other_live_process(host: str, pid: int) -> bool:
 
     A writer on another machine cannot be alive: it would own the run directory, and not we.
     """
-    if host != socket.gethostname() or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return host == socket.gethostname() and pid != os.getpid() and is_alive(pid)

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from distllm.machine import is_alive
+
 RETRY_SECONDS = 30.0
 LAST_SECONDS = 120.0
 _POLL_SECONDS = 1.0
@@ -43,13 +45,13 @@ def follow(directory: Path, run_id: str, pid: int, command: list[str] | None = N
     upload = command or [sys.executable, "-m", "wandb", "beta", "sync", "--yes", "--id", run_id]
     ended_at: float | None = None
     while True:
-        if ended_at is None and not _alive(pid):
+        if ended_at is None and not is_alive(pid):
             ended_at = time.monotonic()
         live = ["--live"] if ended_at is None else []
         code = _run([*upload, *live, str(directory)], pid, ended_at)
         if ended_at is not None and (code == 0 or time.monotonic() - ended_at > LAST_SECONDS):
             return code
-        if code == 0 and not _alive(pid):
+        if code == 0 and not is_alive(pid):
             return 0
         _pause(pid, RETRY_SECONDS if ended_at is None else _POLL_SECONDS)
 
@@ -59,7 +61,7 @@ def _run(command: list[str], pid: int, ended_at: float | None) -> int:
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)
-            if ended_at is None and not _alive(pid):
+            if ended_at is None and not is_alive(pid):
                 ended_at = time.monotonic()
             if ended_at is not None and time.monotonic() - ended_at > LAST_SECONDS:
                 process.terminate()
@@ -69,19 +71,9 @@ def _run(command: list[str], pid: int, ended_at: float | None) -> int:
 
 def _pause(pid: int, seconds: float) -> None:
     until = time.monotonic() + seconds
-    while time.monotonic() < until and _alive(pid):
+    while time.monotonic() < until and is_alive(pid):
         time.sleep(_POLL_SECONDS)
     time.sleep(_POLL_SECONDS)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 if __name__ == "__main__":

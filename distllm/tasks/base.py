@@ -36,9 +36,9 @@ class Task(Protocol):
     def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
         """Look at all micro-batches that this rank is about to take together. Collective.
 
-        For objectives whose loss of one row depends on the others.
+        For objectives whose loss of one row depends on other rows; by default nothing is done.
         """
-        ...
+        return
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of ``batch`` summed over its targets, a scalar on the model's device."""

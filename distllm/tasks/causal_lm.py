@@ -7,17 +7,14 @@ Shapes: B rows, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch import Tensor, nn
 
 from distllm.data.batch import Batch
-from distllm.dist.topology import Topology
-from distllm.tasks.base import check_vocabulary, count_targets, device_of, to_device
+from distllm.tasks.base import Task, check_vocabulary, count_targets, device_of, to_device
 
 
-class CausalLM:
+class CausalLM(Task):
     """Cross-entropy of each target.
 
     Args:
@@ -36,9 +33,6 @@ class CausalLM:
     def weight(self, batch: Batch) -> int:
         """Return the number of targets."""
         return count_targets(batch)
-
-    def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
-        """Do nothing: rows are independent."""
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy summed over the targets.

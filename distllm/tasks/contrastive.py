@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from distllm.data.batch import IGNORE_INDEX, Batch
 from distllm.dist.collectives import rank_errors
 from distllm.dist.topology import Topology
-from distllm.tasks.base import check_vocabulary, device_of, to_device
+from distllm.tasks.base import Task, check_vocabulary, device_of, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class _Known:
     random: list[Tensor]
 
 
-class Contrastive:
+class Contrastive(Task):
     """InfoNCE with in-batch negatives: the cross-entropy of each query's own passage among all.
 
     Args:

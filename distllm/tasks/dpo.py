@@ -10,8 +10,6 @@ padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from distllm.data.batch import IGNORE_INDEX, Batch
-from distllm.dist.topology import Topology
-from distllm.tasks.base import check_vocabulary, device_of, to_device
+from distllm.tasks.base import Task, check_vocabulary, device_of, to_device
 from distllm.tasks.segments import segment_numbers, segment_sum
 
 
-class DPO:
+class DPO(Task):
     """-log sigmoid of beta times how much more the preferred answer has gained than the other.
 
     Gains are log-probabilities of an answer under the model, less those under the reference. A pair's loss
@@ -50,9 +47,6 @@ class DPO:
     def weight(self, batch: Batch) -> int:
         """Return the number of pairs."""
         return _preferred(batch)[0].size
-
-    def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
-        """Do nothing: pairs are independent."""
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss summed over the pairs.

@@ -5,20 +5,17 @@ Shapes: B rows, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distllm.data.batch import IGNORE_INDEX, Batch
 from distllm.data.examples.windows import END, START
-from distllm.dist.topology import Topology
-from distllm.tasks.base import check_vocabulary, device_of, to_device
+from distllm.tasks.base import Task, check_vocabulary, device_of, to_device
 from distllm.tasks.segments import segment_log_softmax, segment_numbers
 
 
-class ExtractiveQA:
+class ExtractiveQA(Task):
     """Mean of the cross-entropies of the first and the last token of the answer, over each window.
 
     Args:
@@ -34,9 +31,6 @@ class ExtractiveQA:
     def weight(self, batch: Batch) -> int:
         """Return the number of windows."""
         return int(np.count_nonzero(_flagged(batch, START)))
-
-    def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
-        """Do nothing: windows are independent."""
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss summed over the windows.

@@ -5,16 +5,13 @@ Shapes: B rows, S source positions, T target positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from distllm.data.batch import Batch
-from distllm.dist.topology import Topology
-from distllm.tasks.base import check_vocabulary, count_targets, device_of, to_device
+from distllm.tasks.base import Task, check_vocabulary, count_targets, device_of, to_device
 
 
-class Seq2Seq:
+class Seq2Seq(Task):
     """Cross-entropy of each target token, given those before it and the source of its segment.
 
     Args:
@@ -30,9 +27,6 @@ class Seq2Seq:
     def weight(self, batch: Batch) -> int:
         """Return the number of target tokens."""
         return count_targets(batch)
-
-    def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
-        """Do nothing: rows are independent."""
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy summed over the targets.

@@ -33,7 +33,7 @@ _MANTISSA_BIT = 10
 _MORE_THAN_THERE_IS = 1 << 60  # bytes
 
 
-class FaultyTask:
+class FaultyTask(Task):
     """A task whose forward pass goes wrong at given steps.
 
     Args:

@@ -248,8 +248,6 @@ def _log_evaluation(run: Run) -> None:
     if run.canaries is not None:
         record = run.canaries.beside(record, run.engine.model, between)
     state.evaluated_step = state.step
-    if state.step == 0:
-        state.first_valid_loss = measured.loss
     if state.step % settings.every_steps == 0:  # not where an attempt happens to end
         run.stopping.judge(measured)
     run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}

@@ -30,7 +30,6 @@ class TrainState:
         chain: hash over all steps so far; see `distllm.train.chain`.
         weights_fingerprint: what the weights were at this step, if they were compared; else empty.
         seconds: time spent in steps, over all attempts.
-        first_valid_loss: validation loss before the first step, in nats per token; nan until known.
         best_metric: lowest value so far of the metric of early stopping; None until there is one.
         evaluations_since_best: evaluations since then.
         evaluated_step: step after which the latest evaluation was made; -1 before the first.
@@ -54,7 +53,6 @@ class TrainState:
     chain: str = ""
     weights_fingerprint: str = ""
     seconds: float = 0.0
-    first_valid_loss: float = float("nan")
     best_metric: float | None = None
     evaluations_since_best: int = 0
     evaluated_step: int = -1

@@ -1,11 +1,14 @@
 """Kill a writer at any moment: whatever it was doing, the run can be resumed, and nothing is half there."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+TESTS = str(Path(__file__).parents[1])
 RANDOM_KILLS, EXACT_KILLS, STAGES = 60, 37, ("partial", "replaced", "removed")
 
 # Forks writers and kills them: at random moments, then at the n-th operation on files after a first save,
@@ -16,9 +19,10 @@ NURSERY = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from distllm.checkpoint.background import Background
-from distllm.checkpoint.commit import recover, transaction
+from distllm.checkpoint.commit import recover
 from distllm.checkpoint.format import list_checkpoints, newest_verified, verify
 from distllm.checkpoint.retention import Retention, prune
+from transactions import transaction
 
 directory, random_kills, exact_kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 STAGES = sys.argv[4:]
@@ -100,6 +104,7 @@ def outcome(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-c", NURSERY, str(directory), str(RANDOM_KILLS), str(EXACT_KILLS), *STAGES],
         capture_output=True, text=True, check=False, timeout=280,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from transactions import transaction
 
-from distllm.checkpoint.commit import recover, transaction
+from distllm.checkpoint.commit import recover
 from distllm.checkpoint.format import list_checkpoints, newest_verified, step_path, verify
 from distllm.checkpoint.retention import Retention, Summary, kept, prune
 from distllm.errors import CheckpointError

@@ -7,10 +7,11 @@ import torch
 from engine_jobs import make_model, make_optimizer
 from hypothesis import given
 from hypothesis import strategies as st
+from transactions import transaction
 
 from distllm.checkpoint import save as save_module
 from distllm.checkpoint import space
-from distllm.checkpoint.commit import Files, abandon, begin, commit, transaction
+from distllm.checkpoint.commit import Files, abandon, begin, commit
 from distllm.checkpoint.format import FileRecord, list_checkpoints, newest_verified
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint
 from distllm.checkpoint.retention import Retention

@@ -3,10 +3,12 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from transactions import transaction
 
-from distllm.checkpoint.commit import recover, transaction
+from distllm.checkpoint.commit import recover
 from distllm.checkpoint.format import (
     list_checkpoints,
     list_quarantined,
@@ -214,7 +216,8 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
 WRITE_LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from distllm.checkpoint.commit import transaction
+sys.path.insert(0, sys.argv[2])
+from transactions import transaction
 from distllm.errors import StorageError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -231,7 +234,10 @@ except StorageError as error:
 def test_a_full_disk_costs_only_the_new_checkpoint(tmp_path):
     save(tmp_path, 1)
     result = subprocess.run(
-        [sys.executable, "-c", WRITE_LIMITED, str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", WRITE_LIMITED, str(tmp_path), str(Path(__file__).parents[1])],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert result.stdout.startswith("74 no space left while writing")
     assert "free disk space" in result.stdout

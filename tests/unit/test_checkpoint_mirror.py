@@ -6,8 +6,9 @@ import shutil
 import fsspec
 import pytest
 from object_store import serve_s3
+from transactions import transaction
 
-from distllm.checkpoint.commit import adopted, transaction
+from distllm.checkpoint.commit import adopted
 from distllm.checkpoint.format import list_checkpoints, newest_verified, step_path, verify
 from distllm.checkpoint.mirror import Mirror, mirror_of
 from distllm.checkpoint.retention import Retention

@@ -6,8 +6,8 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transactions import transaction
 
-from distllm.checkpoint.commit import transaction
 from distllm.checkpoint.format import step_path
 from distllm.checkpoint.retention import Retention, Summary, doomed_of, kept, prune, summarise
 

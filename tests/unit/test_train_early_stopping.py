@@ -29,7 +29,7 @@ def ends_after(losses, **config):
     """How many evaluations it takes; the state goes through a checkpoint before each of them."""
     state = TrainState()
     for number, loss in enumerate(losses, 1):
-        state = TrainState.from_dict(json.loads(json.dumps({**state.to_dict(), "first_valid_loss": 0.0})))
+        state = TrainState.from_dict(json.loads(json.dumps(state.to_dict())))
         judge = stopping(state, **config)
         judge.judge(measured(loss))
         if judge.over():
