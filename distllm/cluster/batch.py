@@ -24,7 +24,7 @@ from distllm.cluster.control import TIME_LIMIT, Control
 from distllm.cluster.evaluations import Evaluations
 from distllm.cluster.fence import VARIABLE as FENCE
 from distllm.cluster.fence import Fence
-from distllm.cluster.health_report import bad_nodes, check_nodes
+from distllm.cluster.health_report import NodeReport, bad_nodes, check_nodes, common_cause
 from distllm.cluster.history import HOME, History, Start
 from distllm.cluster.image import describe_image
 from distllm.cluster.jobs import note_begin, note_successor
@@ -34,7 +34,7 @@ from distllm.cluster.snapshot import SETTLED_VARIABLE, Submission
 from distllm.cluster.srun import ranks_command
 from distllm.cluster.surroundings import surroundings
 from distllm.cluster.suspects import suspect_of
-from distllm.errors import ConfigError, LaunchError
+from distllm.errors import ConfigError, LaunchError, StorageError
 
 _POLL_SECONDS = 0.5
 _UNHEARD_SECONDS = 120.0
@@ -78,7 +78,10 @@ class JobScript:
             return self._follow(start, Outcome("hopeless", str(error), error.exit_code))
         if banned := sorted(set(nodes) & set(history.excluded())):
             return self._elsewhere(start, f"SLURM gave {', '.join(banned)} again")
-        if bad := self._bad_nodes(start):
+        reports = self._check_nodes(start)
+        if (common := common_cause(reports)) is not None:
+            return self._follow(start, Outcome("failed", common, StorageError.exit_code))
+        if bad := bad_nodes(reports):
             history.exclude(bad)
             return self._elsewhere(start, "; ".join(f"{node}: {why}" for node, why in bad.items()))
         try:
@@ -116,15 +119,15 @@ class JobScript:
         for node, state in lost.items():
             say(f"start {starts[-1].number} was ended by SLURM, and {node} is {state}: excluded")
 
-    def _bad_nodes(self, start: Start) -> Mapping[str, str]:
+    def _check_nodes(self, start: Start) -> list[NodeReport]:
         if not self._config.cluster.health.enabled:
-            return {}
+            return []
         head = self._allocation.head(self._config.cluster.head)
         port = self._allocation.port(start.number + 7919)
         reports = check_nodes(self._submission, self._config, self._allocation.nodes, head, port)
         for report in reports:
             say(f"health of {report}")
-        return bad_nodes(reports)
+        return reports
 
     def _train(self, start: Start) -> Outcome:
         """Start the ranks and wait until all are gone."""
@@ -204,9 +207,6 @@ class JobScript:
         """Let a new job take over that leaves the excluded nodes out."""
         self._history.end(start, "elsewhere", why)
         say(f"not here: {why}")
-        if set(self._allocation.nodes) <= set(self._history.excluded()) and len(self._allocation.nodes) > 1:
-            say("every node of the job fails: look for one cause; nothing is started again")
-            return 74
         if not self._may_return():
             return 74
         try:

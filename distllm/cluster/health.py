@@ -40,6 +40,7 @@ class NodeCheck:
 
     Attributes:
         problems: sentences about this node.
+        shared: sentences about what all nodes have in common: the run directory's disk.
         suspects_head: sentences about what this node and the first one do not do together.
         figures: what was measured.
     """
@@ -47,6 +48,7 @@ class NodeCheck:
     def __init__(self, config: Config, run_dir: Path) -> None:
         self._limits, self._config, self._run_dir = config.cluster.health, config, run_dir
         self.problems: list[str] = []
+        self.shared: list[str] = []
         self.suspects_head: list[str] = []
         self.figures: dict[str, float] = {}
 
@@ -54,11 +56,8 @@ class NodeCheck:
         """Look at what needs no other node, after ending what earlier starts of the run have left here."""
         if strays := end_strays(self._run_dir):
             print(f"distllm: ended ranks of an earlier start: {', '.join(map(str, strays))}", flush=True)
-        for name, directory in (
-            ("run directory", self._run_dir),
-            ("temporary directory", Path(tempfile.gettempdir())),
-        ):
-            self._check_disk(name, directory)
+        self._check_disk("run directory", self._run_dir, self.shared)
+        self._check_disk("temporary directory", Path(tempfile.gettempdir()), self.problems)
         if self._limits.min_memory_bandwidth:
             self._check_memory()
         if self._config.cluster.device == "cuda":
@@ -97,16 +96,16 @@ class NodeCheck:
                 said if pairs is None else f"{said} and {format_bytes(pairs)}/s with either neighbour"
             )
 
-    def _check_disk(self, name: str, directory: Path) -> None:
+    def _check_disk(self, name: str, directory: Path, found: list[str]) -> None:
         try:
             ensure_writable(directory)
         except StorageError as error:
-            self.problems.append(f"{name}: {error.cause}")
+            found.append(f"{name}: {error.cause}")
             return
         free = free_bytes(directory)
         self.figures[f"free_bytes_{name.split(maxsplit=1)[0]}"] = free
         if free < self._limits.min_free_bytes:
-            self.problems.append(f"{format_bytes(free)} free in the {name} {directory}")
+            found.append(f"{format_bytes(free)} free in the {name} {directory}")
 
     def _check_memory(self) -> None:
         """Copy a block a few times: a node with a broken or throttled memory channel is far slower."""
@@ -295,6 +294,7 @@ def main(arguments: list[str]) -> int:
     report = {
         "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "problems": check.problems,
+        "shared": check.shared,
         "together": check.suspects_head,
         "figures": check.figures,
     }

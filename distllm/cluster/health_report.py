@@ -30,15 +30,17 @@ class NodeReport:
         problems: what is wrong with the node itself.
         together: what goes wrong between it and the others.
         figures: what it measured.
+        shared: what is wrong with what all nodes have in common.
     """
 
     node: str
     problems: tuple[str, ...]
     together: tuple[str, ...]
     figures: dict[str, float]
+    shared: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        wrong = [*self.problems, *self.together]
+        wrong = [*self.problems, *self.shared, *self.together]
         shown = [
             f"{name.removesuffix('_bytes_per_second')} {format_bytes(value)}/s"
             for name, value in self.figures.items()
@@ -100,13 +102,30 @@ def read_reports(
             if mark:
                 read = json.loads(text)
                 found[read["node"]] = NodeReport(
-                    read["node"], tuple(read["problems"]), tuple(read["together"]), dict(read["figures"])
+                    read["node"],
+                    tuple(read["problems"]),
+                    tuple(read["together"]),
+                    dict(read["figures"]),
+                    tuple(read["shared"]),
                 )
     silent = ("did not finish the health check",)
     sees_not = (f"does not see {directory}, which must lie on a file system that all nodes share",)
     return [
         found.get(node, NodeReport(node, sees_not if node in blind else silent, (), {})) for node in nodes
     ]
+
+
+def common_cause(reports: Sequence[NodeReport]) -> str | None:
+    """Return what is wrong with all nodes at once, and so with none of them; None if that is not so.
+
+    The disk of the run directory is common, also to the nodes that the job does not have.
+    """
+    if reports and all(report.shared for report in reports):
+        return "; ".join(reports[0].shared)
+    bad = bad_nodes(reports)
+    if len(reports) > 1 and all(report.node in bad for report in reports):
+        return "every node of the job fails: " + "; ".join(f"{node}: {why}" for node, why in bad.items())
+    return None
 
 
 def bad_nodes(reports: Sequence[NodeReport]) -> dict[str, str]:
@@ -116,7 +135,11 @@ def bad_nodes(reports: Sequence[NodeReport]) -> dict[str, str]:
     others only miss it. Without one it is blamed on those that complain, unless all but the first
     do: then it is the first that they do not reach.
     """
-    own = {report.node: "; ".join(report.problems) for report in reports if report.problems}
+    own = {
+        report.node: "; ".join([*report.problems, *report.shared])
+        for report in reports
+        if report.problems or report.shared
+    }
     if own:
         return own
     complaints = {report.node: "; ".join(report.together) for report in reports if report.together}

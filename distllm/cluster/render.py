@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +14,18 @@ from distllm.cluster.slurm import parse_time
 from distllm.cluster.snapshot import python_of
 from distllm.config.schema import Config
 
-_SETTINGS = "# settings\n"
+_SETTINGS = "# settings"
 _DIRECTIVE = "#SBATCH "
+_REASONS = {
+    "--signal": "so many seconds before the time limit this script (B:) is told, and asks the ranks to save",
+    "--requeue": "after a preemption or a lost node SLURM queues the job again",
+    "--no-requeue": "SLURM starts the job once",
+    "--open-mode": "a job that comes back goes on in the same log",
+    "--array": "one task each, at most so many (%) at once",
+    "--mem=0": "all memory of a node",
+}
+"""Why an option of sbatch is there, where its name does not say it."""
+_AGAIN = "# sbatch takes it as it is, too: options of its command line come before those here.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +61,18 @@ def render(
         made_by: the command line that made it, for the reader.
     """
     shebang, *rest = template(name).splitlines(keepends=True)
-    code = [line for line in rest if not line.startswith("#") or line == _SETTINGS]
-    body = "".join(code).replace(
-        _SETTINGS, "".join(f"{line}\n" for line in [*settings, f"set -- {shlex.join(arguments)}"])
-    )
-    directives = "".join(f"{_DIRECTIVE}{option}\n" for option in options)
-    return f"{shebang}# Made from slurm/{name}.sbatch by: {' '.join(made_by.split())}\n{directives}{body}"
+    code = [line for line in rest if not line.startswith("#") or line.startswith(_SETTINGS)]
+    first = next(index for index, line in enumerate(code) if line.startswith(_SETTINGS))
+    lines = [*settings, "# what runs, and what it is given", f"set -- {shlex.join(arguments)}"]
+    code[first] = "".join(f"{line}\n" for line in lines)
+    head = f"# Made from slurm/{name}.sbatch by: {' '.join(made_by.split())}\n{_AGAIN}"
+    return f"{shebang}{head}{''.join(map(_directive, options))}{''.join(code)}"
+
+
+def _directive(option: str) -> str:
+    """Return the line that gives an option to sbatch, after the reason for it."""
+    reason = _REASONS.get(option if option == "--mem=0" else option.partition("=")[0])
+    return f"{f'# {reason}' + chr(10) if reason else ''}{_DIRECTIVE}{option}\n"
 
 
 def train_script(
@@ -81,7 +97,7 @@ def train_options(config: Config, log: Path, array: Array | None = None) -> list
     """Return sbatch's options for a training run, or for an array."""
     cluster, slurm = config.cluster, config.cluster.slurm
     name = array.name if array and array.name else config.name
-    options = common_options(config, f"distllm-{name}", log)
+    options = _common(config, f"distllm-{name}", log, whole_nodes=True)
     options += [f"--nodes={cluster.nodes}", f"--ntasks-per-node={cluster.procs_per_node}"]
     if slurm.gpus is not None:
         options.append(f"--gpus-per-node={slurm.gpus}")
@@ -100,7 +116,7 @@ def prepare_options(config: Config, log: Path) -> list[str]:
     slurm = config.cluster.slurm
     at_once = f"%{slurm.max_array_tasks}" if slurm.max_array_tasks else ""
     return [
-        *common_options(config, f"{PREPARATION}{config.name}", log),
+        *_common(config, f"{PREPARATION}{config.name}", log),
         "--nodes=1",
         "--ntasks=1",
         f"--array=0-{config.cluster.nodes - 1}{at_once}",
@@ -115,7 +131,7 @@ def evaluate_options(config: Config, log: Path, step: int) -> list[str]:
     limit = parse_time(config.cluster.slurm.time_limit)
     hour = "01:00:00" if limit is None or limit > 3600 else config.cluster.slurm.time_limit
     return [
-        *common_options(config, f"distllm-evaluate-{config.name}-{step}", log),
+        *_common(config, f"distllm-evaluate-{config.name}-{step}", log),
         "--nodes=1",
         "--ntasks=1",
         *(["--gpus-per-node=1"] if gpus_per_node(config) else []),
@@ -125,36 +141,33 @@ def evaluate_options(config: Config, log: Path, step: int) -> list[str]:
     ]
 
 
-def common_options(config: Config, job_name: str, log: Path) -> list[str]:
-    """Return the options that every kind of job has."""
+def _common(config: Config, job_name: str, log: Path, *, whole_nodes: bool = False) -> list[str]:
+    """Return the options that every kind of job has, and those that ask for ``whole_nodes`` together."""
     slurm = config.cluster.slurm
+    together = {
+        "nodelist": ",".join(slurm.nodelist) or None,
+        "switches": slurm.switches,
+    }
     named = {
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
         "reservation": slurm.reservation,
         "constraint": slurm.constraint,
-        "nodelist": ",".join(slurm.nodelist) or None,
+        **(together if whole_nodes else {}),
         "exclude": ",".join(slurm.exclude) or None,
-        "switches": slurm.switches,
         "mail-user": slurm.mail,
         "mail-type": "BEGIN,FAIL,END" if slurm.mail else None,
         "comment": shlex.quote(slurm.comment) if slurm.comment else None,
         "cpus-per-task": slurm.cpus_per_rank,
-        "mem": slurm.memory,
+        "mem": slurm.memory if whole_nodes or slurm.memory != "0" else None,
     }
     given = [f"--{key}={value}" for key, value in named.items() if value is not None]
-    return [
-        f"--job-name={job_name}",
-        *given,
-        *(["--exclusive"] if slurm.exclusive else []),
-        f"--output={log}",
-    ]
+    exclusive = ["--exclusive"] if whole_nodes and slurm.exclusive else []
+    return [f"--job-name={job_name}", *given, *exclusive, f"--output={log}"]
 
 
-def settings_lines(
-    config: Config, *, code: Path, python: str, directory: Path, more: Mapping[str, str] | None = None
-) -> list[str]:
+def settings_lines(config: Config, *, code: Path, python: str, directory: Path) -> list[str]:
     """Return the shell lines that a job runs first: where it runs, its code, its environment.
 
     Args:
@@ -162,21 +175,21 @@ def settings_lines(
         code: directory of the snapshot of this package.
         python: the interpreter on the compute nodes.
         directory: the working directory, to which paths of the configuration relate.
-        more: further variables.
     """
-    # Without the safe path Python would look into the working directory first: a checkout, perhaps.
-    env = {
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",
-        **config.cluster.env,
-        **(more or {}),
-    }
+    setup, env = config.cluster.setup, config.cluster.env
     return [
+        "# as many open files as the site allows: loaders hold many",
         'ulimit -n "$(ulimit -Hn)"',
+        "# paths of the configuration begin where it was submitted",
         f"cd {shlex.quote(str(directory))}",
-        *config.cluster.setup,
+        *(("# cluster.setup", *setup) if setup else ()),
+        "# the code as it was at submission, and nothing that lies in the working directory",
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1",
+        "# what is printed shows at once, and a crash shows its stack",
+        "export PYTHONUNBUFFERED=1",
+        "export PYTHONFAULTHANDLER=1",
+        *(("# cluster.env",) if env else ()),
         *(f"export {name}={shlex.quote(str(value))}" for name, value in env.items()),
         f"DISTLLM_PYTHON={shlex.quote(python)}",
     ]

@@ -9,58 +9,71 @@ PLACE, HERE = Path("/runs/mine/slurm/submissions/001"), Path("/home/me")
 PREPARE = """\
 #!/usr/bin/env bash
 # Made from slurm/prepare.sbatch by: distllm submit
+# sbatch takes it as it is, too: options of its command line come before those here.
 #SBATCH --job-name=distllm-prepare-mine
 #SBATCH --cpus-per-task=12
-#SBATCH --mem=0
-#SBATCH --exclusive
 #SBATCH --output=/runs/mine/slurm/submissions/001/job-%A-%a.log
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
+# one task each, at most so many (%) at once
 #SBATCH --array=0-3%2
 #SBATCH --time=24:00:00
+# after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
-set -euo pipefail
+set -eo pipefail  # without -u: modules and conda do not bear it
+# as many open files as the site allows: loaders hold many
 ulimit -n "$(ulimit -Hn)"
+# paths of the configuration begin where it was submitted
 cd /home/me
+# the code as it was at submission, and nothing that lies in the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
+# what is printed shows at once, and a crash shows its stack
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
+# cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_IB_TIMEOUT=22
 export NCCL_IB_RETRY_CNT=7
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
 DISTLLM_PYTHON=/env/bin/python
+# what runs, and what it is given
 set -- data=text
 exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli prepare "$@" data.workers="${SLURM_CPUS_PER_TASK:-1}"
 """
 EVALUATE = """\
 #!/usr/bin/env bash
 # Made from slurm/evaluate.sbatch by: distllm submit
+# sbatch takes it as it is, too: options of its command line come before those here.
 #SBATCH --job-name=distllm-evaluate-mine-100
 #SBATCH --cpus-per-task=12
-#SBATCH --mem=0
-#SBATCH --exclusive
 #SBATCH --output=/runs/mine/slurm/submissions/001/step.log
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --gpus-per-node=1
 #SBATCH --time=01:00:00
+# after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
-set -euo pipefail
+set -eo pipefail  # without -u: modules and conda do not bear it
+# as many open files as the site allows: loaders hold many
 ulimit -n "$(ulimit -Hn)"
+# paths of the configuration begin where it was submitted
 cd /home/me
+# the code as it was at submission, and nothing that lies in the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
+# what is printed shows at once, and a crash shows its stack
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
+# cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_IB_TIMEOUT=22
 export NCCL_IB_RETRY_CNT=7
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
 DISTLLM_PYTHON=/env/bin/python
+# what runs, and what it is given
 set -- run=/runs/mine step=100
 exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli evaluate "$@"
 """

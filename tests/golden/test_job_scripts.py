@@ -17,23 +17,32 @@ PROFILES = {
         """\
 #!/usr/bin/env bash
 # Made from slurm/train.sbatch by: distllm submit
+# sbatch takes it as it is, too: options of its command line come before those here.
 #SBATCH --job-name=distllm-mine
 #SBATCH --cpus-per-task=16
 #SBATCH --output=/runs/mine/slurm/submissions/001/job-%j.log
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=2
 #SBATCH --time=24:00:00
+# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
 #SBATCH --signal=B:USR2@300
+# after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
+# a job that comes back goes on in the same log
 #SBATCH --open-mode=append
-set -euo pipefail
+set -eo pipefail  # without -u: modules and conda do not bear it
+# as many open files as the site allows: loaders hold many
 ulimit -n "$(ulimit -Hn)"
+# paths of the configuration begin where it was submitted
 cd /home/me
+# the code as it was at submission, and nothing that lies in the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
+# what is printed shows at once, and a crash shows its stack
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
 DISTLLM_PYTHON=/env/bin/python
+# what runs, and what it is given
 set -- /runs/mine/slurm/submissions/001
 exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 """,
@@ -63,10 +72,12 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
         """\
 #!/usr/bin/env bash
 # Made from slurm/train.sbatch by: distllm submit
+# sbatch takes it as it is, too: options of its command line come before those here.
 #SBATCH --job-name=distllm-mine
 #SBATCH --partition=gpu
 #SBATCH --account=ml
 #SBATCH --cpus-per-task=12
+# all memory of a node
 #SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --output=/runs/mine/slurm/submissions/001/job-%j.log
@@ -74,22 +85,31 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=2-0
+# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
 #SBATCH --signal=B:USR2@300
+# after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
+# a job that comes back goes on in the same log
 #SBATCH --open-mode=append
-set -euo pipefail
+set -eo pipefail  # without -u: modules and conda do not bear it
+# as many open files as the site allows: loaders hold many
 ulimit -n "$(ulimit -Hn)"
+# paths of the configuration begin where it was submitted
 cd /home/me
+# the code as it was at submission, and nothing that lies in the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
+# what is printed shows at once, and a crash shows its stack
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
+# cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_IB_TIMEOUT=22
 export NCCL_IB_RETRY_CNT=7
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
 DISTLLM_PYTHON=/env/bin/python
+# what runs, and what it is given
 set -- /runs/mine/slurm/submissions/001
 exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 """,
@@ -114,8 +134,10 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
         """\
 #!/usr/bin/env bash
 # Made from slurm/train.sbatch by: distllm submit
+# sbatch takes it as it is, too: options of its command line come before those here.
 #SBATCH --job-name=distllm-mine
 #SBATCH --cpus-per-task=12
+# all memory of a node
 #SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --output=/runs/mine/slurm/submissions/001/job-%j.log
@@ -123,16 +145,24 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
+# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
 #SBATCH --signal=B:USR2@300
+# SLURM starts the job once
 #SBATCH --no-requeue
+# a job that comes back goes on in the same log
 #SBATCH --open-mode=append
-set -euo pipefail
+set -eo pipefail  # without -u: modules and conda do not bear it
+# as many open files as the site allows: loaders hold many
 ulimit -n "$(ulimit -Hn)"
+# paths of the configuration begin where it was submitted
 cd /home/me
+# the code as it was at submission, and nothing that lies in the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
+# what is printed shows at once, and a crash shows its stack
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
+# cluster.env
 export NCCL_DEBUG=WARN
 export FI_PROVIDER=efa
 export FI_EFA_USE_DEVICE_RDMA=1
@@ -140,6 +170,7 @@ export NCCL_SOCKET_IFNAME='^docker,lo,veth'
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
 DISTLLM_PYTHON=/env/bin/python
+# what runs, and what it is given
 set -- /runs/mine/slurm/submissions/001
 exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 """,
@@ -168,9 +199,11 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
         """\
 #!/usr/bin/env bash
 # Made from slurm/train.sbatch by: distllm submit
+# sbatch takes it as it is, too: options of its command line come before those here.
 #SBATCH --job-name=distllm-mine
 #SBATCH --constraint=gpu
 #SBATCH --cpus-per-task=16
+# all memory of a node
 #SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --output=/runs/mine/slurm/submissions/001/job-%j.log
@@ -178,18 +211,27 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
 #SBATCH --time=24:00:00
+# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
 #SBATCH --signal=B:USR2@300
+# after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
+# a job that comes back goes on in the same log
 #SBATCH --open-mode=append
-set -euo pipefail
+set -eo pipefail  # without -u: modules and conda do not bear it
+# as many open files as the site allows: loaders hold many
 ulimit -n "$(ulimit -Hn)"
+# paths of the configuration begin where it was submitted
 cd /home/me
+# cluster.setup
 module load cray-mpich
 module load aws-ofi-nccl
+# the code as it was at submission, and nothing that lies in the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
+# what is printed shows at once, and a crash shows its stack
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
+# cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_SOCKET_IFNAME=hsn
 export NCCL_NET_GDR_LEVEL=PHB
@@ -198,6 +240,7 @@ export FI_CXI_RDZV_PROTO=alt_read
 export FI_MR_CACHE_MONITOR=userfaultfd
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 DISTLLM_PYTHON=/env/bin/python
+# what runs, and what it is given
 set -- /runs/mine/slurm/submissions/001
 exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 """,
@@ -226,8 +269,10 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
         """\
 #!/usr/bin/env bash
 # Made from slurm/train.sbatch by: distllm submit
+# sbatch takes it as it is, too: options of its command line come before those here.
 #SBATCH --job-name=distllm-mine
 #SBATCH --cpus-per-task=12
+# all memory of a node
 #SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --output=/runs/mine/slurm/submissions/001/job-%j.log
@@ -235,22 +280,31 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
+# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
 #SBATCH --signal=B:USR2@300
+# after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
+# a job that comes back goes on in the same log
 #SBATCH --open-mode=append
-set -euo pipefail
+set -eo pipefail  # without -u: modules and conda do not bear it
+# as many open files as the site allows: loaders hold many
 ulimit -n "$(ulimit -Hn)"
+# paths of the configuration begin where it was submitted
 cd /home/me
+# the code as it was at submission, and nothing that lies in the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
+# what is printed shows at once, and a crash shows its stack
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
+# cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_IB_TIMEOUT=22
 export NCCL_IB_RETRY_CNT=7
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
 DISTLLM_PYTHON=/env/bin/python
+# what runs, and what it is given
 set -- /runs/mine/slurm/submissions/001
 exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 """,
@@ -283,8 +337,10 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
         """\
 #!/usr/bin/env bash
 # Made from slurm/train.sbatch by: distllm submit
+# sbatch takes it as it is, too: options of its command line come before those here.
 #SBATCH --job-name=distllm-mine
 #SBATCH --cpus-per-task=12
+# all memory of a node
 #SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --output=/runs/mine/slurm/submissions/001/job-%j.log
@@ -292,22 +348,31 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
+# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
 #SBATCH --signal=B:USR2@300
+# after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
+# a job that comes back goes on in the same log
 #SBATCH --open-mode=append
-set -euo pipefail
+set -eo pipefail  # without -u: modules and conda do not bear it
+# as many open files as the site allows: loaders hold many
 ulimit -n "$(ulimit -Hn)"
+# paths of the configuration begin where it was submitted
 cd /home/me
+# the code as it was at submission, and nothing that lies in the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
+# what is printed shows at once, and a crash shows its stack
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
+# cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_IB_TIMEOUT=22
 export NCCL_IB_RETRY_CNT=7
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
 DISTLLM_PYTHON=/env/bin/python
+# what runs, and what it is given
 set -- /runs/mine/slurm/submissions/001
 exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 """,

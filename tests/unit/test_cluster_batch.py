@@ -212,8 +212,9 @@ def test_a_failed_look_at_lost_nodes_blames_nobody(job):
     assert "cannot ask which nodes were lost" in told
 
 
-def node_line(node, *problems):
-    return MARK + json.dumps({"node": node, "problems": problems, "together": [], "figures": {}}) + "\n"
+def node_line(node, *problems, shared=()):
+    told = {"node": node, "problems": problems, "shared": shared, "together": [], "figures": {}}
+    return MARK + json.dumps(told) + "\n"
 
 
 def test_a_sick_node_is_left_out_and_a_new_job_takes_over(tmp_path, monkeypatch):
@@ -227,12 +228,19 @@ def test_a_sick_node_is_left_out_and_a_new_job_takes_over(tmp_path, monkeypatch)
     assert [start.end for start in History(job.run_dir).starts()] == ["elsewhere"]
 
 
-def test_when_every_node_is_sick_it_is_not_the_nodes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("disk", ["0 B free in the run directory", None])
+def test_when_every_node_is_sick_it_is_not_the_nodes(tmp_path, monkeypatch, disk):
+    """It is tried again, for somebody may free the disk, and no node is left out for good."""
     job = Job(tmp_path, monkeypatch, "cluster.health.enabled=true")
-    job.health.write_text("")
+    full = [node_line(node, shared=[disk]) for node in ("n1", "n2")]
+    job.health.write_text("".join(full) if disk else "")
+    code, told = job.run()
+    assert (code, job.requeued) == (75, ["12"])
+    assert f"failed: {disk or 'every node of the job fails: n1: did not'}" in told
     code, told = job.run()
     assert code == 74
-    assert "look for one cause" in told
+    assert "2 starts in a row have ended without one more saved step" in told
+    assert History(job.run_dir).excluded() == {}
     assert job.programs.calls("sbatch") == []
 
 

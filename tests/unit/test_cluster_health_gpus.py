@@ -64,7 +64,7 @@ def test_ranks_of_an_earlier_start_are_ended_and_nobody_else(tmp_path, capsys):
 
 
 def test_a_node_that_does_not_see_the_run_directory_is_told_from_a_silent_one(tmp_path):
-    good = {"node": "n1", "problems": [], "together": [], "figures": {}}
+    good = {"node": "n1", "problems": [], "shared": [], "together": [], "figures": {}}
     reports = read_reports(f"{MARK}{json.dumps(good)}", ["n1", "n2", "n3"], blind=["n2"], directory=tmp_path)
     bad = bad_nodes(reports)
     assert bad["n2"] == f"does not see {tmp_path}, which must lie on a file system that all nodes share"

@@ -167,7 +167,8 @@ def test_which_nodes_are_to_blame(reports, bad):
 
 
 def test_a_silent_node_is_bad():
-    good = {"node": "n1", "problems": [], "together": [], "figures": {"memory_bytes_per_second": 2**30}}
+    good = {"node": "n1", "problems": [], "shared": [], "together": []}
+    good["figures"] = {"memory_bytes_per_second": 2**30}
     output = f"noise\n0: {MARK}{json.dumps(good)}\n{MARK}not json\n"
     reports = read_reports(output, ["n1", "n2"])
     assert str(reports[0]) == "n1: good (memory 1.0 GiB/s)"
@@ -186,7 +187,8 @@ def test_a_node_looks_at_its_disk_and_memory(tmp_path):
     ]
     check = NodeCheck(compose(greedy), tmp_path)
     check.local()
-    assert sum("free in the" in problem for problem in check.problems) == 2
+    assert "free in the run directory" in check.shared[0], "no node's own fault"
+    assert sum("free in the" in problem for problem in check.problems) == 1
     assert any("in memory" in problem for problem in check.problems)
 
 
