@@ -35,6 +35,7 @@ from distllm.cluster.srun import ranks_command
 from distllm.cluster.surroundings import surroundings
 from distllm.cluster.suspects import suspect_of
 from distllm.errors import ConfigError, LaunchError, StorageError
+from distllm.units import count_of
 
 _POLL_SECONDS = 0.5
 _UNHEARD_SECONDS = 120.0
@@ -161,10 +162,10 @@ class JobScript:
         slurm, path = self._config.cluster.slurm, str(self._submission.path)
         stalls = self._history.stalls_in_a_row(path)
         if stalls >= slurm.max_stalls:
-            say(f"{stalls} starts in a row have ended without one more saved step: not started again")
-            return outcome.code
-        if not self._may_return():
-            return outcome.code
+            why = f"{stalls} starts in a row have ended without one more saved step"
+            return self._give_up(start, why, outcome.code)
+        if (forbidden := self._forbidden()) is not None:
+            return self._give_up(start, forbidden, outcome.code)
         if suspect is not None:
             self._count_against(suspect)
         unwanted = set(self._allocation.nodes) & set(self._history.excluded())
@@ -207,25 +208,27 @@ class JobScript:
         """Let a new job take over that leaves the excluded nodes out."""
         self._history.end(start, "elsewhere", why)
         say(f"not here: {why}")
-        if not self._may_return():
-            return 74
+        if (forbidden := self._forbidden()) is not None:
+            return self._give_up(start, forbidden, StorageError.exit_code)
         try:
             return self._chain()
         except LaunchError as error:
-            say(f"no job takes over: {error.cause}")
-            return 74
+            return self._give_up(start, f"no job takes over: {error.cause}", StorageError.exit_code)
 
-    def _may_return(self) -> bool:
+    def _forbidden(self) -> str | None:
+        """Return why the job may not come back; None if it may."""
         slurm = self._config.cluster.slurm
         restarts = self._history.restarts(str(self._submission.path))
-        if slurm.requeue and restarts < slurm.max_restarts:
-            return True
-        say(
-            f"{restarts} restarts, cluster.slurm.max_restarts={slurm.max_restarts}: not started again"
-            if slurm.requeue
-            else "cluster.slurm.requeue=false: not started again"
-        )
-        return False
+        if not slurm.requeue:
+            return "cluster.slurm.requeue=false"
+        if restarts >= slurm.max_restarts:
+            return f"{count_of(restarts, 'restart')}, cluster.slurm.max_restarts={slurm.max_restarts}"
+        return None
+
+    def _give_up(self, start: Start, why: str, code: int) -> int:
+        self._history.give_up(start, why)
+        say(f"{why}: not started again")
+        return code
 
     def _chain(self) -> int:
         """Submit the same script as a new job, which begins when this one has ended."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Start:
     """One start: its number from 1 on, job, nodes, the step saved before it, and how it ended.
 
     ``end`` is None while it runs, and for ever if SLURM ended it; ``step`` counts at its end. ``suspect``
-    is the node on which it failed, where the node may be to blame.
+    is the node on which it failed, where the node may be to blame; ``given_up`` why no other follows.
     """
 
     number: int
@@ -40,6 +40,7 @@ class Start:
     why: str = ""
     step: int | None = None
     suspect: str | None = None
+    given_up: str = ""
 
 
 class History:
@@ -68,19 +69,15 @@ class History:
                     float(line["time"]),
                 )
             elif line.get("kind") == "end" and line.get("number") in starts:
-                known = starts[line["number"]]
-                starts[known.number] = Start(
-                    known.number,
-                    known.job,
-                    known.nodes,
-                    known.submission,
-                    known.before,
-                    known.time,
-                    str(line["end"]),
-                    str(line["why"]),
-                    line.get("step"),
-                    line.get("suspect"),
+                starts[line["number"]] = replace(
+                    starts[line["number"]],
+                    end=str(line["end"]),
+                    why=str(line["why"]),
+                    step=line.get("step"),
+                    suspect=line.get("suspect"),
                 )
+            elif line.get("kind") == "given up" and line.get("number") in starts:
+                starts[line["number"]] = replace(starts[line["number"]], given_up=str(line["why"]))
         return list(starts.values())
 
     def begin(self, job: str, nodes: Sequence[str], submission: str) -> Start:
@@ -96,6 +93,10 @@ class History:
         line = {"kind": "end", "number": start.number, "end": end, "why": why}
         line |= {"suspect": suspect} if suspect else {}
         self._append(line | {"step": self.saved_step(), "time": time.time()})
+
+    def give_up(self, start: Start, why: str) -> None:
+        """Write down that nothing is started again after ``start``, and why."""
+        self._append({"kind": "given up", "number": start.number, "why": why, "time": time.time()})
 
     def failures_on(self, node: str) -> int:
         """Return how many starts have failed on a node that may be to blame."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from distllm.cluster.snapshot import Submission, python_of
+from distllm.cluster.fence import VARIABLE as FENCE
+from distllm.cluster.outcome import EXITS_VARIABLE
+from distllm.cluster.snapshot import SETTLED_VARIABLE, Submission, python_of
 from distllm.config.schema import Config
 
 RANK_MODULE = "distllm.launch.train"
 HEALTH_MODULE = "distllm.cluster.health"
+PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER")
+"""What a job script tells Python (`distllm.cluster.render.settings_lines`)."""
 
 
 def ranks_command(submission: Submission, config: Config, logs: Path) -> list[str]:
@@ -85,11 +89,22 @@ def _inside(submission: Submission, config: Config) -> list[str]:
             f"--container-mounts={','.join(mounts)}",
             f"--container-workdir={submission.directory}",
             "--no-container-mount-home",
+            # Of a variable that the image sets as well, Pyxis keeps the image's value unless it is named.
+            f"--container-env={','.join(_own_variables(config))}",
             container.python,
         ]
     bound = [word for mount in mounts for word in ("--bind", mount)]
     gpu = ["--nv"] if config.cluster.device == "cuda" else []
-    return ["apptainer", "exec", *gpu, *bound, "--pwd", str(submission.directory), image, container.python]
+    # The home directory is mounted: without this Python would find the packages that a user has put there.
+    own = ["--env", "PYTHONNOUSERSITE=1"]
+    where = ["--pwd", str(submission.directory)]
+    return ["apptainer", "exec", *gpu, *own, *bound, *where, image, container.python]
+
+
+def _own_variables(config: Config) -> list[str]:
+    """Return the names of the variables that a job script sets, and that ranks must find so."""
+    ours = (*PYTHON_VARIABLES, "MASTER_ADDR", "MASTER_PORT", FENCE, EXITS_VARIABLE, SETTLED_VARIABLE)
+    return [*ours, *config.cluster.env]
 
 
 def _needed(submission: Submission, config: Config) -> Sequence[str]:

@@ -61,28 +61,32 @@ def state_of(run_dir: Path, queue: Sequence[QueuedJob] | None) -> RunState:
         queue: what SLURM has of this user; None if it cannot be asked.
     """
     history, jobs = History(run_dir), jobs_of(run_dir)
+    starts = tuple(history.starts())
     queued = next((one for job in jobs for one in queue or () if one.job == job), None)
     step, eta = _last_step(run_dir)
     return RunState(
         path=run_dir,
         job=queued.job if queued else next(iter(jobs), None),
-        state=queued.state.lower() if queued else _ended_how(run_dir, asked=queue is not None or not jobs),
+        state=queued.state.lower()
+        if queued
+        else _ended_how(run_dir, starts, asked=queue is not None or not jobs),
         reason=queued.reason if queued and queued.state == "PENDING" else "",
         nodes=queued.nodes if queued else "",
         step=step,
         max_steps=_max_steps(run_dir),
         eta_seconds=eta,
         saved=history.saved_step(),
-        starts=tuple(history.starts()),
+        starts=starts,
         excluded=tuple(sorted(history.excluded())),
     )
 
 
-def _ended_how(run_dir: Path, *, asked: bool) -> str:
+def _ended_how(run_dir: Path, starts: Sequence[Start], *, asked: bool) -> str:
     """Return how the last attempt ended, or that it runs; ``lost`` if it did not say, ``new`` without one.
 
-    A run that was cancelled may have saved when SLURM ended it: it is cancelled all the same. Where SLURM
-    could not be ``asked``, a run that did not say may as well be in the queue.
+    A run that was cancelled may have saved when SLURM ended it: it is cancelled all the same. One that may
+    not be started again is given up, however its last start ended. Where SLURM could not be ``asked``,
+    a run that did not say may as well be in the queue.
     """
     last = last_event(run_dir / LEDGER_FILE, (*_ENDS, "attempt"))
     if last is not None and last.kind == "done":
@@ -91,6 +95,8 @@ def _ended_how(run_dir: Path, *, asked: bool) -> str:
         return "running"
     if Control(run_dir).asked("cancel") is not None:
         return "cancelled"
+    if starts and starts[-1].given_up:
+        return "given up"
     if last is not None and last.kind != "attempt":
         return last.kind
     if not asked:

@@ -15,7 +15,7 @@ from distllm.errors import ConfigError
 _POLL_SECONDS = 0.5
 _ASK_SECONDS = 10.0
 """How often SLURM is asked whether the run goes on: `squeue` is not free for the cluster."""
-_ENDED = ("done", "stopped", "failed", "oom", "lost", "cancelled")
+_ENDED = ("done", "stopped", "failed", "oom", "lost", "cancelled", "given up")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def run(words: Sequence[str]) -> int:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(start.time))
         end = end_of(path, state, start)
         print(f"  start {start.number} at {when} on {','.join(start.nodes)} from step {start.before}: {end}")
+    if state.state == "given up":
+        print(f"  given up: {state.starts[-1].given_up}; distllm submit, as before, goes on")
     for node in state.excluded:
         print(f"  without {node}: see {path / 'slurm' / 'excluded.json'}")
     for wish in ("stop", "save", "cancel"):

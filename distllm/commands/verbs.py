@@ -64,7 +64,7 @@ def ask(wish: Wish, words: Sequence[str]) -> tuple[Path, str]:
     if wish != "cancel":
         refuse_preparation(path, wish)
     state = state_of(path, queue_if_any([path])).state
-    if wish != "cancel" and state in ("done", "new", "failed", "oom", "stopped", "cancelled"):
+    if wish != "cancel" and state in ("done", "new", "failed", "oom", "stopped", "cancelled", "given up"):
         raise ConfigError(
             f"the run does not run and does not wait: {state}",
             where=str(path),

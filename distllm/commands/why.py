@@ -31,6 +31,8 @@ def run(words: Sequence[str]) -> int:
     print(f"{path}: {state.state} at step {state.step}")
     for start in state.starts[-3:]:
         print(f"start {start.number} on {','.join(start.nodes)}: {end_of(path, state, start)}")
+    if state.state == "given up":
+        print(f"given up: {state.starts[-1].given_up}")
     if not state.starts:
         print("it was not started by SLURM; distllm ledger has its events")
         return 0

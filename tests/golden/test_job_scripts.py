@@ -11,23 +11,20 @@ from distllm.config.compose import compose
 
 PLACE = Path("/runs/mine/slurm/submissions/001")
 CODE, HERE = PLACE / "code", Path("/home/me")
-PROFILES = {
-    "slurm-cpu": (
-        ["cluster.nodes=4"],
-        """\
+TOP = """\
 #!/usr/bin/env bash
 # Made from slurm/train.sbatch by: distllm submit
 # sbatch takes it as it is, too: options of its command line come before those here.
-#SBATCH --job-name=distllm-mine
-#SBATCH --cpus-per-task=16
-#SBATCH --output=/runs/mine/slurm/submissions/001/job-%j.log
-#SBATCH --nodes=4
-#SBATCH --ntasks-per-node=2
-#SBATCH --time=24:00:00
+"""
+WARNED = """\
 # so many seconds before the time limit this script (B:) is told, and asks the ranks to save
 #SBATCH --signal=B:USR2@300
+"""
+RETURNS = """\
 # after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
+"""
+BEGINS = """\
 # a job that comes back goes on in the same log
 #SBATCH --open-mode=append
 set -eo pipefail  # without -u: modules and conda do not bear it
@@ -35,17 +32,38 @@ set -eo pipefail  # without -u: modules and conda do not bear it
 ulimit -n "$(ulimit -Hn)"
 # paths of the configuration begin where it was submitted
 cd /home/me
+"""
+THE_CODE = """\
 # the code as it was at submission, and nothing that lies in the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
 # what is printed shows at once, and a crash shows its stack
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
+"""
+RUNS = """\
 DISTLLM_PYTHON=/env/bin/python
 # what runs, and what it is given
 set -- /runs/mine/slurm/submissions/001
 exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
-""",
+"""
+PROFILES = {
+    "slurm-cpu": (
+        ["cluster.nodes=4"],
+        TOP
+        + """\
+#SBATCH --job-name=distllm-mine
+#SBATCH --cpus-per-task=16
+#SBATCH --output=/runs/mine/slurm/submissions/001/job-%j.log
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=2
+#SBATCH --time=24:00:00
+"""
+        + WARNED
+        + RETURNS
+        + BEGINS
+        + THE_CODE
+        + RUNS,
         [
             "srun",
             "--nodes=4",
@@ -69,10 +87,8 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
             "cluster.slurm.account=ml",
             "cluster.slurm.time_limit=2-0",
         ],
-        """\
-#!/usr/bin/env bash
-# Made from slurm/train.sbatch by: distllm submit
-# sbatch takes it as it is, too: options of its command line come before those here.
+        TOP
+        + """\
 #SBATCH --job-name=distllm-mine
 #SBATCH --partition=gpu
 #SBATCH --account=ml
@@ -85,34 +101,20 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=2-0
-# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
-#SBATCH --signal=B:USR2@300
-# after a preemption or a lost node SLURM queues the job again
-#SBATCH --requeue
-# a job that comes back goes on in the same log
-#SBATCH --open-mode=append
-set -eo pipefail  # without -u: modules and conda do not bear it
-# as many open files as the site allows: loaders hold many
-ulimit -n "$(ulimit -Hn)"
-# paths of the configuration begin where it was submitted
-cd /home/me
-# the code as it was at submission, and nothing that lies in the working directory
-export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONSAFEPATH=1
-# what is printed shows at once, and a crash shows its stack
-export PYTHONUNBUFFERED=1
-export PYTHONFAULTHANDLER=1
+"""
+        + WARNED
+        + RETURNS
+        + BEGINS
+        + THE_CODE
+        + """\
 # cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_IB_TIMEOUT=22
 export NCCL_IB_RETRY_CNT=7
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
-DISTLLM_PYTHON=/env/bin/python
-# what runs, and what it is given
-set -- /runs/mine/slurm/submissions/001
-exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
-""",
+"""
+        + RUNS,
         [
             "srun",
             "--nodes=16",
@@ -131,10 +133,8 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
     ),
     "slurm-efa": (
         ["cluster.nodes=2", "cluster.slurm.requeue=false"],
-        """\
-#!/usr/bin/env bash
-# Made from slurm/train.sbatch by: distllm submit
-# sbatch takes it as it is, too: options of its command line come before those here.
+        TOP
+        + """\
 #SBATCH --job-name=distllm-mine
 #SBATCH --cpus-per-task=12
 # all memory of a node
@@ -145,23 +145,15 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
-# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
-#SBATCH --signal=B:USR2@300
+"""
+        + WARNED
+        + """\
 # SLURM starts the job once
 #SBATCH --no-requeue
-# a job that comes back goes on in the same log
-#SBATCH --open-mode=append
-set -eo pipefail  # without -u: modules and conda do not bear it
-# as many open files as the site allows: loaders hold many
-ulimit -n "$(ulimit -Hn)"
-# paths of the configuration begin where it was submitted
-cd /home/me
-# the code as it was at submission, and nothing that lies in the working directory
-export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONSAFEPATH=1
-# what is printed shows at once, and a crash shows its stack
-export PYTHONUNBUFFERED=1
-export PYTHONFAULTHANDLER=1
+"""
+        + BEGINS
+        + THE_CODE
+        + """\
 # cluster.env
 export NCCL_DEBUG=WARN
 export FI_PROVIDER=efa
@@ -169,11 +161,8 @@ export FI_EFA_USE_DEVICE_RDMA=1
 export NCCL_SOCKET_IFNAME='^docker,lo,veth'
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
-DISTLLM_PYTHON=/env/bin/python
-# what runs, and what it is given
-set -- /runs/mine/slurm/submissions/001
-exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
-""",
+"""
+        + RUNS,
         [
             "srun",
             "--nodes=2",
@@ -196,10 +185,8 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
             "cluster.slurm.constraint=gpu",
             "cluster.setup=['module load cray-mpich','module load aws-ofi-nccl']",
         ],
-        """\
-#!/usr/bin/env bash
-# Made from slurm/train.sbatch by: distllm submit
-# sbatch takes it as it is, too: options of its command line come before those here.
+        TOP
+        + """\
 #SBATCH --job-name=distllm-mine
 #SBATCH --constraint=gpu
 #SBATCH --cpus-per-task=16
@@ -211,26 +198,17 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
 #SBATCH --time=24:00:00
-# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
-#SBATCH --signal=B:USR2@300
-# after a preemption or a lost node SLURM queues the job again
-#SBATCH --requeue
-# a job that comes back goes on in the same log
-#SBATCH --open-mode=append
-set -eo pipefail  # without -u: modules and conda do not bear it
-# as many open files as the site allows: loaders hold many
-ulimit -n "$(ulimit -Hn)"
-# paths of the configuration begin where it was submitted
-cd /home/me
+"""
+        + WARNED
+        + RETURNS
+        + BEGINS
+        + """\
 # cluster.setup
 module load cray-mpich
 module load aws-ofi-nccl
-# the code as it was at submission, and nothing that lies in the working directory
-export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONSAFEPATH=1
-# what is printed shows at once, and a crash shows its stack
-export PYTHONUNBUFFERED=1
-export PYTHONFAULTHANDLER=1
+"""
+        + THE_CODE
+        + """\
 # cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_SOCKET_IFNAME=hsn
@@ -239,11 +217,8 @@ export FI_CXI_DEFAULT_CQ_SIZE=131072
 export FI_CXI_RDZV_PROTO=alt_read
 export FI_MR_CACHE_MONITOR=userfaultfd
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
-DISTLLM_PYTHON=/env/bin/python
-# what runs, and what it is given
-set -- /runs/mine/slurm/submissions/001
-exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
-""",
+"""
+        + RUNS,
         [
             "srun",
             "--nodes=8",
@@ -266,10 +241,8 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
             "cluster.container.image=/images/distllm.sqsh",
             "cluster.container.mounts=['/corpus:/corpus']",
         ],
-        """\
-#!/usr/bin/env bash
-# Made from slurm/train.sbatch by: distllm submit
-# sbatch takes it as it is, too: options of its command line come before those here.
+        TOP
+        + """\
 #SBATCH --job-name=distllm-mine
 #SBATCH --cpus-per-task=12
 # all memory of a node
@@ -280,34 +253,20 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
-# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
-#SBATCH --signal=B:USR2@300
-# after a preemption or a lost node SLURM queues the job again
-#SBATCH --requeue
-# a job that comes back goes on in the same log
-#SBATCH --open-mode=append
-set -eo pipefail  # without -u: modules and conda do not bear it
-# as many open files as the site allows: loaders hold many
-ulimit -n "$(ulimit -Hn)"
-# paths of the configuration begin where it was submitted
-cd /home/me
-# the code as it was at submission, and nothing that lies in the working directory
-export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONSAFEPATH=1
-# what is printed shows at once, and a crash shows its stack
-export PYTHONUNBUFFERED=1
-export PYTHONFAULTHANDLER=1
+"""
+        + WARNED
+        + RETURNS
+        + BEGINS
+        + THE_CODE
+        + """\
 # cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_IB_TIMEOUT=22
 export NCCL_IB_RETRY_CNT=7
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
-DISTLLM_PYTHON=/env/bin/python
-# what runs, and what it is given
-set -- /runs/mine/slurm/submissions/001
-exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
-""",
+"""
+        + RUNS,
         [
             "srun",
             "--nodes=2",
@@ -322,6 +281,9 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
             "--container-mounts=/corpus:/corpus,/home/me:/home/me,/runs/mine:/runs/mine,/runs/mine/slurm/submissions/001/code:/runs/mine/slurm/submissions/001/code,/home/me/data/pydocs:/home/me/data/pydocs",
             "--container-workdir=/home/me",
             "--no-container-mount-home",
+            "--container-env=PYTHONPATH,PYTHONSAFEPATH,PYTHONUNBUFFERED,PYTHONFAULTHANDLER,MASTER_ADDR,"
+            "MASTER_PORT,DISTLLM_FENCE,DISTLLM_EXITS,DISTLLM_SETTLED,NCCL_DEBUG,NCCL_IB_TIMEOUT,"
+            "NCCL_IB_RETRY_CNT,TORCH_NCCL_ASYNC_ERROR_HANDLING,TORCH_FR_BUFFER_SIZE",
             "python3",
             "-m",
             "distllm.launch.train",
@@ -334,10 +296,8 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
             "cluster.container.image=/images/distllm.sif",
             "cluster.slurm.srun_options=['--cpu-bind=cores']",
         ],
-        """\
-#!/usr/bin/env bash
-# Made from slurm/train.sbatch by: distllm submit
-# sbatch takes it as it is, too: options of its command line come before those here.
+        TOP
+        + """\
 #SBATCH --job-name=distllm-mine
 #SBATCH --cpus-per-task=12
 # all memory of a node
@@ -348,34 +308,20 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
-# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
-#SBATCH --signal=B:USR2@300
-# after a preemption or a lost node SLURM queues the job again
-#SBATCH --requeue
-# a job that comes back goes on in the same log
-#SBATCH --open-mode=append
-set -eo pipefail  # without -u: modules and conda do not bear it
-# as many open files as the site allows: loaders hold many
-ulimit -n "$(ulimit -Hn)"
-# paths of the configuration begin where it was submitted
-cd /home/me
-# the code as it was at submission, and nothing that lies in the working directory
-export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONSAFEPATH=1
-# what is printed shows at once, and a crash shows its stack
-export PYTHONUNBUFFERED=1
-export PYTHONFAULTHANDLER=1
+"""
+        + WARNED
+        + RETURNS
+        + BEGINS
+        + THE_CODE
+        + """\
 # cluster.env
 export NCCL_DEBUG=WARN
 export NCCL_IB_TIMEOUT=22
 export NCCL_IB_RETRY_CNT=7
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_FR_BUFFER_SIZE=2000
-DISTLLM_PYTHON=/env/bin/python
-# what runs, and what it is given
-set -- /runs/mine/slurm/submissions/001
-exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
-""",
+"""
+        + RUNS,
         [
             "srun",
             "--nodes=2",
@@ -390,6 +336,8 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli job "$@"
             "apptainer",
             "exec",
             "--nv",
+            "--env",
+            "PYTHONNOUSERSITE=1",
             "--bind",
             "/home/me:/home/me",
             "--bind",

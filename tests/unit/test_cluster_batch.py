@@ -11,6 +11,7 @@ from distllm.cluster.control import Control
 from distllm.cluster.health import MARK
 from distllm.cluster.history import History
 from distllm.cluster.jobs import job_of
+from distllm.cluster.state import state_of
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +54,10 @@ def test_a_failure_with_progress_is_started_again_and_without_it_given_up(job):
     assert code == 70
     assert "2 starts in a row have ended without one more saved step" in told
     assert job.requeued == ["12", "12"]
-    assert [start.end for start in History(job.run_dir).starts()] == ["failed"] * 3
+    starts = History(job.run_dir).starts()
+    assert [start.end for start in starts] == ["failed"] * 3
+    assert starts[-1].given_up == "2 starts in a row have ended without one more saved step"
+    assert state_of(job.run_dir, []).state == "given up"
 
 
 @pytest.mark.parametrize("exit_code", [64, 65])
