@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from distllm.commands.plan import run as plan_command
+from distllm.config.compose import compose
 from distllm.config.schema_model import ModelConfig
 from distllm.config.shape import settle_shape
 from distllm.plan.calibration import Calibration, write_calibration
+from distllm.plan.estimate import software_of
 from distllm.plan.fitted import FITTED
 from distllm.plan.launches import forward_kernels, host_seconds
 from distllm.plan.layout import Layout, Software
@@ -21,30 +23,18 @@ TINY = Work(
     hidden=256, layers=4, heads=8, kv_heads=4, head_dim=32, intermediate=768,
     mlp_matrices=3, vocab=4096, tied=True,
 )  # fmt: skip
+CHUNKS = software_of(compose(["cluster=h100"]), Layout(1, 512, 1, 1))
 ONE = Layout(ranks=1, seq_len=512, micro_batch=1, accumulation=1)
 
 
-@pytest.fixture
-def operations():
-    """Count of the operations of one block, forward and backward, that are kernels on a GPU."""
-    torch = pytest.importorskip("torch")
+def kernels_of(work):
+    """Return what ``work`` returns, and how many of its operations are kernels on a GPU."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from distllm.models.layers import Block, Context
-    from distllm.ops.attention import plan_attention
-    from distllm.ops.rope import rotation
-
-    views = {
-        "t",
-        "view",
-        "_unsafe_view",
-        "split",
-        "split_with_sizes",
-        "slice",
-        "detach",
-        "expand",
-        "transpose",
-    }
+    others = {
+        "t", "view", "_unsafe_view", "split", "split_with_sizes", "slice", "detach", "expand",
+        "scalar_tensor", "promote_types",
+    }  # fmt: skip
 
     class Count(TorchDispatchMode):
         def __init__(self):
@@ -53,41 +43,67 @@ def operations():
 
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
             name = operation.overloadpacket.__name__
-            self.kernels += name not in views and not name.startswith("empty")
+            self.kernels += name not in others and "empty" not in name
             return operation(*args, **(kwargs or {}))
 
-    def count(**options):
-        shape = settle_shape(ModelConfig(hidden_size=64, num_layers=1, num_heads=4, **options), 64, 16)
-        block = Block(shape, 0, 1, causal=True, cross=False)
-        for weight in block.parameters():
-            torch.nn.init.normal_(weight)
-            weight.grad = torch.zeros_like(weight)
-        x_BTC = torch.randn(2, 16, 64, requires_grad=True)
-        documents = torch.zeros(2, 16, dtype=torch.long)
-        turns = None
-        if shape.positions == "rope":
-            positions = torch.arange(16).expand(2, 16)
-            turns = rotation(positions, shape.head_dim, shape.rope_theta, torch.float32)
-        context = Context(plan_attention(documents, torch.device("cpu")), turns)
-        with Count() as forward:
-            y_BTC = block(x_BTC, context)
-        grad = torch.randn_like(y_BTC)
-        with Count() as backward:
-            y_BTC.backward(grad)
-        return work_of(shape), forward.kernels, backward.kernels
+    with Count() as count:
+        result = work()
+    return result, count.kernels
 
-    return count
+
+def kernels_of_block(**options):
+    """Return the work of a block, and its kernels forward and backward."""
+    torch = pytest.importorskip("torch")
+
+    from distllm.models.layers import Block, Context
+    from distllm.ops.attention import plan_attention
+    from distllm.ops.rope import rotation
+
+    shape = settle_shape(ModelConfig(hidden_size=64, num_layers=1, num_heads=4, **options), 64, 16)
+    block = Block(shape, 0, 1, causal=True, cross=False)
+    for weight in block.parameters():
+        torch.nn.init.normal_(weight)
+        weight.grad = torch.zeros_like(weight)
+    x_BTC = torch.randn(2, 16, 64, requires_grad=True)
+    turns = None
+    if shape.positions == "rope":
+        positions = torch.arange(16).expand(2, 16)
+        turns = rotation(positions, shape.head_dim, shape.rope_theta, torch.float32)
+    context = Context(plan_attention(torch.zeros(2, 16, dtype=torch.long), torch.device("cpu")), turns)
+    y_BTC, forward = kernels_of(lambda: block(x_BTC, context))
+    grad = torch.randn_like(y_BTC)
+    return work_of(shape), forward, kernels_of(lambda: y_BTC.backward(grad))[1]
 
 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize(("positions", "passes"), [("rope", 9), ("learned", 0)])
-def test_kernels_are_those_that_a_block_launches(operations, gated, positions, passes):
+def test_kernels_are_those_that_a_block_launches(gated, positions, passes):
     # LayerNorm: RMSNorm is one kernel on a GPU only
-    work, forward, backward = operations(norm="layer", gated=gated, positions=positions)
+    work, forward, backward = kernels_of_block(norm="layer", gated=gated, positions=positions)
     software = Software(rotation_passes=passes)
     assert forward_kernels(work, software) == forward
     assert 2 * forward == pytest.approx(backward, rel=0.3)
     assert forward_kernels(work, replace(software, compiled=True)) < forward
+
+
+def test_each_chunk_of_the_loss_is_launched():
+    torch = pytest.importorskip("torch")
+    from distllm.ops.cross_entropy import CHUNK_TOKENS, linear_cross_entropy
+
+    def kernels(chunks):
+        count = chunks * CHUNK_TOKENS
+        hidden_NC, weight_VC = (
+            torch.randn(count, 8, requires_grad=True),
+            torch.randn(16, 8, requires_grad=True),
+        )
+        targets_N = torch.zeros(count, dtype=torch.long)
+        return kernels_of(lambda: linear_cross_entropy(hidden_NC, weight_VC, targets_N).backward())[1]
+
+    more = replace(ONE, seq_len=2 * CHUNK_TOKENS)
+    one, two = (
+        host_seconds(TINY, layout, CHUNKS, H100) for layout in (replace(ONE, seq_len=CHUNK_TOKENS), more)
+    )
+    assert kernels(2) - kernels(1) == round((two - one) / H100.launch_seconds)
 
 
 def test_small_models_wait_for_launches_and_larger_micro_batches_less_so():
