@@ -27,6 +27,12 @@ _COMPARED_LOGIT_BYTES = 12
 _MAX_LIVE_PARAMS = 10**9
 # Arrays of the width of queries or keys that torch's seven kernels of a rotation move; one kernel moves two.
 _TORCH_ROTATION_PASSES = 9
+# Arrays of weights that a pass over gradients moves on a CPU: whole ones are added, partitioned ones copied
+# into a bucket. More is in the speeds that are measured there.
+_CPU_ADDS = (3, 2)
+# Of a weight of DeepSpeed's partition: its gradient is flattened (8), normed (4) and clipped (8), the fused
+# update moves 28, and the new weight is converted (6).
+_PARTITION_UPDATE_BYTES = 54
 # A checkpoint holds weights and both moments in fp32.
 CHECKPOINT_BYTES = 12
 
@@ -112,8 +118,7 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
     # where a CPU is measured, its rotation counts as two passes, as here
     fused = on_gpu and config.engine.kernels == "triton"
     rotation = _TORCH_ROTATION_PASSES if on_gpu and not fused else 2
-    # partitioned gradients are copied into a bucket, whole ones are added where they are
-    adds = 2 if stage >= 2 else 3 * (layout.accumulation > 1)
+    between = _between_passes(layout, 1 + passes) if on_gpu else (_CPU_ADDS[stage >= 2], 0)
     return Software(
         weight_bytes=element,
         grad_bytes=element,
@@ -136,7 +141,10 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         forward_passes=passes,
         gathers=1 + passes,
         compiled=config.engine.compile,
-        adding_bytes=adds * element,
+        adding_bytes=between[0] * element if layout.accumulation > 1 or stage >= 2 else 0,
+        clipping_bytes=between[1] * element,
+        update_bytes=_PARTITION_UPDATE_BYTES if on_gpu and stage > 0 else Software().update_bytes,
+        sums_whole=config.engine.name != "local",  # DeepSpeed's use_multi_rank_bucket_allreduce
         bucket_params=0 if config.engine.name == "local" else config.engine.bucket_bytes // element,
         live_params=_MAX_LIVE_PARAMS,
         # DeepSpeed copies gathered weights out of a buffer, which glibc's heap does not use again at once
@@ -144,6 +152,20 @@ def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> S
         bucket_bytes=int(buckets * config.engine.bucket_bytes) if layout.replicas > 1 or stage else 0,
         base_bytes=base_bytes,
     )
+
+
+def _between_passes(layout: Layout, gathers: int) -> tuple[int, int]:
+    """Return arrays of all weights that DeepSpeed moves after each micro-batch, and once a step, on a GPU.
+
+    To sum gradients it copies them into a bucket and divides them, and below stage 3 flattens the bucket once
+    more (stage_1_and_2.py, stage3.py); gathered weights are put together by ``torch.cat``.
+    """
+    added, summed = 3, 6
+    if layout.zero_stage == 3:
+        return 4 + 2 * gathers, 0
+    if layout.zero_stage == 2:
+        return summed, 0
+    return added, summed * layout.zero_stage
 
 
 def estimate(

@@ -55,20 +55,24 @@ def expert_seconds(work: Work, layout: Layout, software: Software, machine: Mach
 
 
 def stage_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
-    """Activations and their gradients between a pipeline's stages for one micro-batch that nothing hides.
+    """One message between a pipeline's stages: activations of a micro-batch, or their gradients.
 
     Stages are the outermost dimension of ranks: all wait for those whose neighbour is in another node.
     """
     if layout.pipeline == 1:
         return 0.0
     own = layout.tokens_per_rank * work.hidden * software.element_bytes / layout.tensor
-    return software.stage_messages * send_seconds(own, layout.ranks > machine.per_node, machine)
+    return send_seconds(own, layout.ranks > machine.per_node, machine)
 
 
 def data_exchanges(work: Work, layout: Layout, software: Software, machine: Machine) -> list[Exchange]:
     """Return the exchanges among ranks that read different rows, of weights and gradients."""
-    rest = _rest_exchanges(work, layout, software, machine)
-    return rest if layout.expert == 1 else rest + _expert_sums(work, layout, software, machine)
+    found = _rest_exchanges(work, layout, software, machine)
+    if layout.expert > 1:
+        found += _expert_sums(work, layout, software, machine)
+    if layout.pipeline > 1 and work.tied:
+        found.append(_tied_sum(work, layout, software, machine))
+    return found
 
 
 def sent_bytes(work: Work, layout: Layout, software: Software, machine: Machine) -> dict[str, float]:
@@ -93,6 +97,13 @@ def sent_bytes(work: Work, layout: Layout, software: Software, machine: Machine)
         "sequence": passes * sequence_seconds(work, layout, software, counter),
         "experts": passes * expert_seconds(work, layout, software, counter),
     }
+
+
+def _tied_sum(work: Work, layout: Layout, software: Software, machine: Machine) -> Exchange:
+    """Gradients of an embedding that is also the output projection: the first stage's and the last one's."""
+    own = work.vocab * work.hidden / layout.tensor * software.reduced_bytes
+    together = 2 if layout.ranks <= machine.per_node else 1
+    return Exchange(reduce_seconds(own, Group(2, together), machine))
 
 
 def _expert_sums(work: Work, layout: Layout, software: Software, machine: Machine) -> list[Exchange]:
@@ -129,7 +140,8 @@ def _rest_exchanges(work: Work, layout: Layout, software: Software, machine: Mac
         spread = gather_seconds(learning * software.weight_bytes, group, machine)
         return [Exchange(summed), Exchange(spread + pieces)]
     passes = layout.accumulation if layout.zero_stage == 2 and software.reduces_each_pass else 1
-    scatter = passes * calls * gather_seconds(gradients, group, machine)
+    sum_seconds = reduce_seconds if software.sums_whole else gather_seconds
+    scatter = passes * calls * sum_seconds(gradients, group, machine)
     behind = turns / 3 if software.overlaps_data and layout.zero_stage == 1 else 0.0
     return [Exchange(scatter, passes * turns * 2 / 3), Exchange(gather, behind)]
 

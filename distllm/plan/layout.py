@@ -98,6 +98,7 @@ class Software:
         stage_messages: exchanges between stages in a micro-batch that nothing hides.
         overlaps_data: gradients are reduced behind backward and stage 1's weights gathered behind forward,
             as much as fits, whatever share the fit found for programs that leave it to chance.
+        sums_whole: stages 1 and 2 sum gradients by all-reduces, of which a rank keeps its part (DeepSpeed).
         sums_late: stage 1 sums gradients by one all-reduce after backward, and gathers tensor by tensor.
         gather_pieces: tensors of a block that such a gather copies one by one for each rank.
         bucket_params: gradients that are exchanged at once below stage 3; 0 means all.
@@ -139,6 +140,7 @@ class Software:
     tensor_exposed: float = 1.0
     stage_messages: int = 0
     overlaps_data: bool = False
+    sums_whole: bool = False
     sums_late: bool = False
     gather_pieces: int = 0
     bucket_params: int = 0

@@ -112,11 +112,15 @@ def step_time(
     if software.reference_bytes:
         reference = blocks * forward.total + head / (2 + work.trainable_share)
     again = _again_seconds(work, layout, software, forward)
-    shared = blocks * tensor_seconds(work, layout, software, machine)
+    # embedding and output projection have half of a block's exchanges of tensor parallelism
+    shared = (blocks + 0.5 / layout.pipeline) * tensor_seconds(work, layout, software, machine)
     tensor = software.tensor_exposed * shared
     sequence = blocks * sequence_seconds(work, layout, software, machine)
     expert = blocks * expert_seconds(work, layout, software, machine)
-    stages = stage_seconds(work, layout, software, machine)
+    message = stage_seconds(work, layout, software, machine)
+    stages = software.stage_messages * message
+    # an interleaved pipeline hides what each chunk of blocks receives and sends, forward and backward
+    beside = shared - tensor + (2 * layout.virtual_stages * message if layout.virtual_stages > 1 else 0.0)
     adding = _streaming_seconds(work, layout, software.adding_bytes, machine)
     micro = blocks * (forward.total + backward.total + again) + head + reference + adding
     micro += tensor + sequence + expert + stages
@@ -142,7 +146,7 @@ def step_time(
         stage_exchange=count * stages,
         exposed=sum(exchange.seconds for exchange in exchanges) - hidden,
         hidden=hidden,
-        slowed=(1 - 1 / (1 + _SLOWED)) * (hidden + count * (shared - tensor)),
+        slowed=(1 - 1 / (1 + _SLOWED)) * (hidden + count * beside),
         launching=count * launching,
         bubble=(layout.pipeline * micro - slowest) / layout.virtual_stages,
         uneven=count * (slowest - micro),

@@ -297,11 +297,17 @@ def test_one_rank_exchanges_nothing():
     assert not any(sent_bytes(WORK, replace(LAYOUT, ranks=1), SOFTWARE, MACHINE).values())
 
 
-@pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 2), (3, 3)])
-def test_a_rank_sends_what_zero_says_it_does(stage, times):
-    """Rajbhandari et al. 2020, section 7: 2 psi up to stage 2, and 3 psi at stage 3; whatever the links."""
+@pytest.mark.parametrize(
+    ("stage", "times", "whole"),
+    [(0, 2, False), (1, 2, False), (2, 2, False), (3, 3, False), (1, 3, True), (2, 3, True), (3, 3, True)],
+)
+def test_a_rank_sends_what_zero_says_it_does(stage, times, whole):
+    """Rajbhandari et al. 2020, section 7: 2 psi up to stage 2, and 3 psi at stage 3; whatever the links.
+
+    DeepSpeed sums whole gradients at stages 1 and 2 too: one psi more.
+    """
     layout = replace(LAYOUT, zero_stage=stage, ranks=64, accumulation=1)
-    software = replace(SOFTWARE, weight_bytes=2, reduced_bytes=2, gathers=2)
+    software = replace(SOFTWARE, weight_bytes=2, reduced_bytes=2, gathers=2, sums_whole=whole)
     for machine in (MACHINE, replace(MACHINE, per_node=1, local_bandwidth=1e9)):
         sent = sent_bytes(WORK, layout, software, machine)
         assert sum(sent.values()) == pytest.approx(times * 2 * WORK.params * 63 / 64)

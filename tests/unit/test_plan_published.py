@@ -69,7 +69,7 @@ def test_fitting_again_finds_the_same():
 
 def test_blind_predictions_are_as_good_as_the_documentation_says():
     blind = [residual for name in BLIND for residual in mfu_residuals(table(name), FITTED)]
-    assert len(blind) == 26 + 9 + 8 + 7
+    assert len(blind) == 26 + 11 + 8 + 7
     assert median_error(blind) <= 0.10
     for name in BLIND:
         assert median_error(mfu_residuals(table(name), FITTED)) <= 0.10, name
@@ -81,19 +81,25 @@ def test_blind_predictions_are_as_good_as_the_documentation_says():
     speed = [residual for name in BLIND for residual in speed_residuals(table(name), FITTED)]
     assert rank_correlation(speed) >= 0.98
     # of MFU, whose range is narrow: no worse than errors of this size leave it, were they random
-    assert rank_correlation(blind) >= 0.88
+    assert rank_correlation(blind) >= 0.89
     assert rank_correlation(without_worst(blind)[0]) >= 0.91
-    assert 0.85 < left_by_chance(blind) < 0.92
+    assert 0.85 < left_by_chance(blind) < 0.95
 
 
 def test_a_micro_batch_that_is_not_printed_is_the_fastest_that_fits():
     found = {p.label.split()[0]: p.layout for p in table("megatron_h100")}
-    for row in read_table("megatron_h100")["rows"]:
+    for row in (row for row in read_table("megatron_h100")["rows"] if "samples" in row):
         layout = found[row["model"]]
         assert layout.micro_batch * layout.accumulation == row["samples"]
         assert layout.accumulation % layout.pipeline == 0
     assert found["32B"].micro_batch == 4  # one long backward hides the sum of gradients
     assert found["462B"].micro_batch == 1  # nothing else fits
+    # and that of 177B is 1 because strong scaling begins where nothing else fits
+    small = next(p for p in table("megatron_h100") if p.layout.ranks == 96 and p.layout.pipeline == 6)
+    twice = dataclasses.replace(
+        small, layout=dataclasses.replace(small.layout, micro_batch=2, accumulation=288)
+    )
+    assert small.predicted_memory_gb() < 80 < 90 < twice.predicted_memory_gb()
 
 
 def test_the_documentation_prints_every_residual():

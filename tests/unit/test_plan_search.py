@@ -381,7 +381,7 @@ def test_a_contrastive_step_embeds_all_its_pairs_first():
         for one in (run, other)
     )
     assert plain.recompute == 0
-    assert first.recompute == pytest.approx((first.gemm + first.attention + first.elementwise) / 3, rel=0.1)
+    assert first.recompute == pytest.approx((first.gemm + first.attention + first.elementwise) / 3, rel=0.15)
     assert first.exposed + first.hidden > plain.exposed + plain.hidden  # weights are gathered once more
 
 
