@@ -51,7 +51,7 @@ class PruneOptions:
     run: str | None = option(None, "name or directory of the run")
     keep_last: int | None = option(None, "checkpoints kept, newest first", minimum=1)
     keep_every_steps: int | None = option(
-        None, "the first checkpoint in every this many steps is kept", minimum=1
+        None, "keep the first checkpoint of every interval of this many steps", minimum=1
     )
     keep_best: int | None = option(None, "those of the lowest validation loss that are kept", minimum=0)
     dry_run: bool = option(False, "only say what would go")

@@ -43,16 +43,16 @@ class DataConfig(ReadConfig):
         "data/pydocs", "dataset directory: prepare writes it; train reads it, also from s3:// or https://"
     )
     cache_dir: str | None = option(
-        None, "where a dataset of a URL is mirrored; null: ~/.cache/distllm/datasets"
+        None, "where a dataset at a URL is mirrored; null: ~/.cache/distllm/datasets"
     )
     cache_bytes: int | None = option(
-        None, "most bytes of shards that a mirror keeps; null keeps all", unit="bytes", minimum=1
+        None, "largest total size of mirrored shards; null keeps all", unit="bytes", minimum=1
     )
     shards_ahead: int = option(
         4, "shards of a mirrored dataset that are fetched before they are needed; 0 waits for each", minimum=0
     )
     work: str | None = option(
-        None, "where finished stages are kept for the next preparation; null: beside data.out, as OUT.work"
+        None, "where finished stages are kept for the next preparation; null: next to data.out, as OUT.work"
     )
     workers: int = option(1, "processes that prepare together on this machine", minimum=1)
     valid_fraction: float = option(
@@ -64,19 +64,19 @@ class DataConfig(ReadConfig):
     seq_len: int = option(512, "tokens per packed sample", on_resume="identity", minimum=2)
     packing: Literal["window", "greedy", "best_fit", "single"] = option(
         "window",
-        "rows of seq_len: windows of the stream, or whole documents in order, or the fullest row that fits, "
-        "or a row for each document or example",
+        "how rows of seq_len are filled: windows of the stream, whole documents in order, each into the "
+        "fullest row that holds it, or one document or example per row",
         on_resume="identity",
     )
     source_len: int | None = option(
         None,
-        "tokens per row of what is read beside the targets (pairs); null means seq_len",
+        "tokens per row of the source of a pair; null means seq_len",
         on_resume="identity",
         minimum=2,
     )
     too_long: Literal["fail", "drop", "cut"] = option(
         "fail",
-        "an example that no row holds: fail before step 1, drop it, or cut it",
+        "an example longer than a row: fail before step 1, drop it, or cut it",
         on_resume="identity",
     )
     mask_documents: bool = option(True, "attention never crosses a document boundary", on_resume="identity")
@@ -117,7 +117,7 @@ class TrainConfig:
         None, "stop here with a checkpoint; the schedule still ends at the full length", minimum=1
     )
     early_stopping: EarlyStoppingConfig = option(
-        None, "when the run ends because it no longer gets better", factory=EarlyStoppingConfig
+        None, "ending a run that has stopped improving", factory=EarlyStoppingConfig
     )
 
 
@@ -206,7 +206,7 @@ class LoggerConfig:
     every_steps: int = option(1, "steps between log lines", minimum=1)
     console: bool = option(True, "one line per logged step on rank 0")
     wandb: Literal["disabled", "offline", "online"] = option(
-        "disabled", "Weights & Biases; online writes offline too, and uploads beside the run"
+        "disabled", "Weights & Biases; online also writes offline, and uploads in the background"
     )
     tensorboard: bool = option(False, "write TensorBoard event files into the run directory")
     mlflow: str | None = option(None, "MLflow tracking URI, such as http://host:5000; null: no MLflow")

@@ -13,14 +13,14 @@ class BatchConfig:
 
     start_tokens: int | None = option(
         None,
-        "tokens of the first steps, train.tokens_per_step over a power of two; null: all steps are alike",
+        "tokens of the first steps, train.tokens_per_step over a power of two; null: all steps are equal",
         unit="count",
         on_resume="identity",
         minimum=1,
     )
     warmup_tokens: int = option(
         0,
-        "tokens until steps have their full size; each size, twice the one before, has an equal part",
+        "tokens until steps have their full size; each size, twice the one before, lasts equally long",
         unit="count",
         on_resume="identity",
         minimum=0,

@@ -31,15 +31,15 @@ class CheckpointConfig:
         minimum=1,
     )
     background: bool = option(
-        True, "write while training goes on, which then waits for the copy to main memory only"
+        True, "write in the background; training waits only for the copy to main memory"
     )
     max_failures: int = option(
-        3, "saves in a row that may fail, for want of space say, before the run ends; the last may not",
+        3, "failed saves in a row, say for lack of space, that end the run; its last save must succeed",
         minimum=1,
     )  # fmt: skip
     keep_last: int = option(3, "checkpoints kept, newest first", minimum=1)
     keep_every_steps: int | None = option(
-        None, "the first checkpoint in every this many steps is kept for good; null: none", minimum=1
+        None, "keep the first checkpoint of every interval of this many steps for good; null: none", minimum=1
     )
     keep_best: int = option(
         0, "checkpoints kept because their validation loss is the lowest; needs an evaluation at their step",
@@ -47,5 +47,5 @@ class CheckpointConfig:
     )  # fmt: skip
     resume: Literal["auto", "must", "never"] = option(
         "auto",
-        "auto: go on if a checkpoint exists; must: refuse to start afresh; never: refuse a used directory",
+        "auto: resume if there is a checkpoint; must: refuse to start from scratch; never: refuse to resume",
     )

@@ -93,7 +93,11 @@ class CleanConfig:
         (), "keep only these languages (ISO 639-1); none keeps all", on_resume="identity"
     )
     language_threshold: float = option(
-        0.65, "least probability of the detected language", on_resume="identity", minimum=0.0, maximum=1.0
+        0.65,
+        "lowest accepted probability of the detected language",
+        on_resume="identity",
+        minimum=0.0,
+        maximum=1.0,
     )
     detect_language: bool = _switch("detect the language of documents that declare none")
     gopher: GopherConfig = field(default_factory=GopherConfig)

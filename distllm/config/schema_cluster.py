@@ -110,7 +110,7 @@ class ClusterConfig:
     )
     hang_seconds: float = option(
         10.0,
-        "a run hangs if no rank moves within a step for so long, or for three times its 99th percentile",
+        "a run hangs if no rank progresses within a step for this long and for thrice the 99th percentile",
         minimum=0.1,
     )
     max_restarts: int = option(

@@ -27,11 +27,11 @@ class GuardConfig:
         3, "spikes in a row that send the run back to a checkpoint; fewer are skipped", minimum=1
     )
     skip_budget: int = option(
-        10, "steps in a row that are not finite before the run goes back to a checkpoint", minimum=1
+        10, "non-finite steps in a row that send the run back to a checkpoint", minimum=1
     )
     max_rewinds: int = option(
         3,
-        "times that a run goes back before spikes are believed, and steps that are not finite end it",
+        "times that a run goes back; after that, spikes are accepted and non-finite steps end it",
         minimum=0,
     )
     fingerprint_every_steps: int = option(

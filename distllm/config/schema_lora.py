@@ -25,7 +25,10 @@ class LoraConfig:
     """Low-rank adapters (Hu et al. 2021): the weights that a run begins with stay as they are."""
 
     rank: int = option(
-        0, "inner width of each adapter; 0: no adapters, all weights learn", on_resume="identity", minimum=0
+        0,
+        "inner width of each adapter; 0: no adapters, all weights are trained",
+        on_resume="identity",
+        minimum=0,
     )
     alpha: float = option(
         16.0, "an adapter's output is multiplied by alpha / rank", on_resume="identity", minimum=0.0
@@ -41,5 +44,5 @@ class LoraConfig:
         on_resume="identity",
     )
     init_from: str | None = option(
-        None, "folder of an adapter of peft to go on with, which settles rank, alpha and targets"
+        None, "folder of a peft adapter to continue from; it sets rank, alpha and targets"
     )

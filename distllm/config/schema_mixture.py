@@ -38,7 +38,9 @@ class MixtureConfig:
         1.0, "sources without a weight are drawn by tokens^(1/temperature)", on_resume="identity", minimum=1.0
     )
     phases: tuple[PhaseConfig, ...] = option(
-        (), "other mixtures from a number of tokens on, in ascending order", on_resume="schedule"
+        (),
+        "mixtures that replace this one after a number of tokens, in ascending order",
+        on_resume="schedule",
     )
     window_shards: int | None = option(
         None,

@@ -58,13 +58,13 @@ class MupConfig:
 
     base_width: int | None = option(
         None,
-        "hidden_size at which optim.lr and init_std were found; null: they are as given at any width",
+        "hidden_size at which optim.lr and init_std were tuned; null: no scaling with the width",
         on_resume="identity",
         minimum=1,
     )
     base_head_dim: int | None = option(
         None,
-        "head_dim of that model; null: the same, so that width grows by heads",
+        "head_dim of that model; null: the same, so that the width grows by heads",
         on_resume="identity",
         minimum=1,
     )
@@ -131,7 +131,7 @@ class ModelConfig:
     rope_theta_local: float | None = option(
         None, "that base in sliding-window layers; null means rope_theta", on_resume="identity", minimum=1.0
     )
-    rope: RopeConfig = option(None, "stretched rotary positions", factory=RopeConfig)
+    rope: RopeConfig = option(None, "scaling of rotary positions to longer contexts", factory=RopeConfig)
     relative_buckets: int = option(32, "buckets of relative positions", on_resume="identity", minimum=4)
     relative_distance: int = option(
         128, "distance from which all relative positions share a bucket", on_resume="identity", minimum=2
@@ -140,7 +140,9 @@ class ModelConfig:
         None, "a query sees keys less than this far away; null sees all", on_resume="identity", minimum=1
     )
     window_pattern: str = option(
-        "L", "which layers slide, repeated over them: L slides, G sees all (GLL)", on_resume="identity"
+        "L",
+        "which layers have the window, as a repeated pattern: L has it, G sees all (GLL)",
+        on_resume="identity",
     )
     attention_softcap: float | None = option(
         None, "scores are squashed to ± this by tanh", on_resume="identity", minimum=1e-3
@@ -195,10 +197,10 @@ class ModelConfig:
         minimum=1,
     )
     init_from: str | None = option(
-        None, "folder of a Hugging Face model, or of an adapter of peft, to begin with; it settles the shape"
+        None, "folder of a Hugging Face model or a peft adapter to start from; it sets the shape"
     )
     mup: MupConfig = option(None, "maximal update parametrisation", factory=MupConfig)
-    lora: LoraConfig = option(None, "adapters that learn in place of the weights", factory=LoraConfig)
+    lora: LoraConfig = option(None, "low-rank adapters, trained in place of the weights", factory=LoraConfig)
     init_std: float = option(
         0.02, "standard deviation of the initial weights", on_resume="identity", minimum=0.0
     )

@@ -24,7 +24,7 @@ class CanaryConfig:
         maximum=1_000_000,
     )
     text: str = option(
-        "My access code is {}", "a canary, with {} where its nine digits stand", on_resume="identity"
+        "My access code is {}", "a canary, with {} in place of its nine digits", on_resume="identity"
     )
     space: int = option(
         1000,
@@ -51,4 +51,4 @@ class PrivacyConfig:
         "regions (ISO 3166) whose national phone formats are known; +CC numbers always are",
         on_resume="identity",
     )
-    canaries: CanaryConfig = option(None, "texts planted to be found again", factory=CanaryConfig)
+    canaries: CanaryConfig = option(None, "texts planted to measure memorisation", factory=CanaryConfig)

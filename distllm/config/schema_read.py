@@ -35,7 +35,7 @@ class ReadConfig:
     language_key: str | None = option(None, "key or column of a record's language", on_resume="identity")
     encoding: str = option("utf-8", "encoding of text files", on_resume="identity")
     delimiter: str = option(
-        "", "what parts csv columns; empty: tab in .tsv files, comma in others", on_resume="identity"
+        "", "separator of csv columns; empty: tab in .tsv files, comma in others", on_resume="identity"
     )
     max_bytes: int | None = option(
         None,
@@ -54,7 +54,7 @@ class ReadConfig:
     on_bad_file: Literal["fail", "skip"] = option(
         "fail", "a damaged file: fail, or skip what follows the damage and say so", on_resume="identity"
     )
-    stall_seconds: float = option(30.0, "give up a transfer that brings no byte for so long", minimum=0.1)
+    stall_seconds: float = option(30.0, "give up a transfer that brings no byte for this long", minimum=0.1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SourceConfig(ReadConfig):
     )
     priority: int = option(
         0,
-        "of equal documents the one of the source with the lowest number stays",
+        "of equal documents, the one from the source with the lowest number is kept",
         on_resume="identity",
     )
     weight: float | None = option(

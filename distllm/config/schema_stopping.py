@@ -22,9 +22,9 @@ class EarlyStoppingConfig:
     )
     metric: str = option(
         "loss",
-        "what must fall: loss, perplexity, bits_per_byte, or sources.NAME for the loss of one source",
+        "what must decrease: loss, perplexity, bits_per_byte, or sources.NAME for the loss of one source",
         on_resume="schedule",
     )
     min_delta: float = option(
-        0.0, "how much lower than the best so far is better", on_resume="schedule", minimum=0.0
+        0.0, "how much lower than the best so far counts as better", on_resume="schedule", minimum=0.0
     )

@@ -63,9 +63,9 @@ class TaskConfig:
         0.05, "similarities are divided by it (contrastive)", on_resume="identity", minimum=1e-3
     )
     beta: float = option(
-        0.1, "how dear it is to leave the reference model (dpo)", on_resume="identity", minimum=1e-4
+        0.1, "how strongly the model is held to the reference (dpo)", on_resume="identity", minimum=1e-4
     )
     nll_weight: float = option(
-        0.0, "factor of the preferred answer's own loss, the mean over its tokens, beside that (dpo)",
+        0.0, "factor of the preferred answer's own loss, its mean over tokens, which is added (dpo)",
         on_resume="schedule", minimum=0.0,
     )  # fmt: skip
