@@ -149,7 +149,7 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
                 split,
                 trained.tokenizer,
                 limit=options.examples,
-                tell=lambda *sample: samples.append(sample),
+                show=lambda *sample: samples.append(sample),
                 search=Search(options.beams, options.length_penalty, options.early_stopping),
             )
         )

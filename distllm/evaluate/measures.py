@@ -30,13 +30,13 @@ from distllm.infer.beam import NO_SEARCH, Search
 from distllm.infer.generate import generate_rows
 
 Measures: TypeAlias = Mapping[str, float | str]
-Tell: TypeAlias = Callable[[str, str, str], None]
+Show: TypeAlias = Callable[[str, str, str], None]
 """Called for each document with what was asked, what the model answered, and the reference."""
 T = TypeVar("T")
 _TOGETHER, _PLACES, _LONGEST_ANSWER = 32, 10, 30
 
 
-def _tell_nobody(asked: str, given: str, right: str) -> None:
+def _show_nothing(asked: str, given: str, right: str) -> None:
     pass
 
 
@@ -47,28 +47,28 @@ def measure_task(
     tokenizer: Tokenizer,
     *,
     limit: int | None,
-    tell: Tell = _tell_nobody,
+    show: Show = _show_nothing,
     search: Search = NO_SEARCH,
 ) -> Measures:
     """Score ``model``, in evaluation mode on the CPU, on the first ``limit`` documents of a split.
 
-    ``seq2seq`` and pairs of ``instruct``: BLEU, chrF and ROUGE, beside BLEU and chrF of copying the source.
+    ``seq2seq`` and pairs of ``instruct``: BLEU, chrF and ROUGE, next to BLEU and chrF of copying the source.
     Questions: exact match and F1. ``contrastive``: nDCG, MRR and recall among the passages of these
-    documents, beside those of BM25. Nothing for tasks whose loss says it all. ``tell`` is told of each
-    document what the model made of it. ``search`` is for tasks that generate text.
+    documents, next to those of BM25. Nothing for tasks whose loss says it all. ``show`` is called for each
+    document. ``search`` is for tasks that generate text.
     """
     documents = list(islice(split.documents(), limit))
     if task == "contrastive":
-        return _ranked(model, [record for _, record in documents], tokenizer, tell)
+        return _ranked(model, [record for _, record in documents], tokenizer, show)
     if task == "extractive_qa":
-        return _extracted(model, documents, tokenizer, tell)
+        return _extracted(model, documents, tokenizer, show)
     if task == "instruct":
         asked = [(framing, record) for framing, record in documents if isinstance(framing, AnsweredQuestions)]
         if asked:
-            return _answered(model, asked, tokenizer, tell, search)
+            return _answered(model, asked, tokenizer, show, search)
     pairs = [(framing, record) for framing, record in documents if TARGET in record]
     if pairs and task in ("seq2seq", "instruct"):
-        return _translated(model, pairs, tokenizer, tell, search)
+        return _translated(model, pairs, tokenizer, show, search)
     return {}
 
 
@@ -76,7 +76,7 @@ def _translated(
     model: nn.Module,
     documents: Sequence[tuple[Framing, Record]],
     tokenizer: Tokenizer,
-    tell: Tell,
+    show: Show,
     search: Search,
 ) -> Measures:
     longest = 2 * max(record[TARGET].size for _, record in documents) + 8
@@ -85,7 +85,7 @@ def _translated(
         [tokenizer.decode(record[field].tolist()) for _, record in documents] for field in (TARGET, SOURCE)
     )
     for triple in zip(sources, said, right, strict=True):
-        tell(*triple)
+        show(*triple)
     scores, copied = score_translations(said, right), score_translations(sources, right)
     return {
         "bleu": scores.bleu,
@@ -150,7 +150,7 @@ def _answered(
     model: nn.Module,
     documents: Sequence[tuple[Framing, Record]],
     tokenizer: Tokenizer,
-    tell: Tell,
+    show: Show,
     search: Search,
 ) -> Measures:
     given, right = {}, {}
@@ -159,7 +159,7 @@ def _answered(
         assert isinstance(framing, AnsweredQuestions)
         given[str(number)] = "" if text == framing.unanswerable else text
         right[str(number)] = _right(record, tokenizer)
-        tell(_asked(record, tokenizer), given[str(number)], " | ".join(right[str(number)]))
+        show(_asked(record, tokenizer), given[str(number)], " | ".join(right[str(number)]))
     return score_answers(given, right)
 
 
@@ -172,7 +172,7 @@ def _right(record: Record, tokenizer: Tokenizer) -> list[str]:
 
 
 def _extracted(
-    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, tell: Tell
+    model: nn.Module, documents: Sequence[tuple[Framing, Record]], tokenizer: Tokenizer, show: Show
 ) -> Measures:
     given, right = {}, {}
     for number, (framing, record) in enumerate(documents):
@@ -180,7 +180,7 @@ def _extracted(
         span = find_span(model, framing, record, tokenizer.eot_id)
         given[str(number)] = framing.answer_text(record, span.first, span.last) if span.margin > 0 else ""
         right[str(number)] = _right(record, tokenizer)
-        tell(_asked(record, tokenizer), given[str(number)], " | ".join(right[str(number)]))
+        show(_asked(record, tokenizer), given[str(number)], " | ".join(right[str(number)]))
     return score_answers(given, right)
 
 
@@ -222,7 +222,7 @@ def find_span(model: nn.Module, framing: AnswerSpans, record: Record, eot_id: in
     return Span(*found, best - nothing)
 
 
-def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer, tell: Tell) -> Measures:
+def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer, show: Show) -> Measures:
     query_QC, passage_QC = (_embedded(model, records, field, tokenizer) for field in (SOURCE, TARGET))
     texts = {
         field: [tokenizer.decode(record[field].tolist()) for record in records] for field in (SOURCE, TARGET)
@@ -235,7 +235,7 @@ def _ranked(model: nn.Module, records: Sequence[Record], tokenizer: Tokenizer, t
     places = min(_PLACES, len(records))
     found = search_exact(query_QC, passage_QC, places)
     for query, (best, *_), passage in zip(texts[SOURCE], found.tolist(), texts[TARGET], strict=True):
-        tell(query, texts[TARGET][best], passage)
+        show(query, texts[TARGET][best], passage)
     words = BM25(texts[TARGET]).search(texts[SOURCE], places)
     scores = score_rankings(found, right, places)
     return {**scores, **{f"bm25_{k}": v for k, v in score_rankings(words, right, places).items()}}

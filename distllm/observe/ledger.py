@@ -60,7 +60,7 @@ class Ledger:
     Args:
         path: the file; its directory exists.
         attempt: number of this start of the run, from 1.
-        tell: gets one sentence when an event could not be written; by default it is logged.
+        warn: gets one sentence when an event could not be written; by default it is logged.
         watch: sees each event as well, written or not.
     """
 
@@ -68,14 +68,14 @@ class Ledger:
         self,
         path: Path,
         attempt: int,
-        tell: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] | None = None,
         watch: Callable[[Event], None] | None = None,
     ) -> None:
         self._path = Path(path)
         self._attempt = attempt
-        self._tell = tell if tell is not None else _log.warning
+        self._warn = warn if warn is not None else _log.warning
         self._watch = watch
-        self._told = False
+        self._warned = False
 
     def event(self, kind: Kind, **fields: Any) -> None:
         """Append one event.
@@ -96,9 +96,9 @@ class Ledger:
         try:
             _append(self._path, content.encode())
         except OSError as error:
-            if not self._told:
-                self._told = True
-                self._tell(f"the ledger cannot be written ({error}); training goes on without it")
+            if not self._warned:
+                self._warned = True
+                self._warn(f"the ledger cannot be written ({error}); training goes on without it")
         if self._watch is not None:
             self._watch(Event(now, self._attempt, kind, plain))
 

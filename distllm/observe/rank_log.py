@@ -111,7 +111,7 @@ class RankLog:
         self._tees = Tee(sys.stdout, self._log), Tee(sys.stderr, self._log)
         sys.stdout, sys.stderr = self._tees
 
-    def tell(self, error: BaseException) -> None:
+    def log_error(self, error: BaseException) -> None:
         """Note in the file alone why the attempt ends: whoever catches the error prints it."""
         if isinstance(error, DistllmError):
             told = f"{type(error).__name__}: {error}"

@@ -75,7 +75,7 @@ class JsonlSink:
         self._path = run_dir / METRICS_FILE
         self._samples = run_dir / SAMPLES_DIRECTORY
         self._attempt = attempt
-        self._told = False
+        self._warned = False
         with storage_errors(self._path):
             run_dir.mkdir(parents=True, exist_ok=True)
             _drop_torn_line(self._path)
@@ -120,8 +120,8 @@ class JsonlSink:
                 append_line_whole(self._path, self._waiting[0])
                 del self._waiting[0]
         except OSError as error:
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 _log.warning("%s cannot be written (%s); its lines wait for room", self._path, error)
 
     def _line(self, kind: str, **fields: Any) -> bytes:

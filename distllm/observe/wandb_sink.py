@@ -58,7 +58,7 @@ class WandbSink:
         if run.config.logger.wandb == "online" and not self._online():
             start_sync(self._run.dir, run.run_id)
         if run.attempt > 1:
-            self._tell_of_the_attempt_before()
+            self._alert_of_previous_attempt()
 
     def log_step(self, record: StepRecord) -> None:
         """Log ``train/ perf/ sys/ data/ reliability/`` at the step's place on both axes."""
@@ -94,7 +94,7 @@ class WandbSink:
         log_outputs(self._run, self._tracked, self._saved_step, self._last_eval)
         self._run.finish()
 
-    def _tell_of_the_attempt_before(self) -> None:
+    def _alert_of_previous_attempt(self) -> None:
         """Raise the alerts that the attempt before could not raise, because it hung or was killed."""
         before = self._tracked.attempt - 1
         for event in _events(self._tracked):

@@ -139,7 +139,7 @@ def open_run(
                 sink.close()
     except BaseException as error:
         chronicle.failed(error)
-        log.tell(error)
+        log.log_error(error)
         raise
     finally:
         HEART.close()
@@ -285,7 +285,7 @@ def _tracked(attempt: Attempt, made_with: dict[str, Any], facts: dict[str, objec
 def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
     """Return the ledger of this attempt; the sinks report its own failure."""
 
-    def tell(text: str) -> None:
+    def warn(text: str) -> None:
         for sink in sinks:
             # Where the disk is full for the metrics too, their own next record says so.
             with suppress(StorageError):
@@ -295,7 +295,7 @@ def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
         for sink in sinks:
             sink.log_event(event)
 
-    return Ledger(directory.path / LEDGER_FILE, attempt, tell, watch)
+    return Ledger(directory.path / LEDGER_FILE, attempt, warn, watch)
 
 
 def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state: TrainState) -> Task:

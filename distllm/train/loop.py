@@ -327,7 +327,7 @@ def _exclude_streak(run: Run, *, finite: bool) -> None:
         checkpoints, state, run.topology, good_step=good_step, max_rewinds=max_rewinds
     ):
         run.guard.accept_level()
-        report(run, f"{why}, and the run cannot go back: it goes on from here, at whatever level comes")
+        report(run, f"{why}, and the run cannot go back: it continues from here and accepts the new level")
         return
     _go_back(run, good_step, (state.streak_samples, state.samples), why)
 

@@ -78,7 +78,7 @@ class Straggler:
 
     def __str__(self) -> str:
         return (
-            f"rank {self.rank} holds the others up: its own part of a step takes {self.seconds:.3f} s, "
+            f"rank {self.rank} slows the others down: its own part of a step takes {self.seconds:.3f} s, "
             f"{self.seconds / max(self.typical, 1e-9):.1f} times as long as theirs"
         )
 

@@ -39,7 +39,7 @@ class Saves:
         state: what is saved besides weights and moments; `save` reads it.
         engine: the weights and moments.
         chronicle: gets the events and the time.
-        tell: shows the user a line.
+        report: shows the user a line.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Saves:
         state: TrainState,
         engine: Engine,
         chronicle: Chronicle,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self._saver = saver
         self._config = config
         self._state = state
         self._engine = engine
         self._chronicle = chronicle
-        self._tell = tell
+        self._report = report
         self._interval = SaveInterval(config, state.step)
         self._failures = 0
         self._samples: dict[str, int] = {}
@@ -126,7 +126,7 @@ class Saves:
     def _count(self, step: int, blocked_seconds: float) -> None:
         formula = self._interval.count_save(step, blocked_seconds)
         if formula is not None:
-            self._tell(formula)
+            self._report(formula)
             self._chronicle.event("interval", step=step, steps=self._interval.proposal, formula=formula)
 
     def reject_after(self, step: int, why: str) -> None:
@@ -160,7 +160,7 @@ class Saves:
             self._chronicle.event("save_failed", step=step, why=error.cause)
             if must or self._failures >= self._config.max_failures:
                 raise
-            self._tell(
+            self._report(
                 f"the checkpoint of step {step} was not written: {error.cause}; those before it stay, and "
                 f"training goes on and tries again when the next is due ({self._failures} failed in a row, "
                 f"{self._config.max_failures} end the run; {error.remedy})"
@@ -230,11 +230,11 @@ def build_saves(
         mirror=mirror_of(config.dir, resolved.config.name),
     )
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         for sink in sinks:
             sink.log_note(state.step, text)
 
-    return Saves(saver, config, state, engine, chronicle, tell)
+    return Saves(saver, config, state, engine, chronicle, report)
 
 
 def _checkpoint_bytes(resolved: Resolved) -> int:

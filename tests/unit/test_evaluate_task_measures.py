@@ -116,7 +116,7 @@ def test_translations_are_scored_beside_the_source_itself(tmp_path, capitals, bl
     split = split_of(tmp_path / "d", ("source", "target"), PAIRS, "seq2seq", "encoder_decoder")
     told = []
     scores = measure_task(
-        "seq2seq", Copying(capitals), split, TOKENIZER, limit=None, tell=lambda *sample: told.append(sample)
+        "seq2seq", Copying(capitals), split, TOKENIZER, limit=None, show=lambda *sample: told.append(sample)
     )
     assert told == [(a, a.upper() if capitals else a, b) for a, b in PAIRS]
     assert scores["bleu"] == pytest.approx(bleu, abs=5)
@@ -152,7 +152,7 @@ def test_a_prompt_that_fills_the_context_is_answered_with_nothing_and_counted(tm
     split = split_of(tmp_path / "d", ("source", "target"), pairs, "seq2seq", "decoder", too_long="drop")
     told = []
     measure_task(
-        "seq2seq", model_of("decoder"), split, TOKENIZER, limit=None, tell=lambda *sample: told.append(sample)
+        "seq2seq", model_of("decoder"), split, TOKENIZER, limit=None, show=lambda *sample: told.append(sample)
     )
     assert [asked for asked, _, _ in told] == [source for source, _ in pairs]
     assert told[2][1] == ""
@@ -166,7 +166,7 @@ def test_several_beams_find_a_text_that_is_at_least_as_likely(tmp_path):
         told = []
         measure_task(
             "seq2seq", model, split, TOKENIZER, limit=None, search=Search(beams, length_penalty=0.0),
-            tell=lambda *sample, told=told: told.append(sample),
+            show=lambda *sample, told=told: told.append(sample),
         )  # fmt: skip
         said[beams] = told
     for source, found, _ in said[4]:
@@ -223,7 +223,7 @@ def test_extracted_answers_are_scored(tmp_path):
     split = split_of(tmp_path / "d", QA, documents, "extractive_qa", "encoder")
     told = []
     scores = measure_task(
-        "extractive_qa", Pointing(), split, TOKENIZER, limit=None, tell=lambda *sample: told.append(sample)
+        "extractive_qa", Pointing(), split, TOKENIZER, limit=None, show=lambda *sample: told.append(sample)
     )
     assert told == [("the old cat sat on the mat\nwho", "mat", "mat"), ("nothing here\nwho", "", "")]
     kinds = ("", "answerable_", "unanswerable_")
@@ -254,7 +254,7 @@ def test_rankings_are_scored_beside_those_of_bm25(tmp_path):
     split = split_of(tmp_path / "d", ("source", "target"), pairs, "contrastive", "encoder")
     told = []
     scores = measure_task(
-        "contrastive", FirstLetter(), split, TOKENIZER, limit=None, tell=lambda *sample: told.append(sample)
+        "contrastive", FirstLetter(), split, TOKENIZER, limit=None, show=lambda *sample: told.append(sample)
     )
     assert told[0] == ("ax", "a zebra", "a zebra")
     assert told[3] == ("dx lion", "a zebra", "e lion")  # of equal ones the first

@@ -37,11 +37,11 @@ def test_what_is_printed_goes_to_both_until_it_is_closed(tmp_path, capsys):
 
 def test_the_reason_of_the_end_is_noted_without_secrets_and_with_a_trace(tmp_path, capsys):
     log = RankLog(tmp_path, 3, 8, 1)
-    log.tell(DataError("https://user:hunter2@host is damaged", where="x", remedy="y"))
+    log.log_error(DataError("https://user:hunter2@host is damaged", where="x", remedy="y"))
     try:
         raise ZeroDivisionError("oh")
     except ZeroDivisionError as error:
-        log.tell(error)
+        log.log_error(error)
     log.close()
     text = "\n".join(read(tmp_path))
     assert "the attempt ends with DataError: https://" in text

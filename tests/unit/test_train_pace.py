@@ -1,4 +1,4 @@
-"""A rank that holds the others up is named within 20 steps; noise is not."""
+"""A rank that slows the others down is named within 20 steps; noise is not."""
 
 import random
 import time
@@ -29,7 +29,7 @@ def test_a_slow_rank_is_named_within_twenty_steps_and_once(ranks):
     assert step <= 20
     assert straggler.rank == 1
     assert straggler.seconds == pytest.approx(0.11, rel=0.2)
-    assert str(straggler).startswith("rank 1 holds the others up: its own part of a step takes 0.1")
+    assert str(straggler).startswith("rank 1 slows the others down: its own part of a step takes 0.1")
 
 
 def test_one_that_stays_slow_is_told_again_in_time():

@@ -117,7 +117,7 @@ class WorkDirectory:
                 performed = [self._attempt(home, task, board) for task in pending]
                 if not any(performed):
                     time.sleep(_POLL_SECONDS)
-            board.tell(final=True)
+            board.report(final=True)
             try:
                 return [_result(home, task.key) for task in tasks]
             except IntegrityError:
@@ -210,10 +210,10 @@ class _Board:
         self._count = len(self._open)
         self._total = sum(task.size for task in self._open.values())
         self._own = 0
-        self._told_at = 0.0
+        self._reported_at = 0.0
         self.pending()
         self._reused = self._count - len(self._open)
-        self.tell(final=not self._open)
+        self.report(final=not self._open)
 
     def pending(self) -> list[Task]:
         """Return the tasks that no process has finished."""
@@ -225,22 +225,22 @@ class _Board:
     def tick(self, size: int) -> None:
         """Note that ``size`` bytes of the task in hand are done."""
         self._own = size
-        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_REPORTS:
+        if time.monotonic() - self._reported_at >= _SECONDS_BETWEEN_REPORTS:
             self.pending()
-            self.tell()
+            self.report()
 
     def finished(self, task: Task) -> None:
         """Note that this process has finished ``task``."""
         self._own = 0
         self._open.pop(task.key, None)
-        self.tell()
+        self.report()
 
-    def tell(self, *, final: bool = False) -> None:
+    def report(self, *, final: bool = False) -> None:
         """Report, unless that was done a moment ago."""
         now = time.monotonic()
-        if not final and now - self._told_at < _SECONDS_BETWEEN_REPORTS:
+        if not final and now - self._reported_at < _SECONDS_BETWEEN_REPORTS:
             return
-        self._told_at = now
+        self._reported_at = now
         done = self._total - sum(task.size for task in self._open.values()) + self._own
         parts = f"{self._count - len(self._open)}/{self._count} parts"
         note = f"{parts}, {self._reused} reused" if self._reused else parts
