@@ -1,6 +1,6 @@
 """Which implementations of attention there are, what each computes, and which one a layer gets.
 
-The first of an order that computes what is asked, and that the machine has, is taken. Nothing is computed
+The first of an order that computes what a layer needs and that the machine has is taken. Nothing is computed
 by dropping a feature: where none is left, the refusal names what each is missing. No torch here: the planner,
 `distllm explain` and `distllm doctor` ask the same table on a login node.
 """
@@ -38,7 +38,7 @@ _BY_EIGHT = range(8, 257, 8)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AttentionSpec:
     """What one layer's attention has to compute.
 
     Attributes:
@@ -95,17 +95,17 @@ class Backend:
     package: str | None = None
     only: frozenset[Feature] = frozenset()
 
-    def lacks(self, asked: Asked) -> str | None:
-        """Return what keeps it from computing what is asked on any machine, None if nothing does."""
-        missing = [WORDS[feature] for feature in WORDS if feature in asked.features - self.features]
+    def unmet(self, spec: AttentionSpec) -> str | None:
+        """Return what it cannot compute of a spec on any machine, None if it can compute all of it."""
+        missing = [WORDS[feature] for feature in WORDS if feature in spec.features - self.features]
         if missing:
-            return "has not " + ", ".join(missing)
-        if not self.only <= asked.features:
+            return "does not support " + ", ".join(missing)
+        if not self.only <= spec.features:
             return "is for " + " with ".join(WORDS[feature] for feature in sorted(self.only)) + " only"
-        if asked.dtype not in self.dtypes:
-            return f"does not compute in {asked.dtype}"
-        if asked.head_dim not in self.head_dims:
-            return f"has no head size {asked.head_dim}"
+        if spec.dtype not in self.dtypes:
+            return f"does not compute in {spec.dtype}"
+        if spec.head_dim not in self.head_dims:
+            return f"has no head size {spec.head_dim}"
         return None
 
     def absent(self, machine: Machine, device: str) -> str | None:
@@ -200,64 +200,64 @@ class Choice:
     reason: str
 
 
-def choose(asked: Asked, machine: Machine, order: tuple[Name, ...]) -> Choice:
-    """Return the first backend of ``order`` that computes what is asked on this machine.
+def choose(spec: AttentionSpec, machine: Machine, order: tuple[Name, ...]) -> Choice:
+    """Return the first backend of ``order`` that computes ``spec`` on this machine.
 
     Raises:
-        ConfigError: none does; it says what each lacks.
+        ConfigError: none does; it says why for each.
     """
     passed: list[str] = []
     for name in order:
-        why = _why_not(name, asked) or BACKENDS[name].absent(machine, asked.device)
+        why = _why_not(name, spec) or BACKENDS[name].absent(machine, spec.device)
         if why is None:
             over = f"; not {', '.join(passed)}" if passed else ""
             return Choice(name, BACKENDS[name].what + over)
         passed.append(f"{name} ({why})")
     raise ConfigError(
-        f"no attention computes {describe(asked)}: {', '.join(passed)}",
+        f"no attention computes {describe(spec)}: {', '.join(passed)}",
         where="engine.kernels",
         remedy="engine.kernels=torch" if "sdpa" not in order else "leave the feature out",
     )
 
 
-def candidates(asked: Asked, order: tuple[Name, ...]) -> list[Name]:
-    """Return the backends of ``order`` that compute what is asked, where a machine has them."""
-    names = [name for name in order if _why_not(name, asked) is None]
-    return [name for name in names if BACKENDS[name].device in (None, asked.device)]
+def candidates(spec: AttentionSpec, order: tuple[Name, ...]) -> list[Name]:
+    """Return the backends of ``order`` that compute ``spec``, where a machine has them."""
+    names = [name for name in order if _why_not(name, spec) is None]
+    return [name for name in names if BACKENDS[name].device in (None, spec.device)]
 
 
-def refusal(asked: Asked, order: tuple[Name, ...]) -> str:
-    """Return why no backend of ``order`` computes what is asked, on any machine."""
-    each = ", ".join(f"{name} ({_why_not(name, asked)})" for name in order)
-    return f"no attention computes {describe(asked)}: {each}"
+def refusal(spec: AttentionSpec, order: tuple[Name, ...]) -> str:
+    """Return why no backend of ``order`` computes ``spec``, on any machine."""
+    each = ", ".join(f"{name} ({_why_not(name, spec)})" for name in order)
+    return f"no attention computes {describe(spec)}: {each}"
 
 
-def derivation(asked: Asked, order: tuple[Name, ...]) -> tuple[str, str]:
+def derivation(spec: AttentionSpec, order: tuple[Name, ...]) -> tuple[str, str]:
     """Return the attention of a kind of layer before its machine is known, and how it is chosen.
 
-    On a CPU that is one name; on a GPU those that compute what is asked, in order: the first the machine has.
+    On a CPU that is one name; on a GPU those that compute ``spec``, in order: the first the machine has.
     """
-    names = candidates(asked, order)
-    if asked.device == "cpu":
+    names = candidates(spec, order)
+    if spec.device == "cpu":
         names = names[:1]
-    out = [f"{name} {why}" for name in order if name not in names and (why := _why_not(name, asked))]
-    formula = f"the first the machine has that computes {describe(asked)}"
+    out = [f"{name} {why}" for name in order if name not in names and (why := _why_not(name, spec))]
+    formula = f"the first the machine has that computes {describe(spec)}"
     return " > ".join(names), formula + (f"; {', '.join(out)}" if out else "")
 
 
-def _why_not(name: Name, asked: Asked) -> str | None:
-    apart = (why for names, together, why in _APART if name in names and together <= asked.features)
-    return BACKENDS[name].lacks(asked) or next(apart, None)
+def _why_not(name: Name, spec: AttentionSpec) -> str | None:
+    apart = (why for names, together, why in _APART if name in names and together <= spec.features)
+    return BACKENDS[name].unmet(spec) or next(apart, None)
 
 
-def describe(asked: Asked) -> str:
-    """Return what is asked in words."""
-    features = [WORDS[feature] for feature in WORDS if feature in asked.features] or ["whole rows"]
-    return f"{', '.join(features)} in {asked.dtype} with head size {asked.head_dim} on {asked.device}"
+def describe(spec: AttentionSpec) -> str:
+    """Return a spec in words."""
+    features = [WORDS[feature] for feature in WORDS if feature in spec.features] or ["whole rows"]
+    return f"{', '.join(features)} in {spec.dtype} with head size {spec.head_dim} on {spec.device}"
 
 
-def asked_by(config: Config) -> dict[str, Asked]:
-    """Return what a model's layers ask for while it trains, by kind: global, sliding, source."""
+def attention_specs(config: Config) -> dict[str, AttentionSpec]:
+    """Return what a model's layers need while it trains, by kind: global, sliding, source."""
     model = config.model
     always: set[Feature] = {"documents"} if config.data.mask_documents else set()
     if (model.num_kv_heads or model.num_heads) != model.num_heads:
@@ -276,4 +276,6 @@ def asked_by(config: Config) -> dict[str, Asked]:
         kinds["source"] = always | {"cross"}
     head_dim = model.head_dim or model.hidden_size // model.num_heads
     device, dtype = config.cluster.device, config.precision.compute
-    return {kind: Asked(device, dtype, head_dim, frozenset(features)) for kind, features in kinds.items()}
+    return {
+        kind: AttentionSpec(device, dtype, head_dim, frozenset(features)) for kind, features in kinds.items()
+    }

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from distllm.config.attention import ORDERS, asked_by, candidates, refusal
+from distllm.config.attention import ORDERS, attention_specs, candidates, refusal
 from distllm.config.checks_parallel import check_expert_ranks, check_sequence_ranks
 from distllm.config.checks_private import check_private
 from distllm.config.checks_task import check_task
@@ -105,8 +105,8 @@ def _check_kernels(config: Config, problems: Problems) -> None:
         keys=["engine.kernels", "cluster.device"],
         remedy="engine.kernels=torch",
     )
-    for kind, asked in asked_by(config).items():
-        on_gpu = replace(asked, device="cuda") if kernels == "triton" else asked
+    for kind, spec in attention_specs(config).items():
+        on_gpu = replace(spec, device="cuda") if kernels == "triton" else spec
         if not candidates(on_gpu, ORDERS[kernels]):
             problems.check(
                 False,

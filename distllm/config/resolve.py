@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from distllm.config.attention import ORDERS, asked_by, derivation
+from distllm.config.attention import ORDERS, attention_specs, derivation
 from distllm.config.checks import check_machine, check_run
 from distllm.config.checks_model import check_model
 from distllm.config.engine import deepspeed_json
@@ -300,8 +300,8 @@ def _shape(config: Config, dataset: DatasetFacts | None, ledger: _Ledger) -> Mod
     )
     ledger.settle("num_params", shape.num_params, "counted from the model's shape")
     _settle_trainable(config, shape, ledger)
-    for kind, asked in asked_by(config).items():
-        names, formula = derivation(asked, ORDERS[config.engine.kernels])
+    for kind, spec in attention_specs(config).items():
+        names, formula = derivation(spec, ORDERS[config.engine.kernels])
         ledger.entries[f"attention.{kind}"] = Derivation(names, formula)
     return shape
 

@@ -21,7 +21,7 @@ from distllm.config.attention import (
     ORDERS,
     PACKAGES,
     TRITON_HEAD_DIMS,
-    Asked,
+    AttentionSpec,
     Choice,
     Feature,
     Kernels,
@@ -33,16 +33,16 @@ from distllm.errors import ConfigError, MissingDependency
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 _IMPLEMENTATIONS: Mapping[Name, str] = {"fa4": "FA4", "fa3": "FA3"}
-_UNTOLD: tuple[Name, ...] = ("documents", "sdpa")
+_DEFAULT: tuple[Name, ...] = ("documents", "sdpa")
 
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """The kernels of this process, and why these; ``attention`` by what was asked."""
+    """The kernels of this process, and why these; ``attention`` by what a layer needs."""
 
     name: Kernels
     reason: str
-    attention: Mapping[Asked, Choice]
+    attention: Mapping[AttentionSpec, Choice]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +53,26 @@ class _State:
     serving: frozenset[Name]
 
 
-_state = [_State("torch", _UNTOLD, Machine(), frozenset(_UNTOLD))]
+_state = [_State("torch", _DEFAULT, Machine(), frozenset(_DEFAULT))]
 
 
-def use_kernels(name: Kernels, device: torch.device, asked: Iterable[Asked] = ()) -> KernelChoice:
+def use_kernels(name: Kernels, device: torch.device, specs: Iterable[AttentionSpec] = ()) -> KernelChoice:
     """Choose the kernels for the rest of this process.
 
     Args:
         name: the order, ``engine.kernels``.
         device: of this rank.
-        asked: what the layers will ask for; nothing: anything the order serves.
+        specs: what the layers need; nothing: anything the order serves.
 
     Raises:
         MissingDependency: triton is not installed.
-        ConfigError: the device has no Triton kernels, or no backend computes what is asked.
+        ConfigError: the device has no Triton kernels, or no backend computes what a layer needs.
     """
-    _state[0] = _State("torch", _UNTOLD, Machine(), frozenset(_UNTOLD))
+    _state[0] = _State("torch", _DEFAULT, Machine(), frozenset(_DEFAULT))
     machine = machine_of(device)
     reason = _reason(name, device, machine)
     order = ORDERS[name]
-    attention = {one: choose(one, machine, order) for one in asked}
+    attention = {one: choose(one, machine, order) for one in specs}
     packed = [replace(one, features=one.features | {"documents"}) for one in attention]  # by other tasks
     names = {choose(one, machine, order).name for one in (*attention, *packed)}
     serving = frozenset(names or order)
@@ -135,7 +135,7 @@ def interpreted() -> bool:
 
 
 def serve(device: str, dtype: torch.dtype, head_dim: int, *features: Feature | None) -> Name:
-    """Return the backend that attends in this process; features that are None are not asked for.
+    """Return the backend that attends in this process; features that are None are not needed.
 
     Raises:
         ConfigError: none computes this.
@@ -143,7 +143,7 @@ def serve(device: str, dtype: torch.dtype, head_dim: int, *features: Feature | N
     if _state[0].machine.interpreted and triton_chosen():
         head_dim = TRITON_HEAD_DIMS[0]  # the interpreter has any width
     wanted = frozenset(feature for feature in features if feature is not None)
-    return _chosen(Asked(device, DTYPES[dtype], head_dim, wanted), _state[0])
+    return _chosen(AttentionSpec(device, DTYPES[dtype], head_dim, wanted), _state[0])
 
 
 # The compiler takes a call's result as it is, in place of tracing what needs no tensor: this is all that
@@ -152,8 +152,8 @@ serve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=256)
-def _chosen(asked: Asked, state: _State) -> Name:
-    return choose(asked, state.machine, state.order).name
+def _chosen(spec: AttentionSpec, state: _State) -> Name:
+    return choose(spec, state.machine, state.order).name
 
 
 def serving() -> frozenset[Name]:

@@ -13,7 +13,7 @@ import torch
 
 from distllm.checkpoint.load import Found, find_checkpoint, load_checkpoint
 from distllm.cluster.hang import Patience
-from distllm.config.attention import asked_by
+from distllm.config.attention import attention_specs
 from distllm.config.compose import Composition
 from distllm.config.faults import parse_fault
 from distllm.config.resolve import Resolved
@@ -252,11 +252,11 @@ def _find_checkpoint(
 
 def _kernels(resolved: Resolved, topology: Topology) -> list[str]:
     """Choose the kernels of this process; return what was chosen, and why."""
-    asked = asked_by(resolved.config)
-    kernels = use_kernels(resolved.config.engine.kernels, topology.device, asked.values())
+    specs = attention_specs(resolved.config)
+    kernels = use_kernels(resolved.config.engine.kernels, topology.device, specs.values())
     notes = [f"kernels: {kernels.name} ({kernels.reason})"]
-    for kind, one in asked.items():
-        choice = kernels.attention[one]
+    for kind, spec in specs.items():
+        choice = kernels.attention[spec]
         notes.append(f"attention.{kind}: {choice.name} ({choice.reason})")
     return notes
 

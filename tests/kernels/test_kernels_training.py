@@ -4,7 +4,7 @@ import pytest
 import torch
 from interp.sanitizer import Sanitizer
 
-from distllm.config.attention import Asked
+from distllm.config.attention import AttentionSpec
 from distllm.config.schema import ModelConfig
 from distllm.config.shape import settle_shape
 from distllm.errors import ConfigError
@@ -108,7 +108,7 @@ def test_a_model_with_alibi_takes_the_kernels():
     config = ModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, positions="alibi")
     model = build_model(settle_shape(config, VOCABULARY, LENGTH), seed=0)
     tokens, places = torch.arange(LENGTH)[None] % VOCABULARY, torch.arange(LENGTH)[None]
-    asked = Asked("cpu", "fp32", 64, frozenset({"documents", "grouped", "alibi"}))
+    asked = AttentionSpec("cpu", "fp32", 64, frozenset({"documents", "grouped", "alibi"}))
     found = {}
     for kernels in ("torch", "triton"):
         chosen = backend.use_kernels(kernels, CPU, [asked]).attention[asked].name
@@ -122,7 +122,7 @@ def test_a_model_with_alibi_takes_the_kernels():
 
 def test_a_bias_by_distance_is_refused_not_dropped(triton_kernels):
     q, k = torch.randn(1, 4, 2, 16), torch.randn(1, 4, 1, 16)
-    with pytest.raises(ConfigError, match="has not a bias by distance"):
+    with pytest.raises(ConfigError, match="does not support a bias by distance"):
         attend(q, k, k, plan_attention(None, CPU), CAUSAL, torch.zeros(2, 7))
     with pytest.raises(ConfigError, match="a window over another sequence"):
         attend(q[:, :2], k, k, plan_attention(None, CPU), Pattern(causal=False, window=2))

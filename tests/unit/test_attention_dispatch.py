@@ -8,9 +8,9 @@ from distllm.config.attention import (
     ORDERS,
     PACKAGES,
     WORDS,
-    Asked,
+    AttentionSpec,
     Machine,
-    asked_by,
+    attention_specs,
     choose,
     derivation,
 )
@@ -33,14 +33,14 @@ def resolved(*overrides):
 
 
 def ask(*features, device="cuda", dtype="bf16", head_dim=128):
-    return Asked(device, dtype, head_dim, frozenset(features))
+    return AttentionSpec(device, dtype, head_dim, frozenset(features))
 
 
 @pytest.fixture(autouse=True)
 def stock_choice():
     yield
     backend.use_kernels("torch", CPU)
-    backend._state[0] = backend._State("torch", backend._UNTOLD, Machine(), frozenset(backend._UNTOLD))
+    backend._state[0] = backend._State("torch", backend._DEFAULT, Machine(), frozenset(backend._DEFAULT))
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,15 @@ def test_the_first_that_computes_what_is_asked_is_taken(asked, machine, order, n
 @pytest.mark.parametrize(
     ("asked", "order", "says"),
     [
-        (ask("bias"), "triton", r"triton \(has not a bias by distance"),
+        (ask("bias"), "triton", r"triton \(does not support a bias by distance"),
         (ask(head_dim=80), "triton", r"triton \(has no head size 80\)"),
         (ask(dtype="fp64"), "triton", r"triton \(does not compute in fp64\)"),
         (ask("window", "cross"), "triton", "counts a window over another sequence from its end"),
-        (ask("sinks"), "torch", "fa4 .has not attention sinks.*sdpa .has not attention sinks"),
+        (
+            ask("sinks"),
+            "torch",
+            "fa4 .does not support attention sinks.*sdpa .does not support attention sinks",
+        ),
         (
             ask("sinks", "alibi", device="cpu"),
             "auto",
@@ -123,7 +127,7 @@ def test_every_feature_has_a_backend_and_a_word():
 
 
 def test_a_model_asks_for_what_its_layers_have():
-    kinds = asked_by(
+    kinds = attention_specs(
         resolved(
             "model.num_kv_heads=2", "model.sliding_window=64", "model.window_pattern=GLL",
             "model.attention_softcap=30", "model.positions=alibi",
@@ -140,7 +144,7 @@ def test_explain_names_the_attention_before_the_machine_is_known():
     assert resolved().derivations["attention.global"].value == "documents"
     names, formula = derivation(ask("documents", "softcap"), ORDERS["auto"])
     assert names == "triton > flex > sdpa"
-    assert "fa4 has not soft-capped scores" in formula
+    assert "fa4 does not support soft-capped scores" in formula
 
 
 @pytest.fixture
