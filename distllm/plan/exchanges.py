@@ -54,7 +54,7 @@ def expert_seconds(work: Work, layout: Layout, software: Software, machine: Mach
     return times * exchange_seconds(own, group, machine)
 
 
-def stage_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+def message_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
     """One message between a pipeline's stages: activations of a micro-batch, or their gradients.
 
     Stages are the outermost dimension of ranks: all wait for those whose neighbour is in another node.
@@ -66,7 +66,7 @@ def stage_seconds(work: Work, layout: Layout, software: Software, machine: Machi
 
 
 def data_exchanges(work: Work, layout: Layout, software: Software, machine: Machine) -> list[Exchange]:
-    """Return the exchanges among ranks that read different rows, of weights and gradients."""
+    """Return the exchanges of weights and gradients: among replicas, and of what two stages both hold."""
     found = _rest_exchanges(work, layout, software, machine)
     if layout.expert > 1:
         found += _expert_sums(work, layout, software, machine)

@@ -13,8 +13,8 @@ from distllm.plan.blocks import Pass, block_passes, half_share, head_seconds
 from distllm.plan.exchanges import (
     data_exchanges,
     expert_seconds,
+    message_seconds,
     sequence_seconds,
-    stage_seconds,
     tensor_seconds,
 )
 from distllm.plan.launches import host_seconds
@@ -27,7 +27,7 @@ from distllm.plan.work import Work
 # arrives in fp32 (4), is scaled where it lies (8), and the new weight is converted (4 + 2).
 _AROUND_UPDATE = 18
 # How much longer work takes beside an exchange, which takes multiprocessors and memory bandwidth from it: on
-# average over GPT and LLaMA models on H100, A100, MI210 and MI250 (Lee et al. 2025, arXiv 2507.03114).
+# average over GPT and LLaMA models on four H100, A100, MI210 or MI250 (Lee et al. 2025, arXiv 2507.03114).
 _SLOWED = 0.189
 
 
@@ -117,7 +117,7 @@ def step_time(
     tensor = software.tensor_exposed * shared
     sequence = blocks * sequence_seconds(work, layout, software, machine)
     expert = blocks * expert_seconds(work, layout, software, machine)
-    message = stage_seconds(work, layout, software, machine)
+    message = message_seconds(work, layout, software, machine)
     stages = software.stage_messages * message
     # an interleaved pipeline hides what each chunk of blocks receives and sends, forward and backward
     beside = shared - tensor + (2 * layout.virtual_stages * message if layout.virtual_stages > 1 else 0.0)
