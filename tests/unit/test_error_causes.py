@@ -11,15 +11,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from prepared import write_dataset
 
 from distllm.checkpoint import commit, load, mirror
 from distllm.checkpoint import format as checkpoint_format
 from distllm.cli import main
 from distllm.cluster import allocation, elastic, hostfile, hostlist, slurm
-from distllm.commands import demo, serve
+from distllm.commands import demo, inspect, report, runs, serve, train
+from distllm.commands.settle import settle
+from distllm.config import peft
+from distllm.config.attention import Machine
 from distllm.config.problems import Problems
+from distllm.config.schema import Config, TrainConfig
 from distllm.data.examples import dialogue
 from distllm.data.manifest import FORGET_FILE, Manifest
+from distllm.data.pipeline import run as pipeline
 from distllm.data.tokenizer.chat import PLAIN, Chat
 from distllm.dist import collectives, topology
 from distllm.dist.topology import Topology
@@ -28,6 +34,7 @@ from distllm.evaluate import harness
 from distllm.kernels.cuda import build
 from distllm.messages import name_of
 from distllm.observe import ledger, workspace
+from distllm.ops import backend
 from distllm.plan import calibration
 from distllm.serve import server
 from distllm.serve.scheduler import Scheduler
@@ -294,3 +301,42 @@ def test_files_that_are_something_else(here):
     assert cause(
         lambda: harness.HarnessModel(SimpleNamespace(shape=SimpleNamespace(family="encoder")), None)
     ) == {"harness-scores-how-text-goes-on-and-model-is-of"}
+
+
+def test_a_dataset_or_a_run_that_is_not_what_the_command_needs(here, monkeypatch):
+    write_dataset(here / "data", train=[[5] * 3000], valid=[[6] * 600])
+    keys = ["data.out=data", "data.seq_len=64", "train.tokens_per_step=128", "train.max_steps=4"]
+    keys += ["cluster.oversubscribe=true", "model.hidden_size=16", "model.num_heads=2", "model.num_layers=1"]
+    monkeypatch.delenv("RANK", raising=False)
+    launched = "cluster-nodes-needs-launcher-on-every-node"
+    assert cause(lambda: train._train([*keys, "cluster.nodes=2"], None, ())) == {launched}
+    _, resolved = settle(keys, None, None, need_dataset=True)
+    monkeypatch.setattr(runs, "run_of", lambda *_: SimpleNamespace(resolved=lambda: resolved))
+    assert cause(lambda: inspect.run(["run=a", "step=5"])) == {"step-is-after-last-of"}
+
+    def gone():
+        raise OSError("no such file: data")
+
+    monkeypatch.setattr(runs, "run_of", lambda *_: SimpleNamespace(resolved=gone))
+    assert cause(lambda: report._batch_text(here)(3, 0)) == {"dataset-of-step-cannot-be-read"}
+    other = {"was-prepared-with-another-configuration"}
+    assert cause(lambda: pipeline._find_existing(here / "data", resolved.config)) == other
+
+
+def test_a_training_that_ends_before_the_demo_kills_it(here, monkeypatch):
+    ended = SimpleNamespace(poll=lambda: 70, returncode=70)
+    monkeypatch.setattr(demo.subprocess, "Popen", lambda *_, **__: ended)
+    config = Config(train=TrainConfig(max_steps=10))
+    found = cause(lambda: demo._train_until_killed([], here / "run", config))
+    assert found == {"training-ended-by-itself-with-exit-code"}
+
+
+def test_a_gpu_without_launch_parameters():
+    machine = Machine((3, 5), frozenset({"triton"}))
+    assert cause(lambda: backend._reason("triton", torch.device("cpu"), machine)) == {"backend-reason"}
+
+
+def test_folders_of_adapters_that_are_not_whole(here):
+    assert cause(lambda: peft.read_adapter(here)) == {"folder-holds-no"}
+    Path(peft.CONFIG).write_text('{"peft_type": "LORA"}')
+    assert cause(lambda: peft.read_adapter(here)) == {"folder-holds-no"}
