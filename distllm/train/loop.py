@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from distllm.data.batch import Batch
 from distllm.data.digest import batch_digest
@@ -90,7 +91,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
     # 2. What all ranks must agree on before any of them computes.
     agreed = _agree(run, batches, run.stream.damaged - damaged_before)
     if agreed.stop:
-        _stop_here(run)
+        _save_and_stop(run)
     if not agreed.weight:
         _pass_over(run, agreed, clock)
         return agreed.save
@@ -232,7 +233,7 @@ def _log_evaluation(run: Run) -> None:
     def between() -> None:
         HEART.phase("evaluate", state.step)
         if sum_over_ranks([run.stop.requested], run.topology)[0]:
-            _stop_here(run)
+            _save_and_stop(run)
 
     measured = evaluate_perplexity(
         run.engine.model,
@@ -374,8 +375,8 @@ def _finish(run: Run) -> None:
     run.chronicle.end("done", step=state.step, samples=_samples(run), **early)
 
 
-def _stop_here(run: Run) -> None:
-    """Save at the border between two steps, on every rank at the same one, and leave."""
+def _save_and_stop(run: Run) -> NoReturn:
+    """Save between two steps, the same ones on every rank, and end the attempt by raising Interrupted."""
     if weights_agree(run):
         save(run, must=True)
     text = f"{run.stop.why}: saved at step {run.state.step}"
