@@ -27,7 +27,8 @@ class Start:
     """One start: its number from 1 on, job, nodes, the step saved before it, and how it ended.
 
     ``end`` is None while it runs, and for ever if SLURM ended it; ``step`` counts at its end. ``suspect``
-    is the node on which it failed, where the node may be to blame; ``given_up`` why no other follows.
+    is the node on which it failed, where the node may be to blame; ``given_up`` why no other follows, and
+    ``ended`` when that was decided.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Start:
     step: int | None = None
     suspect: str | None = None
     given_up: str = ""
+    ended: float = 0.0
 
 
 class History:
@@ -77,7 +79,9 @@ class History:
                     suspect=line.get("suspect"),
                 )
             elif line.get("kind") == "given up" and line.get("number") in starts:
-                starts[line["number"]] = replace(starts[line["number"]], given_up=str(line["why"]))
+                starts[line["number"]] = replace(
+                    starts[line["number"]], given_up=str(line["why"]), ended=float(line["time"])
+                )
         return list(starts.values())
 
     def begin(self, job: str, nodes: Sequence[str], submission: str) -> Start:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from distllm.cluster.control import AGAIN
+from distllm.cluster.local import signal_of
 from distllm.errors import DataError
 from distllm.observe.ledger import LEDGER_FILE, Event, last_event, read_events
 
@@ -84,7 +85,9 @@ class Watch:
         hang = next((event for event in reversed(self._new()) if event.kind == "hang"), None)
         # A rank that lost another tells of a consequence.
         if hang is None or (last is not None and last.fields.get("error") != "LaunchError"):
-            return Outcome("failed", f"the launcher ended with {code}{what}", 70)
+            name = signal_of(code) if last is None else None
+            ended = f" ({name}, which ranks get that use up the memory)" if name == "SIGKILL" else ""
+            return Outcome("failed", f"the launcher ended with {code}{ended}{what}", 70)
         hosts = hang.fields.get("hosts")
         host = str(hosts[0]) if isinstance(hosts, list) and len(hosts) == 1 else None
         return Outcome("failed", f"the run stood still: {hang.fields.get('cause')}", 70, host)

@@ -91,12 +91,12 @@ def _ended_how(run_dir: Path, starts: Sequence[Start], *, asked: bool) -> str:
     last = last_event(run_dir / LEDGER_FILE, (*_ENDS, "attempt"))
     if last is not None and last.kind == "done":
         return "done"
+    if starts and starts[-1].given_up and (last is None or last.time < starts[-1].ended):
+        return "given up"
     if last is not None and last.kind == "attempt" and _is_owned(run_dir):
         return "running"
     if Control(run_dir).asked("cancel") is not None:
         return "cancelled"
-    if starts and starts[-1].given_up:
-        return "given up"
     if last is not None and last.kind != "attempt":
         return last.kind
     if not asked:

@@ -38,7 +38,7 @@ def run(words: Sequence[str]) -> int:
     if state.eta_seconds is not None and state.state != "done":
         print(f"  {format_duration(state.eta_seconds)} of training left, without waiting in the queue")
     if state.job:
-        print(f"  job {state.job} {state.nodes}")
+        print(f"  job {state.job} {state.nodes}".rstrip())
     for start in state.starts:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(start.time))
         end = end_of(path, state, start)

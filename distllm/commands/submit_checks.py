@@ -21,7 +21,7 @@ from distllm.cluster.limits import (
 from distllm.cluster.places import check_room, check_secrets, check_shared
 from distllm.cluster.preparations import SUFFIX
 from distllm.cluster.render import prepare_options, train_options
-from distllm.cluster.slurm import node_groups, queued_jobs, would_start
+from distllm.cluster.slurm import node_groups, queued_jobs, unusable, would_start
 from distllm.commands.settle import dataset_facts
 from distllm.config.checks_prepare import check_prepare
 from distllm.config.compose import composition_of
@@ -204,7 +204,22 @@ def check_cluster(config: Config, options: Sequence[str], problems: Problems) ->
         return [would_start(options)]
     except LaunchError as error:
         problems.pass_on(error, where="cluster.slurm", remedy=error.remedy or "correct what SLURM names")
+        _check_named_nodes(config, problems)
         return []
+
+
+def _check_named_nodes(config: Config, problems: Problems) -> None:
+    """Say which of the nodes that the job must have SLURM does not use now, for it does not say so itself."""
+    try:
+        away = unusable(config.cluster.slurm.nodelist)
+    except LaunchError:
+        return
+    for node, state in away.items():
+        problems.add(
+            f"node {node} is {state}",
+            where="cluster.slurm.nodelist",
+            remedy=f"leave it out, or wait: scontrol show node {node} tells the reason",
+        )
 
 
 def _is_prepared(config: Config) -> bool:

@@ -142,8 +142,14 @@ def ranks(machines, root):
 
 
 def test_the_deepspeed_launcher_over_real_addresses(machines, root, expected):
-    process = launch(machines, root, hostfile(machines, root), *words(root, "pdsh"))
+    """Each host has four slots, of which the others belong to somebody else."""
+    path = root / "shared-hosts"
+    path.write_text("n1 slots=4\nn2 slots=4\n")
+    some = (f"hostfile={path}", "include=n1:1@n2:3")
+    process = launch(machines, root, *some, *words(root, "pdsh"))
     assert process.wait(300) == 0, process.told()
+    for slot in (1, 3):
+        assert f"Setting CUDA_VISIBLE_DEVICES={slot}\n" in process.told()
     assert tiny.exact(tiny.steps(root, "pdsh")) == expected
     assert History(root / "runs/pdsh").starts()[0].nodes == ("n1", "n2")
 

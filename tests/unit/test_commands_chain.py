@@ -49,8 +49,12 @@ def test_what_slurm_says_is_a_note_and_its_refusal_one_problem_among_others(slur
     assert main(["submit", "dry_run=true", *words()]) == 0
     assert "mine: Job 1 to start soon" in capsys.readouterr().out
     slurm.put("sbatch", "echo 'allocation failure: Invalid account' >&2; exit 1")
-    told = refused(capsys, "submit", *words("cluster.head=nowhere.invalid"))
+    slurm.put(
+        "sinfo", "case $* in *-N*) echo 'n7|drained';; *) echo 'normal*|up|1-0|4|64|500000|gpu:8';; esac"
+    )
+    told = refused(capsys, "submit", *words("cluster.head=nowhere.invalid", "cluster.slurm.nodelist=[n7]"))
     assert "Invalid account" in told
+    assert "node n7 is drained" in told
     assert "'nowhere.invalid' does not resolve" in told
     assert not (RUN / "slurm").exists()
 
