@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distllm.config.options import option
 from distllm.config.schema_optim import Weights
@@ -13,7 +13,7 @@ from distllm.errors import ConfigError
 from distllm.fsio import storage_errors
 
 if TYPE_CHECKING:
-    from distllm.serve.backend import Backend
+    from distllm.serve.backend import Backend, SearchIndex
 
 
 EARLY_STOPPING = (
@@ -33,7 +33,7 @@ class ModelOptions:
     runs_dir: str = option("runs", "directory that holds run directories")
 
 
-def open_model(options: ModelOptions, command: str, index: Any = None) -> Backend:
+def open_model(options: ModelOptions, command: str, index: SearchIndex | None = None) -> Backend:
     """Load the model, in evaluation mode on the CPU.
 
     Raises:
@@ -62,7 +62,7 @@ def open_model(options: ModelOptions, command: str, index: Any = None) -> Backen
     return Backend(stored.config.name, trained.model, trained.tokenizer, asking, index)
 
 
-def _of_folder(folder: Path, index: Any) -> Backend:
+def _of_folder(folder: Path, index: SearchIndex | None) -> Backend:
     from distllm.config.peft import with_file
     from distllm.data.tokenizer import TOKENIZER_FILE, Tokenizer
     from distllm.export.asking import stored_asking

@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distllm.errors import DataError, DistllmError, MissingDependency, StorageError
 from distllm.extras import require
 from distllm.fsio import digest_bytes, fsync_file, storage_errors
 from distllm.heartbeat import HEART
 
+T = TypeVar("T")
 ATTEMPTS = 5
 PROTOCOLS = (
     "file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "hdfs", "oci", "oss",
@@ -202,7 +203,7 @@ def _unwritable(url: str, error: Exception, remedy: str) -> DistllmError:
     return StorageError(f"cannot write {url}: {what}", where=url, remedy=remedy)
 
 
-def _patiently(url: str, attempt: Any, failure: Failure = _unreachable) -> Any:
+def _patiently(url: str, attempt: Callable[[], T], failure: Failure = _unreachable) -> T:
     """Return ``attempt()``, tried again after growing pauses while the network fails."""
     pause = _FIRST_PAUSE_SECONDS
     for number in range(1, ATTEMPTS + 1):

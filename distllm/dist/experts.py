@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from distllm.dist.collectives import rank_errors
 from distllm.dist.topology import Topology
@@ -89,7 +90,7 @@ class ExpertGroup:
 
 
 def _exchange(
-    x_MC: Tensor, sends: Sequence[int], receives: Sequence[int], group: Any, topology: Topology
+    x_MC: Tensor, sends: Sequence[int], receives: Sequence[int], group: ProcessGroup, topology: Topology
 ) -> Tensor:
     received: Tensor = _AllToAll.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
         x_MC, sends, receives, group, topology
@@ -98,11 +99,11 @@ def _exchange(
 
 
 class _AllToAll(torch.autograd.Function):
-    """Send ``counts`` rows to each rank and receive rows from them; backward sends gradients the way back."""
+    """Send ``sends`` rows to each rank, receive ``receives`` from each; backward sends gradients back."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_MC: Tensor, sends: Sequence[int], receives: Sequence[int], group: Any, topology: Topology
+        ctx: Any, x_MC: Tensor, sends: Sequence[int], receives: Sequence[int], group: ProcessGroup, topology: Topology
     ) -> Tensor:
         ctx.way_back = (receives, sends, group, topology)
         return _all_to_all(x_MC, sends, receives, group, topology)
@@ -113,7 +114,7 @@ class _AllToAll(torch.autograd.Function):
 
 
 def _all_to_all(
-    x_MN: Tensor, sends: Sequence[int] | None, receives: Sequence[int] | None, group: Any, topology: Topology
+    x_MN: Tensor, sends: Sequence[int] | None, receives: Sequence[int] | None, group: ProcessGroup, topology: Topology
 ) -> Tensor:
     """Exchange rows; without counts each rank sends every rank equally many."""
     sent_MN = x_MN.contiguous()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from distllm.dist.collectives import rank_errors
 from distllm.dist.topology import Topology
@@ -91,7 +92,7 @@ class _AllToAll(torch.autograd.Function):
     """Send the s-th slice to rank s, receive one from each; backward sends gradients the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x_SN: Tensor, group: Any, topology: Topology) -> Tensor:
+    def forward(ctx: Any, x_SN: Tensor, group: ProcessGroup, topology: Topology) -> Tensor:
         ctx.group, ctx.topology = group, topology
         return _all_to_all(x_SN, group, topology)
 
@@ -100,7 +101,7 @@ class _AllToAll(torch.autograd.Function):
         return _all_to_all(grad_SN, ctx.group, ctx.topology), None, None
 
 
-def _all_to_all(x_SN: Tensor, group: Any, topology: Topology) -> Tensor:
+def _all_to_all(x_SN: Tensor, group: ProcessGroup, topology: Topology) -> Tensor:
     sent_SN = x_SN.contiguous()
     received_SN = torch.empty_like(sent_SN)
     with rank_errors(topology, "exchanging heads for positions"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 Slots = Mapping[str, torch.Size]
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -38,7 +39,7 @@ class Lion(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Any, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0
+        self, params: ParamsT, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
@@ -90,7 +91,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Any, *, lr: float, momentum: float, betas: tuple[float, float], eps: float
+        self, params: ParamsT, *, lr: float, momentum: float, betas: tuple[float, float], eps: float
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0}
         super().__init__(params, defaults)

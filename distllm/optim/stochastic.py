@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from distllm.kernels.cuda import op, reference
 
@@ -30,7 +30,7 @@ class StochasticAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Any, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
+        self, params: ParamsT, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:

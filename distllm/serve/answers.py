@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from distllm.serve.guard import Refused
 from distllm.serve.sampling import Sampling
 from distllm.serve.scheduler import Ending, Overloaded, Request, Scheduler
 from distllm.serve.schema import Sampled
+
+T = TypeVar("T")
 
 _DEFAULT_TOKENS = 256
 
@@ -108,7 +110,7 @@ def refuse_failed(ending: Ending) -> None:
         raise Refused(500, "the model failed; the server's log says why")
 
 
-async def on_model_thread(scheduler: Scheduler, work: Any, seconds: float) -> Any:
+async def on_model_thread(scheduler: Scheduler, work: Callable[[], T], seconds: float) -> T:
     """Run other work on the model's thread, within the time that a request may take.
 
     Raises:

@@ -100,7 +100,7 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_request: Request, error: RequestValidationError) -> Response:
-        return _error(400, "; ".join(map(_told, error.errors())))
+        return _error(400, "; ".join(map(_describe, error.errors())))
 
     @app.exception_handler(HTTPException)
     async def nowhere(request: Request, error: HTTPException) -> Response:
@@ -108,7 +108,7 @@ def _errors(app: FastAPI) -> None:
         return _error(error.status_code, f"{asked}: {error.detail}; GET /v1/openapi.json lists what there is")
 
 
-def _told(problem: Mapping[str, Any]) -> str:
+def _describe(problem: Mapping[str, Any]) -> str:
     """``messages.0.role: Input should be ...``; without a place where the whole body is meant."""
     place = ".".join(map(str, problem["loc"][1:]))
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -245,14 +245,14 @@ def _others(app: FastAPI, backend: Backend, scheduler: Scheduler, seconds: float
             def point() -> tuple[str, list[dict[str, Any]]]:
                 return extractor.answer(body.question, sources)
 
-            told, shown = await on_model_thread(scheduler, point, seconds)
-            return {"model": backend.name, "answer": told, "sources": shown}
+            text, shown = await on_model_thread(scheduler, point, seconds)
+            return {"model": backend.name, "answer": text, "sources": shown}
         longest = min(body.max_tokens, scheduler.context // 2)
         ids = backend.question_ids(body.question, sources, longest)
         sampling = Sampling(longest, temperature=0.0, stop=backend.answer_stops)
         found = await Pending(scheduler, ids, sampling, seconds).whole()
-        told = backend.told(found.text)
-        return {"model": backend.name, "answer": told, "sources": [] if body.context else sources}
+        text = backend.answer_in(found.text)
+        return {"model": backend.name, "answer": text, "sources": [] if body.context else sources}
 
     @app.post("/v1/search")
     async def search(body: SearchBody) -> dict[str, Any]:

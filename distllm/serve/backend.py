@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ from distllm.models.heads import SpanHead
 from distllm.serve.extract import Extractor
 
 
+class SearchIndex(Protocol):
+    """What finds passages; see `distllm.search.index.Index`."""
+
+    def search(self, query: str, top: int) -> list[dict[str, Any]]:
+        """Return the passages that fit a query best.
+
+        Each has ``title``, ``score``, ``snippet``, ``matches`` and the whole ``passage``.
+        """
+
+
 class Backend:
     """A model and its tokenizer.
 
@@ -28,8 +38,7 @@ class Backend:
         model: in evaluation mode.
         tokenizer: of the model.
         asking: how it is asked; None as one that was trained here on plain text.
-        index: answers ``search(query, top)`` with what it finds, each a mapping with ``title``, ``score``,
-            ``snippet``, ``matches`` and the whole ``passage``; or None.
+        index: what `search` looks in; None: nothing.
 
     Attributes:
         extractor: finds answers in texts, of an encoder with a span head; else None.
@@ -38,7 +47,12 @@ class Backend:
     """
 
     def __init__(
-        self, name: str, model: Any, tokenizer: Tokenizer, asking: Asking | None = None, index: Any = None
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Tokenizer,
+        asking: Asking | None = None,
+        index: SearchIndex | None = None,
     ) -> None:
         self.name, self.model, self.tokenizer, self.index = name, model, tokenizer, index
         self.family: str = model.shape.family
@@ -145,7 +159,7 @@ class Backend:
         longest = self.model.shape.max_seq_len - max_tokens
         return self.asking.to_answer(question, context, longest).prompt
 
-    def told(self, text: str) -> str:
+    def answer_in(self, text: str) -> str:
         """Return the answer that a decoder wrote; empty where it says that there is none."""
         for stop in self.answer_stops:
             text = text.partition(stop)[0]
@@ -169,12 +183,12 @@ class Backend:
             return self.extractor.answer(question, passages)
         asked = Asked(self.question_ids(question, passages, max_tokens))
         (text,) = write_texts(self.model, self.tokenizer, [asked], max_tokens=max_tokens)
-        return self.told(text), passages
+        return self.answer_in(text), passages
 
     def search(self, query: str, top: int) -> list[dict[str, Any]]:
         """Return the passages of the index that fit a query best."""
-        found: list[dict[str, Any]] = self.index.search(query, top)
-        return found
+        assert self.index is not None, "required before"
+        return self.index.search(query, top)
 
     def _vector(self, ids: Sequence[int]) -> Tensor:
         device = next(self.model.parameters()).device

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ from distllm.errors import ConfigError
 from distllm.serve.pool import Pool, Recorder
 from distllm.serve.sampling import Sampling, draw
 
+T = TypeVar("T")
 Ending = Literal["stop", "length", "cancelled", "timeout", "error"]
 _LONGEST_IDLE_SECONDS = 1.0
 _JOIN_AT_ONCE = 4  # prompts read between two tokens: those who are being answered wait for them
@@ -112,13 +113,13 @@ class Scheduler:
             raise Overloaded from error
         self._wake.set()
 
-    def run(self, work: Callable[[], Any]) -> Future[Any]:
+    def run(self, work: Callable[[], T]) -> Future[T]:
         """Run ``work`` on the model's thread.
 
         Raises:
             Overloaded: too much is waiting.
         """
-        future: Future[Any] = Future()
+        future: Future[T] = Future()
         try:
             self._jobs.put_nowait((work, future))
         except queue.Full as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Verdicts:
         """Return which of the documents make way for none."""
         return np.asarray(self.keeper_N[rank_M] == rank_M)
 
-    def mark(self, rank_M: Any, keeper_M: Any, rule: str) -> None:
+    def mark(self, rank_M: NDArray[np.uint64], keeper_M: NDArray[np.uint64], rule: str) -> None:
         """Note that documents make way."""
         self.keeper_N[rank_M] = keeper_M
         self.rule_N[rank_M] = RULES.index(rule)
