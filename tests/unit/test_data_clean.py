@@ -216,7 +216,8 @@ def counted(words, n):
 @pytest.mark.parametrize("seed", range(12))
 def test_ngrams_are_counted_as_a_direct_count_does(seed):
     draw = random.Random(seed)
-    words = [draw.choice(["a", "bb", "ccc", "dddd", "e"]) for _ in range(draw.randrange(12, 120))]
+    alphabet = ["a", "bb", "ccc", "dddd", "e", *(f"w{number}" for number in range(seed * 4))]
+    words = [draw.choice(alphabet) for _ in range(draw.randrange(12, 120))]
     text = " ".join(words)
     measures = Measures(text)
     for n in range(2, 11):

@@ -4,10 +4,13 @@ import time
 
 import pytest
 
+from distllm.data.clean import tokens
 from distllm.data.clean.affixes import make_rules
+from distllm.data.clean.measures import Measures
 from distllm.data.clean.punctuation import SENTENCE_ENDS, SYMBOLS, TERMINAL_PUNCTUATION
 from distllm.data.clean.specials import make_specials
 from distllm.data.clean.tokens import count_sentences, words_of
+from distllm.data.clean.words import QUALITY_STOP_WORDS
 
 CASES = {
     "(e.g. [Dr. “can't i.e.) a.m.,": "(|e.g.|[|Dr.|“|ca|n't|i.e.|)|a.m.|,",
@@ -29,11 +32,11 @@ CASES = {
 
 @pytest.mark.parametrize("text", CASES)
 def test_words_are_those_of_spacy(text):
-    assert words_of(text) == CASES[text].split("|")
+    assert words_of(text.split()) == CASES[text].split("|")
 
 
 def test_characters_of_scripts_without_spaces_are_words():
-    assert words_of("我们use工具。") == ["我", "们", "use", "工", "具", "。"]
+    assert words_of(["我们use工具。"]) == ["我", "们", "use", "工", "具", "。"]
 
 
 @pytest.mark.parametrize(
@@ -48,11 +51,42 @@ def test_characters_of_scripts_without_spaces_are_words():
         ("Dr. Who met Mr. X at 8 a.m. today", 1),
         ("Really?! (Yes.) Well", 3),
         ("One.  ) two", 2),
+        ("One. ", 1),
+        ("One.  ", 2),
+        ("One.\t. two", 3),
+        ("One\t! 𑁇 two", 2),
         ("你好。再见。", 2),
     ],
 )
 def test_sentences_are_those_of_spacy(line, count):
     assert count_sentences(line) == count
+
+
+TEXTS = [*CASES, "我们use工具。 42 im (•) ... -- $5 \x80\x81 a1", "", "x" * 501 + ".", "don’t im\u3000I'm"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_words_are_measured_as_a_direct_count_does(text, monkeypatch):
+    words = words_of(text.split())
+    plain = [word for word in words if not SYMBOLS.issuperset(word)]
+    for size in (1 << 16, 1):
+        monkeypatch.setattr(tokens, "_MOST_REMEMBERED", size)
+        measures = Measures(text)
+        assert measures.words_count == len(words)
+        assert measures.plain_words == (len(plain), len("".join(plain)))
+        assert measures.words_with_letters == sum(any(map(str.isalpha, word)) for word in words)
+    for known in QUALITY_STOP_WORDS.values():
+        found = len(known.intersection(words))
+        assert Measures(text).count_any(known, found + 1) == found
+        assert Measures(text).count_any(known, found) >= found
+
+
+def test_what_is_remembered_of_words_is_bounded(monkeypatch):
+    monkeypatch.setattr(tokens, "_MOST_REMEMBERED", 3)
+    words_of(f"bounded{number}," for number in range(20))
+    assert len(tokens._WORDS) <= 3
+    words_of(["x" * 501])
+    assert "x" * 501 not in tokens._WORDS
 
 
 def test_special_chunks_join_to_themselves():
@@ -71,7 +105,7 @@ def test_classes_of_characters():
 @pytest.mark.parametrize("unit", ["a:", "((((", "é.", "a@b.", "'s", "x", "我", "1.2/"])
 def test_a_chunk_without_spaces_costs_time_in_proportion(unit):
     begin = time.process_time()
-    words = words_of(unit * 50_000)
+    words = words_of([unit * 50_000])
     assert time.process_time() - begin < 2
     assert "".join(words) == unit * 50_000
-    assert "".join(words_of(unit * 100)) == unit * 100
+    assert "".join(words_of([unit * 100])) == unit * 100

@@ -20,11 +20,9 @@ _CASED = range(0x530)
 _BEYOND_ASCII = range(0x80, 0x20000)
 _NUMBERS = "²³¹¼½¾"
 
-_PUNCTUATION = r"… …… , : ; ! \? ¿ ؟ ¡ \( \) \[ \] \{ \} < > _ \# \* & 。 ？ ！ ， 、 ； ： ～ · । ، ۔ ؛ ٪"
+_PUNCTUATION = "… …… , : ; ! ? ¿ ؟ ¡ ( ) [ ] { } < > _ # * & 。 ？ ！ ， 、 ； ： ～ · । ، ۔ ؛ ٪"
 _QUOTES = "' \" ” “ ` ‘ ´ ’ ‚ , „ » « 「 」 『 』 （ ） 〔 〕 【 】 《 》 〈 〉 〈 〉 ⟦ ⟧"
-_ELLIPSES = r"\.\.+ …"
-_HYPHENS = "-|–|—|--|---|——|~"
-_CURRENCY = r"\$ £ € ¥ ฿ US\$ C\$ A\$ ₽ ﷼ ₴ ₠ ₡ ₢ ₣ ₤ ₥ ₦ ₧ ₨ ₩ ₪ ₫ ₭ ₮ ₯ ₰ ₱ ₲ ₳ ₵ ₶ ₷ ₸ ₹ ₺ ₻ ₼ ₾ ₿"
+_CURRENCY = "$ £ € ¥ ฿ US$ C$ A$ ₽ ﷼ ₴ ₠ ₡ ₢ ₣ ₤ ₥ ₦ ₧ ₨ ₩ ₪ ₫ ₭ ₮ ₯ ₰ ₱ ₲ ₳ ₵ ₶ ₷ ₸ ₹ ₺ ₻ ₼ ₾ ₿"
 _UNITS = """
 km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph hPa
 Pa mbar mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм дм² дм³ см см² см³ мм мм² мм³ нм кг г мг м/с
@@ -37,11 +35,15 @@ class Rules(NamedTuple):
     """How to split chunks.
 
     ``specials`` are chunks with words of their own; ``respelled`` those of them that other rules would
-    split; ``address`` matches what stays whole.
+    split, all of which begin with two characters of ``heads``, and none is longer than ``longest``.
+    ``prefix`` matches at the start of a chunk, ``suffix`` at the start of a chunk written backwards;
+    ``address`` matches what stays whole.
     """
 
     specials: dict[str, Words]
     respelled: frozenset[str]
+    heads: frozenset[str]
+    longest: int
     prefix: Pattern
     suffix: Pattern
     infix: Pattern
@@ -54,9 +56,12 @@ def make_rules() -> Rules:
     prefix, suffix, infix = _prefix(), _suffix(), _infix()
     specials = make_specials()
     respelled = frozenset(
-        chunk for chunk in specials if prefix.match(chunk) or suffix.search(chunk) or infix.search(chunk)
+        chunk
+        for chunk in specials
+        if len(chunk) > 1 and (prefix.match(chunk) or suffix.match(chunk[::-1]) or infix.search(chunk))
     )
-    return Rules(specials, respelled, prefix, suffix, infix, _address())
+    heads = frozenset(chunk[:2] for chunk in respelled)
+    return Rules(specials, respelled, heads, max(map(len, respelled)), prefix, suffix, infix, _address())
 
 
 def _letter(without: str = "") -> str:
@@ -73,41 +78,44 @@ def _capital() -> str:
     return _letter("".join(c for c in map(chr, _CASED) if c.islower()))
 
 
-def _quote() -> str:
-    return "[" + "".join(_QUOTES.split()) + "]"
-
-
 def _prefix() -> Pattern:
-    first = ["§", "%", "=", "—", "–", r"\+(?![0-9])"]
-    marks = [*_PUNCTUATION.split(), *_ELLIPSES.split(), *_QUOTES.split(), *_CURRENCY.split()]
-    return re.compile("|".join((*first, *marks, _symbol())))
+    single = _class("§ % = — –", _PUNCTUATION, _QUOTES, _CURRENCY, symbols=True)
+    longer = [mark for mark in _CURRENCY.split() if len(mark) > 1]
+    return re.compile("|".join([single, r"\.\.+", r"\+(?![0-9])", *map(re.escape, longer)]))
 
 
 def _suffix() -> Pattern:
-    marks = [*_PUNCTUATION.split(), *_ELLIPSES.split(), *_QUOTES.split(), _symbol()]
-    before_dot = f"{_small()}|[0-9%²+|-]|{_quote()}|{_PUNCTUATION.replace(' …… ', ' ').replace(' ', '|')}"
+    """Return what matches a suffix that is written backwards, the longest of those that there are."""
+    before_dot = f"{_small()}|[0-9%²+|-]|{_class(_QUOTES, _PUNCTUATION)}"
+    amounts = "|".join(re.escape(mark[::-1]) for mark in (*_CURRENCY.split(), *_UNITS.split()))
     rest = [
-        *("'s", "'S", "’s", "’S", "—", "–", r"(?<=[0-9])\+", r"(?<=°[FfCcKk])\."),
-        f"(?<=[0-9])(?:{_CURRENCY.replace(' ', '|')})",
-        f"(?<=[0-9])(?:{'|'.join(_UNITS.split())})",
-        rf"(?<={before_dot})\.",
-        rf"(?<={_capital()}{_capital()})\.",
+        *(r"\.\.+", "……", "[sS]['’]", rf"(?:{amounts})(?=[0-9])", r"\+(?=[0-9])"),
+        rf"\.(?=[FfCcKk]°|{before_dot}|{_capital()}{_capital()})",
+        _class("— –", _PUNCTUATION, _QUOTES, symbols=True),
     ]
-    return re.compile("|".join(f"(?:{mark})$" for mark in (*marks, *rest)))
+    return re.compile("|".join(rest))
 
 
 def _infix() -> Pattern:
-    letter, small, capital, quote = _letter(), _small(), _capital(), _quote()
-    marks = [
-        *_ELLIPSES.split(),
-        _symbol(),
-        r"(?<=[0-9])[+\-*^](?=[0-9-])",
-        rf"(?<={small}|{quote})\.(?={capital}|{quote})",
-        rf"(?<={letter}),(?={letter})",
-        rf"(?<={letter}|[0-9])(?:{_HYPHENS})(?={letter})",
-        rf"(?<={letter}|[0-9])[:<>=/](?={letter})",
+    """Return what matches an infix: one of a class of characters, then what must be before and behind it."""
+    letter, small, capital, quote = _letter(), _small(), _capital(), _class(_QUOTES)
+    mark = r"[.+\-*^,~:<>=/\x80-\U0010ffff]"  # a class that is fast to test; the conditions are exact
+    conditions = [
+        *(r"(?<=\.)\.+", f"(?<={_class('…', symbols=True)})", r"(?<=[0-9][+\-*^])(?=[0-9-])"),
+        rf"(?<={small}\.|{quote}\.)(?={capital}|{quote})",
+        f"(?<={letter},)(?={letter})",
+        f"(?<={letter}[-–—~]|[0-9][-–—~])(?={letter})",
+        f"(?<={letter}-|[0-9]-)--?(?={letter})",
+        f"(?<={letter}—|[0-9]—)—(?={letter})",
+        f"(?<={letter}[:<>=/]|[0-9][:<>=/])(?={letter})",
     ]
-    return re.compile("|".join(marks))
+    return re.compile(f"{mark}(?:{'|'.join(conditions)})")
+
+
+def _class(*marks: str, symbols: bool = False) -> str:
+    """Match one character: those of ``marks`` that are one character, and symbols."""
+    found = [mark for mark in " ".join(marks).split() if len(mark) == 1]
+    return f"[{''.join(map(re.escape, found))}{_symbols() if symbols else ''}]"
 
 
 def _address() -> Pattern:
@@ -125,9 +133,9 @@ def _address() -> Pattern:
 
 
 @cache
-def _symbol() -> str:
-    """Match a character of the Unicode category So, such as an arrow or emoji."""
+def _symbols() -> str:
+    """Return the ranges of the Unicode category So, such as arrows and emoji."""
     found = [c for c in _BEYOND_ASCII if unicodedata.category(chr(c)) == "So"]
     firsts = [c for c, before in zip(found, [0, *found], strict=False) if c != before + 1]
     lasts = [c for c, after in zip(found, [*found[1:], 0], strict=True) if c != after - 1]
-    return "[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in zip(firsts, lasts, strict=True)) + "]"
+    return "".join(f"{chr(a)}-{chr(b)}" for a, b in zip(firsts, lasts, strict=True))

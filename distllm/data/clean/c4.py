@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 
 from distllm.config.schema_clean import C4Config
 from distllm.data.clean.quality import Verdict
@@ -13,6 +15,7 @@ _SENTENCE_END = (".", "?", "!", '"', "'")
 _SCRIPT = "javascript"
 _LOREM_IPSUM = "lorem ipsum"
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+_NO_C4 = C4Config()
 
 
 def apply_c4(text: str, config: C4Config) -> tuple[str, Verdict | None]:
@@ -20,21 +23,23 @@ def apply_c4(text: str, config: C4Config) -> tuple[str, Verdict | None]:
 
     Blank lines stay, so that paragraphs do.
     """
-    if config == C4Config():
+    if config == _NO_C4:
         return text, None
     telling = _telling_phrases(text)
+    bracket = config.curly_bracket and "{" in text
+    form = _form_of(text, config)
     kept: list[str] = []
     sentences = 0
     for raw in text.splitlines():
-        line = _form(raw.strip(), config)
+        line = form(raw.strip())
         if line is None:
             continue
-        phrases = [phrase for phrase in telling if phrase in line.lower()] if telling else []
+        phrases = [phrase for phrase in telling if phrase in line.lower()] if telling else telling
         if config.lorem_ipsum and _LOREM_IPSUM in phrases:
             return text, ("c4_lorem_ipsum", "it holds the printer's nonsense text lorem ipsum")
         if config.boilerplate and _SCRIPT in phrases:
             continue
-        if config.curly_bracket and "{" in line:
+        if bracket and "{" in line:
             return text, ("c4_curly_bracket", "it holds a curly bracket, as code does")
         if config.boilerplate and any(phrase in _POLICY for phrase in phrases):
             continue
@@ -53,19 +58,25 @@ def _telling_phrases(text: str) -> list[str]:
     return [phrase for phrase in (_LOREM_IPSUM, _SCRIPT, *_POLICY) if phrase in lowered]
 
 
-def _form(line: str, config: C4Config) -> str | None:
-    """Return the line without citation marks, or None where it goes for its form.
+def _form_of(text: str, config: C4Config) -> Callable[[str], str | None]:
+    """Return what takes citation marks off a line of ``text``, or returns None where it goes for its form.
 
     Words are counted with citation marks, as datatrove counts them.
     """
-    if not line:
-        return line
-    words = line.split()
-    longest = config.max_word_length
-    if longest is not None and len(line) > longest and any(len(word) > longest for word in words):
-        return None
-    if config.boilerplate:
-        line = _CITATION.sub("", line)
-    if config.terminal_punctuation and (not line.endswith(_SENTENCE_END) or line.endswith("...")):
-        return None
-    return None if config.min_line_words is not None and len(words) < config.min_line_words else line
+    longest = config.max_word_length if config.max_word_length is not None else math.inf
+    fewest = 0 if config.min_line_words is None else math.ceil(config.min_line_words)
+    citations = config.boilerplate and "[" in text
+
+    def form(line: str) -> str | None:
+        if not line:
+            return line
+        if len(line) > longest and any(len(word) > longest for word in line.split()):
+            return None
+        few = len(line.split(None, fewest)) < fewest
+        if citations and "[" in line:
+            line = _CITATION.sub("", line)
+        if config.terminal_punctuation and (not line.endswith(_SENTENCE_END) or line.endswith("...")):
+            return None
+        return None if few else line
+
+    return form

@@ -92,7 +92,7 @@ class Cleaner:
                 return Dropped.of(document, "language_unclear", reason)
         if config.languages and language not in config.languages:
             return Dropped.of(document, "language", f"its language is {language}")
-        return Document(document.id, document.fields, language)
+        return document if language == document.language else replace(document, language=language)
 
     def _judge(self, document: Document, edited: list[str]) -> Document | Dropped:
         config, before = self._config, Measures(document.text)
@@ -133,6 +133,8 @@ class Cleaner:
 
     def _baseline(self, document: Document, edited: list[str]) -> Document | Dropped:
         config = self._config
+        if not config.lower_case and config.stop_words == "keep":
+            return document
 
         def reduce(text: str, _: list[str]) -> str:
             text = lower(text, document.language) if config.lower_case else text

@@ -36,13 +36,13 @@ def remove_controls(text: str) -> str:
 
 def normalize(form: Literal["NFC", "NFKC"], text: str) -> str:
     """Bring characters to the Unicode normal form ``form``."""
-    return unicodedata.normalize(form, text)
+    return text if text.isascii() else unicodedata.normalize(form, text)
 
 
 def trim_whitespace(text: str) -> str:
     """Remove spaces at line ends and blank lines at both ends; keep at most one blank line in a row."""
     text = "\n".join(map(str.rstrip, text.split("\n")))
-    return _BLANK_LINES.sub("\n\n", text).strip("\n")
+    return (_BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text).strip("\n")
 
 
 def remove_repeated_lines(text: str) -> str:

@@ -1,19 +1,12 @@
-"""A text, measured once: words, lines and paragraphs, each computed when a rule first asks.
-
-Shapes: N words of a text.
-"""
+"""A text, measured once: words, lines and paragraphs, each computed when a rule first asks."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from functools import cached_property
+from functools import cache, cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
-from distllm.data.clean.punctuation import SYMBOLS
-from distllm.data.clean.tokens import words_of
+from distllm.data.clean.tokens import LETTERS, MORE_SYMBOL, SYMBOL, kinds_of, words_of
 
 _LINES = re.compile(r"\n+")
 _PARAGRAPHS = re.compile(r"\n{2,}")
@@ -26,34 +19,39 @@ class Measures:
         self.text = text
 
     @cached_property
+    def chunks(self) -> list[str]:
+        """What spaces part: a chunk is one word or some that stand together."""
+        return self.text.split()
+
+    @cached_property
     def words(self) -> list[str]:
         """Every word, symbols included."""
-        return words_of(self.text)
+        return words_of(self.chunks)
 
     @cached_property
-    def counts(self) -> Counter[str]:
-        """How often each word stands in the text."""
-        return Counter(self.words)
+    def _kinds(self) -> str:
+        return kinds_of(self.chunks)
 
     @cached_property
-    def word_lengths_N(self) -> NDArray[np.int64]:
-        """Characters of each word."""
-        return np.fromiter(map(len, self.words), dtype=np.int64, count=len(self.words))
+    def words_count(self) -> int:
+        """Number of words, symbols included."""
+        return len(self._kinds) - self._kinds.count(MORE_SYMBOL)
 
     @cached_property
     def plain_words(self) -> tuple[int, int]:
         """Number of words that are not symbols, and their characters."""
-        count = characters = 0
-        for word, times in self.counts.items():
-            if not SYMBOLS.issuperset(word):
-                count += times
-                characters += times * len(word)
-        return count, characters
+        symbols, more = self._kinds.count(SYMBOL), self._kinds.count(MORE_SYMBOL)
+        return self.words_count - symbols, len("".join(self.chunks)) - symbols - more
 
     @cached_property
     def words_with_letters(self) -> int:
         """Number of words that hold a letter."""
-        return sum(times for word, times in self.counts.items() if any(map(str.isalpha, word)))
+        return self._kinds.count(LETTERS)
+
+    def count_any(self, words: frozenset[str], enough: float) -> int:
+        """Return how many of ``words`` stand in the text, or some number from ``enough`` up."""
+        found = len(_alone(words).intersection(self.chunks))
+        return found if found >= enough else len(words.intersection(self.words))
 
     @cached_property
     def split_lines(self) -> list[str]:
@@ -68,7 +66,7 @@ class Measures:
     @cached_property
     def duplicate_lines(self) -> tuple[int, int, int]:
         """Number of lines, of those that repeat an earlier one, and characters in these."""
-        return _repeats(_LINES.split(self.text))
+        return _repeats(self.text.split("\n") if "\n\n" not in self.text else _LINES.split(self.text))
 
     @cached_property
     def duplicate_full_lines(self) -> tuple[int, int, int]:
@@ -78,12 +76,19 @@ class Measures:
     @cached_property
     def duplicate_paragraphs(self) -> tuple[int, int, int]:
         """As `duplicate_lines`, of paragraphs: what blank lines part."""
-        return _repeats(_PARAGRAPHS.split(self.text.strip()))
+        text = self.text.strip()
+        return _repeats(_PARAGRAPHS.split(text)) if "\n\n" in text else (1, 0, 0)
+
+
+@cache
+def _alone(words: frozenset[str]) -> frozenset[str]:
+    """Return those of ``words`` that stay what they are where they stand alone."""
+    return frozenset(word for word in words if words_of([word]) == [word])
 
 
 def _repeats(pieces: list[str]) -> tuple[int, int, int]:
-    seen = Counter(pieces)
-    if len(seen) == len(pieces):
+    if len(set(pieces)) == len(pieces):
         return len(pieces), 0, 0
+    seen = Counter(pieces)
     characters = sum(len(piece) * (times - 1) for piece, times in seen.items())
     return len(pieces), len(pieces) - len(seen), characters

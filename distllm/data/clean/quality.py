@@ -14,6 +14,7 @@ from distllm.data.clean.words import QUALITY_STOP_WORDS
 
 _BULLETS = ("•", "-")
 _ELLIPSES = ("...", "…")
+_NO_GOPHER = GopherConfig()
 
 Verdict = tuple[str, str]
 """The name of the rule that refuses, and why."""
@@ -30,10 +31,10 @@ def judge_fineweb(text: Measures, config: FinewebConfig) -> Verdict | None:
 
 
 def _gopher(text: Measures, config: GopherConfig, language: str) -> Iterator[Verdict]:
-    if config == GopherConfig():
+    if config == _NO_GOPHER:
         return
     count, characters = text.plain_words
-    total = max(1, len(text.words))
+    total = max(1, text.words_count)
     yield from _at_least("gopher_few_words", count, config.min_words, "words")
     yield from _at_most("gopher_many_words", count, config.max_words, "words")
     mean = characters / max(1, count)
@@ -44,26 +45,27 @@ def _gopher(text: Measures, config: GopherConfig, language: str) -> Iterator[Ver
     yield from _at_most("gopher_hashes", hashes, config.max_symbol_ratio, "hash signs a word")
     yield from _at_most("gopher_ellipses", ellipses, config.max_symbol_ratio, "ellipses a word")
     lines = max(1, len(text.split_lines))
-    bullets = sum(line.lstrip().startswith(_BULLETS) for line in text.split_lines) / lines
-    cut = sum(line.rstrip().endswith(_ELLIPSES) for line in text.split_lines) / lines
+    bullets = sum([line.lstrip().startswith(_BULLETS) for line in text.split_lines]) / lines
+    cut = ellipses and sum([line.rstrip().endswith(_ELLIPSES) for line in text.split_lines]) / lines
     yield from _at_most("gopher_bullets", bullets, config.max_bullet_lines, "of lines begin with a bullet")
     yield from _at_most("gopher_cut_lines", cut, config.max_ellipsis_lines, "of lines end with an ellipsis")
     letters = text.words_with_letters / total
     yield from _at_least("gopher_letters", letters, config.min_alpha_words, "of words have a letter")
-    known = QUALITY_STOP_WORDS.get(language, QUALITY_STOP_WORDS["en"])
-    found = len(known & text.counts.keys())
-    yield from _at_least("gopher_stop_words", found, config.min_stop_words, "different stop words")
+    if config.min_stop_words is not None:
+        known = QUALITY_STOP_WORDS.get(language, QUALITY_STOP_WORDS["en"])
+        found = text.count_any(known, config.min_stop_words)
+        yield from _at_least("gopher_stop_words", found, config.min_stop_words, "different stop words")
 
 
 def _fineweb(text: Measures, config: FinewebConfig) -> Iterator[Verdict]:
     if not text.full_lines:
         return
     lines = len(text.full_lines)
-    punctuated = sum(line[-1] in TERMINAL_PUNCTUATION for line in text.full_lines) / lines
+    punctuated = sum([line[-1] in TERMINAL_PUNCTUATION for line in text.full_lines]) / lines
     yield from _at_least(
         "fineweb_punctuation", punctuated, config.min_punctuated_lines, "of lines end in punctuation"
     )
-    short = sum(len(line) <= config.short_line_chars for line in text.full_lines) / lines
+    short = sum([len(line) <= config.short_line_chars for line in text.full_lines]) / lines
     yield from _at_most("fineweb_short_lines", short, config.max_short_lines, "of lines are short")
     if config.max_duplicate_line_chars is not None:
         repeated = text.duplicate_full_lines[2] / max(1, len(text.text.replace("\n", "")))
@@ -71,8 +73,10 @@ def _fineweb(text: Measures, config: FinewebConfig) -> Iterator[Verdict]:
             "fineweb_repeated_lines", repeated, config.max_duplicate_line_chars, "of characters repeat a line"
         )
     if config.max_newlines_a_word is not None:
-        breaks = text.text.count("\n") / max(1, len(text.words))
-        yield from _at_most("fineweb_list", breaks, config.max_newlines_a_word, "line breaks a word")
+        breaks = text.text.count("\n")
+        if breaks / max(1, len(text.chunks)) > config.max_newlines_a_word:  # words are not fewer
+            share = breaks / max(1, text.words_count)
+            yield from _at_most("fineweb_list", share, config.max_newlines_a_word, "line breaks a word")
 
 
 def _at_least(rule: str, value: float, bound: float | None, what: str) -> Iterator[Verdict]:

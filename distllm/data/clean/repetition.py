@@ -1,28 +1,26 @@
 """Gopher's repetition rules: lines, paragraphs and word n-grams that come again.
 
-Decisions equal those of a direct count over tuples of words, up to collisions of 64-bit hashes.
-
-Shapes: N words of a text, G n-grams.
+Decisions equal those of a direct count over tuples of words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-from numpy.typing import NDArray
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import accumulate, compress, pairwise
+from typing import NamedTuple
 
 from distllm.config.schema_clean import RepetitionConfig
 from distllm.data.clean.measures import Measures
 from distllm.data.clean.quality import Verdict
-from distllm.data.shingles import hash_ngrams, hash_words
 
 _FIRST_TOP, _FIRST_DUPLICATE = 2, 5
+_NO_REPETITION = RepetitionConfig()
 
 
 def judge_repetition(text: Measures, config: RepetitionConfig) -> Verdict | None:
     """Return the first rule that refuses the text, and why."""
-    if config == RepetitionConfig():
+    if config == _NO_REPETITION:
         return None
     return next(_pieces(text, config), None) or next(_ngrams(text, config), None)
 
@@ -50,63 +48,99 @@ def _ngrams(text: Measures, config: RepetitionConfig) -> Iterator[Verdict]:
     size = max(1, len(text.text))
     if not config.max_top_ngram and not config.max_duplicate_ngram:
         return
-    words_N = hash_words(text.words)
-    lengths_N = text.word_lengths_N
+    repeated = _Repeated(text.words)
     for n, share in enumerate(config.max_top_ngram, _FIRST_TOP):
-        if words_N.size >= n and (found := _top_chars(words_N, lengths_N, n) / size) > share:
+        if len(text.words) >= n and (found := _top_chars(text.words, repeated.of(n)) / size) > share:
             yield f"top_{n}gram", f"{found:.4g} of characters are in one {n}-gram, at most {share:.4g}"
-    yield from _duplicates(words_N, lengths_N, size, config.max_duplicate_ngram)
+    yield from _duplicates(repeated, text.words, size, config.max_duplicate_ngram)
+
+
+class _Ngrams(NamedTuple):
+    """The n-grams that stand in a text more than once: their places in order, and how often each stands."""
+
+    n: int
+    places: list[int]
+    grams: list[tuple[str, ...]]
+    counts: Mapping[tuple[str, ...], int]
+
+
+class _Repeated:
+    """Repeated n-grams, sought where both (n-1)-grams in an n-gram repeat: mostly at few places."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+        times = map(Counter(words).__getitem__, words)
+        self._found = [_Ngrams(1, [place for place, count in enumerate(times) if count > 1], [], {})]
+
+    def of(self, n: int) -> _Ngrams:
+        """Return those of ``n`` words."""
+        while len(self._found) < n:
+            self._found.append(self._longer(self._found[-1]))
+        return self._found[n - 1]
+
+    def _longer(self, shorter: _Ngrams) -> _Ngrams:
+        n = shorter.n + 1
+        places = [place for place, after in pairwise(shorter.places) if after == place + 1]
+        grams = [tuple(self._words[place : place + n]) for place in places]
+        counts = Counter(grams)
+        if len(counts) == len(grams):
+            return _Ngrams(n, [], [], {})
+        again = [count > 1 for count in map(counts.__getitem__, grams)]
+        return _Ngrams(n, list(compress(places, again)), list(compress(grams, again)), counts)
+
+
+def _top_chars(words: list[str], repeated: _Ngrams) -> int:
+    """Return the characters, spaces between words included, of all places of the commonest n-gram."""
+    most, top = max(repeated.counts.values(), default=1), tuple(words[: repeated.n])
+    if most > 1:  # of several the first in the text
+        top = next(gram for gram, count in repeated.counts.items() if count == most)
+    return (sum(map(len, top)) + repeated.n - 1) * most
 
 
 def _duplicates(
-    words_N: NDArray[np.uint64], lengths_N: NDArray[np.int64], size: int, shares: tuple[float, ...]
+    repeated: _Repeated, words: list[str], size: int, shares: tuple[float, ...]
 ) -> Iterator[Verdict]:
     """Compare the characters in n-grams that stood before, read left to right without overlap.
 
     What repeated n-grams cover, repeated shorter ones cover too. So the cover, cheap to count, bounds the
     characters of this n and of all greater ones, and mostly the smallest n settles them all.
     """
+    if not shares or not repeated.of(_FIRST_DUPLICATE).places:
+        return
+    ends = [0, *accumulate(map(len, words))]
     for n, share in enumerate(shares, _FIRST_DUPLICATE):
-        if words_N.size < n:
-            return
-        grams_G = hash_ngrams(words_N, n)
-        covered = _cover(grams_G, lengths_N, n) / size
+        covered = _cover(repeated.of(n), ends) / size
         if covered > share:
-            found = _walk(grams_G.tolist(), np.cumsum(lengths_N), n) / size
+            found = _walk(repeated.of(n), ends) / size
             if found > share:
                 yield f"repeated_{n}gram", f"{found:.4g} of characters repeat {n}-grams, at most {share:.4g}"
         if covered <= min(shares[n - _FIRST_DUPLICATE :]):
             return
 
 
-def _top_chars(words_N: NDArray[np.uint64], lengths_N: NDArray[np.int64], n: int) -> int:
-    """Return the characters, spaces between words included, of all places of the commonest n-gram."""
-    _, first, counts = np.unique(hash_ngrams(words_N, n), return_index=True, return_counts=True)
-    most = int(counts.max())
-    place = int(first[counts == most].min())  # of equally common ones the first in the text
-    return (int(lengths_N[place : place + n].sum()) + n - 1) * most
-
-
-def _cover(grams_G: NDArray[np.uint64], lengths_N: NDArray[np.int64], n: int) -> int:
+def _cover(repeated: _Ngrams, ends: list[int]) -> int:
     """Return the characters of all words that an n-gram covers which stood before, overlaps once."""
-    order_G = np.argsort(grams_G, kind="stable")
-    sorted_G = grams_G[order_G]
-    again_G = np.zeros(grams_G.size, dtype=bool)
-    again_G[order_G[1:]] = sorted_G[1:] == sorted_G[:-1]
-    if not again_G.any():
-        return 0
-    covered_N = np.convolve(again_G, np.ones(n, dtype=np.int64)) > 0
-    return int(lengths_N[covered_N].sum())
-
-
-def _walk(grams: list[int], ends_N: NDArray[np.int64], n: int) -> int:
-    seen: set[int] = set()
-    characters = place = 0
-    while place < len(grams):
-        if grams[place] in seen:
-            characters += int(ends_N[place + n - 1]) - (int(ends_N[place - 1]) if place else 0)
-            place += n
+    seen: set[tuple[str, ...]] = set()
+    characters = counted = 0
+    for place, gram in zip(repeated.places, repeated.grams, strict=True):
+        if gram in seen:
+            characters += ends[place + repeated.n] - ends[max(place, counted)]
+            counted = place + repeated.n
         else:
-            seen.add(grams[place])
-            place += 1
+            seen.add(gram)
+    return characters
+
+
+def _walk(repeated: _Ngrams, ends: list[int]) -> int:
+    """Return the characters of n-grams that stood before, where none begins within another."""
+    seen: set[tuple[str, ...]] = set()
+    characters = free = 0
+    for place, gram in zip(repeated.places, repeated.grams, strict=True):
+        if place < free:
+            continue
+        if gram in seen:
+            characters += ends[place + repeated.n] - ends[place]
+            free = place + repeated.n
+        else:
+            seen.add(gram)
     return characters

@@ -12,29 +12,62 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from itertools import accumulate, chain
+from typing import TypeVar
 
 from distllm.data.clean.affixes import Rules, Words, make_rules
-from distllm.data.clean.punctuation import SENTENCE_ENDS
+from distllm.data.clean.punctuation import SENTENCE_ENDS, SYMBOLS
+
+LETTERS, NO_LETTERS, SYMBOL, MORE_SYMBOL = "lnsm"
 
 _LONG_CHUNK = 500
-_CACHED_CHUNKS = 1 << 16
+_MOST_REMEMBERED = 1 << 16
 _MOST_JOINED = 8
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _PIECES = re.compile(f"[{_UNSPACED}]|[^{_UNSPACED}]+")
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _PLAIN_WORD = re.compile(r"\w+|[^\w\s]")
-_SPANS = re.compile(r"\S+|\s{2,}|[^\S ]")
+_SPANS = re.compile(r"\S+|\s+")
+_FOUR_BYTES = "\U00010000"
+_SENTENCE_END = re.compile(  # or any character of four bytes: a class is far faster without their ranges
+    f"[{''.join(sorted(end for end in SENTENCE_ENDS if end < _FOUR_BYTES))}{_FOUR_BYTES}-\U0010ffff]"
+)
+
+Value = TypeVar("Value")
 
 
-def words_of(text: str) -> list[str]:
-    """Return the words of ``text``, symbols included."""
-    found: list[str] = []
-    extend, split = found.extend, _words_of_chunk
-    for chunk in text.split():
-        extend(split(chunk))
-    return found
+class _Memory(dict[str, Value]):
+    """Values of strings, computed when first asked for and forgotten together when there are too many.
+
+    A look-up costs half of what that of ``functools.lru_cache`` costs, which keeps an order of use. Long
+    strings, which hardly come again, are not remembered.
+    """
+
+    def __init__(self, compute: Callable[[str], Value]) -> None:
+        self._compute = compute
+
+    def __missing__(self, key: str) -> Value:
+        value = self._compute(key)
+        if len(key) <= _LONG_CHUNK:
+            if len(self) >= _MOST_REMEMBERED:
+                self.clear()
+            self[key] = value
+        return value
+
+
+def words_of(chunks: Iterable[str]) -> list[str]:
+    """Return the words of ``chunks``, which spaces part, symbols included."""
+    return list(chain.from_iterable(map(_WORDS.__getitem__, chunks)))
+
+
+def kinds_of(chunks: Iterable[str]) -> str:
+    """Return a letter for the kind of each word: `LETTERS`, `NO_LETTERS`, or `SYMBOL`.
+
+    After the last, each character but the first of the symbol is a `MORE_SYMBOL`.
+    """
+    return "".join(map(_KINDS.__getitem__, chunks))
 
 
 def count_words(text: str) -> int:
@@ -46,64 +79,82 @@ def count_words(text: str) -> int:
 
 def count_sentences(line: str) -> int:
     """Return the sentences of a line; after a word like ``.`` the next word that is none begins one."""
-    sentences, ended = int(bool(line)), False
-    for span in _SPANS.findall(line):
-        for word in (span,) if span.isspace() else _words_of_chunk(span):
-            if word in SENTENCE_ENDS:
-                ended = True
-            elif ended and not _is_punctuation(word):
-                sentences, ended = sentences + 1, False
-    return sentences
+    first = _SENTENCE_END.search(line)
+    if first is None:
+        return int(bool(line))
+    rest = line[line.rfind(" ", 0, first.start()) + 1 :].removesuffix(" ")
+    return 1 + "".join(map(_MARKS.__getitem__, rest.split(" "))).count("ep")
 
 
-@lru_cache(maxsize=1 << 12)
-def _is_punctuation(word: str) -> bool:
-    return all(unicodedata.category(character).startswith("P") for character in word)
+def _ends_and_begins(part: str) -> str:
+    """Write ``e`` for each word that ends a sentence and ``p`` for each that begins one after such an end.
+
+    So do spaces but single ones: between two of them ``part`` is empty.
+    """
+    words = chain.from_iterable((span,) if span.isspace() else _WORDS[span] for span in _SPANS.findall(part))
+    return "".join(map(_end_or_begin, words)) if part else "p"
 
 
-@lru_cache(maxsize=_CACHED_CHUNKS)
+def _end_or_begin(word: str) -> str:
+    if word in SENTENCE_ENDS:
+        return "e"
+    if word[0].isalnum():
+        return "p"
+    return "" if all(unicodedata.category(character).startswith("P") for character in word) else "p"
+
+
+def _kinds(chunk: str) -> str:
+    return "".join(map(_kind, _WORDS[chunk]))
+
+
+def _kind(word: str) -> str:
+    if word.isalpha():
+        return LETTERS
+    if SYMBOLS.issuperset(word):
+        return SYMBOL + MORE_SYMBOL * (len(word) - 1)
+    return LETTERS if any(map(str.isalpha, word)) else NO_LETTERS
+
+
 def _words_of_chunk(chunk: str) -> Words:
     if len(chunk) > _LONG_CHUNK:
         return tuple(word for piece in _PIECES.findall(chunk) for word in _PLAIN_WORD.findall(piece))
-    if chunk.isascii():
+    if chunk.isascii() or not _UNSPACED_CHARACTER.search(chunk):
         return _split(chunk, make_rules())
     return tuple(word for piece in _PIECES.findall(chunk) for word in _split(piece, make_rules()))
-
-
-def _has_letters_only(chunk: str) -> bool:
-    """Whether no affix can be found: all of them hold a mark, a digit or a letter beyond ASCII."""
-    return chunk.isascii() and chunk.isalpha()
 
 
 def _split(chunk: str, rules: Rules) -> Words:
     special = rules.specials.get(chunk)
     if special is not None:
         return special
-    if _has_letters_only(chunk):
+    if chunk.isalpha():  # no affix can be found: all of them hold a mark or a digit
         return (chunk,)
+    word = chunk[:-1]
+    if word.isalpha() and word not in rules.specials and rules.suffix.match(chunk[::-1]):
+        return word, chunk[-1]
     prefixes, core, suffixes = _peel(chunk, rules)
     words = (*prefixes, *_split_core(core, rules), *reversed(suffixes))
-    return _respell(words, rules) if len(words) > 1 else words
+    return _respell(chunk, words, rules) if len(words) > 1 else words
 
 
 def _peel(chunk: str, rules: Rules) -> tuple[list[str], str, list[str]]:
     """Take prefixes and suffixes off, one of each at a time, until a special chunk or nothing more shows."""
     prefixes: list[str] = []
     suffixes: list[str] = []
-    while chunk and chunk not in rules.specials and not _has_letters_only(chunk):
+    while chunk and chunk not in rules.specials and not chunk.isalpha():
         found = rules.prefix.match(chunk)
         start = found.end() if found else 0
         if start and chunk[start:] in rules.specials:
             return [*prefixes, chunk[:start]], chunk[start:], suffixes
-        found = rules.suffix.search(chunk[start:])
-        end = len(chunk) - (len(found[0]) if found else 0)
+        found = rules.suffix.match(chunk[: start - 1 if start else None : -1])
+        end = len(chunk) - (found.end() if found else 0)
         if found and chunk[:end] in rules.specials:
             return prefixes, chunk[:end], [*suffixes, chunk[end:]]
         if start:
             prefixes.append(chunk[:start])
         if found:
             suffixes.append(chunk[end:])
-        if not start and not found:
+        elif not start:
             break
         chunk = chunk[start:end]
     return prefixes, chunk, suffixes
@@ -115,7 +166,7 @@ def _split_core(core: str, rules: Rules) -> Words:
         return ()
     if core in rules.specials:
         return rules.specials[core]
-    if _has_letters_only(core):
+    if core.isalnum():  # infixes hold a mark
         return (core,)
     if "." in core and rules.address.match(core):
         return (core,)
@@ -133,26 +184,31 @@ def _split_core(core: str, rules: Rules) -> Words:
     return tuple(words)
 
 
-def _respell(words: Words, rules: Rules) -> Words:
+def _respell(chunk: str, words: Words, rules: Rules) -> Words:
     """Join neighbouring words that together are a special chunk, such as an emoticon; longest first."""
-    spans = sorted(
-        (start - end, start, end)
-        for start in range(len(words))
-        for end in range(start + 1, min(len(words), start + _MOST_JOINED) + 1)
-        if "".join(words[start:end]) in rules.respelled
-    )
+    ends = list(accumulate(map(len, words)))
+    spans = [
+        (start - stop, start, stop)
+        for start, left in enumerate((0, *ends[:-1]))
+        if chunk[left : left + 2] in rules.heads
+        for stop, right in enumerate(ends[start : start + _MOST_JOINED], start + 1)
+        if right - left <= rules.longest and chunk[left:right] in rules.respelled
+    ]
     if not spans:
         return words
     taken: set[int] = set()
     chosen: dict[int, int] = {}
-    for _, start, end in spans:
-        if start not in taken and end - 1 not in taken:
-            chosen[start] = end
-        taken.update(range(start, end))
+    for _, start, stop in sorted(spans):
+        if start not in taken and stop - 1 not in taken:
+            chosen[start] = stop
+        taken.update(range(start, stop))
     joined: list[str] = []
     place = 0
     while place < len(words):
-        end = chosen.get(place, place + 1)
-        joined += rules.specials["".join(words[place:end])] if place in chosen else words[place:end]
-        place = end
+        stop = chosen.get(place, place + 1)
+        joined += rules.specials["".join(words[place:stop])] if place in chosen else words[place:stop]
+        place = stop
     return tuple(joined)
+
+
+_WORDS, _KINDS, _MARKS = _Memory(_words_of_chunk), _Memory(_kinds), _Memory(_ends_and_begins)
