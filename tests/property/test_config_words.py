@@ -37,7 +37,7 @@ def test_plain_values_mean_what_they_mean_to_hydra(text):
         return
     parsed = PARSER.parse_override(f"key={text}")
     assert not parsed.is_sweep_override()
-    assert repr(_value(f"key={text}", text)) == repr(parsed.value())
+    assert repr(_value(text)) == repr(parsed.value())
 
 
 @given(st.lists(st.sampled_from(PIECES[:13]), min_size=1, max_size=4).map("".join))
