@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ class JobScript:
         self._config = submission.config()
         self._run_dir = submission.run_dir
         self._control, self._history = Control(self._run_dir), History(self._run_dir)
-        self._ended = False
+        self._ended = threading.Event()
         signal.signal(signal.SIGUSR2, self._warned)
         signal.signal(signal.SIGTERM, self._noticed_end)
 
@@ -80,6 +81,8 @@ class JobScript:
         if banned := sorted(set(nodes) & set(history.excluded())):
             return self._elsewhere(start, f"SLURM gave {', '.join(banned)} again")
         reports = self._check_nodes(start)
+        if self._ended.is_set():  # and the check with it, which proves nothing
+            return self._leave()
         if (common := common_cause(reports)) is not None:
             return self._follow(start, Outcome("failed", common, StorageError.exit_code))
         if bad := bad_nodes(reports):
@@ -89,10 +92,13 @@ class JobScript:
             outcome = self._train(start)
         except LaunchError as error:
             outcome = Outcome("failed", str(error), error.exit_code)
-        if self._ended:
-            say("ended by SLURM, which decides whether the job comes back")
-            return ENDED_BY_SLURM
+        if self._ended.is_set():
+            return self._leave()
         return self._follow(start, outcome)
+
+    def _leave(self) -> int:
+        say("ended by SLURM, which decides whether the job comes back")
+        return ENDED_BY_SLURM
 
     def _not_wanted(self) -> str | None:
         """Say why nothing is to be started, or forget what was asked of an earlier start."""
@@ -248,7 +254,7 @@ class JobScript:
             self._control.ask("stop", TIME_LIMIT, again=True)
 
     def _noticed_end(self, _number: int, _frame: FrameType | None) -> None:
-        self._ended = True
+        self._ended.set()
 
 
 def run_job(paths: Sequence[str], env: Mapping[str, str]) -> int:

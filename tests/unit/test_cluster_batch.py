@@ -1,6 +1,7 @@
 """The decisions of a job script: small programs stand where SLURM's commands and the ranks would."""
 
 import json
+import os
 import signal
 import time
 
@@ -113,6 +114,25 @@ def test_term_is_never_answered_with_a_requeue(job):
     assert job.requeued == []
     assert History(job.run_dir).starts()[0].end is None
     assert "ended by SLURM" in told
+
+
+def test_term_during_the_health_check_brings_no_job_back(tmp_path, monkeypatch):
+    """The check is ended as well, and no node has said that it is well: that is no failure of theirs."""
+    job = Job(tmp_path, monkeypatch, "cluster.health.enabled=true")
+    job.health.unlink()
+    os.mkfifo(job.health)
+    script = job.begin()
+    try:
+        with job.health.open("w"):  # waits until the check has begun
+            script.terminate()
+            time.sleep(0.2)
+        told, _ = script.communicate(timeout=60)
+    finally:
+        script.kill()
+        script.wait()
+    assert (script.returncode, job.requeued) == (143, []), told
+    assert job.programs.calls("sbatch") == []
+    assert History(job.run_dir).starts()[0].end is None
 
 
 @pytest.mark.parametrize(("wish", "said"), [("cancel", "cancelled"), ("stop", "asked to stop: enough")])
