@@ -106,8 +106,10 @@ def _keys(cls: type) -> tuple[str, ...]:
 
 
 @cache
-def _matcher(paths: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(path).replace(re.escape(ANY), r"[^.]+") for path in paths))
+def _named(paths: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what matches those of ``paths`` that have names in them."""
+    written = (re.escape(path).replace(re.escape(ANY), r"[^.]+") for path in paths if ANY in path)
+    return re.compile("|".join(written) or r"(?!)")
 
 
 @cache
@@ -121,12 +123,12 @@ def _containers(paths: tuple[str, ...]) -> tuple[str, ...]:
 
 def is_key(path: str, known: tuple[str, ...]) -> bool:
     """Whether ``path`` is one of the ``known`` keys."""
-    return _matcher(known).fullmatch(path) is not None
+    return path in known or _named(known).fullmatch(path) is not None
 
 
 def holds_keys(path: str, known: tuple[str, ...]) -> bool:
     """Whether ``path`` is a mapping of names, or one entry of it: what ``path={...}`` may set."""
-    return _matcher(_containers(known)).fullmatch(path) is not None
+    return path in _containers(known) or _named(_containers(known)).fullmatch(path) is not None
 
 
 def is_name(text: object) -> bool:

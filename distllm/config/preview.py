@@ -3,9 +3,9 @@
 Importing Hydra and composing with it takes a third of a second, too long for the answer to a typo.
 This reads the same files and merges them in the same order, only to find problems: what a run uses,
 Hydra composes. A plain value is read here, any other by Hydra's own parser, which is cheap beside the
-composition; interpolations are resolved by the same function. Where only Hydra knows (a sweep,
-a group left out or outside the defaults, a package, other groups in the defaults of a file), it
-declines. Tests hold both to the same result.
+composition; interpolations are resolved by the same function. Where only Hydra knows (a sweep, a group
+left out or outside the defaults, a package by one of its own words, other groups in the defaults of a
+file), it declines. Tests hold both to the same result.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _WORD = (
 _PLAIN = re.compile(rf"{_WORD}?|\[(?:{_WORD}(?:,{_WORD})*)?\]")
 _CHOICE = re.compile(r"[\w.-]+")
 _HEADER = re.compile(r"#\s*@")
+_PACKAGE = re.compile(r"_global_|[a-z]\w*(?:\.[a-z]\w*)*")
 _OVERRIDE = "override /"
 
 
@@ -109,11 +110,11 @@ def _composed(overrides: Sequence[str], directories: Sequence[Path]) -> dict[str
     for entry in experiment.pop("defaults", []):
         choices |= _overridden(entry, choices)
     choices |= asked
-    layers = {
-        group: _group(group, choice, directories)
-        for group, choice in choices.items()
-        if group != EXPERIMENT and choice is not None
-    }
+    chosen = [group for group, choice in choices.items() if group != EXPERIMENT and choice is not None]
+    # What was asked for is read first: where it is Hydra's to read, the rest would be read in vain.
+    asked_first = sorted(chosen, key=lambda group: group not in asked)
+    read = {group: _group(group, choices[group], directories) for group in asked_first}
+    layers = {group: read[group] for group in chosen}
     named = chosen_beside_experiment(overrides, Groups.scan(directories))
     above = [layer for group, layer in layers.items() if group in named]
     empty: dict[str, Any] = {}
@@ -200,9 +201,9 @@ def _group(group: str, choice: Any, directories: Sequence[Path]) -> dict[str, An
     """Return what a choice holds, above the choices of its own group that its defaults begin with."""
     content, package = _read(group, choice, directories)
     *bases, last = content.pop("defaults", ["_self_"])
-    if package not in (None, "_global_") or last != "_self_":
+    if last != "_self_":
         raise _NotPlain
-    own = content if package == "_global_" else {group: content}
+    own = content if package == "_global_" else nested(package or group, content)
     empty: dict[str, Any] = {}
     return reduce(_laid, [*(_group(group, base, directories) for base in bases), own], empty)
 
@@ -219,7 +220,7 @@ def _read(group: str, choice: Any, directories: Sequence[Path]) -> tuple[dict[st
     if not _HEADER.match(head):
         return content, None
     words = head.lstrip("# ").split()
-    if len(words) != 2 or words[0] != "@package":
+    if len(words) != 2 or words[0] != "@package" or not _PACKAGE.fullmatch(words[1]):
         raise _NotPlain
     return content, words[1]
 
