@@ -7,6 +7,7 @@ each command that trains: a few steps of the same run. What a page asks of its r
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,19 +61,23 @@ def encoder(root):
     (root / "pairs.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def demo(root):
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
     """What ``make demo`` leaves: a run and its dataset."""
+    root = tmp_path_factory.mktemp("demo")
     run(f"distllm prepare experiment=demo {LITTLE}", root)
     run(f"distllm train experiment=demo {LITTLE} {' '.join(SMALL)}", root)
+    return root
 
 
+# Who has read a page before: a function that makes what it asks for, or the fixture that has it.
 READERS = {
-    "first-run": demo,
+    "first-run": "demo",
     "own-data": texts,
     "translation": pairs,
     "fine-tune": base,
     "search": encoder,
-    "crash": demo,
+    "crash": "demo",
 }
 
 
@@ -114,8 +119,12 @@ def test_every_tutorial_has_a_reader():
 
 
 @pytest.mark.parametrize("page", READERS)
-def test_a_tutorial_does_what_it_says(page, tmp_path):
-    READERS[page](tmp_path)
+def test_a_tutorial_does_what_it_says(page, tmp_path, request):
+    reader = READERS[page]
+    if reader == "demo":
+        shutil.copytree(request.getfixturevalue("demo"), tmp_path, dirs_exist_ok=True)
+    else:
+        reader(tmp_path)
     followed = list(commands(page))
     assert followed
     for command, small in followed:

@@ -34,12 +34,14 @@ def test_a_recipe_resolves(recipe):
 LARGE = {"decoder": "llama-1b", "encoder": "modernbert-base", "encoder_decoder": "t5-base"}
 
 
+@pytest.mark.slow
 def test_at_scale_a_recipe_has_the_model_that_was_chosen_and_nothing_of_its_small_one():
     chosen = {family: compose([f"model={name}"]).model for family, name in LARGE.items()}
     for recipe, (_, family) in RECIPES.items():
         assert compose([f"experiment={recipe}", f"model={LARGE[family]}"]).model == chosen[family], recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_at_scale_a_recipe_needs_another_model_and_another_machine_only(recipe):
     large = f"model={LARGE[RECIPES[recipe][1]]}"

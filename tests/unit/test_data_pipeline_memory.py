@@ -6,6 +6,8 @@ import random
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 
+import pytest
+
 from distllm.config.schema import Config, DataConfig
 from distllm.config.schema_dedup import DedupConfig
 from distllm.config.schema_privacy import PrivacyConfig
@@ -66,6 +68,7 @@ def peaks(directory, parts):
     return shards, found
 
 
+@pytest.mark.slow
 def test_no_stage_holds_more_of_a_larger_corpus(tmp_path):
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         (shards, some), (more_shards, all_) = process.map(peaks, [tmp_path] * 2, [2, 10])
