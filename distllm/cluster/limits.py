@@ -17,6 +17,21 @@ from distllm.fsio import ensure_writable
 from distllm.registry import did_you_mean
 from distllm.units import format_bytes, format_duration
 
+_SIZE = "cluster.nodes and cluster.procs_per_node say how many ranks there are"
+_ARRAY = "an array is a sweep (-m), a chain (chain=N by=array) or a preparation"
+_KEPT = "leave it out: logs and requests are found in the run directory"
+_RETURN = "cluster.slurm.requeue says whether the job comes back"
+_SET_BY_US = {
+    **dict.fromkeys(("--nodes", "-N", "--ntasks", "-n", "--ntasks-per-node"), _SIZE),
+    **dict.fromkeys(("--array", "-a"), _ARRAY),
+    **dict.fromkeys(("--output", "-o", "--open-mode", "--chdir", "-D", "--wrap"), _KEPT),
+    **dict.fromkeys(("--requeue", "--no-requeue"), _RETURN),
+    **dict.fromkeys(("--time", "-t"), "cluster.slurm.time_limit=12:00:00"),
+    **dict.fromkeys(("--dependency", "-d"), "after=JOB"),
+    **dict.fromkeys(("--job-name", "-J"), "name=NAME"),
+    "--signal": "cluster.slurm.warning_seconds=300",
+}
+"""Options of sbatch that would undo what a job script counts on, and what to give instead."""
 CLOCK_SECONDS = 60
 """SLURM looks at time limits twice a minute: its warning may come that much too early."""
 REACH_SECONDS = 60
@@ -52,6 +67,24 @@ def check_limits(config: Config, groups: Sequence[NodeGroup], problems: Problems
     kinds = [group for group in groups if group.partition == partition]
     _check_partition(config, partition, kinds, limit, problems)
     _check_nodes(config, f"partition {partition}", kinds, problems)
+
+
+def check_options(options: Sequence[str], problems: Problems) -> None:
+    """Check that ``cluster.slurm.options`` are options, and none of those on which the job script rests."""
+    for option in options:
+        name = option.partition("=")[0] if option.startswith("--") else option[:2]
+        if not option.startswith("-"):
+            problems.add(
+                f"{option!r} is no option of sbatch",
+                where="cluster.slurm.options",
+                remedy="write options as --NAME=VALUE; heterogeneous jobs are not supported",
+            )
+        elif name in _SET_BY_US:
+            problems.add(
+                f"{name} is set by distllm submit",
+                where="cluster.slurm.options",
+                remedy=_SET_BY_US[name],
+            )
 
 
 def _check_partition(

@@ -16,6 +16,7 @@ from distllm.cluster.limits import (
     check_array,
     check_container,
     check_limits,
+    check_options,
     check_writable,
 )
 from distllm.cluster.places import check_room, check_secrets, check_shared
@@ -193,6 +194,7 @@ def check_cluster(config: Config, options: Sequence[str], problems: Problems) ->
     """
     check_addresses(config, problems)
     check_container(config, problems)
+    check_options(config.cluster.slurm.options, problems)
     before = len(problems)
     try:
         check_limits(config, node_groups(), problems)

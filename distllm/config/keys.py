@@ -23,6 +23,7 @@ ANY = "*"
 TARGET = "_target_"
 """Hydra's key that names code to run; no configuration of ours may."""
 _SLIP = 2
+_OF_SBATCH = "cluster.slurm."
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _NAME_RULE = "letters, digits, '-' and '_', not '-' first: it becomes the name of a directory"
 
@@ -184,6 +185,11 @@ def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> Non
         meant = suggest(path, alike)
     if meant is not None and holds_keys(path, known) and edit_distance(path, meant) > _SLIP:
         meant = None  # a whole name without a key behind it is likelier than so many slips
+    if path.startswith(_OF_SBATCH) and (meant is None or edit_distance(path, meant) > _SLIP):
+        option = path.removeprefix(_OF_SBATCH).replace("_", "-")
+        remedy = f"an option of sbatch is given as cluster.slurm.options=['--{option}=...']"
+        problems.add(f"unknown key {path!r}", where=path, remedy=remedy)
+        return
     near = _nearest_group(path, candidates) if meant is None else [meant]
     problems.add(f"unknown key {path!r}", where=path, remedy=did_you_mean(path, near))
     if meant is not None:

@@ -45,7 +45,7 @@ def expected(root):
 def limited(cluster, root):
     """A run that meets its time limit while the other tests go on: SLURM looks at limits twice a minute."""
     limits = ("cluster.slurm.time_limit=2", "cluster.slurm.warning_seconds=55", "cluster.nodes=1")
-    limits += ("cluster.slurm.options=['--nodelist=n4']",)
+    limits += ("cluster.slurm.nodelist=[n4]",)
     return submit(cluster, root, "limited", *limits, slow(steps=400), "train.max_steps=400")
 
 

@@ -59,6 +59,15 @@ def test_what_slurm_says_is_a_note_and_its_refusal_one_problem_among_others(slur
     assert not (RUN / "slurm").exists()
 
 
+def test_options_of_sbatch_that_would_undo_the_job_are_refused(slurm, capsys):
+    options = "cluster.slurm.options=['--array=0-3','-N3','hetjob','--nice=100']"
+    told = refused(capsys, "submit", *words(options, "cluster.slurm.nice=100"))
+    for part in ("--array is set by distllm submit", "-N is set by distllm submit", "'hetjob' is no option"):
+        assert part in told
+    assert "cluster.slurm.options=['--nice=...']" in told, "a key of sbatch's own"
+    assert not submitted(slurm)
+
+
 def test_problems_of_all_runs_of_a_sweep_are_told_at_once(slurm, capsys):
     told = refused(
         capsys, "submit", "-m", *words("train.tokens_per_step=500,700", "cluster.head=nowhere.invalid")

@@ -300,7 +300,7 @@ def from_lists(tree):
     ("word", "group"),
     [
         ("engine.zero_quantized_weights", "engine."),
-        ("cluster.slurm.hold_back_until", "cluster.slurm."),
+        ("cluster.health.hold_back_until", "cluster.health."),
         ("foooooooo", None),
     ],
 )
