@@ -1,6 +1,7 @@
 """The edit distance against its textbook recursion, and suggestions against a search of everything."""
 
 from functools import cache
+from itertools import product
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,13 @@ def reference(a, b):
 @given(WORDS, WORDS)
 def test_equals_the_recursion(a, b):
     assert edit_distance(a, b) == reference(a, b)
+
+
+def test_equals_the_recursion_on_all_short_words():
+    for letters, longest in (("abc", 3), ("ab", 5)):
+        words = ["".join(word) for length in range(longest + 1) for word in product(letters, repeat=length)]
+        for a, b in product(words, repeat=2):
+            assert edit_distance(a, b) == reference(a, b), (a, b)
 
 
 @given(WORDS, WORDS)
