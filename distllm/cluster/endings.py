@@ -49,6 +49,17 @@ def ending_of(run_dir: Path, start: Start) -> Ending:
     return _lost(run_dir, start)
 
 
+def told_by_slurm(log: Path) -> str | None:
+    """Return how SLURM ended what wrote a log, in words; None if it did not, or could not say so."""
+    found = _ENDED.search(_tail(log))
+    if found is None:
+        return None
+    reason = found[1] or ""
+    if reason == "TIME LIMIT":  # what it was needs no time to save
+        return "the time limit came"
+    return _MEANINGS.get(reason, (reason.lower(),))[0]
+
+
 def _lost(run_dir: Path, start: Start) -> Ending:
     lost = [f"{node} {why}" for node, why in History(run_dir).excluded().items() if node in start.nodes]
     if lost:

@@ -58,6 +58,7 @@ def run(words: Sequence[str]) -> int:
 
 def describe_preparation(path: Path) -> Iterator[str]:
     """Yield the lines that say where a preparation stands."""
+    from distllm.cluster.endings import told_by_slurm
     from distllm.cluster.preparations import preparation_of
     from distllm.commands.jobs import queue_if_any
 
@@ -70,7 +71,10 @@ def describe_preparation(path: Path) -> Iterator[str]:
     if state.doing:
         yield f"  {state.doing}"
     if state.state == "failed":
-        yield f"  distllm why run={path} names the first error of its tasks"
+        for log in sorted(state.submission.path.glob("job-*-*.log")):
+            if (why := told_by_slurm(log)) is not None:
+                yield f"  task {log.stem.rpartition('-')[2]}: {why}"
+        yield "  distllm submit prepare, as before, goes on from what is finished"
 
 
 def end_of(path: Path, state: RunState, start: Start) -> str:

@@ -6,6 +6,7 @@ import pytest
 from login_node import login_node, refused, words
 
 from distllm.cli import main
+from distllm.cluster.control import Control
 from distllm.cluster.jobs import jobs_of
 from distllm.cluster.snapshot import submissions_of
 
@@ -59,6 +60,13 @@ def test_its_tasks_are_known_and_ended(slurm, capsys):
     slurm.put("squeue", "")
     assert main(["status", "run=mine.prepare"]) == 0
     assert ": cancelled" in capsys.readouterr().out
+    Control(HOME).forget_all()
+    ended = "slurmstepd-n1: error: *** JOB 42 ON n1 CANCELLED AT 2026-11-30T12:17:12 ***\n"
+    (place / "job-41-1.log").write_text(ended)
+    assert main(["why", "run=mine.prepare"]) == 0
+    told = capsys.readouterr().out
+    assert ": failed" in told
+    assert "task 1: cancelled by scancel" in told
     slurm.put("squeue", "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
     Path("new").mkdir()
     Path("new/manifest.json").touch()
