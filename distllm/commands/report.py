@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
-from distllm.errors import DistllmError
+from distllm.errors import ConfigError, DistllmError
 
 REPORT_FILE = "report.html"
 
@@ -31,10 +31,8 @@ def run(words: Sequence[str]) -> int:
     from distllm.report.facts import gather
     from distllm.report.figures import write_figures
     from distllm.report.page import page_data, render
-    from distllm.train.run_directory import locate_run
 
-    names = [name.strip() for name in require(options.run, "run", "report").split(",") if name.strip()]
-    directories = [locate_run(name, options.runs_dir).path for name in names]
+    directories = _directories(require(options.run, "run", "report"), options.runs_dir)
     facts = [gather(path, _batch_text(path)) for path in directories]
     out = Path(options.out) if options.out else directories[0] / REPORT_FILE
     atomic_write_text(out, render(facts))
@@ -43,6 +41,30 @@ def run(words: Sequence[str]) -> int:
         for path in write_figures(page_data(facts), out.with_suffix("")):
             print(f"written: {path}")
     return 0
+
+
+def _directories(names: str, runs_dir: str) -> list[Path]:
+    """Return the directories of runs that are listed with commas, which names of a sweep hold themselves.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    from distllm.train.run_directory import locate_run
+
+    words = [word.strip() for word in names.split(",") if word.strip()]
+    found = list[Path]()
+    while words:
+        count = len(words)
+        while True:  # the longest name that is a run's
+            try:
+                found.append(locate_run(",".join(words[:count]), runs_dir).path)
+                break
+            except ConfigError:
+                count -= 1
+                if count == 0:
+                    raise
+        words = words[count:]
+    return found
 
 
 def _batch_text(path: Path) -> Callable[[int, int], str]:

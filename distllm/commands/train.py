@@ -31,12 +31,15 @@ def run(words: Sequence[str]) -> int:
         return 0
     if not arguments.multirun:
         return _train(arguments.overrides, arguments.config_dir, arguments.flags)
-    codes = []
+    codes, runs = [], []
     for combination, _ in combinations(arguments.overrides):
         precheck(combination, arguments.config_dir, RankEnvironment.read(os.environ), need_dataset=True)
     for overrides in sweep(arguments.overrides, arguments.config_dir):
         print(f"sweep: distllm train {' '.join(overrides)}", flush=True)
         codes.append(_train(overrides, arguments.config_dir, arguments.flags))
+        config = compose(overrides, config_dir=arguments.config_dir)
+        runs.append(str(Path(config.runs_dir) / config.name))
+    print(f"sweep: {len(runs)} runs; side by side: distllm report run={','.join(runs)}", flush=True)
     return next((code for code in codes if code), 0)
 
 

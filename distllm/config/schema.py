@@ -194,7 +194,7 @@ class EvalConfig:
     max_tokens: int | None = option(
         262144, "validation tokens per evaluation; null uses all", unit="count", minimum=1
     )
-    prompt: str = option("The function returns", "prompt of the sample printed at each evaluation")
+    prompt: str = option("", "prompt of the sample printed at each evaluation; empty begins a text")
     sample_tokens: int = option(40, "length of that sample; 0 prints none", minimum=0)
     temperature: float = option(0.8, "sampling temperature of that sample; 0 is greedy", minimum=0.0)
 

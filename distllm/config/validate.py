@@ -146,9 +146,8 @@ def coerce(value: Any, annotation: Any, item: Field[Any]) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(
-                f"not one of {', '.join(map(str, arguments))}; {did_you_mean(str(value), arguments)}"
-            )
+            words = [str(each).lower() if isinstance(each, bool) else str(each) for each in arguments]
+            raise ValueError(f"not one of {', '.join(words)}; {did_you_mean(str(value), words)}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):

@@ -199,7 +199,7 @@ class Manifest:
             raise DataError(
                 f"{directory} holds no prepared dataset",
                 where=str(path),
-                remedy=f"run: distllm prepare data.out={directory}",
+                remedy=f"run: distllm prepare data.out={directory} and the keys that say what it is made of",
             )
         try:
             manifest = _decode(read_json(path))

@@ -379,7 +379,7 @@ def _save_and_stop(run: Run) -> NoReturn:
     """Save between two steps, the same ones on every rank, and end the attempt by raising Interrupted."""
     if weights_agree(run):
         save(run, must=True)
-    text = f"{run.stop.why}: saved at step {run.state.step}"
+    text = f"{run.stop.why}: saved and ended at step {run.state.step}"
     report(run, text)
     run.chronicle.end("stopped", step=run.state.step, why=run.stop.why, samples=_samples(run))
     run.stop.clear_stop()

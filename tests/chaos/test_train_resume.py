@@ -104,7 +104,7 @@ def test_a_signal_saves_exits_75_and_loses_no_step(root):
     output, _ = process.communicate(timeout=120)
     reached = max(tiny.steps(root, name))
     assert process.returncode == 75, output
-    assert f"saved at step {reached}" in output
+    assert f"saved and ended at step {reached}" in output
     again = tiny.distllm(
         "train", *tiny.overrides(root, f"name={name}", *more, f"train.stop_at_step={reached + 2}")
     )
@@ -172,7 +172,7 @@ def test_each_signal_to_one_rank_or_to_all_stops_all_at_one_step_and_loses_none(
     for _, errors in told:
         # An evaluation is left after one of its two batches, and made again by the next attempt.
         assert json.loads(errors.splitlines()[-1]) == [[75] * (len(plan) + 3) + [0], 3 * (1 + 2)], errors
-    stopped = Counter(re.findall(r"asked to stop: saved at step (\d)", told[0][0]))
+    stopped = Counter(re.findall(r"asked to stop: saved and ended at step (\d)", told[0][0]))
     assert stopped == Counter("01234567" + "048")
     assert evaluations(root, "signals") == evaluations(root, "local")
     kept = [summarise(root / "runs" / name / "checkpoints") for name in ("signals", "local")]
@@ -217,7 +217,7 @@ def test_kill_9_of_one_rank_starts_both_again_and_one_signal_then_stops_both(roo
     ranks_of(process)[1].send_signal(signal.SIGUSR2)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
-    assert f"saved at step {max(tiny.steps(root, 'onerank'))}" in output
+    assert f"saved and ended at step {max(tiny.steps(root, 'onerank'))}" in output
     events = read_events(root / "runs" / "onerank" / "ledger.jsonl")
     (found,) = [event for event in events if event.kind == "killed"]
     assert (found.fields["rank"], found.fields["signal"]) == (1, "SIGKILL")

@@ -199,3 +199,5 @@ def test_a_sweep_trains_each_combination_in_its_own_directory(root):
     assert done.returncode == 0, done.stdout + done.stderr
     names = {path.name for path in (root / "runs").iterdir() if path.name.startswith("sweep")}
     assert names == {"sweep.optim.lr=0.001", "sweep.optim.lr=0.002"}
+    both = ",".join(f"{root}/runs/{name}" for name in sorted(names))
+    assert f"side by side: distllm report run={both}" in done.stdout

@@ -110,7 +110,7 @@ def test_the_first_of_several_messages_in_a_log_counts(tmp_path):
 
 
 def test_logs_without_an_error(tmp_path):
-    stopped = "distllm: asked to stop: the time limit is near: saved at step 2\n  where:  /runs/a\n"
+    stopped = "distllm: asked to stop: the time limit is near: saved and ended at step 2\n  where:  /runs/a\n"
     write(tmp_path, 0, f"step 1\nstep 2\n{stopped}")
     (tmp_path / "exits").mkdir()
     assert first_error(tmp_path) is None

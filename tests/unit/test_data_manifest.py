@@ -41,7 +41,10 @@ def test_the_digest_is_that_of_the_content(dataset, tmp_path):
 def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path):
     with pytest.raises(DataError, match="no prepared dataset") as error:
         Manifest.load(tmp_path / "none")
-    assert error.value.remedy == f"run: distllm prepare data.out={tmp_path / 'none'}"
+    assert (
+        error.value.remedy
+        == f"run: distllm prepare data.out={tmp_path / 'none'} and the keys that say what it is made of"
+    )
 
 
 @pytest.mark.parametrize(

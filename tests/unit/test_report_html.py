@@ -5,7 +5,7 @@ import pytest
 import run_directory
 import tiny
 
-from distllm.commands.report import run
+from distllm.commands.report import _directories, run
 from distllm.errors import ConfigError, MissingDependency
 from distllm.provenance import environment
 from distllm.report.facts import gather
@@ -130,3 +130,13 @@ def test_a_real_run_notes_its_environment_and_shows_the_text_of_a_skipped_step(t
     assert row in text
     assert environment()["packages_digest"] in text
     assert "2 x cpu" in text
+
+
+def test_names_of_a_sweep_may_hold_the_commas_that_part_names(tmp_path):
+    names = ["sweep.lr=1,seed=0", "sweep.lr=1,seed=1", "sweep.lr=1"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    assert [path.name for path in _directories(",".join(names), str(tmp_path))] == names
+    with pytest.raises(ConfigError, match="no run 'seed=2'"):
+        _directories("sweep.lr=1,seed=2", str(tmp_path))
