@@ -43,13 +43,16 @@ def edit_distance(a: str, b: str) -> int:
 
 def suggest(name: str, candidates: Iterable[str]) -> str | None:
     """Return the candidate closest to ``name``, or None when none shares two thirds of it."""
-    typed, limit = name.lower(), max(1, len(name) // 3)
-    words = ((option.lower(), option) for option in candidates)
-    # Lengths bound the distance from below, and cost nothing.
-    near = ((word, option) for word, option in words if abs(len(word) - len(typed)) <= limit)
-    ranked = ((edit_distance(typed, word), option) for word, option in near)
-    distance, closest = min(ranked, default=(limit + 1, ""))
-    return closest if distance <= limit else None
+    typed, closest, limit = name.lower(), None, max(1, len(name) // 3)
+    # Lengths bound the distance from below: of those that differ by more, none can be closer.
+    words = ((abs(len(option.lower()) - len(typed)), option) for option in candidates)
+    for difference, option in sorted(words):
+        if difference > limit:
+            break
+        distance = edit_distance(typed, option.lower())
+        if distance < limit or (distance == limit and (closest is None or option < closest)):
+            closest, limit = option, distance
+    return closest
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
