@@ -82,7 +82,7 @@ def state_of(run_dir: Path, queue: Sequence[QueuedJob] | None) -> RunState:
 
 
 def _ended_how(run_dir: Path, starts: Sequence[Start], *, asked: bool) -> str:
-    """Return how the last attempt ended, or that it runs; ``lost`` if it did not say, ``new`` without one.
+    """Return how the last attempt ended, or that it runs; ``lost`` if it did not say, ``new`` before all.
 
     A run that was cancelled may have saved when SLURM ended it: it is cancelled all the same. One that may
     not be started again is given up, however its last start ended. Where SLURM could not be ``asked``,
@@ -101,7 +101,7 @@ def _ended_how(run_dir: Path, starts: Sequence[Start], *, asked: bool) -> str:
         return last.kind
     if not asked:
         return "unknown"
-    return "new" if last is None else "lost"
+    return "lost" if last is not None or starts else "new"
 
 
 def _is_owned(run_dir: Path) -> bool:

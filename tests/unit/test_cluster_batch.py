@@ -133,6 +133,7 @@ def test_term_during_the_health_check_brings_no_job_back(tmp_path, monkeypatch):
     assert (script.returncode, job.requeued) == (143, []), told
     assert job.programs.calls("sbatch") == []
     assert History(job.run_dir).starts()[0].end is None
+    assert state_of(job.run_dir, []).state == "lost", "not new, though no rank has written down anything"
 
 
 @pytest.mark.parametrize(("wish", "said"), [("cancel", "cancelled"), ("stop", "asked to stop: enough")])

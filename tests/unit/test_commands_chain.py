@@ -148,6 +148,7 @@ def test_logs_follow_a_run_from_start_to_start_until_it_has_ended(slurm, capsys,
     monkeypatch.setattr(logs, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(logs, "_ASK_SECONDS", 0.1)
     assert main(["submit", *words()]) == 0
+    slurm.put("squeue", "echo '41|RUNNING|None|n1|1:00|x'")
     History(RUN).begin("41", ["n1"], "s")
     log(1, 0, "first\n")
 
@@ -158,6 +159,7 @@ def test_logs_follow_a_run_from_start_to_start_until_it_has_ended(slurm, capsys,
         log(2, 0, "third\n")
         time.sleep(0.2)
         Ledger(RUN / "ledger.jsonl", 1).event("done", step=8)
+        slurm.put("squeue")
 
     capsys.readouterr()
     writer = threading.Thread(target=go_on)
