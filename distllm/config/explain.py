@@ -21,12 +21,14 @@ def explanation(composition: Composition, resolved: Resolved) -> dict[str, dict[
     values = flatten(tree)
     sources = sources_of(composition)
     table: dict[str, dict[str, Any]] = {}
+    settled = flatten(asdict(resolved.config))
     for leaf in leaves(Config, tree):
-        source = sources[leaf.path]
-        table[leaf.path] = {
-            "value": values[leaf.path],
-            "from": source.kind,
-            "detail": source.detail,
+        source, path = sources[leaf.path], leaf.path
+        folder = _folder(path, resolved.config) if settled[path] != values[path] else None
+        table[path] = {
+            "value": settled[path] if folder else values[path],
+            "from": "file" if folder else source.kind,
+            "detail": folder or source.detail,
             "help": describe(leaf.field),
         }
     for name, derivation in derived(resolved).items():
@@ -37,6 +39,15 @@ def explanation(composition: Composition, resolved: Resolved) -> dict[str, dict[
             "help": "derived, not settable",
         }
     return table
+
+
+def _folder(path: str, config: Config) -> str | None:
+    """Return the folder that settles a key of the model, with the key that names it; None for other keys."""
+    model, key = config.model, "model.init_from"
+    folder = model.init_from
+    if path.startswith("model.lora."):
+        folder, key = model.lora.init_from, "model.lora.init_from"
+    return f"{folder}, which {key} names" if folder and path.startswith("model.") else None
 
 
 def derived(resolved: Resolved) -> Mapping[str, Derivation]:

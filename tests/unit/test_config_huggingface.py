@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from distllm.config.compose import compose
+from distllm.config.compose import compose, composition_of
+from distllm.config.explain import explanation
 from distllm.config.huggingface import read_config, with_imported, write_config
 from distllm.config.problems import Problems
 from distllm.config.resolve import DatasetFacts, resolve
@@ -118,6 +119,11 @@ def test_an_adapter_stands_for_its_model_and_contradictions_are_named(folder, tm
     (adapter / "adapter_model.safetensors").write_bytes(content)
     assert settled(adapter).shape == settled(base).shape
     more = f"model.lora.init_from={adapter}"
+    words = ["model=hf", f"model.init_from={base}", *TRAIN, more]
+    composition = composition_of(words)
+    told = explanation(composition, resolve(composition.config, starts_here=False))
+    assert (told["model.hidden_size"]["value"], told["model.lora.rank"]["value"]) == (64, 4)
+    assert told["model.lora.rank"]["detail"] == f"{adapter}, which model.lora.init_from names"
     lora = settled(base, more).config.model.lora
     assert (lora.rank, lora.alpha, lora.targets) == (4, 6.0, ("q_proj",))
     for words, wrong in (
