@@ -268,6 +268,7 @@ ALL_C4 = C4Config(
         "This trails off...",
         "Please enable JavaScript now.",
         "We value you: see our Privacy Policy.",
+        "Wir schätzen sie: the coo\u212aie Policy.",
     ],
 )
 def test_c4_removes_lines(line):

@@ -87,9 +87,11 @@ def _prefix() -> Pattern:
 def _suffix() -> Pattern:
     """Return what matches a suffix that is written backwards, the longest of those that there are."""
     before_dot = f"{_small()}|[0-9%²+|-]|{_class(_QUOTES, _PUNCTUATION)}"
-    amounts = "|".join(re.escape(mark[::-1]) for mark in (*_CURRENCY.split(), *_UNITS.split()))
+    marks = [*_CURRENCY.split(), *_UNITS.split()]
+    amounts = "|".join(re.escape(mark[::-1]) for mark in marks)
+    near_digit = f"(?=[^0-9]{{1,{max(map(len, marks))}}}[0-9])"  # far sooner told than that no mark matches
     rest = [
-        *(r"\.\.+", "……", "[sS]['’]", rf"(?:{amounts})(?=[0-9])", r"\+(?=[0-9])"),
+        *(r"\.\.+", "……", "[sS]['’]", rf"{near_digit}(?:{amounts})(?=[0-9])", r"\+(?=[0-9])"),
         rf"\.(?=[FfCcKk]°|{before_dot}|{_capital()}{_capital()})",
         _class("— –", _PUNCTUATION, _QUOTES, symbols=True),
     ]
@@ -101,13 +103,13 @@ def _infix() -> Pattern:
     letter, small, capital, quote = _letter(), _small(), _capital(), _class(_QUOTES)
     mark = r"[.+\-*^,~:<>=/\x80-\U0010ffff]"  # a class that is fast to test; the conditions are exact
     conditions = [
-        *(r"(?<=\.)\.+", f"(?<={_class('…', symbols=True)})", r"(?<=[0-9][+\-*^])(?=[0-9-])"),
+        f"(?<={letter}[-–—~:<>=/]|[0-9][-–—~:<>=/])(?={letter})",
+        *(r"(?<=\.)\.+", r"(?<=[0-9][+\-*^])(?=[0-9-])"),
         rf"(?<={small}\.|{quote}\.)(?={capital}|{quote})",
         f"(?<={letter},)(?={letter})",
-        f"(?<={letter}[-–—~]|[0-9][-–—~])(?={letter})",
         f"(?<={letter}-|[0-9]-)--?(?={letter})",
         f"(?<={letter}—|[0-9]—)—(?={letter})",
-        f"(?<={letter}[:<>=/]|[0-9][:<>=/])(?={letter})",
+        f"(?<={_class('…', symbols=True)})",
     ]
     return re.compile(f"{mark}(?:{'|'.join(conditions)})")
 

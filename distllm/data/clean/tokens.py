@@ -104,6 +104,8 @@ def _end_or_begin(word: str) -> str:
 
 
 def _kinds(chunk: str) -> str:
+    if chunk.isascii() and chunk.isalpha() and chunk not in make_rules().specials:
+        return LETTERS
     return "".join(map(_kind, _WORDS[chunk]))
 
 
@@ -186,11 +188,17 @@ def _split_core(core: str, rules: Rules) -> Words:
 
 def _respell(chunk: str, words: Words, rules: Rules) -> Words:
     """Join neighbouring words that together are a special chunk, such as an emoticon; longest first."""
+    start = 0
+    for word in words:
+        if chunk[start : start + 2] in rules.heads:
+            break
+        start += len(word)
+    else:
+        return words
     ends = list(accumulate(map(len, words)))
     spans = [
         (start - stop, start, stop)
         for start, left in enumerate((0, *ends[:-1]))
-        if chunk[left : left + 2] in rules.heads
         for stop, right in enumerate(ends[start : start + _MOST_JOINED], start + 1)
         if right - left <= rules.longest and chunk[left:right] in rules.respelled
     ]
