@@ -15,7 +15,8 @@ _SENTENCE_END = (".", "?", "!", '"', "'")
 _SCRIPT = "javascript"
 _LOREM_IPSUM = "lorem ipsum"
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
-_PHRASES = (_LOREM_IPSUM, _SCRIPT, *_POLICY)
+_STEMS = (b"cookie", b"javascript", b"privacy policy", b"terms of use", b"lorem ipsum")
+"""Each phrase holds one of them."""
 _KELVIN = "\u212a"
 _NO_C4 = C4Config()
 
@@ -59,7 +60,9 @@ def _telling_phrases(text: str) -> list[str]:
     text = _CITATION.sub("", text) if "[" in text else text
     # Lower case of ASCII is far faster, and but for the Kelvin sign no other letter becomes one of it alone.
     lowered = text.replace(_KELVIN, "k").encode("ascii", "replace").lower()
-    return [phrase for phrase in _PHRASES if phrase.encode() in lowered]
+    if not any(map(lowered.__contains__, _STEMS)):
+        return []
+    return [phrase for phrase in (_LOREM_IPSUM, _SCRIPT, *_POLICY) if phrase.encode() in lowered]
 
 
 def _form_of(text: str, config: C4Config) -> Callable[[str], str | None]:

@@ -8,7 +8,6 @@ from functools import cache, cached_property
 
 from distllm.data.clean.tokens import LETTERS, MORE_SYMBOL, SYMBOL, kinds_of, words_of
 
-_LINES = re.compile(r"\n+")
 _PARAGRAPHS = re.compile(r"\n{2,}")
 
 
@@ -66,7 +65,10 @@ class Measures:
     @cached_property
     def duplicate_lines(self) -> tuple[int, int, int]:
         """Number of lines, of those that repeat an earlier one, and characters in these."""
-        return _repeats(self.text.split("\n") if "\n\n" not in self.text else _LINES.split(self.text))
+        lines = self.text.split("\n")
+        if "\n\n" in self.text:  # blank lines part lines too, but for those at the ends
+            lines = [*lines[:1], *filter(None, lines[1:-1]), *lines[-1:]]
+        return _repeats(lines)
 
     @cached_property
     def duplicate_full_lines(self) -> tuple[int, int, int]:
@@ -77,7 +79,7 @@ class Measures:
     def duplicate_paragraphs(self) -> tuple[int, int, int]:
         """As `duplicate_lines`, of paragraphs: what blank lines part."""
         text = self.text.strip()
-        return _repeats(_PARAGRAPHS.split(text)) if "\n\n" in text else (1, 0, 0)
+        return _repeats(_PARAGRAPHS.split(text) if "\n\n\n" in text else text.split("\n\n"))
 
 
 @cache

@@ -6,7 +6,7 @@ Decisions equal those of a direct count over tuples of words.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, compress, pairwise
 from typing import NamedTuple
 
@@ -69,24 +69,24 @@ class _Repeated:
 
     def __init__(self, words: list[str]) -> None:
         self._words = words
-        times = map(Counter(words).__getitem__, words)
-        self._found = [_Ngrams(1, [place for place, count in enumerate(times) if count > 1], [], {})]
+        self._found = [_repeating(_FIRST_TOP, range(len(words)), list(pairwise(words)))]
 
     def of(self, n: int) -> _Ngrams:
-        """Return those of ``n`` words."""
-        while len(self._found) < n:
-            self._found.append(self._longer(self._found[-1]))
-        return self._found[n - 1]
+        """Return those of ``n`` words, two or more."""
+        while len(self._found) <= n - _FIRST_TOP:
+            shorter, size = self._found[-1], len(self._found) + _FIRST_TOP
+            places = [place for place, after in pairwise(shorter.places) if after == place + 1]
+            grams = [tuple(self._words[place : place + size]) for place in places]
+            self._found.append(_repeating(size, places, grams))
+        return self._found[n - _FIRST_TOP]
 
-    def _longer(self, shorter: _Ngrams) -> _Ngrams:
-        n = shorter.n + 1
-        places = [place for place, after in pairwise(shorter.places) if after == place + 1]
-        grams = [tuple(self._words[place : place + n]) for place in places]
-        counts = Counter(grams)
-        if len(counts) == len(grams):
-            return _Ngrams(n, [], [], {})
-        again = [count > 1 for count in map(counts.__getitem__, grams)]
-        return _Ngrams(n, list(compress(places, again)), list(compress(grams, again)), counts)
+
+def _repeating(n: int, places: Iterable[int], grams: list[tuple[str, ...]]) -> _Ngrams:
+    counts = Counter(grams) if grams else {}
+    if len(counts) == len(grams):
+        return _Ngrams(n, [], [], {})
+    again = [count > 1 for count in map(counts.__getitem__, grams)]
+    return _Ngrams(n, list(compress(places, again)), list(compress(grams, again)), counts)
 
 
 def _top_chars(words: list[str], repeated: _Ngrams) -> int:

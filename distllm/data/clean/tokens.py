@@ -91,8 +91,11 @@ def _ends_and_begins(part: str) -> str:
 
     So do spaces but single ones: between two of them ``part`` is empty.
     """
-    words = chain.from_iterable((span,) if span.isspace() else _WORDS[span] for span in _SPANS.findall(part))
-    return "".join(map(_end_or_begin, words)) if part else "p"
+    if part.isalpha() or not part:
+        return "p"
+    spans = (part,) if part.isprintable() else _SPANS.findall(part)
+    words = chain.from_iterable([(span,) if span.isspace() else _WORDS[span] for span in spans])
+    return "".join(map(_end_or_begin, words))
 
 
 def _end_or_begin(word: str) -> str:
