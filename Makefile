@@ -93,7 +93,7 @@ clean:  ## remove caches and build products; keeps .venv, data and runs
 
 # pip and setuptools come first: the pip of Python 3.11 takes three times as long over the lock. deepspeed, a
 # source distribution, comes before torch: without torch its build probes neither for CUDA nor for a compiler
-# and yields a pure Python wheel. pip would compile modules on one core; files for a later Python do not compile.
+# and yields a pure Python wheel. pip would compile modules on one core.
 $(STAMP): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'distllm needs Python 3.11 or newer with venv: "apt-get install python3-venv", or "make PYTHON=/path/to/python3.11 ..."'; \
@@ -103,5 +103,5 @@ $(STAMP): $(LOCK) pyproject.toml
 	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-deps --no-build-isolation $$(grep -E '^(deepspeed|antlr4-python3-runtime)==' $(LOCK))
 	$(PIP_INSTALL) -r $(LOCK)
 	$(PIP_INSTALL) --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
-	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib/python*/site-packages || true
+	$(BIN)/python -m compileall -q -j 0 -x '/tests?/|/py312_' $(VENV)/lib/python*/site-packages
 	touch $@
