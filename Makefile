@@ -39,7 +39,7 @@ check: lint  ## lint, the fast tests of parts and the rules of the code: under t
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 -m "not slow" \
 	  tests/unit tests/arch --ignore=tests/arch/test_readme.py  # the laws of tests/property: make test
 
-test: $(STAMP)  ## every test of parts, alone and on several ranks: under twelve minutes
+test: $(STAMP)  ## every test of parts, alone and on several ranks: seven minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) \
 	  tests/unit tests/property tests/arch tests/golden tests/packaging --ignore=tests/arch/test_readme.py
 	$(BIN)/pytest -n 3 --dist loadfile -m "not slow" tests/dist tests/gpu  # ranks: they wait for each other

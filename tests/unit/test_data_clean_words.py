@@ -91,6 +91,19 @@ def test_what_is_remembered_of_words_is_bounded(monkeypatch):
     assert "x" * 501 not in tokens._WORDS
 
 
+def test_strings_that_are_asked_for_again_stay_remembered(monkeypatch):
+    monkeypatch.setattr(tokens, "_MOST_REMEMBERED", 3)
+    computed = []
+    memory = tokens._Memory(lambda key: computed.append(key) or key.upper())
+    for number in range(10):
+        assert memory["common"] == "COMMON"
+        assert memory[f"rare{number}"] == f"RARE{number}"
+    assert computed.count("common") == 1
+    assert len(memory) + len(memory._old) <= 6
+    memory["rare0"]
+    assert computed.count("rare0") == 2
+
+
 def test_special_chunks_join_to_themselves():
     specials = make_specials()
     assert len(specials) == 1343

@@ -39,19 +39,22 @@ Value = TypeVar("Value")
 
 
 class _Memory(dict[str, Value]):
-    """Values of strings, computed when first asked for and forgotten together when there are too many.
+    """Values of strings, computed when first asked for, in two generations.
 
-    A look-up costs half of what that of ``functools.lru_cache`` costs, which keeps an order of use. Long
-    strings, which hardly come again, are not remembered.
+    When the young one is full it becomes the old one, from which what is asked for again moves back: common
+    strings stay. A look-up costs half of what that of ``functools.lru_cache`` costs, which keeps an order
+    of use. Long strings, which hardly come again, are not remembered.
     """
 
     def __init__(self, compute: Callable[[str], Value]) -> None:
         self._compute = compute
+        self._old: dict[str, Value] = {}
 
     def __missing__(self, key: str) -> Value:
-        value = self._compute(key)
+        value = self._old[key] if key in self._old else self._compute(key)
         if len(key) <= _LONG_CHUNK:
             if len(self) >= _MOST_REMEMBERED:
+                self._old = dict(self)
                 self.clear()
             self[key] = value
         return value
