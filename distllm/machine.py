@@ -15,7 +15,7 @@ _CGROUP_CPU = _CGROUPS / "cpu.max"
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _MOUNTS = Path("/proc/mounts")
-_STATM = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
 _BINDING = re.compile(r"(?P<kind>mask|map)_cpu:(?P<parts>(?:0x)?[0-9a-fA-F]+(?:,(?:0x)?[0-9a-fA-F]+)*)")
 _CGROUP_MEMORY = _CGROUPS / "memory.max"
 
@@ -91,7 +91,7 @@ def _left_in(cgroup: Path) -> int | None:
 
 def _field(file: Path, name: str, unit: int = 1) -> int | None:
     try:
-        words = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
+        words = [line.split() for line in file.read_text(encoding="ascii", errors="replace").splitlines()]
     except OSError:
         return None
     return next((int(line[1]) * unit for line in words if line and line[0] == name), None)
@@ -121,13 +121,12 @@ def total_memory() -> int:
 def held_memory() -> int:
     """Return the bytes of memory this process holds, pages of files excepted; 0 where Linux does not say.
 
-    What the parts of a program free counts until their allocators give it back: see `release_memory`.
+    How many pages of its libraries a process maps depends on what the kernel happens to cache, and the
+    kernel takes them back when it needs them. What the parts of a program free counts until their
+    allocators give it back: see `release_memory`.
     """
-    try:
-        resident, shared = map(int, _STATM.read_text(encoding="ascii").split()[1:3])
-    except OSError:
-        return 0
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+    resident, of_files = (_field(_STATUS, name, unit=1024) for name in ("VmRSS:", "RssFile:"))
+    return 0 if resident is None or of_files is None else resident - of_files
 
 
 def release_memory() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from distllm.machine import held_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,9 @@ class EvalRecord:
     exposure: Mapping[str, float] = field(default_factory=dict)
 
 
-def resident_bytes() -> int:
-    """Return the bytes of main memory this process holds now; its peak where there is no /proc."""
-    try:
-        resident_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return resident_pages * os.sysconf("SC_PAGE_SIZE")
+def memory_held() -> int:
+    """Return the bytes of main memory this process holds, pages of files excepted; its peak off Linux."""
+    if held := held_memory():
+        return held
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

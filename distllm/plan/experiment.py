@@ -11,8 +11,9 @@ from distllm.machine import total_memory
 from distllm.plan.layout import Layout, Offload
 from distllm.plan.search import Space
 
-# What a CPU rank holds before it has a model: the interpreter, torch and DeepSpeed (measured).
-CPU_PROCESS_BYTES = 640e6
+# What a CPU rank holds before it has a model, pages of files excepted: the interpreter, torch and DeepSpeed
+# (measured).
+CPU_PROCESS_BYTES = 470e6
 _SHARING_RANKS = (1, 2, 4, 8)
 
 
