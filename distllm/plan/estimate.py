@@ -20,7 +20,7 @@ CONVENTION = "causal"
 # DeepSpeed's buffers of exchanges, in buckets, by stage: measured with two sizes of bucket.
 _BUCKETS = {0: 1.0, 1: 2.5, 2: 2.5, 3: 4.0}
 # glibc's heap, which keeps what it once had, over what a CPU rank's activations need: measured.
-_CPU_FRAGMENTATION = 0.35
+_CPU_FRAGMENTATION = 0.25
 _CHUNK_TOKENS = 512
 # Of log-probabilities of answers: one more copy in backward, and gradients of two operations (measured).
 _COMPARED_LOGIT_BYTES = 12

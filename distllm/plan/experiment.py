@@ -13,7 +13,7 @@ from distllm.plan.search import Space
 
 # What a CPU rank holds before it has a model, pages of files excepted: the interpreter, torch and DeepSpeed
 # (measured).
-CPU_PROCESS_BYTES = 470e6
+CPU_PROCESS_BYTES = 480e6
 _SHARING_RANKS = (1, 2, 4, 8)
 
 
