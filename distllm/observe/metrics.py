@@ -68,7 +68,7 @@ class EvalRecord:
     exposure: Mapping[str, float] = field(default_factory=dict)
 
 
-def memory_held() -> int:
+def memory_bytes() -> int:
     """Return the bytes of main memory this process holds, pages of files excepted; its peak off Linux."""
     if held := held_memory():
         return held

@@ -17,7 +17,7 @@ from distllm.config.resolve import Resolved
 from distllm.dist.topology import Topology
 from distllm.errors import ConfigError, OutOfMemory
 from distllm.machine import available_memory
-from distllm.observe.metrics import memory_held
+from distllm.observe.metrics import memory_bytes
 from distllm.train.state import TrainState
 from distllm.units import format_bytes
 
@@ -79,7 +79,7 @@ def _learn(
 
 def memory_report(device: torch.device) -> str:
     """Say how much memory this rank holds, and how much there is."""
-    host = f"{format_bytes(memory_held())} of main memory held, {format_bytes(available_memory() or 0)} free"
+    host = f"{format_bytes(memory_bytes())} of main memory held, {format_bytes(available_memory() or 0)} free"
     if device.type != "cuda":
         return host
     free, total = torch.cuda.mem_get_info(device)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from distllm.dist.engine import StepResult
 from distllm.heartbeat import read_beat
-from distllm.observe.metrics import StepRecord, memory_held
+from distllm.observe.metrics import StepRecord, memory_bytes
 from distllm.train.clock import Phases
 from distllm.train.run import Run
 
@@ -48,7 +48,7 @@ def report_step(
         mfu=flops / run.peak_flops if run.peak_flops else None,
         data_wait_fraction=phases.data / phases.total,
         overhead_fraction=phases.loop / phases.total,
-        memory_bytes=memory_held(),
+        memory_bytes=memory_bytes(),
         eta_seconds=remaining * state.seconds / state.step,
         skipped_steps=state.skipped_steps,
         attempt=run.attempt,

@@ -76,7 +76,11 @@ def test_logits_are_made_for_the_last_position_of_each_row_only(family, beams):
         few = generate_rows(model, prompts, sources, **options)
     assert seen == [(3 * beams, 1)] * 5
     forward = model.forward
-    model.forward = lambda *given, last_only, **named: forward(*given, **named)  # noqa: PLW0108  # without last_only
+
+    def forward_of_all(*given, last_only, **named):
+        return forward(*given, **named)
+
+    model.forward = forward_of_all
     with rows_of_the_head(model) as seen:
         assert generate_rows(model, prompts, sources, **options) == few
     assert seen[0] == (3 * beams, 7)  # it would have been seven times as many for the prompts

@@ -10,7 +10,7 @@ import pytest
 from distllm.config.schema import Config, LoggerConfig
 from distllm.errors import DataError, StorageError
 from distllm.observe.console import ConsoleSink
-from distllm.observe.metrics import EvalRecord, StepRecord, memory_held
+from distllm.observe.metrics import EvalRecord, StepRecord, memory_bytes
 from distllm.observe.open import build_sinks
 from distllm.observe.sinks import JsonlSink, last_attempt, last_steps, read_metrics
 from distllm.observe.tracked import TrackedRun
@@ -228,19 +228,19 @@ def test_sinks_are_those_of_the_configuration(tmp_path):
 
 def test_memory_counts_no_page_of_a_file(tmp_path):
     (tmp_path / "library").write_bytes(b"x" * 64 * 2**20)
-    before = memory_held()
+    before = memory_bytes()
     with (
         (tmp_path / "library").open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages,
     ):
         assert pages.find(b"y") == -1  # every page was read
-        assert memory_held() - before < 16 * 2**20
+        assert memory_bytes() - before < 16 * 2**20
 
 
 def test_memory_follows_an_allocation():
-    before = memory_held()
+    before = memory_bytes()
     # Straight from the kernel: the allocator may have kept freed memory of other tests to reuse.
     with mmap.mmap(-1, 64 * 2**20) as block:
         block.write(b"x" * len(block))
-        grown = memory_held() - before
+        grown = memory_bytes() - before
     assert 60 * 2**20 < grown < 140 * 2**20
