@@ -25,6 +25,7 @@ FACTS = "distllm.json"
 """The file in which `distllm export` describes the run, next to a model or an adapter."""
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_ALPHA = 8  # of peft, where its file does not say
 # Keys that are read here, or change nothing of what trained adapters compute.
 _KNOWN = frozenset(
     {
@@ -52,7 +53,7 @@ class Adapter:
         patterns = self.said.get("alpha_pattern") or {}
         fits = (key for key in patterns if re.match(rf"(.*\.)?({key})$", module))
         key = next(fits, None)
-        alpha = float(self.said["lora_alpha"] if key is None else patterns[key])
+        alpha = float(self.said.get("lora_alpha", _ALPHA) if key is None else patterns[key])
         return alpha / (math.sqrt(rank) if self.said.get("use_rslora") else rank)
 
 

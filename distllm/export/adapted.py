@@ -127,7 +127,7 @@ class _Source:
             self._tensors = load_file(self._file)
         except (SafetensorError, OSError) as error:
             raise self.refusal(f"its file cannot be read: {error}") from error
-        if strange := [name for name, tensor in self._tensors.items() if not tensor.sum().isfinite()]:
+        if strange := [name for name, tensor in self._tensors.items() if not tensor.isfinite().all()]:
             raise self.refusal(f"{strange[0]} holds values that are no finite numbers")
         self._modules = adapted_modules(self._tensors)
         self._whole = whole_weights(self._tensors)

@@ -1,6 +1,7 @@
 """Adapters: what learns, what it computes, and that peft computes the same from the exported folder."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -203,14 +204,22 @@ def test_what_an_adapter_computes_otherwise_is_refused_by_name(tmp_path, said):
     assert "merge_and_unload" in str(caught.value)
 
 
-def test_a_weight_of_an_adapter_without_a_place_is_refused(tmp_path, tokenizer):
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (torch.tensor(1.0), "lora_embedding_A has no place"),
+        (torch.tensor(6e4, dtype=torch.half), "lora_embedding_A has no place"),  # its sum is not finite
+        (torch.tensor(math.nan), "lora_embedding_A holds values that are no finite numbers"),
+    ],
+)
+def test_a_weight_of_an_adapter_without_a_place_or_a_value_is_refused(tmp_path, tokenizer, value, why):
     shape = shape_of({}, vocab_size=262)
     export_hf(build_model(shape, seed=0).state_dict(), shape, tokenizer, tmp_path / "hf", {})
     said = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "base_model_name_or_path": str(tmp_path / "hf")}
     (tmp_path / "adapter_config.json").write_text(json.dumps(said))
     name = "base_model.model.model.embed_tokens.lora_embedding_A"
-    save_file({name: torch.ones(3, 262)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="lora_embedding_A has no place"):
+    save_file({name: value.repeat(3, 262)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=why):
         load_model(tmp_path)
 
 
