@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import sys
+import time
 import tracemalloc
 import zipfile
+import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +15,7 @@ import pytest
 from distllm.config.schema_read import ReadConfig
 from distllm.data.read import find_parts, read_part
 from distllm.data.records import Document, Dropped
-from distllm.errors import DataError
+from distllm.errors import DataError, MissingDependency
 
 
 def items_of(source, *paths, **keys):
@@ -151,3 +154,88 @@ def test_json_that_is_nested_too_deep_is_damaged(tmp_path):
     for source in ("qa", "chat"):
         with pytest.raises(DataError, match="not JSON"):
             items_of(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": 5, "answer_start": 3},
+        {"text": "France", "answer_start": 12},
+        {"text": ["France"], "answer_start": 12},
+        {"text": ["France"]},
+        [{"text": "France", "answer_start": True}],
+    ],
+)
+def test_answers_of_odd_shapes_are_read_or_refused(tmp_path, answers):
+    record = {"context": "Paris is in France.", "question": "Where?", "answers": answers}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (item,) = items_of("qa", tmp_path)
+    if isinstance(item, Document):
+        (answer,) = json.loads(item.fields["answers"])
+        assert (answer["text"], answer["start"]) in [("France", 12), ("France", None)]
+    else:
+        assert item.rule == "wrong_answer"
+
+
+@pytest.mark.parametrize(
+    "answers", [[{"text": None}], [{}], [[]], {"text": [{}]}, True, [{"text": "ris", "answer_start": -17}]]
+)
+def test_answers_that_are_no_text_are_refused_one_by_one(tmp_path, answers):
+    bad = {"context": "Paris is in France.", "question": "Where?", "answers": answers}
+    good = {**bad, "answers": "France"}
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(bad)}\n{json.dumps(good)}\n")
+    items = items_of("qa", tmp_path)
+    assert rules(items) == ["wrong_answer"]
+    assert len(items) == 2
+
+
+def test_a_book_that_repeats_a_chapter_has_it_once(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.epub", "w", zipfile.ZIP_DEFLATED) as book:
+        book.writestr("META-INF/container.xml", CONTAINER)
+        book.writestr("O/p/b.opf", PACKAGE.replace('<itemref idref="one"/>', '<itemref idref="one"/>' * 5000))
+        book.writestr("O/ch 1.xhtml", CHAPTER)
+    (item,) = items_of("epub", tmp_path)
+    assert item.text.count("dark and stormy") == 1
+
+
+def test_a_page_that_nests_without_end_takes_no_longer_than_its_size(tmp_path):
+    (tmp_path / "a.html").write_text("<div>" * 30_000 + "hello world")
+    started = time.process_time()
+    (item,) = items_of("html", tmp_path)
+    assert item.text == "hello world"
+    assert time.process_time() - started < 5  # a minute, when the main text is looked for
+
+
+def http_record(body, **headers):
+    lines = ["HTTP/1.1 200 OK", "Content-Type: text/html", *(f"{k}: {v}" for k, v in headers.items())]
+    block = ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+    head = ["WARC/1.0", "WARC-Type: response", "Content-Type: application/http; msgtype=response"]
+    return ("\r\n".join([*head, f"Content-Length: {len(block)}"]) + "\r\n\r\n").encode() + block + b"\r\n\r\n"
+
+
+def test_responses_are_decoded_as_their_bytes_say(tmp_path):
+    page = CHAPTER.encode()
+    chunked = b"%x\r\n%s\r\n1\r\n \r\n0\r\n\r\n" % (len(page), page)
+    zipped = {"Content-Encoding": "gzip"}
+    (tmp_path / "a.warc").write_bytes(
+        http_record(gzip.compress(page), **zipped)
+        + http_record(page, **zipped)
+        + http_record(zlib.compress(page), **{"Content-Encoding": "deflate"})
+        + http_record(chunked, **{"Transfer-Encoding": "chunked"})
+        + http_record(page, **{"Transfer-Encoding": "chunked"})
+        + http_record(gzip.compress(b"x" * 3_000_000), **zipped)
+        + http_record(gzip.compress(page)[:20] + b"\xff" * 20, **zipped)
+        + http_record(b"\x8b\x02", **{"Content-Encoding": "br"})
+    )
+    items = items_of("warc", tmp_path, max_document_bytes=1 << 20)
+    documents = [item.text for item in items if isinstance(item, Document)]
+    assert len(documents) == 5
+    assert len(set(documents)) == 1
+    assert rules(items) == ["too_large", "damaged_record", "undecodable"]
+
+
+def test_an_archive_is_not_called_damaged_for_a_package_that_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "a.warc").write_bytes(http_record(CHAPTER.encode()))
+    monkeypatch.setitem(sys.modules, "resiliparse", None)
+    with pytest.raises(MissingDependency, match="reading HTML"):
+        items_of("warc", tmp_path, on_bad_file="skip")

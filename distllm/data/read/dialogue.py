@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ def read_qa(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dro
     """Yield every question of a SQuAD file (1.1 or 2.0), or of JSON lines with its keys.
 
     The field ``answers`` is a JSON list of ``{"text", "start"}``, empty where there is no answer.
-    Rules of refusal: those of JSON, ``no_question``, ``wrong_answer`` (the context does not hold it
-    where it says).
+    Rules of refusal: those of JSON, ``no_question``, ``wrong_answer`` (an answer is not text, or the
+    context does not contain it at the given place).
     """
     for record in _records(file, part, read):
         if isinstance(record, Dropped):
@@ -67,7 +68,7 @@ def _records(file: Path, part: Part, read: ReadConfig) -> Iterator[tuple[str, di
 
 
 def _questions(name: str, content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the questions of an article of SQuAD, or the one that a flat record is."""
+    """Yield the questions of a SQuAD article, or the single question of a flat record."""
     if not isinstance(content.get("paragraphs"), list):
         yield name, dict(content)
         return
@@ -86,29 +87,42 @@ def _question(name: str, content: dict[str, Any], read: ReadConfig) -> Document 
     context, question = content.get("context"), content.get("question")
     if not isinstance(context, str) or not isinstance(question, str):
         return Dropped(name, "no_question", f"no context or question; it has {', '.join(map(repr, content))}")
-    answers = [] if content.get("is_impossible") else list(_answers(content.get("answers")))
+    answers = [] if content.get("is_impossible") else _answers(content.get("answers"))
+    if answers is None:
+        return Dropped(name, "wrong_answer", "an answer is not text", excerpt(str(content["answers"])))
     for answer in answers:
         start, text = answer["start"], answer["text"]
-        if start is not None and context[start : start + len(text)] != text:
+        if start is not None and (start < 0 or context[start : start + len(text)] != text):
             return Dropped(name, "wrong_answer", f"{text!r} does not stand at {start} of the context")
     fields = {"context": context, "question": question, "answers": json.dumps(answers, ensure_ascii=False)}
     return named(name, fields, content, read)
 
 
-def _answers(found: Any) -> Iterator[dict[str, Any]]:
-    """Yield answers of both forms: a list of objects, or an object of lists (as `datasets` has them)."""
+def _answers(found: Any) -> list[dict[str, Any]] | None:
+    """Return the answers of a question, or None if one of them is not text.
+
+    Accepted are a list of objects (SQuAD), an object of lists (`datasets`), a list of texts, and one text.
+    """
     if isinstance(found, Mapping):
-        starts = found.get("answer_start") or [None] * len(found.get("text", ()))
-        pairs: Iterable[tuple[Any, Any]] = zip(found.get("text", ()), starts, strict=False)
-    elif isinstance(found, list):
+        texts, starts = _listed(found.get("text")), _listed(found.get("answer_start"))
+        pairs = list(itertools.zip_longest(texts, starts[: len(texts)]))
+    else:
         pairs = [
             (item.get("text"), item.get("answer_start")) if isinstance(item, Mapping) else (item, None)
-            for item in found
+            for item in _listed(found)
         ]
-    else:
-        pairs = [] if found is None else [(found, None)]
-    for text, start in pairs:
-        yield {"text": str(text), "start": start if isinstance(start, int) else None}
+    if not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text, _ in pairs):
+        return None
+    return [
+        {"text": str(text), "start": start if type(start) is int else None}  # not a bool
+        for text, start in pairs
+    ]
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]
 
 
 def _conversation(name: str, content: dict[str, Any], read: ReadConfig) -> Document | Dropped:

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -22,6 +23,9 @@ from distllm.extras import require
 _DOCTYPE = re.compile(r"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
 _CONTAINER = "META-INF/container.xml"
 _ENCRYPTED = 0x1
+_MANY_TAGS = 4096
+_DEEPEST = 512
+"""Levels of elements that browsers nest. Finding the main text takes the square of the depth and more."""
 _NO_BOOK = (
     zipfile.BadZipFile, ElementTree.ParseError, KeyError, EOFError, NotImplementedError, zlib.error,
     lzma.LZMAError,
@@ -55,14 +59,35 @@ def read_html(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
 
 
 def main_text(page: bytes) -> str:
-    """Return the text of an HTML page without navigation and boilerplate (resiliparse)."""
+    """Return the text of an HTML page without navigation and boilerplate (resiliparse).
+
+    A page that nests more elements than a browser would keeps its whole text.
+    """
     require("resiliparse", "reading HTML")
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
     from resiliparse.parse.html import HTMLTree
 
     tree = HTMLTree.parse(bytes_to_str(page, detect_encoding(page, html5_compatible=True) or "utf-8"))
-    return str(extract_plain_text(tree, main_content=True, alt_texts=False)).strip()
+    is_too_deep = page.count(b"<") > _MANY_TAGS and _is_too_deep(tree)
+    return str(extract_plain_text(tree, main_content=not is_too_deep, alt_texts=False)).strip()
+
+
+def _is_too_deep(tree: Any) -> bool:
+    from resiliparse.parse.html import traverse_dom
+
+    class TooDeep(Exception):
+        """Ends the traversal."""
+
+    def check(context: Any) -> None:
+        if context.depth > _DEEPEST:
+            raise TooDeep
+
+    try:
+        traverse_dom(tree.document.document_element, check, elements_only=True)
+    except TooDeep:
+        return True
+    return False
 
 
 def read_pdf(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
@@ -132,7 +157,10 @@ def read_epub(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
 
 
 def _spine(book: zipfile.ZipFile) -> list[str]:
-    """Return the names of the chapters in reading order (EPUB 3.3, section 5.7)."""
+    """Return the names of the chapters in reading order, each once (EPUB 3.3, section 5.7).
+
+    The standard allows each chapter once; a book that repeats one without end would fill the memory.
+    """
     roots = [node for node in _xml(book, _CONTAINER).iter() if node.tag.endswith("}rootfile")]
     if not roots:
         raise KeyError(f"{_CONTAINER} names no package")
@@ -144,7 +172,8 @@ def _spine(book: zipfile.ZipFile) -> list[str]:
         for node in tree.iter()
         if node.tag.endswith("}item")
     }
-    return [items[node.attrib["idref"]] for node in tree.iter() if node.tag.endswith("}itemref")]
+    chapters = (items[node.attrib["idref"]] for node in tree.iter() if node.tag.endswith("}itemref"))
+    return list(dict.fromkeys(chapters))
 
 
 def _xml(book: zipfile.ZipFile, name: str) -> ElementTree.Element:
