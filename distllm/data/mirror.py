@@ -1,9 +1,9 @@
-"""A prepared dataset elsewhere, as a local directory whose shards are fetched when they are first read.
+"""A remote dataset as a local directory whose shards are fetched when they are first read.
 
 The small files of ``data.out=s3://...`` or ``https://...`` are fetched first, the manifest last. A
-shard is fetched whole, checked against its digest, and renamed; one process of a machine fetches it,
-the others wait. Beyond ``data.cache_bytes`` the shards that were opened longest ago are removed; a
-process that has one of them mapped keeps it until it lets go.
+shard is fetched whole, checked against its digest, and renamed; one process of a machine fetches it
+while the others wait. When the shards exceed ``data.cache_bytes``, those that were opened longest ago
+are removed; a process that has one of them mapped keeps its content.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -59,6 +59,8 @@ def _mirrored(url: str, root: Path, limit: int | None, stall_seconds: float) -> 
 def local_shard(directory: Path, record: ShardRecord) -> Path:
     """Return the file of a shard, fetched first if ``directory`` is a mirror that does not have it.
 
+    Another process may remove the file of a mirror at any time, to make room: whoever opens it asks again.
+
     Raises:
         DataError: it cannot be reached, or what comes is not what the manifest says.
         StorageError: the disk is full.
@@ -72,7 +74,8 @@ def local_shard(directory: Path, record: ShardRecord) -> Path:
                 mirror = read_json(directory / MIRROR_FILE)
                 _fetch_checked(f"{mirror['url']}/{record.path}", path, record, mirror["stall_seconds"])
                 _evict(directory, path, mirror["cache_bytes"])
-    os.utime(path)
+    with suppress(FileNotFoundError):  # another process has just removed it
+        os.utime(path)
     return path
 
 
@@ -99,13 +102,16 @@ def _evict(directory: Path, keep: Path, limit: int | None) -> None:
     """Remove the shards that were opened longest ago until the rest is at most ``limit`` bytes."""
     if limit is None:
         return
-    shards = sorted(directory.glob("*/*/*.tar"), key=lambda file: file.stat().st_mtime_ns)
-    total = sum(file.stat().st_size for file in shards)
-    for file in shards:
+    found = []
+    for file in directory.glob("*/*/*.tar"):
+        with suppress(FileNotFoundError):  # other processes make room at the same time
+            found.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+    total = sum(size for _, size, _ in found)
+    for _, size, file in sorted(found):
         if total <= limit:
             return
         if file != keep:
-            total -= file.stat().st_size
+            total -= size
             file.unlink(missing_ok=True)
 
 

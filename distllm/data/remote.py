@@ -20,6 +20,7 @@ from distllm.heartbeat import HEART
 
 T = TypeVar("T")
 ATTEMPTS = 5
+GLOB_MARKS = "*?["
 PROTOCOLS = (
     "file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "hdfs", "oci", "oss",
     "ftp", "sftp", "memory",
@@ -125,6 +126,27 @@ def list_files(url: str, stall_seconds: float) -> list[str]:
 
     root = path.strip("/")
     return [found.strip("/").removeprefix(root).strip("/") for found in _patiently(url, find)]
+
+
+def expand(url: str, suffixes: tuple[str, ...], stall_seconds: float) -> list[str]:
+    """Return the URLs that ``url`` stands for, sorted: matches of a glob, or files below a directory.
+
+    Of a directory, only files that end in one of ``suffixes`` are taken. Any other URL stands for itself.
+
+    Raises:
+        DataError: it cannot be reached.
+    """
+    system, path = file_system(url, stall_seconds)
+
+    def find() -> list[str] | None:
+        if any(mark in path for mark in GLOB_MARKS):
+            return sorted(system.glob(path))
+        if not url.startswith("http") and system.isdir(path):
+            return sorted(name for name in system.find(path) if str(name).endswith(suffixes))
+        return None
+
+    names = _patiently(url, find)
+    return [url] if names is None else [str(system.unstrip_protocol(name)) for name in names]
 
 
 def send(content: Path | bytes, url: str, stall_seconds: float) -> None:

@@ -185,6 +185,26 @@ def test_the_shards_opened_longest_ago_make_room(server, tmp_path):
     assert np.array_equal(kept, expected)  # what is mapped stays readable
 
 
+def test_a_shard_that_another_process_removes_is_fetched_again(server, tmp_path, monkeypatch):
+    directory = dataset_directory(config_of(server, tmp_path, cache_bytes=1))
+    whole = ids_of(directory)
+    utime, glob, lost = os.utime, Path.glob, []
+
+    def removed_first(path):
+        if path not in lost:
+            lost.append(path)
+            path.unlink()
+        return utime(path)
+
+    def with_one_that_is_gone(path, pattern):
+        return [path / "text" / "train" / "gone.tar", *glob(path, pattern)]
+
+    monkeypatch.setattr(mirror.os, "utime", removed_first)
+    monkeypatch.setattr(Path, "glob", with_one_that_is_gone)
+    assert np.array_equal(ids_of(directory), whole)
+    assert lost
+
+
 def test_a_shard_that_is_not_the_manifests_is_refused(server, tmp_path):
     directory = dataset_directory(config_of(server, tmp_path))
     wrong = tmp_path / "there" / "text" / "train" / "00001.tar"

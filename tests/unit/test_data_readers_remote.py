@@ -1,6 +1,7 @@
 """Raw input over HTTP and S3, from real server processes on this machine."""
 
 import errno
+import re
 import socket
 import threading
 import time
@@ -138,6 +139,21 @@ def test_s3_objects_directories_and_globs(s3):
         texts("s3://corpus/missing.jsonl")
     with pytest.raises(DataError, match="names no file"):
         texts("s3://corpus/*.none")
+
+
+def test_a_bucket_that_cannot_be_listed_is_an_error_with_its_url(monkeypatch):
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.01)
+
+    class Broken:
+        def isdir(self, _):
+            raise ConnectionResetError("reset by peer")
+
+        glob = isdir
+
+    monkeypatch.setattr(remote, "file_system", lambda url, _: (Broken(), url.removeprefix("s3://")))
+    for path in ("s3://corpus", "s3://corpus/*.jsonl"):
+        with pytest.raises(DataError, match=re.escape(f"cannot read {path}: reset by peer")):
+            texts(path)
 
 
 def test_the_fingerprint_of_an_object_follows_its_content(s3):

@@ -9,10 +9,8 @@ from pathlib import Path
 from distllm.config.schema_read import ReadConfig
 from distllm.data.read.part import printable
 from distllm.data.records import Dropped
-from distllm.data.remote import file_system, is_remote
+from distllm.data.remote import GLOB_MARKS, expand, is_remote
 from distllm.errors import DataError
-
-_MAGIC = "*?["
 
 
 def find_files(read: ReadConfig, suffixes: tuple[str, ...]) -> tuple[list[str], list[Dropped]]:
@@ -53,7 +51,7 @@ def find_files(read: ReadConfig, suffixes: tuple[str, ...]) -> tuple[list[str], 
 
 def _expand(entry: str, suffixes: tuple[str, ...], stall_seconds: float) -> Iterator[str | Dropped]:
     if is_remote(entry):
-        yield from _expand_remote(entry, suffixes, stall_seconds)
+        yield from expand(entry, suffixes, stall_seconds)
         return
     path = Path(entry).expanduser()
     if path.is_dir():
@@ -66,7 +64,7 @@ def _expand(entry: str, suffixes: tuple[str, ...], stall_seconds: float) -> Iter
             where="data.paths",
             remedy="give files, directories or globs",
         )
-    elif any(mark in entry for mark in _MAGIC):
+    elif any(mark in entry for mark in GLOB_MARKS):
         yield from _glob(path, suffixes)
     else:
         raise DataError(
@@ -76,22 +74,9 @@ def _expand(entry: str, suffixes: tuple[str, ...], stall_seconds: float) -> Iter
         )
 
 
-def _expand_remote(url: str, suffixes: tuple[str, ...], stall_seconds: float) -> Iterator[str]:
-    system, path = file_system(url, stall_seconds)
-    if any(mark in path for mark in _MAGIC):
-        names = system.glob(path)
-    elif not url.startswith("http") and system.isdir(path):
-        names = [name for name in system.find(path) if str(name).endswith(suffixes)]
-    else:
-        yield url
-        return
-    for name in sorted(names):
-        yield str(system.unstrip_protocol(name))
-
-
 def _glob(pattern: Path, suffixes: tuple[str, ...]) -> Iterator[str | Dropped]:
     parts = pattern.parts
-    magic = next(i for i, part in enumerate(parts) if any(mark in part for mark in _MAGIC))
+    magic = next(i for i, part in enumerate(parts) if any(mark in part for mark in GLOB_MARKS))
     base = Path(*parts[:magic])
     try:
         matches = sorted(base.glob(str(Path(*parts[magic:]))))

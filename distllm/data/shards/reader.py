@@ -6,6 +6,7 @@ Shapes: M ids of one shard, D documents of one shard.
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from distllm.data.shards.format import HEADER_BYTES, META, IndexedShard, members
 from distllm.errors import DataError
 from distllm.fsio import digest_bytes
 from distllm.heartbeat import HEART
+
+_ATTEMPTS = 3
 
 
 def map_shard(
@@ -83,13 +86,19 @@ def contradiction(directory: Path, shard: IndexedShard, problem: str) -> DataErr
 
 
 def _map_file(directory: Path, shard: IndexedShard) -> NDArray[np.uint8]:
-    path = local_shard(directory, shard.record)
-    if not path.is_file():
-        raise contradiction(directory, shard, "it is missing")
-    # a map longer than its file would end the process with SIGBUS where it is touched
-    if (size := path.stat().st_size) != shard.record.bytes:
-        raise contradiction(directory, shard, f"it has {size} bytes, expected {shard.record.bytes}")
-    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    for _ in range(_ATTEMPTS):
+        try:
+            with local_shard(directory, shard.record).open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                # A map longer than its file would end the process with SIGBUS where it is touched.
+                if size != shard.record.bytes:
+                    raise contradiction(
+                        directory, shard, f"it has {size} bytes, expected {shard.record.bytes}"
+                    )
+                return np.asarray(np.memmap(stream, dtype=np.uint8, mode="r"))
+        except (FileNotFoundError, IsADirectoryError):
+            continue  # a mirror fetches it again: another process may have made room between the two calls
+    raise contradiction(directory, shard, "it is missing")
 
 
 def _check_header(directory: Path, shard: IndexedShard, content: NDArray[np.uint8], suffix: str) -> None:
