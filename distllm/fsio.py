@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,8 @@ from distllm.errors import ConfigError, IntegrityError, StorageError
 
 TEMPORARY_SUFFIX = ".tmp"
 _BLOCK = 1 << 20
+_NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""How file systems that cannot flush a directory (SMB, some FUSE) answer."""
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST) and (blocker := _file_on_the_way(path)):
             raise StorageError(
-                f"cannot make the directory {blocker}: it is a file or a link to nothing",
+                f"cannot make the directory {blocker}: it is a file or a broken link",
                 where=str(path),
                 remedy=f"move {blocker} away, or choose another path",
             ) from error
@@ -55,7 +58,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno == errno.ENOENT and _keeps_no_files(path):
             raise StorageError(
-                f"{path} lies on a file system of the kernel, which keeps no files",
+                f"{path} is on a virtual file system of the kernel, which cannot hold files",
                 where=str(path),
                 remedy="choose a directory on a disk",
             ) from error
@@ -63,19 +66,19 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"the disk or file server failed at {error.filename or path}: {error.strerror}",
                 where=str(path),
-                remedy="see the kernel's log (dmesg) or ask who runs the file server, "
+                remedy="look at the kernel's log (dmesg) or ask the administrator of the file server, "
                 "then run the same command again",
             ) from error
         raise
 
 
 def _file_on_the_way(path: Path) -> Path | None:
-    """Return the part of ``path``, or ``path`` itself, that has the name of a directory and is none."""
+    """Return the part of ``path``, or ``path`` itself, that exists and is not a directory."""
     return next((part for part in (path, *path.parents) if os.path.lexists(part) and not part.is_dir()), None)
 
 
 def _keeps_no_files(path: Path) -> bool:
-    """Return whether ``path`` would lie on a file system without blocks, such as /proc."""
+    """Return whether ``path`` is on a file system without blocks, such as /proc."""
     there = next(part for part in (path, *path.absolute().parents) if part.is_dir())
     return os.statvfs(there).f_blocks == 0
 
@@ -88,7 +91,8 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
         StorageError: the disk is full, read-only, or not permitted. The temporary file is removed.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    # A process id is unique on one machine only, and containers on several machines often share one.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}{TEMPORARY_SUFFIX}")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -108,14 +112,14 @@ def atomic_directory(out: Path, mark: str, staging: Path | None = None) -> Itera
     """Yield a temporary directory that becomes ``out`` if the block succeeds, and vanishes if not.
 
     Args:
-        out: an earlier one of its kind there is replaced, anything else refused.
-        mark: the file by which its kind is known.
-        staging: the temporary directory, on the same file system, for a caller that finds it again after
-            a kill; None: one beside ``out``.
+        out: replaced if it holds ``mark`` or is empty; anything else is refused.
+        mark: name of a file that every directory of this kind holds.
+        staging: the temporary directory, on the same file system as ``out``, for a caller that wants to
+            find it again after a kill; None: a new one next to ``out``.
 
     Raises:
-        ConfigError: ``out`` is something else.
-        StorageError: it cannot be written.
+        ConfigError: ``out`` exists and is something else.
+        StorageError: ``out`` cannot be written.
     """
     refuse_other_kind(out, mark)
     temporary = staging or out.with_name(f".{out.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
@@ -142,7 +146,7 @@ def refuse_other_kind(out: Path, mark: str) -> None:
     """
     if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
-            f"{out} exists and holds no {mark}: it is nothing that this command has written",
+            f"{out} exists and has no {mark}: it was not written by this command",
             where=str(out),
             remedy="choose another directory, or remove this one",
         )
@@ -168,7 +172,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        IntegrityError: the file is missing or is no JSON.
+        IntegrityError: the file is missing or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -185,14 +189,19 @@ def read_json(path: Path) -> Any:
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one record to a JSON-lines file with a single write."""
-    line = json.dumps(record, sort_keys=False) + "\n"
-    with storage_errors(path), Path(path).open("a", encoding="utf-8") as stream:
-        stream.write(line)
+    """Append one record to a JSON-lines file, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full, read-only, or not permitted.
+    """
+    with storage_errors(path):
+        append_line_whole(path, json.dumps(record).encode() + b"\n")
 
 
 def append_line_whole(path: Path, line: bytes) -> None:
-    """Append a line, or nothing of it.
+    """Append a line with one write, or nothing of it.
+
+    A part that a full disk has taken is cut off again: the next line would be glued to it.
 
     Raises:
         OSError: the disk is full, read-only, or not permitted.
@@ -205,7 +214,7 @@ def append_line_whole(path: Path, line: bytes) -> None:
             if written != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            with suppress(OSError):  # a device cannot be cut
+            with suppress(OSError):  # a device cannot be truncated
                 os.ftruncate(descriptor, size)
             raise
     finally:
@@ -218,6 +227,13 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in stream:
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def read_tail(path: Path, size: int) -> bytes:
+    """Return the last ``size`` bytes of a file, or all of a shorter one."""
+    with Path(path).open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
+        return stream.read(size)
 
 
 def digest_bytes(content: bytes | memoryview) -> str:
@@ -241,24 +257,27 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Flush a directory's entries, so that a rename inside it survives a power cut."""
+    """Flush a directory's entries, so that a rename inside it survives a power cut, if that is possible."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
 
 def ensure_writable(path: Path) -> None:
-    """Create the directory ``path`` and prove that a file can be written in it.
+    """Create the directory ``path`` and check that a file can be written in it.
 
     Raises:
-        StorageError: it cannot.
+        StorageError: the directory cannot be created or written.
     """
     path = Path(path)
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe.{os.getpid()}{TEMPORARY_SUFFIX}"
+        probe = path / f".probe.{os.getpid()}-{secrets.token_hex(3)}{TEMPORARY_SUFFIX}"
         try:
             probe.write_bytes(b"probe")
         finally:

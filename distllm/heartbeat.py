@@ -1,15 +1,15 @@
-"""The sign of life of a rank: what it is doing, in a small file that another process reads.
+"""The heartbeat of a rank: what it is doing, in a small file that another process reads.
 
-A rank writes one fixed-size record over and over: a file that is created once needs no more space
-when the disk is full. Moments are those of the monotonic clock, which all processes of a machine
-share; they mean nothing on another machine.
+A rank overwrites one fixed-size record, so that a full disk does not stop the heartbeat. Times are
+those of the monotonic clock, which all processes of a machine share; they mean nothing on another machine.
 
-A process has one heart, `HEART`, because it has one main thread to watch. It is silent until it is
-opened, so that code below the training loop can always report to it.
+A process has one heartbeat, `HEARTBEAT`, because only its main thread is watched. It writes nothing
+until it is opened, so that code below the training loop can always report to it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -31,7 +31,7 @@ PATIENT_PHASES = ("start", "evaluate", "save", "restore", "end")
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a rank was doing when it last moved.
+    """What a rank was doing when it last made progress.
 
     Attributes:
         rank: its number.
@@ -39,12 +39,12 @@ class Beat:
         pid: its process.
         step: optimizer steps taken so far.
         phase: of the loop; one of `PATIENT_PHASES`, or a part of a step.
-        waits: what it waits for other ranks in; empty if it computes.
-        collectives: exchanges between ranks entered so far.
+        waits: the collective in which it waits for other ranks; empty while it computes.
+        collectives: collectives entered so far.
         shard: the file that was opened last; empty if none was.
         steps_here: steps taken since the process started.
-        p99_seconds: the 99th percentile of the seconds of its latest steps.
-        moved: when it last went from one thing to the next (monotonic seconds).
+        p99_seconds: the 99th percentile of the duration of its latest steps.
+        moved: when it last made progress (monotonic seconds).
     """
 
     rank: int
@@ -60,8 +60,11 @@ class Beat:
     moved: float = 0.0
 
 
-class Heart:
-    """Writes the beats of this process; does nothing until `open`."""
+class Heartbeat:
+    """Writes the beats of this process; does nothing until `open`.
+
+    A beat that cannot be written is lost, and the rank goes on: whoever reads the file judges its age.
+    """
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
@@ -70,7 +73,7 @@ class Heart:
         self._lock = threading.Lock()
 
     def open(self, run_directory: Path, rank: int) -> None:
-        """Begin to beat in ``run_directory``."""
+        """Start writing in ``run_directory``."""
         path = beat_path(run_directory, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -79,22 +82,23 @@ class Heart:
         self._move()
 
     @property
-    def beats(self) -> bool:
-        """Whether it is open."""
+    def is_open(self) -> bool:
+        """Whether beats are written."""
         return self._descriptor is not None
 
     def close(self) -> None:
-        """Fall silent."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Stop writing."""
+        with self._lock:  # a thread that is writing must not write to a descriptor that is used again
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
     def phase(self, name: str, step: int | None = None) -> None:
-        """Say which part of the loop begins, after how many steps."""
+        """Report which part of the loop begins, and after how many steps."""
         self._move(phase=name, step=self._beat.step if step is None else step)
 
     def count_step(self, seconds: float) -> None:
-        """Count a step that took so long."""
+        """Count a step and its duration."""
         self._seconds.append(seconds)
         ordered = sorted(self._seconds)
         p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
@@ -102,9 +106,9 @@ class Heart:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Say that the block is an exchange with the other ranks.
+        """Report that the block is a collective with the other ranks.
 
-        Only the main thread is watched: what others exchange in the background is no sign of life.
+        Only the main thread is watched: collectives of background threads are not progress of the run.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -117,7 +121,7 @@ class Heart:
             self._move(waits=outer)
 
     def reading(self, shard: Path) -> None:
-        """Say which file is being opened; counts as a move only while the loop waits for data."""
+        """Report which file is being opened; this is progress only while the loop waits for data."""
         name = str(shard)[-_SHARD_CHARACTERS:]
         if self._beat.phase == "data":
             self._move(shard=name)
@@ -125,15 +129,16 @@ class Heart:
             self._move(shard=name, moved=self._beat.moved)
 
     def _move(self, **changes: object) -> None:
-        if self._descriptor is None:
-            return
         with self._lock:
+            if self._descriptor is None:
+                return
             self._beat = replace(self._beat, **{"moved": time.monotonic(), **changes})  # type: ignore[arg-type]
             line = json.dumps(asdict(self._beat)).encode().ljust(_RECORD_BYTES)
-            os.pwrite(self._descriptor, line, 0)
+            with contextlib.suppress(OSError):
+                os.pwrite(self._descriptor, line, 0)
 
 
-HEART = Heart()
+HEARTBEAT = Heartbeat()
 
 
 def beat_path(run_directory: Path, rank: int) -> Path:
@@ -142,7 +147,7 @@ def beat_path(run_directory: Path, rank: int) -> Path:
 
 
 def read_beat(run_directory: Path, rank: int) -> Beat | None:
-    """Return the latest beat of a rank; None if it has none yet, or is just writing it."""
+    """Return the latest beat of a rank; None if there is none yet, or it is being written."""
     try:
         return Beat(**json.loads(beat_path(run_directory, rank).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

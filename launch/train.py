@@ -11,7 +11,7 @@ import os
 import sys
 
 from distllm.cli import main
-from distllm.cluster.outcome import leave_word
+from distllm.cluster.outcome import write_exit_code
 
 
 def leave(code: int) -> None:
@@ -23,7 +23,7 @@ def leave(code: int) -> None:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    leave_word(code)
+    write_exit_code(code)
     os._exit(code)
 
 

@@ -20,7 +20,7 @@ SCRIPT = """
 import os, sys
 from distllm.cluster import batch
 from distllm.cluster.batch import run_job
-batch._AGAIN_SECONDS = 0.1
+batch._RETRY_EVERY_SECONDS = 0.1
 sys.exit(run_job(sys.argv[1:], os.environ))
 """
 RANK = """

@@ -1,4 +1,4 @@
-"""Waiting for another job to succeed: whether it still can, and SLURM's condition for it."""
+"""Jobs that wait for another job: can that one still succeed, and what is SLURM's condition for it."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from distllm.config.problems import Problems
 from distllm.errors import LaunchError
 
 PREPARATION = "distllm-prepare-"
-"""How the names of jobs begin that prepare a dataset."""
-_NEVER = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT")
+"""Prefix of the names of jobs that prepare a dataset."""
+_FAILED = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT")
 
 
 def check_after(job: str, problems: Problems) -> None:
-    """Check that a job can still succeed: SLURM begins at once what waits for one that it does not know."""
+    """Check that a job can still succeed. SLURM starts a job at once if the one it waits for is unknown."""
     try:
         tasks = tasks_of(job)
     except LaunchError:
-        return  # scontrol is not for everybody everywhere
+        return  # some sites do not let users run scontrol
     problems.check(
         bool(tasks),
         f"SLURM knows no job {job}",
         keys=["after"],
-        remedy="it ended a while ago, or never was: leave after= out, or correct the number",
+        remedy="it ended some time ago or never existed: leave after= out, or correct the number",
     )
-    dead = [task for task in tasks if task.state in _NEVER]
+    dead = [task for task in tasks if task.state in _FAILED]
     enough = any if _is_preparation(tasks) else all
     problems.check(
-        not tasks or enough(task.state not in _NEVER for task in tasks),
+        not tasks or enough(task.state not in _FAILED for task in tasks),
         f"job {job} has ended without success: {dead[0].state}" if dead else "",
         keys=["after"],
-        remedy="correct what failed and submit it again, or leave after= out",
+        remedy="fix what failed and submit it again, or leave after= out",
     )
 
 
 def success_of(job: str) -> str:
     """Return SLURM's condition that ``job`` has succeeded.
 
-    All tasks of an array must, but for a preparation: the first one that ends well has seen the whole
-    dataset, whatever became of the others.
+    All tasks of an array must succeed, except for a preparation: there one task that succeeds is enough,
+    because it has seen the whole dataset completed.
     """
     try:
         tasks = tasks_of(job)

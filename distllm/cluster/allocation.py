@@ -1,4 +1,4 @@
-"""The job that this process is in, from SLURM's variables, and where its ranks meet."""
+"""The SLURM job that this process belongs to, and the address at which its ranks meet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distllm.cluster.slurm import call
 from distllm.errors import LaunchError
 
 _PORTS = range(10_000, 30_000)
-"""Below the range from which systems take ports for outgoing connections."""
+"""Below the range that operating systems use for outgoing connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class Allocation:
     """One start of one job.
 
     Attributes:
-        job: number of the job, with that of its task in an array: what `scontrol requeue` needs so
-            that it does not take the whole array.
+        job: number of the job, in an array as ``ARRAY_TASK``: `scontrol requeue` with the number of the
+            array would requeue all of its tasks.
         task: index of the task in an array, or None.
         restarts: how often SLURM has started this job before.
         nodes: in SLURM's order; rank 0 runs on the first.
@@ -34,15 +34,15 @@ class Allocation:
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Allocation:
-        """Read it from the variables of a batch script.
+        """Read it from the environment of a batch script.
 
         Raises:
-            LaunchError: this is no job.
+            LaunchError: this process is not in a job.
         """
         job, nodes = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_NODELIST")
         if not job or not nodes:
             raise LaunchError(
-                "this is no SLURM job: SLURM_JOB_ID and SLURM_JOB_NODELIST are not set",
+                "this is not a SLURM job: SLURM_JOB_ID and SLURM_JOB_NODELIST are not set",
                 where="environment",
                 remedy="submit it: distllm submit ..., or sbatch slurm/train.sbatch ...",
             )
@@ -56,7 +56,7 @@ class Allocation:
         """Return the name or address at which all ranks meet.
 
         Raises:
-            LaunchError: it does not resolve here, which is the node of rank 0.
+            LaunchError: it does not resolve on this machine, the node of rank 0.
         """
         wanted = configured or self.nodes[0]
         if resolves(wanted):
@@ -65,13 +65,13 @@ class Allocation:
         if address and resolves(address):
             return address
         raise LaunchError(
-            f"{wanted!r} does not resolve to an address, and SLURM knows no other for it",
+            f"{wanted!r} does not resolve to an address, and SLURM knows no address for it",
             where="cluster.head" if configured else "first node of the job",
             remedy="set cluster.head to a name or address that every node can reach",
         )
 
     def port(self, start: int) -> int:
-        """Return a port that is free here now, another for each start of each job."""
+        """Return a port that is free on this machine now; it differs between jobs and starts."""
         digits = "".join(filter(str.isdigit, self.job))
         first = (int(digits or 0) * 7 + start * 131) % len(_PORTS)
         for offset in range(200):
@@ -90,7 +90,7 @@ class Allocation:
 
 
 def _node_address(node: str) -> str | None:
-    """Return the address by which SLURM itself reaches a node; None where it cannot be asked."""
+    """Return the address at which SLURM itself reaches a node; None if SLURM cannot be asked."""
     try:
         words = call("scontrol", "show", "node", "-o", node).split()
     except LaunchError:

@@ -1,7 +1,7 @@
-"""What a person or a job script asks of a run: small files in its directory, which rank 0 looks at.
+"""Requests to a run, from a person or a job script: small files in its directory that rank 0 looks for.
 
-Signals reach whichever processes a launcher lets them reach; a file reaches rank 0 wherever it runs,
-also inside a container. The ranks then agree on the step at which they obey. Imports no torch.
+Which processes a signal reaches depends on the launcher; a file reaches rank 0 wherever it runs, also in a
+container. The ranks then agree on the step at which they act on it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Literal, get_args
 from distllm.fsio import atomic_write_json
 
 DIRECTORY = "control"
-Wish = Literal[
-    "stop",  # save at the next border of a step and end
-    "save",  # save there and go on
-    "cancel",  # end now; nothing is to start this run again
+RequestKind = Literal[
+    "stop",  # save after the current step and end
+    "save",  # save after the current step and continue
+    "cancel",  # end now; the run must not be started again
 ]
 TIME_LIMIT = "the time limit is near"
 REQUEUE = "to queue again"
 AGAIN = (TIME_LIMIT, REQUEUE)
-"""Reasons to stop after which the job is to come back."""
+"""Reasons to stop after which the job is queued again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A wish, why it was made, and whether the run is to be started again after it."""
+    """What is requested, why, and whether the run is to be started again afterwards."""
 
-    wish: Wish
+    kind: RequestKind
     why: str
     again: bool
 
@@ -40,38 +40,38 @@ class Control:
     """The requests to one run.
 
     Args:
-        run_dir: the run directory; it need not exist to be asked.
+        run_dir: the run directory; it need not exist yet.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self._directory = Path(run_dir) / DIRECTORY
 
-    def ask(self, wish: Wish, why: str, *, again: bool = False) -> None:
-        """Leave a request; the newest of a kind counts.
+    def ask(self, kind: RequestKind, why: str, *, again: bool = False) -> None:
+        """Write a request; it replaces an earlier one of its kind.
 
         Raises:
             StorageError: the run directory cannot be written.
         """
-        atomic_write_json(self._directory / wish, {"why": why, "again": again, "time": time.time()})
+        atomic_write_json(self._directory / kind, {"why": why, "again": again, "time": time.time()})
 
-    def asked(self, wish: Wish) -> Request | None:
+    def asked(self, kind: RequestKind) -> Request | None:
         """Return the request of this kind, if there is one."""
         try:
-            text = (self._directory / wish).read_text(encoding="utf-8")
+            text = (self._directory / kind).read_bytes()
         except OSError:
             return None
         with contextlib.suppress(ValueError):
             content = json.loads(text)
             if isinstance(content, dict):
-                return Request(wish, str(content.get("why", "")), content.get("again") is True)
-        # Also a file that somebody has merely touched is a request.
-        return Request(wish, f"{self._directory / wish} exists", again=False)
+                return Request(kind, str(content.get("why", "")), content.get("again") is True)
+        # A file without this content, such as one made with touch, is a request too.
+        return Request(kind, f"{self._directory / kind} exists", again=False)
 
-    def forget(self, wish: Wish) -> None:
-        """Remove the request: it was obeyed, or was meant for an earlier start."""
-        (self._directory / wish).unlink(missing_ok=True)
+    def forget(self, kind: RequestKind) -> None:
+        """Remove the request: it was carried out, or was meant for an earlier start."""
+        (self._directory / kind).unlink(missing_ok=True)
 
     def forget_all(self) -> None:
         """Remove every request."""
-        for wish in get_args(Wish):
-            self.forget(wish)
+        for kind in get_args(RequestKind):
+            self.forget(kind)

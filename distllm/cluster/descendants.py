@@ -1,4 +1,4 @@
-"""Every process that came of this one, also those that left its group and lost their parent."""
+"""All descendants of this process, including those that left its process group or lost their parent."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _POLL_SECONDS = 0.05
 
 
 def adopt_orphans() -> None:
-    """Let what loses its parent become a child of this process, and not of process 1."""
+    """Make this process, instead of process 1, the parent of descendants whose own parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_descendants() -> None:
-    """Kill everything that came of this process and wait until it is gone."""
+    """Kill all descendants of this process and wait until they have ended."""
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(ChildProcessError):

@@ -1,4 +1,4 @@
-"""Why a start of a run ended: the earliest error over all ranks, and what it means."""
+"""Why a start of a run ended: the earliest error over all ranks, and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distllm.fsio import read_tail
+
 _TAIL_BYTES = 1 << 18
 _HEAD = re.compile(
-    r"^(Traceback \(most recent call last\):|distllm: (?!asked to stop).+)",  # which is no error
+    r"^(Traceback \(most recent call last\):|distllm: (?!asked to stop).+)",  # a request to stop is no error
     re.MULTILINE,
 )
 _PEER_LOST = re.compile(
@@ -37,11 +39,11 @@ class Finding:
     """The error that came first.
 
     Attributes:
-        rank: whose log it is in.
-        cause: its kind, in words.
+        rank: the rank whose log holds it.
+        cause: the kind of error, in words.
         excerpt: the error as it was printed.
         remedy: what to do.
-        log: the file.
+        log: the log file.
     """
 
     rank: int
@@ -54,10 +56,12 @@ class Finding:
 def first_error(logs: Path, pattern: str = "rank-*.log") -> Finding | None:
     """Return the earliest error in the ranks' logs of one start; None if they hold none.
 
-    The logs are those that match ``pattern``, their names end in ``-`` and the number of the rank.
+    A rank that lost its peer comes after one with an error of its own, whatever the clocks say: the loss is
+    a consequence. Otherwise the log that was last written to first counts.
 
-    A rank that lost its peer comes after one that has an error of its own, whatever its clock says:
-    the loss is a consequence. Among equals the log that was written to first counts.
+    Args:
+        logs: directory of the start.
+        pattern: names of the logs; they end in ``-`` and the number of the rank.
     """
     found = [finding for path in sorted(logs.glob(pattern)) if (finding := _read(path)) is not None]
     return min(
@@ -68,19 +72,17 @@ def first_error(logs: Path, pattern: str = "rank-*.log") -> Finding | None:
 
 
 def _read(path: Path) -> Finding | None:
-    with path.open("rb") as stream:
-        stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
-        text = stream.read().decode(errors="replace")
-    heads = list(_HEAD.finditer(text))
-    if not heads:
+    text = read_tail(path, _TAIL_BYTES).decode(errors="replace")
+    head = _HEAD.search(text)
+    if head is None:
         killed = re.search(r"^.*(?:Killed|oom[-_ ]kill|signal 9).*$", text, re.MULTILINE)
         return _finding(path, killed[0]) if killed else None
-    return _finding(path, text[heads[0].start() :])
+    return _finding(path, text[head.start() :])
 
 
 def _finding(path: Path, excerpt: str) -> Finding:
     lines = excerpt.strip().splitlines()
-    # A traceback tells what happened at its end; our own messages at their beginning.
+    # The last line of a traceback says what happened; in distllm's own messages the first one does.
     shown = lines[-8:] if lines[0].startswith("Traceback") else lines[:8]
     text = "\n".join(shown)
     cause, remedy = classify(text)
@@ -96,5 +98,7 @@ def classify(text: str) -> tuple[str, str]:
 
 
 def tail(path: Path, lines: int = 12) -> Sequence[str]:
-    """Return the last lines of a file."""
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:] if path.exists() else ()
+    """Return the last lines of a file, however long it is; none of a file that does not exist."""
+    if not path.exists():
+        return ()
+    return read_tail(path, _TAIL_BYTES).decode(errors="replace").splitlines()[-lines:]

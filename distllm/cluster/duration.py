@@ -12,10 +12,13 @@ from distllm.cluster.limits import CLOCK_SECONDS, check_interval, check_warning,
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved
 from distllm.errors import DataError
+from distllm.fsio import read_tail
 from distllm.observe.ledger import LEDGER_FILE, number_in, read_events
+from distllm.observe.sinks import METRICS_FILE
 from distllm.units import count_of, format_duration
 
 _MEASURED_STEPS = 50
+_TAIL_BYTES = 1 << 20
 
 
 def check_time(resolved: Resolved, run_dir: Path, problems: Problems) -> list[str]:
@@ -56,7 +59,7 @@ def _predicted_seconds(resolved: Resolved) -> float | None:
 
 
 def _save_seconds(resolved: Resolved, run_dir: Path) -> float:
-    """Return the time of writing one checkpoint: to the store that the profile names, or longer if it was."""
+    """Return the seconds for one checkpoint: by the cluster's profile, or as measured if that is longer."""
     from distllm.plan.estimate import CHECKPOINT_BYTES
 
     store = resolved.config.cluster.hardware.store_gb_per_s * 1e9
@@ -64,7 +67,7 @@ def _save_seconds(resolved: Resolved, run_dir: Path) -> float:
 
 
 def _measured_save(run_dir: Path) -> float:
-    """Return the mean seconds for which saves have held training up; 0 if none was measured."""
+    """Return the mean seconds for which a save has blocked training; 0 if none was measured."""
     try:
         events = read_events(run_dir / LEDGER_FILE)
     except DataError:
@@ -76,13 +79,13 @@ def _measured_save(run_dir: Path) -> float:
 
 
 def _seconds_per_step(run_dir: Path) -> float | None:
-    """Return the median time of the last steps that this run has recorded."""
-    path = run_dir / "metrics.jsonl"
+    """Return the median time of the last steps that this run has recorded; None if there are none."""
+    path = run_dir / METRICS_FILE
     if not path.exists():
         return None
     times: list[float] = []
     before: tuple[int, float] | None = None
-    for text in path.read_text(encoding="utf-8").splitlines()[-4 * _MEASURED_STEPS :]:
+    for text in read_tail(path, _TAIL_BYTES).splitlines()[-4 * _MEASURED_STEPS :]:
         try:
             line: Mapping[str, Any] = json.loads(text)
         except ValueError:

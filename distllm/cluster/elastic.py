@@ -1,8 +1,8 @@
-"""torchrun on every machine: when one is lost, the others meet again and go on with fewer ranks.
+"""torchrun on every machine: when one is lost, the others meet again and continue with fewer ranks.
 
-The agents meet in a store on one machine, which must stay. A lost agent is noticed after three
-missed heartbeats of five seconds; its ranks' peers fail in their next collective, the agents that
-are left start theirs again, and the run goes on from its last checkpoint with the same global batch.
+The agents meet at a store on one machine, which must stay up. A lost agent is noticed after three missed
+heartbeats of five seconds. The ranks elsewhere then fail in their next collective, their agents restart them,
+and the run continues from its last checkpoint with the same global batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_rendezvous(text: str, low: int, high: int, problems: Problems) -> None
     host, _, port = text.rpartition(":")
     problems.check(
         bool(host) and port.isdigit() and 1024 <= int(port) < 65536,
-        f"{text!r} is no HOST:PORT",
+        f"{text!r} is not HOST:PORT",
         keys=["rendezvous"],
         remedy="rendezvous=n1:29400, the same on every machine",
     )
@@ -72,7 +72,7 @@ def torchrun_command(config: Config, rendezvous: str, low: int, high: int, words
 
 
 def run_agent(command: Sequence[str], config: Config) -> int:
-    """Run this machine's agent to its end; pass requests to stop on to it; leave none of its ranks."""
+    """Run this machine's agent to its end, pass signals on to it, and leave none of its ranks behind."""
     env = {**os.environ, **config.cluster.env, "DS_ACCELERATOR": config.cluster.device}
     agent = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
 

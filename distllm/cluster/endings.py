@@ -1,7 +1,7 @@
-"""How SLURM has ended a start that could not say so itself, from what SLURM left in the logs.
+"""How SLURM ended a start that could not record its own end, from the lines that SLURM wrote to the logs.
 
-``slurmstepd`` writes a line into the log of the job and of each rank before it ends them, with the
-reason. Accounting, which would know too, is not there on every cluster.
+``slurmstepd`` writes a line with the reason to the logs of the job and of each rank before it ends them.
+SLURM's accounting would know as well, but not every cluster has it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from distllm.cluster.batch import start_directory
 from distllm.cluster.control import Control
 from distllm.cluster.history import History, Start
 from distllm.cluster.snapshot import SCRIPT
+from distllm.fsio import read_tail
 
 _ENDED = re.compile(
     r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+?(?: DUE TO ([A-Z ]+?))?(?:,[^*]*)? \*\*\*"
@@ -24,9 +25,9 @@ _TAIL_BYTES = 1 << 18
 _MEANINGS = {
     "PREEMPTION": ("preempted by a job of higher priority", "nothing to do: SLURM queues the job again"),
     "TIME LIMIT": ("the time limit came before it had saved", "raise cluster.slurm.warning_seconds"),
-    "NODE FAILURE": ("a node was lost", "nothing to do: the job comes back without it"),
-    "JOB REQUEUE": ("queued again by scontrol requeue", "nothing to do: it goes on from its last checkpoint"),
-    "": ("cancelled by scancel", "submit it again to go on from its last checkpoint"),
+    "NODE FAILURE": ("a node was lost", "nothing to do: the job returns without it"),
+    "JOB REQUEUE": ("requeued by scontrol", "nothing to do: it continues from its last checkpoint"),
+    "": ("cancelled by scancel", "submit it again to continue from its last checkpoint"),
 }
 
 
@@ -39,7 +40,7 @@ class Ending:
 
 
 def ending_of(run_dir: Path, start: Start) -> Ending:
-    """Return how SLURM ended a start that has no end of its own."""
+    """Return how SLURM ended a start that has recorded no end."""
     if (cancel := Control(run_dir).asked("cancel")) is not None:
         return Ending(f"cancelled: {cancel.why}", _MEANINGS[""][1])
     for text in (_job_log(start), *_rank_logs(start_directory(run_dir, start.number))):
@@ -49,14 +50,14 @@ def ending_of(run_dir: Path, start: Start) -> Ending:
     return _lost(run_dir, start)
 
 
-def told_by_slurm(log: Path) -> str | None:
-    """Return how SLURM ended what wrote a log, in words; None if it did not, or could not say so."""
+def reason_in_log(log: Path) -> str | None:
+    """Return why SLURM ended the process that wrote a log; None if the log does not say."""
     found = _ENDED.search(_tail(log))
     if found is None:
         return None
     reason = found[1] or ""
-    if reason == "TIME LIMIT":  # what it was needs no time to save
-        return "the time limit came"
+    if reason == "TIME LIMIT":  # unlike a training run, it has nothing to save
+        return "the time limit was reached"
     return _MEANINGS.get(reason, (reason.lower(),))[0]
 
 
@@ -65,13 +66,13 @@ def _lost(run_dir: Path, start: Start) -> Ending:
     if lost:
         return Ending(f"a node was lost: {', '.join(lost)}", _MEANINGS["NODE FAILURE"][1])
     return Ending(
-        "nobody wrote down why: its job script was killed, or its first node lost power or network",
+        "the reason was not recorded: its job script was killed, or its first node lost power or network",
         f"scontrol show node {start.nodes[0]}; scontrol show job {start.job}, or sacct -D -j {start.job}",
     )
 
 
 def _job_log(start: Start) -> str:
-    """Return what the log of the job holds of this start."""
+    """Return the part of the job's log that belongs to this start."""
     text = _tail(job_log(start))
     began = [(int(found[1]), found.start()) for found in _BEGAN.finditer(text)]
     first = next((place for number, place in began if number == start.number), None)
@@ -81,7 +82,7 @@ def _job_log(start: Start) -> str:
 
 
 def job_log(start: Start) -> Path:
-    """Return where a job script writes; the tasks of a sweep share the directory of its first run."""
+    """Return the log of the job script; the tasks of a sweep write to the directory of its first run."""
     array, _, task = start.job.partition("_")
     own = Path(start.submission) / SCRIPT
     found = _OUTPUT.search(own.read_text(encoding="utf-8")) if own.exists() else None
@@ -95,8 +96,6 @@ def _rank_logs(directory: Path) -> list[str]:
 
 def _tail(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
-            return stream.read().decode(errors="replace")
+        return read_tail(path, _TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""

@@ -1,27 +1,25 @@
-"""Evaluating checkpoints in jobs of their own, while training goes on."""
+"""Evaluating checkpoints in separate jobs while training continues."""
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from pathlib import Path
 
-from distllm.checkpoint.format import list_checkpoints
+from distllm.checkpoint.format import list_checkpoints, step_of
 from distllm.cluster.history import HOME
 from distllm.cluster.render import evaluate_options, render, settings_lines
 from distllm.cluster.slurm import NoAnswerError, submit
 from distllm.cluster.snapshot import Submission, python_of
 from distllm.config.schema import Config
-from distllm.errors import LaunchError
+from distllm.errors import LaunchError, StorageError
 from distllm.fsio import atomic_write_text
 
 _LOOK_SECONDS = 5.0
-_STEP = re.compile(r"step-(\d+)")
 
 
 class Evaluations:
-    """Submits an evaluation for every due checkpoint, each once and one after the other.
+    """Submits one evaluation for every due checkpoint; they run one after the other.
 
     Args:
         submission: what was submitted.
@@ -35,9 +33,9 @@ class Evaluations:
         self._refused = False
 
     def submit_due(self, *, at_once: bool = False) -> None:
-        """Submit what is due, looking every few seconds, or ``at_once``.
+        """Submit what is due; without ``at_once`` only if the last look is some seconds ago.
 
-        A refusal is told once and does not touch the training.
+        A failure is reported once, ends the evaluations, and does not affect the training.
         """
         every = self._config.cluster.slurm.evaluate_every_steps
         if not every or self._refused:
@@ -46,13 +44,13 @@ class Evaluations:
             return
         self._looked_at = time.monotonic()
         paths = list_checkpoints(self._submission.run_dir / "checkpoints")
-        for step in sorted(int(_STEP.fullmatch(path.name)[1]) for path in paths):  # type: ignore[index]
+        for step in sorted(map(step_of, paths)):
             if step % every == 0 and not self._note(step).exists():
                 try:
                     self._submit(step)
                 except NoAnswerError:
-                    return  # the next look asks again
-                except LaunchError as error:
+                    return  # tried again at the next look
+                except (LaunchError, StorageError) as error:
                     self._refused = True
                     print(f"distllm: checkpoints are not evaluated: {error}", file=sys.stderr, flush=True)
                     return

@@ -1,15 +1,14 @@
-"""Which start of a run a process belongs to, so that a later start can shut an earlier one out.
+"""Fencing: which start of a run a process belongs to, so that a later start can exclude an earlier one.
 
-A scheduler that loses sight of a node starts the job again elsewhere while ranks of the first start
-may live on. All starts of one job share a line and are numbered; the owner of a run directory gives
-way to a later start of its own line, and stops as soon as it is about to publish anything.
+A scheduler that loses contact with a node starts the job elsewhere, while ranks of the first start may still
+be running. All starts of one job share a ``line`` and are numbered. The owner of a run directory has to yield
+to a later start of its own line, and stops before it would publish anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 VARIABLE = "DISTLLM_FENCE"
 _NO_RUN_ID = ("", "none")
@@ -17,14 +16,14 @@ _NO_RUN_ID = ("", "none")
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A start: the ``line`` it belongs to and its ``number`` on it."""
+    """A start: the ``line`` it belongs to and its ``number`` there."""
 
     line: str
     number: int
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Fence | None:
-        """Read it from what a job script, or torchrun, has set; None where nobody numbers starts."""
+        """Read it from the variables of a job script or torchrun; None if neither started this process."""
         line, _, number = env.get(VARIABLE, "").rpartition("@")
         if line and number.isdigit():
             return cls(line, int(number))
@@ -36,7 +35,7 @@ class Fence:
     def __str__(self) -> str:
         return f"{self.line}@{self.number}"
 
-    def shuts_out(self, owner: Any) -> bool:
-        """Whether this start takes the place of an owner that wrote ``owner`` (its ``str``) down."""
+    def supersedes(self, owner: object) -> bool:
+        """Whether this start takes the place of an owner whose fence, as text, is ``owner``."""
         line, _, number = str(owner).rpartition("@")
         return line == self.line and number.isdigit() and int(number) <= self.number

@@ -1,8 +1,8 @@
-"""Ranks that stand still: noticed, told in one sentence, and what they were doing kept for a reader.
+"""Hangs: when a run makes no progress, which rank is to blame, and what its ranks were doing.
 
-The ranks of a step move together, so a run stands still when none of them has moved for longer than
-three times the 99th percentile of its steps, or than a floor. What may take long by nature (starting,
-compiling, evaluating, saving) has the patience of the process group.
+The ranks of a step move together, so a run hangs when none of them has made progress for longer than
+three times the 99th percentile of its steps, or than a floor. Phases that may take long (starting,
+compiling, evaluating, saving) are given the timeout of the process group instead.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _DUMP_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a run may stand still, in seconds.
+    """How long a run may go without progress, in seconds.
 
     Attributes:
-        floor: within a step, at least.
-        long: in a phase that may take long, and before the first step of a process.
+        floor: the least limit within a step.
+        long: the limit in a phase that may take long, and before the first step of a process.
     """
 
     floor: float
     long: float
 
     def limit(self, beats: Sequence[Beat]) -> float:
-        """Return how long a run whose ranks beat like this may stand still."""
+        """Return the limit for a run whose ranks have written ``beats``."""
         if any(beat.phase in PATIENT_PHASES or beat.steps_here == 0 for beat in beats):
             return self.long
         return max(self.floor, _TIMES_P99 * max(beat.p99_seconds for beat in beats))
@@ -47,12 +47,12 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """A run that stands still.
+    """A run that hangs.
 
     Attributes:
-        seconds: since a rank moved.
-        sentence: who is to blame, as far as can be told.
-        ranks: the culprits; empty if they are not known.
+        seconds: since the last progress of any rank.
+        sentence: which ranks are to blame, if known, and what the others wait for.
+        ranks: the ranks to blame; empty if unknown.
         beats: what each rank was doing.
     """
 
@@ -62,7 +62,7 @@ class Hang:
     beats: tuple[Beat, ...] = field(repr=False)
 
     def facts(self) -> dict[str, Any]:
-        """Return what the ledger keeps."""
+        """Return the fields of the ledger's event."""
         culprits = [beat for beat in self.beats if beat.rank in self.ranks]
         return {
             "seconds": round(self.seconds, 3),
@@ -77,34 +77,34 @@ class Hang:
 
 
 def find_hang(beats: Sequence[Beat], patience: Patience, now: float) -> float | None:
-    """Return for how long the ranks have stood still, if that is too long.
+    """Return for how long no rank has made progress, if that is too long; else None.
 
     Args:
         beats: the latest of each rank.
         patience: how long is too long.
-        now: the monotonic clock.
+        now: the time of the monotonic clock.
     """
     still = seconds_still(beats, now)
     return still if still > patience.limit(beats) else None
 
 
 def seconds_still(beats: Sequence[Beat], now: float) -> float:
-    """Return for how long no rank has moved."""
+    """Return for how long no rank has made progress."""
     return now - max(beat.moved for beat in beats)
 
 
 def explain_hang(beats: Sequence[Beat], seconds: float, stopped: Sequence[int]) -> Hang:
-    """Say which rank does not do what the others wait for.
+    """Find the rank that does not do what the others wait for.
 
     Args:
         beats: the latest of each rank.
-        seconds: for how long none moved.
-        stopped: ranks whose process does not run (SIGSTOP).
+        seconds: for how long no rank has made progress.
+        stopped: ranks whose process is stopped (SIGSTOP).
     """
     waiting = [beat for beat in beats if beat.waits and beat.rank not in stopped]
     for_long = f"for {seconds:.1f} s"
     wait = f"wait{'s' if len(waiting) == 1 else ''}"
-    others = f"{_ranks(waiting)} {wait} in {waiting[0].waits!r}" if waiting else "nobody waits"
+    others = f"{_ranks(waiting)} {wait} in {waiting[0].waits!r}" if waiting else "no rank waits"
     if stopped:
         culprits = [beat for beat in beats if beat.rank in stopped]
         what = f"{_who(culprits)} is stopped (SIGSTOP) {_where(culprits[0])}; {others} {for_long}"
@@ -114,27 +114,30 @@ def explain_hang(beats: Sequence[Beat], seconds: float, stopped: Sequence[int]) 
     elif len({(beat.collectives, beat.waits) for beat in waiting}) > 1:
         culprits = _out_of_step(waiting)
         places = "; ".join(f"rank {beat.rank} in {beat.waits!r} {_where(beat)}" for beat in waiting)
-        left = f"{_who(culprits)} left out an exchange" if culprits else "the ranks left each other"
+        left = f"{_who(culprits)} skipped a collective" if culprits else "the ranks are out of step"
         what = f"{left}: they wait {for_long} in different ones: {places}"
     else:
         culprits = []
-        what = f"all ranks wait {for_long} in {waiting[0].waits!r}: the connection between them is broken"
+        what = f"all ranks wait {for_long} in {waiting[0].waits!r}: the network between them is broken"
     return Hang(seconds, what, tuple(beat.rank for beat in culprits), tuple(beats))
 
 
 def never_began(beats: Sequence[Beat], seconds: float, silent: Sequence[int]) -> Hang:
-    """Say which ranks have not come as far as their first sign of life."""
+    """Describe ranks that have not written a first heartbeat."""
     who = " and ".join(f"rank {rank}" for rank in silent)
-    return Hang(seconds, f"{who} did not begin within {seconds:.0f} s", tuple(silent), tuple(beats))
+    return Hang(seconds, f"{who} did not start within {seconds:.0f} s", tuple(silent), tuple(beats))
 
 
 def keep_evidence(run_directory: Path, attempt: int, pids: Mapping[int, int]) -> Path:
-    """Let ranks that hang write down their stacks and exchanges, and keep that with their beats.
+    """Ask hanging ranks to write their stacks and collectives, and keep those with their beats.
 
     Args:
-        run_directory: where they run.
-        attempt: numbers the directory in which the evidence is kept.
-        pids: the process of each rank that lives.
+        run_directory: the run directory.
+        attempt: number of the attempt, which names the directory that is kept.
+        pids: the process of each rank that is alive.
+
+    Returns:
+        The directory that holds the evidence.
     """
     for pid in pids.values():
         for number in (STACKS_SIGNAL, COLLECTIVES_SIGNAL, signal.SIGCONT):
@@ -145,17 +148,17 @@ def keep_evidence(run_directory: Path, attempt: int, pids: Mapping[int, int]) ->
         time.sleep(0.05)
     kept = run_directory / HANGS_DIRECTORY / f"attempt-{attempt:04d}"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):  # evidence of an earlier start with the same number stays
+    with contextlib.suppress(OSError):  # evidence of an earlier attempt with the same number stays
         (run_directory / BEATS_DIRECTORY).rename(kept)
     return kept
 
 
 def last_collectives(directory: Path, ranks: Sequence[int]) -> dict[int, str]:
-    """Return the last exchange that each rank's flight recorder knows, as ``name #number``.
+    """Return the last collective in each rank's flight recorder, as ``name #number``.
 
     Args:
         directory: where `keep_evidence` put the files.
-        ranks: of which ranks.
+        ranks: the ranks to look up; those without a record are left out.
     """
     found = {}
     for rank in ranks:
@@ -172,7 +175,7 @@ def stacks_path(directory: Path, rank: int) -> Path:
 
 
 def collectives_path(directory: Path, rank: int) -> Path:
-    """Return where a rank writes what its flight recorder knows."""
+    """Return where a rank writes the content of its flight recorder."""
     return directory / f"rank-{rank:05d}.collectives.json"
 
 
@@ -183,7 +186,7 @@ def _has_dumped(run_directory: Path, rank: int) -> bool:
 
 
 def _out_of_step(waiting: Sequence[Beat]) -> list[Beat]:
-    """Return the ranks that are further in the run than they have exchanged with the others."""
+    """Return the ranks that are ahead of the others in the sequence of steps and collectives."""
     furthest = max((beat.step, beat.collectives) for beat in waiting)
     ahead = [beat for beat in waiting if (beat.step, beat.collectives) == furthest]
     return ahead if len(ahead) < len(waiting) else []

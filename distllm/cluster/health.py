@@ -1,12 +1,13 @@
-"""The health check of one node, started once per node by ``srun`` before the ranks are.
+"""The health check of one node; ``srun`` runs it once on every node before the ranks start.
 
-Each node looks at its disks, its memory and its GPUs, and talks to the first node over a plain
-socket: is it reached, how fast, and what time is it there. Then all of them sum a tensor with the
+Each node checks its disks, memory and GPUs, and connects to the first node over a plain socket to
+measure reachability, bandwidth and the difference of the clocks. Then all nodes sum a tensor with the
 backend that training uses. Each prints one line of JSON that begins with `MARK`.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -36,13 +37,13 @@ _GPU_QUERY = "index,ecc.errors.uncorrected.volatile.total,clocks_throttle_reason
 
 
 class NodeCheck:
-    """Measures one node and notes what is wrong with it.
+    """Measures one node and collects its problems.
 
     Attributes:
-        problems: sentences about this node.
-        shared: sentences about what all nodes have in common: the run directory's disk.
-        suspects_head: sentences about what this node and the first one do not do together.
-        figures: what was measured.
+        problems: of this node itself.
+        shared: of what all nodes have in common, the disk of the run directory.
+        suspects_head: between this node and the first one.
+        figures: the measurements by name.
     """
 
     def __init__(self, config: Config, run_dir: Path) -> None:
@@ -53,7 +54,7 @@ class NodeCheck:
         self.figures: dict[str, float] = {}
 
     def local(self) -> None:
-        """Look at what needs no other node, after ending what earlier starts of the run have left here."""
+        """Run the checks that need no other node, after ending ranks that earlier starts left behind here."""
         if strays := end_strays(self._run_dir):
             print(f"distllm: ended ranks of an earlier start: {', '.join(map(str, strays))}", flush=True)
         self._check_disk("run directory", self._run_dir, self.shared)
@@ -64,17 +65,17 @@ class NodeCheck:
             self._check_gpus()
 
     def network(self, head: str, port: int, deadline: float) -> None:
-        """Talk to the first node: reach it, compare clocks, measure the way there and back."""
+        """Connect to the first node: compare clocks and measure the bandwidth."""
         try:
             skew, bandwidth = talk(head, port, deadline)
         except OSError as error:
-            self.suspects_head.append(f"does not reach the first node at {head}:{port}: {error}")
+            self.suspects_head.append(f"cannot reach the first node at {head}:{port}: {error}")
             return
         self.figures |= {"clock_skew_seconds": skew, "network_bytes_per_second": bandwidth}
         if abs(skew) > self._limits.max_clock_skew:
-            self.suspects_head.append(f"its clock is {skew:+.1f} s from the first node's")
+            self.suspects_head.append(f"its clock differs by {skew:+.1f} s from the first node's")
         if bandwidth < self._limits.min_network_bandwidth:
-            self.suspects_head.append(f"moves {format_bytes(bandwidth)}/s to the first node")
+            self.suspects_head.append(f"sends only {format_bytes(bandwidth)}/s to the first node")
 
     def collective(self, node: int, nodes: int, head: str, port: int, seconds: float) -> None:
         """Sum a tensor over all nodes, and with either neighbour alone if that is slow."""
@@ -89,12 +90,11 @@ class NodeCheck:
         self.figures["collective_bytes_per_second"] = together
         if pairs is not None:
             self.figures["pair_bytes_per_second"] = pairs
-        if (pairs if pairs is not None else together) < floor:
-            said = f"sums {format_bytes(together)}/s with all nodes"
-            found = self.suspects_head if pairs is None else self.problems
-            found.append(
-                said if pairs is None else f"{said} and {format_bytes(pairs)}/s with either neighbour"
-            )
+        said = f"sums only {format_bytes(together)}/s with all nodes"
+        if pairs is None and together < floor:
+            self.suspects_head.append(said)
+        elif pairs is not None and pairs < floor:
+            self.problems.append(f"{said} and {format_bytes(pairs)}/s with its better neighbour")
 
     def _check_disk(self, name: str, directory: Path, found: list[str]) -> None:
         try:
@@ -105,10 +105,10 @@ class NodeCheck:
         free = free_bytes(directory)
         self.figures[f"free_bytes_{name.split(maxsplit=1)[0]}"] = free
         if free < self._limits.min_free_bytes:
-            found.append(f"{format_bytes(free)} free in the {name} {directory}")
+            found.append(f"only {format_bytes(free)} free in the {name} {directory}")
 
     def _check_memory(self) -> None:
-        """Copy a block a few times: a node with a broken or throttled memory channel is far slower."""
+        """Copy a block a few times: a broken or throttled memory channel makes a node far slower."""
         source, target = bytearray(_COPIED_BYTES), bytearray(_COPIED_BYTES)
         best = float("inf")
         for _ in range(4):
@@ -118,18 +118,17 @@ class NodeCheck:
         bandwidth = _COPIED_BYTES / best
         self.figures["memory_bytes_per_second"] = bandwidth
         if bandwidth < self._limits.min_memory_bandwidth:
-            self.problems.append(f"copies {format_bytes(bandwidth)}/s in memory")
+            self.problems.append(f"copies only {format_bytes(bandwidth)}/s in memory")
 
     def _check_gpus(self) -> None:
-        """Count the GPUs that the driver shows, and look for errors it has already counted."""
+        """Count the GPUs that the driver shows, and report errors that it has counted."""
         wanted = self._config.cluster.procs_per_node
         if shutil.which("nvidia-smi") is None:
             self.problems.append("nvidia-smi is missing: no GPU driver")
             return
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader"],
-            capture_output=True, text=True, check=False, timeout=self._limits.timeout_seconds,
-        )  # fmt: skip
+        done = self._run("nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader")
+        if done is None:
+            return
         rows = [
             [cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()
         ]
@@ -145,21 +144,24 @@ class NodeCheck:
 
     def _diagnose_gpus(self) -> None:
         """Run the quick level of NVIDIA's own diagnosis, which takes seconds."""
-        try:
-            done = subprocess.run(
-                ["dcgmi", "diag", "-r", "1"],
-                capture_output=True, text=True, check=False, timeout=self._limits.timeout_seconds / 2,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            self.problems.append("dcgmi diag -r 1 does not end")
-            return
-        if done.returncode:
+        done = self._run("dcgmi", "diag", "-r", "1")
+        if done is not None and done.returncode:
             failed = [line for line in done.stdout.splitlines() if "fail" in line.lower()]
             self.problems.append(f"dcgmi diag -r 1: {' '.join((failed or [done.stderr])[0].split(' |'))}")
 
+    def _run(self, *command: str) -> subprocess.CompletedProcess[str] | None:
+        """Run a tool of the GPU driver; None, and a problem, if it hangs."""
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=self._limits.timeout_seconds / 2
+            )
+        except subprocess.TimeoutExpired:
+            self.problems.append(f"{' '.join(command[:2])} does not end")
+            return None
+
 
 class Listener:
-    """The first node's side of `talk`: tells the time and takes bytes."""
+    """The first node's side of `talk`: it sends its time and receives bytes."""
 
     def __init__(self, port: int) -> None:
         self._server = socket.create_server(("", port))
@@ -167,7 +169,7 @@ class Listener:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def wait(self, nodes: int, deadline: float) -> None:
-        """Stay until so many nodes were answered, but not beyond ``deadline``."""
+        """Return when ``nodes`` nodes were served, or at ``deadline``."""
         for _ in range(nodes):
             self._served.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
@@ -192,22 +194,22 @@ class Listener:
                 connection.sendall(struct.pack("!d", time.time()))
                 _receive(connection, _SENT_BYTES)
                 connection.sendall(b".")
-                connection.recv(1)  # until the other side has read it and left
+                connection.recv(1)  # until the other side has read the answer and closed
             except OSError:
-                return  # the other side says what it missed
+                return  # the other side reports what it did not get
         self._served.release()
 
 
 def talk(head: str, port: int, deadline: float) -> tuple[float, float]:
-    """Return how far this clock is before the first node's (seconds), and bytes per second to it.
+    """Return by how many seconds this clock is ahead of the first node's, and bytes per second sent to it.
 
     Args:
         head: name or address of the first node.
-        port: on which it listens.
-        deadline: by `time.monotonic`, until when it may come up.
+        port: the port on which it listens.
+        deadline: time of `time.monotonic` until which connecting is tried.
 
     Raises:
-        OSError: it is not reached, or does not answer.
+        OSError: the first node cannot be reached, or does not answer.
     """
     while True:
         try:
@@ -245,11 +247,9 @@ def sum_over_nodes(
     """Sum a tensor over all nodes, or raise what the backend raises.
 
     Returns:
-        Bytes per second over all nodes; and, if that is less than ``floor`` on any of them, the better rate
-        of this node with its two neighbours (`distllm.cluster.pairs`).
+        Bytes per second over all nodes; and, if any node measured less than ``floor``, the better of this
+        node's rates with its two neighbours (`distllm.cluster.pairs`), else None.
     """
-    import datetime
-
     import torch
     import torch.distributed as dist
 
@@ -277,7 +277,7 @@ def sum_over_nodes(
 
 
 def main(arguments: list[str]) -> int:
-    """Check this node and print its line."""
+    """Check this node and print the result as one line."""
     file, run_dir, head, port = arguments
     problems = Problems()
     config = build(Config, from_yaml(Path(file)), problems)
@@ -302,7 +302,7 @@ def main(arguments: list[str]) -> int:
     if listener is not None:
         listener.wait(nodes if nodes > 1 else 0, deadline)
         listener.close()
-    os._exit(0)  # a thread of a backend that still runs would abort the process
+    os._exit(0)  # threads of a backend that are still running would abort the process
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the health check of all nodes means: which of them are bad."""
+"""Running the health check on all nodes of a job, and deciding which of them are bad."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _MARKS = HOME / "seen"
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What one node found.
+    """The result of one node.
 
     Attributes:
         node: its name.
-        problems: what is wrong with the node itself.
-        together: what goes wrong between it and the others.
+        problems: of the node itself.
+        together: between it and other nodes.
         figures: what it measured.
-        shared: what is wrong with what all nodes have in common.
+        shared: of what all nodes have in common.
     """
 
     node: str
@@ -58,7 +58,7 @@ def check_nodes(
     seconds = config.cluster.health.timeout_seconds
     marks = submission.run_dir / _MARKS
     marks.mkdir(exist_ok=True)
-    mark = marks / str(time.time_ns())  # a name that no node has looked for before, and so none remembers
+    mark = marks / str(time.time_ns())  # a new name: a node may have cached that an old one does not exist
     mark.touch()
     try:
         seeing = _run(visible_command(config, mark), seconds).split()
@@ -70,7 +70,7 @@ def check_nodes(
 
 
 def _run(command: Sequence[str], seconds: float) -> str:
-    """Return what a command printed within so many seconds."""
+    """Return what a command printed within ``seconds``; one that takes longer is ended."""
     check = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         output, _ = check.communicate(timeout=seconds)
@@ -90,9 +90,9 @@ def read_reports(
     """Read what the nodes printed; a node that printed nothing gets a report that says so.
 
     Args:
-        output: of all nodes.
-        nodes: those of the job.
-        blind: those that do not see what the first one wrote into ``directory``.
+        output: of all nodes together.
+        nodes: the nodes of the job.
+        blind: nodes that do not see a file that the first node wrote to ``directory``.
         directory: the run directory.
     """
     found: dict[str, NodeReport] = {}
@@ -116,9 +116,9 @@ def read_reports(
 
 
 def common_cause(reports: Sequence[NodeReport]) -> str | None:
-    """Return what is wrong with all nodes at once, and so with none of them; None if that is not so.
+    """Return a problem that all nodes have, which no single node is to blame for; None if there is none.
 
-    The disk of the run directory is common, also to the nodes that the job does not have.
+    Other nodes would not help either: the disk of the run directory, for example, is the same for all.
     """
     if reports and all(report.shared for report in reports):
         return "; ".join(reports[0].shared)
@@ -129,11 +129,11 @@ def common_cause(reports: Sequence[NodeReport]) -> str | None:
 
 
 def bad_nodes(reports: Sequence[NodeReport]) -> dict[str, str]:
-    """Return the nodes that are to be left out, each with the reason.
+    """Return the nodes that should be excluded, each with the reason.
 
-    What goes wrong between nodes is blamed on a node whose own check failed, if there is one: the
-    others only miss it. Without one it is blamed on those that complain, unless all but the first
-    do: then it is the first that they do not reach.
+    Problems between nodes are blamed on a node whose own check failed, if there is one: the others only fail
+    to work with it. Otherwise they are blamed on the nodes that report them, unless all nodes but the first
+    do: then the first one is to blame, because none of them can work with it.
     """
     own = {
         report.node: "; ".join([*report.problems, *report.shared])
@@ -145,5 +145,5 @@ def bad_nodes(reports: Sequence[NodeReport]) -> dict[str, str]:
     complaints = {report.node: "; ".join(report.together) for report in reports if report.together}
     others = [report.node for report in reports[1:]]
     if len(others) > 1 and set(others) <= set(complaints):
-        return {reports[0].node: f"no other node works with it: {complaints[others[0]]}"}
+        return {reports[0].node: f"no other node can work with it: {complaints[others[0]]}"}
     return complaints

@@ -1,12 +1,12 @@
-"""Who may write in a run directory: one owner at a time, by a lease that ends when nobody renews it.
+"""Who may write in a run directory: one owner at a time, by a lease that expires unless it is renewed.
 
 ``owner.json`` names the owner; its modification time is the last renewal. On the owner's machine the
-process itself tells whether it lives. From another machine only the lease can: it has expired when
-it is older than ``LEASE_SECONDS`` by the clock of the file server, which is the time that a file
-written now gets there. No lock of the file system is used: those of network file systems are not
-trusted between machines.
+process table shows whether the owner is alive. From another machine only the lease does: it has expired
+when it is older than ``LEASE_SECONDS`` by the clock of the file server, which is the modification time
+that a file written now gets. File locks are not used: on network file systems they are not reliable
+between machines.
 
-An owner that was suspended so long that another took over finds that out when it renews, and ends.
+An owner that was suspended for so long that another process took over notices at its next renewal, and ends.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Lease:
     """The right to write in one directory; see `take_lease`.
 
     Attributes:
-        token: tells this owner from all others; ranks get it from the process that supervises them.
-        released: it was given up.
+        token: identifies this owner; ranks get it from the process that supervises them.
+        released: whether the lease was given up.
     """
 
     def __init__(self, owner: Path, token: str) -> None:
@@ -50,7 +50,7 @@ class Lease:
         self.released = False
 
     def renew(self) -> None:
-        """Prolong the lease, if it is time to.
+        """Renew the lease if the last renewal is more than `RENEW_SECONDS` ago.
 
         Raises:
             RunDirectoryBusy: another process has taken over.
@@ -58,13 +58,13 @@ class Lease:
         if self.released or time.monotonic() - self._renewed < RENEW_SECONDS:
             return
         self._renewed = time.monotonic()
-        # A file server that does not answer now may do so before the lease has expired.
+        # A file server that fails now may be back before the lease has expired.
         with suppress(OSError):
             os.utime(self._owner)
         require_lease(self._owner.parent, self.token)
 
     def release(self) -> None:
-        """Give the directory up, unless it is another's by now."""
+        """Give up the directory, unless another process has taken it over."""
         self.released = True
         claim = _read(self._owner)
         if claim is not None and claim.get("token") == self.token:
@@ -72,7 +72,7 @@ class Lease:
 
 
 def take_lease(directory: Path) -> Lease:
-    """Become the only process that writes in ``directory``.
+    """Become the only process that may write in ``directory``.
 
     Raises:
         RunDirectoryBusy: another live process on this or another machine owns the directory.
@@ -94,30 +94,44 @@ def take_lease(directory: Path) -> Lease:
 
 
 def holds_lease(directory: Path, token: str | None) -> bool:
-    """Whether ``token`` is that of the owner of ``directory``."""
+    """Whether ``token`` belongs to the owner of ``directory``."""
     claim = _read(directory / OWNER_FILE)
     return token is not None and claim is not None and claim.get("token") == token
 
 
 def require_lease(directory: Path, token: str | None) -> None:
-    """Make sure that ``token`` is still that of the owner of ``directory``.
+    """Make sure that ``token`` still belongs to the owner of ``directory``.
+
+    A file server that does not answer says nothing about the owner: the lease is not lost by that.
 
     Raises:
-        RunDirectoryBusy: a later start has taken the directory over.
+        RunDirectoryBusy: a later start has taken over the directory.
     """
     owner = directory / OWNER_FILE
     claim = _read(owner)
-    if not owner.exists() or (claim is not None and claim.get("token") != token):
-        who = f"pid {claim['pid']} on {claim['host']}" if claim else "one who has left since"
+    if claim is None and not _is_missing(owner):
+        return
+    if claim is None or claim.get("token") != token:
+        who = f"pid {claim['pid']} on {claim['host']}" if claim else "a process that has ended since"
         raise RunDirectoryBusy(
             f"this start of the run has lost its directory to {who}",
             where=str(owner),
-            remedy="nothing is lost: the later start goes on from the last checkpoint",
+            remedy="nothing is lost: the later start continues from the last checkpoint",
         )
 
 
+def _is_missing(owner: Path) -> bool:
+    try:
+        owner.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _read(owner: Path) -> dict[str, Any] | None:
-    """Return what an owner claims; None where none does, or one was killed while it wrote."""
+    """Return the owner's claim; None if there is no owner, or the file cannot be read."""
     try:
         claim = json.loads(owner.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -126,15 +140,15 @@ def _read(owner: Path) -> dict[str, Any] | None:
 
 
 def _refuse_if_alive(owner: Path, now: float, fence: Fence | None) -> None:
-    """Raise unless the owner is dead, as far as can be seen from here, or an earlier start of this job.
+    """Raise unless the owner is dead as far as this machine can tell, or is an earlier start of this job.
 
     Args:
         owner: the owner's file.
         now: the time of the file server.
-        fence: which start this is.
+        fence: which start of the job this is.
     """
     claim = _read(owner)
-    if claim is None or (fence is not None and fence.shuts_out(claim.get("fence"))):
+    if claim is None or (fence is not None and fence.supersedes(claim.get("fence"))):
         return
     host, pid = claim["host"], claim["pid"]
     age = now - owner.stat().st_mtime
@@ -146,8 +160,8 @@ def _refuse_if_alive(owner: Path, now: float, fence: Fence | None) -> None:
         return
     else:
         remedy = (
-            f"wait for it, stop it there, or choose another name=...; if {host} is dead, the lease ends in "
-            f"{LEASE_SECONDS - age:.0f} s, and the same command takes over then"
+            f"wait for it, stop it there, or choose another name=...; if {host} is dead, the lease expires "
+            f"in {LEASE_SECONDS - age:.0f} s; after that the same command takes over"
         )
     raise RunDirectoryBusy(
         f"another process is training in this directory: pid {pid} on {host}, "
@@ -159,10 +173,10 @@ def _refuse_if_alive(owner: Path, now: float, fence: Fence | None) -> None:
 
 @contextmanager
 def _mutex(directory: Path) -> Iterator[float]:
-    """Let one process at a time judge the owner; yields the time of the file server.
+    """Let one process at a time examine the owner; yields the time of the file server.
 
-    The mutex is a file that only one can create. It is held for milliseconds, so one that is older
-    than ``_MUTEX_SECONDS`` was left by a process that died.
+    The mutex is a file that only one process can create. It is held for milliseconds, so one that is
+    older than ``_MUTEX_SECONDS`` was left behind by a process that died.
     """
     path = directory / _MUTEX
     mine = directory / f"{_MUTEX}.{secrets.token_hex(4)}"
@@ -174,7 +188,7 @@ def _mutex(directory: Path) -> Iterator[float]:
         except FileExistsError:
             if time.monotonic() > deadline:
                 raise StorageError(
-                    f"{path} is never given back",
+                    f"{path} is held by a process that does not release it",
                     where=str(path),
                     remedy="remove it if no distllm process runs in this directory",
                 ) from None
@@ -192,9 +206,9 @@ def _mutex(directory: Path) -> Iterator[float]:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot: a pid alone is used again.
+    """Return when a process started, in clock ticks since boot: the system reuses process ids.
 
-    None if there is no such process, or nobody has waited for it yet.
+    None if there is no such process, or it has ended and its parent has not waited for it yet.
     """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1]

@@ -1,9 +1,9 @@
-"""Ranks that a launcher started on other machines, and that must not outlive it.
+"""Ranks that a launcher started on other machines must not outlive it.
 
-A remote shell that is lost takes nothing with it: its ranks train on, unseen, beside those of the
-next start. So the launcher beats in a file of the run directory, and every rank looks at it: when
-the beat stops, or belongs to a later start, the rank asks itself to stop, and a little later ends.
-Clocks are not compared: each rank times by its own how long the beat has not changed.
+When a remote shell is lost, its ranks keep training unnoticed next to those of the next start. So the
+launcher writes a heartbeat to a file of the run directory, and every rank reads it: when it stops, the rank
+asks itself to save and stop, and ends a little later; when it belongs to a later start, the rank ends at
+once. Clocks of different machines are not compared: each rank measures how long the file has not changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Leash:
 
     Args:
         run_dir: the run directory, on a file system that all machines share.
-        fence: the start that beats.
+        fence: the start of the run that the launcher serves.
     """
 
     def __init__(self, run_dir: Path, fence: Fence) -> None:
@@ -40,19 +40,19 @@ class Leash:
         self._last = float("-inf")
 
     def beat(self) -> None:
-        """Say that the launcher lives, if it is time to."""
+        """Show that the launcher is alive, at most every `BEAT_SECONDS`."""
         if time.monotonic() - self._last >= BEAT_SECONDS:
             self._last = time.monotonic()
             self._beat += 1
             atomic_write_json(self._path, {"fence": str(self._fence), "beat": self._beat})
 
-    def let_go(self) -> None:
-        """Say that no rank of this start is wanted any more."""
+    def end_ranks(self) -> None:
+        """Tell the ranks of this start to end."""
         atomic_write_json(self._path, {"fence": str(self._fence), "beat": -1})
 
 
-def hold(run_dir: Path, fence: Fence, lost_seconds: float = LOST_SECONDS) -> threading.Thread:
-    """Watch the launcher's beat from a rank, in a thread that ends the process when it is lost."""
+def follow_launcher(run_dir: Path, fence: Fence, lost_seconds: float = LOST_SECONDS) -> threading.Thread:
+    """Watch the launcher's heartbeat from a rank, in a thread that ends the process when it stops."""
     thread = threading.Thread(target=_watch, args=(run_dir / _FILE, str(fence), lost_seconds), daemon=True)
     thread.start()
     return thread
@@ -66,7 +66,7 @@ def _watch(path: Path, fence: str, lost_seconds: float) -> None:
             text = path.read_text(encoding="utf-8")
             if text != last:
                 last, changed_at = text, time.monotonic()
-        if _not_wanted(last, fence):
+        if _is_superseded(last, fence):
             os._exit(LOST_EXIT)
         if time.monotonic() - changed_at > lost_seconds:
             os.kill(os.getpid(), signal.SIGTERM)  # save, if all ranks can still meet
@@ -74,8 +74,8 @@ def _watch(path: Path, fence: str, lost_seconds: float) -> None:
             os._exit(LOST_EXIT)
 
 
-def _not_wanted(text: str, fence: str) -> bool:
-    """Whether the launcher has let go of this start, or has begun another."""
+def _is_superseded(text: str, fence: str) -> bool:
+    """Whether the launcher has told the ranks of this start to end, or has begun another start."""
     with contextlib.suppress(ValueError):
         content = json.loads(text)
         return isinstance(content, dict) and (content.get("fence") != fence or content.get("beat") == -1)

@@ -1,8 +1,8 @@
-"""Starting ranks on the machines of a hostfile with the deepspeed launcher, and answering for them.
+"""Starting ranks on the machines of a hostfile with the deepspeed launcher, and supervising them.
 
-The launcher is DeepSpeed's, with pdsh or Open MPI beneath it. By itself it passes no signal on to
-the ranks and leaves them behind when it dies; here a request to stop becomes a file that rank 0 sees,
-and ranks are held by a leash (`distllm.cluster.leash`).
+DeepSpeed's launcher uses pdsh or Open MPI. By itself it passes no signals on to the ranks and leaves
+them behind when it dies. Here a signal becomes a request in a file that rank 0 reads, and ranks end
+when the launcher does (`distllm.cluster.leash`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from distllm.cluster.fence import VARIABLE as FENCE
 from distllm.cluster.fence import Fence
 from distllm.cluster.history import History, Start
 from distllm.cluster.hostfile import counts_from_zero, include_of
-from distllm.cluster.leash import Leash, hold
+from distllm.cluster.leash import Leash, follow_launcher
 from distllm.cluster.local import FORWARDED
 from distllm.cluster.outcome import EXITS_VARIABLE, Outcome, Watch
 from distllm.cluster.snapshot import SETTLED_VARIABLE, Submission
 from distllm.config.schema import Config
-from distllm.errors import LaunchError
+from distllm.errors import LaunchError, StorageError
 from distllm.fsio import atomic_write_json, read_json
 
 MEMBER_MODULE = "distllm.launch.member"
@@ -46,8 +46,8 @@ class Remote:
 
     Attributes:
         submission: what runs.
-        hosts: the machines that take part, rank 0's first, each with the slots that its ranks take: the
-            numbers of its devices.
+        hosts: the machines that take part, rank 0's first, each with the slots of its ranks: the numbers of
+            its devices.
         launcher: ``pdsh`` or ``openmpi``.
         head: name or address at which all ranks meet.
         port: port there.
@@ -61,7 +61,7 @@ class Remote:
 
 
 def supervise_remote(remote: Remote) -> int:
-    """Run it to its end, starting it again while that leads somewhere; return the exit code."""
+    """Run it to its end, restarting it while that makes progress; return the exit code."""
     return _Supervisor(remote).run()
 
 
@@ -71,6 +71,7 @@ class _Supervisor:
         self._config = remote.submission.config()
         self._control, self._history = Control(self._submission.run_dir), History(self._submission.run_dir)
         self._asked = 0
+        self._signal: signal.Signals | None = None
 
     def run(self) -> int:
         previous = {number: signal.signal(number, self._forward) for number in FORWARDED}
@@ -92,12 +93,12 @@ class _Supervisor:
             return False
         slurm, path = self._config.cluster.slurm, str(self._submission.path)
         if self._history.stalls_in_a_row(path) >= slurm.max_stalls:
-            say("the same without one more saved step: not started again")
+            say("starts in a row without saving a further step: not started again")
             return False
         return self._history.restarts(path) < slurm.max_restarts
 
     def _once(self, start: Start) -> Outcome:
-        """Start the ranks and wait until they, and what started them, are gone."""
+        """Start the ranks, and wait until they and the processes that started them have ended."""
         path, run_dir = self._submission.path, self._submission.run_dir
         fence = Fence(str(path), start.number)
         logs = start_directory(run_dir, start.number)
@@ -116,22 +117,23 @@ class _Supervisor:
         try:
             code = self._wait(launcher, leash, watch, logs / "exits")
         finally:
-            leash.let_go()
+            leash.end_ranks()
             if launcher.poll() is None:
                 launcher.kill()
                 launcher.wait()
-            end_descendants()  # shells to machines that do not answer outlive what started them
+            end_descendants()  # remote shells to machines that do not answer outlive the launcher
         return watch.outcome(code, logs / "exits")
 
     def _wait(self, launcher: subprocess.Popen[bytes], leash: Leash, watch: Watch, exits: Path) -> int:
-        """Wait for the launcher; once the run has ended, not longer than ranks may take to leave."""
+        """Wait for the launcher; once the run has ended, only as long as ranks may take to exit."""
         ended_at: float | None = None
         while (code := launcher.poll()) is None:
             leash.beat()
+            self._pass_on_signal()
             if ended_at is None and (watch.has_ended() or any(exits.iterdir())):
                 ended_at = time.monotonic()
             if ended_at is not None and time.monotonic() - ended_at > _STRAGGLE_SECONDS:
-                say("some ranks, or the shells that started them, do not end: letting go of them")
+                say("some ranks, or the shells that started them, do not end: leaving them behind")
                 return 70
             if self._asked > 1:
                 return 130
@@ -139,15 +141,26 @@ class _Supervisor:
         return code if code >= 0 else 128 - code
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
+        """Note a signal; writing a file in a handler could fail in the middle of anything."""
         self._asked += 1
-        self._control.ask("stop", f"the launcher got {signal.Signals(number).name}")
+        self._signal = signal.Signals(number)
+
+    def _pass_on_signal(self) -> None:
+        """Ask rank 0 to stop, once after each signal."""
+        if self._signal is None:
+            return
+        name, self._signal = self._signal.name, None
+        try:
+            self._control.ask("stop", f"the launcher got {name}")
+        except StorageError as error:
+            say(f"the ranks cannot be asked to stop: {error.cause}")
 
 
 def deepspeed_command(remote: Remote, head: str, port: int) -> list[str]:
     """Return the command line of the deepspeed launcher.
 
     Raises:
-        LaunchError: what it needs is not installed here, or it cannot give ranks the slots they are to have.
+        LaunchError: pdsh or mpirun is not installed here, or the launcher cannot give ranks these slots.
     """
     needed = _NEEDED[remote.launcher]
     if shutil.which(needed) is None:
@@ -159,7 +172,7 @@ def deepspeed_command(remote: Remote, head: str, port: int) -> list[str]:
     numbered = not counts_from_zero(remote.hosts)
     if numbered and remote.launcher == "openmpi":
         raise LaunchError(
-            f"Open MPI gives ranks the first slots of a host, and not {include_of(remote.hosts)}",
+            f"Open MPI always uses the first slots of a host, not {include_of(remote.hosts)}",
             where="include, exclude",
             remedy="launcher=pdsh, or slots from 0 on",
         )
@@ -172,7 +185,7 @@ def deepspeed_command(remote: Remote, head: str, port: int) -> list[str]:
         *([f"--include={include_of(remote.hosts)}"] if numbered else []),
         "--no_ssh_check",
         "--force_multi",
-        # Open MPI would give each rank one core; ranks share those of their machine themselves.
+        # Open MPI would bind each rank to one core; distllm divides the cores of a machine itself.
         *(["--launcher_args=--bind-to none"] if remote.launcher == "openmpi" else []),
         f"--master_addr={head}",
         f"--master_port={port}",
@@ -184,7 +197,7 @@ def deepspeed_command(remote: Remote, head: str, port: int) -> list[str]:
 
 
 def join(path: Path, env: MutableMapping[str, str]) -> list[str]:
-    """Become a rank of the run at ``path``: set what it needs in ``env``; return its overrides."""
+    """Become a rank of the submission at ``path``: set its variables in ``env``; return its overrides."""
     submission, meeting = Submission.load(path), read_json(path / RENDEZVOUS)
     if "OMPI_COMM_WORLD_RANK" in env and "RANK" not in env:
         names = {
@@ -206,12 +219,12 @@ def join(path: Path, env: MutableMapping[str, str]) -> list[str]:
     os.chdir(submission.directory)
     fence = Fence.read(env)
     assert fence is not None
-    hold(submission.run_dir, fence)
+    follow_launcher(submission.run_dir, fence)
     return list(submission.words)
 
 
 def _environment(config: Config, submission: Submission) -> dict[str, str]:
-    """Return the environment of the launcher, which passes on what begins with PYTHON."""
+    """Return the environment of the launcher, which passes variables named PYTHON* on to the ranks."""
     paths = [str(submission.code), *filter(None, [os.environ.get("PYTHONPATH")])]
     device = {"DS_ACCELERATOR": config.cluster.device}
     return {**os.environ, **device, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

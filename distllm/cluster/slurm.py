@@ -1,4 +1,4 @@
-"""SLURM's commands as functions: what a cluster has, what is queued, and asking for a job."""
+"""SLURM's commands as functions: what a cluster has, what is queued, and submitting jobs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _MEMORY = re.compile(r"(\d+)([KMGTkmgt]?)B?")
 _GPUS = re.compile(r"gpu(?::[^:(,]+)?:(\d+)")
 _TOOL_SECONDS = 60
-UNHEARD = "Unable to contact slurm controller"
-"""What SLURM's commands say when the controller has certainly not heard them."""
-_AWAY = re.compile(rf"{UNHEARD}|Socket timed out|Connection refused|Zero Bytes")
+UNREACHABLE = "Unable to contact slurm controller"
+"""What SLURM's commands print when the controller has certainly not received the request."""
+_NO_CONTROLLER = re.compile(rf"{UNREACHABLE}|Socket timed out|Connection refused|Zero Bytes")
 _WOULD_START = re.compile(r"Job \d+ to start at (\S+) using \d+ processors on nodes (\S+) in partition (\S+)")
-_NO_ANSWER = "ask again later: the controller is down or overloaded (scontrol ping); jobs run on without it"
+_NO_ANSWER = "try again later: the controller is down or overloaded (scontrol ping); running jobs continue"
 DOWN = ("down", "drain", "fail", "no_respond", "unk", "error", "not_responding")
 
 
@@ -48,7 +48,7 @@ class QueuedJob:
 
 
 class NoAnswerError(LaunchError):
-    """SLURM's controller does not answer: nothing is refused, and nothing is done."""
+    """SLURM's controller did not answer: it has neither refused the request nor confirmed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class Task:
 
 
 def call(*words: str, stderr: bool = False) -> str:
-    """Run one of SLURM's commands and return what it printed, or what it said on standard error.
+    """Run one of SLURM's commands and return its output, or with ``stderr`` its standard error.
 
     Raises:
-        LaunchError: it is not installed here, or refused.
-        NoAnswerError: it did not answer.
+        LaunchError: the command is not installed here, or SLURM refused.
+        NoAnswerError: SLURM did not answer.
     """
     try:
         done = subprocess.run(
@@ -80,7 +80,7 @@ def call(*words: str, stderr: bool = False) -> str:
         raise LaunchError(
             f"{words[0]} is not installed on this machine",
             where=words[0],
-            remedy="run it on a login node; without SLURM there are distllm train and distllm launch",
+            remedy="run this on a login node; without SLURM use distllm train or distllm launch",
         ) from error
     except subprocess.TimeoutExpired as error:
         raise NoAnswerError(
@@ -94,13 +94,13 @@ def call(*words: str, stderr: bool = False) -> str:
         raise LaunchError(
             f"SLURM refused: {said}",
             where=" ".join(words),
-            remedy="correct what SLURM names; limits of partitions: sinfo, of accounts: sacctmgr show assoc",
+            remedy="fix what SLURM names; limits of partitions: sinfo, of accounts: sacctmgr show assoc",
         )
     return done.stderr if stderr else done.stdout
 
 
 def node_groups() -> list[NodeGroup]:
-    """Return what the cluster has.
+    """Return the kinds of nodes in each partition.
 
     Raises:
         LaunchError: see `call`.
@@ -123,29 +123,29 @@ def node_groups() -> list[NodeGroup]:
 
 
 def queued_jobs(jobs: Iterable[str] = ()) -> list[QueuedJob]:
-    """Return this user's jobs that wait or run, or those among ``jobs``.
+    """Return this user's waiting and running jobs, or those among ``jobs``.
 
     Raises:
         LaunchError: see `call`.
     """
     wanted = set(jobs)
-    rows = [
-        line.split("|") for line in call("squeue", "-h", "-r", "--me", "-o", "%i|%T|%r|%N|%L|%j").splitlines()
-    ]
+    # The name comes last: it may hold the separator.
+    lines = call("squeue", "-h", "-r", "--me", "-o", "%i|%T|%r|%N|%L|%j").splitlines()
+    rows = [line.split("|", 5) for line in lines]
     found = [QueuedJob(*row) for row in rows if len(row) == 6]
     return [job for job in found if not wanted or job.job in wanted or job.job.split("_")[0] in wanted]
 
 
 def _require_answer(said: str, words: Sequence[str]) -> None:
-    """Tell a controller that does not answer from one that refuses."""
-    if _AWAY.search(said):
+    """Distinguish a controller that does not answer from one that refuses."""
+    if _NO_CONTROLLER.search(said):
         raise NoAnswerError(
             f"SLURM's controller does not answer: {said}", where=" ".join(words), remedy=_NO_ANSWER
         )
 
 
 def tasks_of(job: str) -> list[Task]:
-    """Return what SLURM knows of a job of anybody's; nothing if it knows no such job any more.
+    """Return SLURM's records of a job of any user; none if it does not know the job (any more).
 
     Raises:
         LaunchError: see `call`.
@@ -166,7 +166,7 @@ def tasks_of(job: str) -> list[Task]:
 
 
 def max_array_size() -> int | None:
-    """Return how many tasks an array may have here; None where SLURM does not say.
+    """Return how many tasks an array may have here; None if SLURM does not say.
 
     Raises:
         LaunchError: see `call`.
@@ -176,7 +176,7 @@ def max_array_size() -> int | None:
 
 
 def would_start(options: Sequence[str]) -> str:
-    """Return when and where a job with these options would begin, as SLURM says; nothing is submitted.
+    """Return SLURM's forecast of when and where a job with these options would start; nothing is submitted.
 
     Raises:
         LaunchError: see `call`.
@@ -201,12 +201,12 @@ def submit(script: str, options: Sequence[str] = (), arguments: Sequence[str] = 
 def requeue(job: str) -> bool:
     """Queue a running job again, from its own script; return whether SLURM has certainly agreed.
 
-    SLURM ends the processes of the script at once, this command among them: one that was killed
-    has probably been heard. The caller ignores SIGTERM, and with it the command.
+    SLURM ends the processes of the script at once, including this command: if the command was killed, the
+    request has probably arrived. The caller ignores SIGTERM, and the command inherits that.
 
     Raises:
-        LaunchError: SLURM refused, or is not there.
-        NoAnswerError: it did not answer.
+        LaunchError: SLURM refused, or is not installed.
+        NoAnswerError: SLURM did not answer.
     """
     words = ("scontrol", "requeue", job)
     try:
@@ -223,7 +223,7 @@ def requeue(job: str) -> bool:
 
 
 def unusable(nodes: Sequence[str]) -> dict[str, str]:
-    """Return those among ``nodes`` that SLURM itself no longer uses, with their state.
+    """Return the nodes among ``nodes`` that SLURM no longer uses, with their state.
 
     Raises:
         LaunchError: see `call`.
@@ -240,19 +240,19 @@ def unusable(nodes: Sequence[str]) -> dict[str, str]:
 
 
 def parse_time(text: str) -> int | None:
-    """Return SLURM's spelling of a time in seconds: ``90`` (minutes), ``1:30:00``, ``2-12``, ``2-12:30``.
+    """Parse a time in SLURM's notation: ``90`` (minutes), ``1:30:00``, ``2-12``, ``2-12:30``.
 
     Returns:
-        None for no limit.
+        Seconds; None for no limit.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is not such a time.
     """
     if text.strip().lower() in ("infinite", "unlimited", "n/a"):
         return None
     match = _TIME.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no time such as 90 (minutes), 12:00:00 or 2-00:00:00")
+        raise ValueError(f"{text!r} is not a time such as 90 (minutes), 12:00:00 or 2-00:00:00")
     days, *rest = match.groups()
     first, second, third = (int(part) if part else None for part in rest)
     if days is not None:
@@ -267,14 +267,14 @@ def parse_time(text: str) -> int | None:
 
 
 def parse_memory(text: str) -> int:
-    """Return SLURM's spelling of a node's memory in bytes: ``64G``, ``512000`` (MiB); ``0`` is all there is.
+    """Parse a node's memory in SLURM's notation, ``64G`` or ``512000`` (MiB), to bytes; ``0`` means all.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is not such an amount.
     """
     match = _MEMORY.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no memory of a node such as 64G, 512000M or 0")
+        raise ValueError(f"{text!r} is not an amount of memory such as 64G, 512000M or 0")
     return int(match[1]) << {"K": 10, "M": 20, "G": 30, "T": 40}[(match[2] or "M").upper()]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from distllm.cluster.history import History, Start
 from distllm.cluster.jobs import jobs_of
 from distllm.cluster.lease import LEASE_SECONDS, OWNER_FILE
 from distllm.cluster.slurm import QueuedJob
-from distllm.observe.ledger import LEDGER_FILE, last_event
+from distllm.fsio import read_tail
+from distllm.observe.ledger import ENDS, LEDGER_FILE, last_event
 
 _TAIL_BYTES = 1 << 16
-_ENDS = ("done", "stopped", "failed", "oom")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +27,16 @@ class RunState:
     Attributes:
         path: the run directory.
         job: its job under SLURM, if it was ever submitted.
-        state: what SLURM says of the job, else how the run last ended, in small letters; ``unknown`` if
-            that is not written down and SLURM cannot be asked.
+        state: the job's state in SLURM, else how the run last ended, in lower case; ``unknown`` if the run
+            has recorded no end and SLURM cannot be asked.
         reason: why a job waits.
         nodes: where it runs.
         step: last step that was logged.
-        max_steps: where the run ends, if it has told.
-        eta_seconds: time it still needs, by its own last estimate.
+        max_steps: last step of the run, if known.
+        eta_seconds: remaining time, by the run's own last estimate.
         saved: step of the newest checkpoint.
-        starts: how often it was started under SLURM.
-        excluded: nodes left out.
+        starts: its starts under SLURM.
+        excluded: nodes that are not used.
     """
 
     path: Path
@@ -58,7 +57,7 @@ def state_of(run_dir: Path, queue: Sequence[QueuedJob] | None) -> RunState:
 
     Args:
         run_dir: the run directory.
-        queue: what SLURM has of this user; None if it cannot be asked.
+        queue: this user's jobs in SLURM's queue; None if SLURM cannot be asked.
     """
     history, jobs = History(run_dir), jobs_of(run_dir)
     starts = tuple(history.starts())
@@ -82,13 +81,13 @@ def state_of(run_dir: Path, queue: Sequence[QueuedJob] | None) -> RunState:
 
 
 def _ended_how(run_dir: Path, starts: Sequence[Start], *, asked: bool) -> str:
-    """Return how the last attempt ended, or that it runs; ``lost`` if it did not say, ``new`` before all.
+    """Return how the last attempt ended, or ``running``; ``lost`` if it recorded no end, ``new`` before any.
 
-    A run that was cancelled may have saved when SLURM ended it: it is cancelled all the same. One that may
-    not be started again is given up, however its last start ended. Where SLURM could not be ``asked``,
-    a run that did not say may as well be in the queue.
+    A cancelled run counts as cancelled even if it still saved when SLURM ended it, and a run that may not be
+    started again as given up, however its last start ended. If SLURM could not be ``asked``, a run without
+    a recorded end may be in the queue, so its state is unknown.
     """
-    last = last_event(run_dir / LEDGER_FILE, (*_ENDS, "attempt"))
+    last = last_event(run_dir / LEDGER_FILE, (*ENDS, "attempt"))
     if last is not None and last.kind == "done":
         return "done"
     if starts and starts[-1].given_up and (last is None or last.time < starts[-1].ended):
@@ -112,11 +111,9 @@ def _is_owned(run_dir: Path) -> bool:
 
 
 def _last_step(run_dir: Path) -> tuple[int, float | None]:
-    """Read the last step's record from the end of ``metrics.jsonl``, however long that is."""
+    """Read the last step's record from the end of ``metrics.jsonl``."""
     try:
-        with (run_dir / "metrics.jsonl").open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = stream.read().splitlines()
+        lines = read_tail(run_dir / "metrics.jsonl", _TAIL_BYTES).splitlines()
     except OSError:
         return 0, None
     for line in reversed(lines):

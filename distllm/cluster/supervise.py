@@ -1,9 +1,9 @@
-"""The process that owns a run: it starts the ranks, watches them, and starts them again.
+"""The process that owns a run: it starts the ranks, watches them, and restarts them.
 
-What a failure means is told by the exit code (see `distllm.errors`): 64 and 65 would fail again and
-are never retried, 74 needs another disk or machine, 75 was asked for. Everything else is retried as
-long as it leads somewhere: an attempt that moved the newest checkpoint on refills the budget, and one
-that fails at the step and for the cause of the one before ends it.
+The exit code says what a failure means (see `distllm.errors`): 64 and 65 would fail again and are never
+retried, 74 needs another disk or machine, 75 was asked for. Everything else is retried while the run makes
+progress: an attempt that saved a newer checkpoint resets the count of restarts, and one that fails at the
+same step and with the same cause as the attempt before ends the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from distllm.cluster.hang import (
 )
 from distllm.cluster.lease import TOKEN_VARIABLE, Lease, take_lease
 from distllm.cluster.local import Ranks, RanksEnd, is_stopped, signal_of
-from distllm.cluster.outcome import USELESS, failed_again
+from distllm.cluster.outcome import SAME_FAILURE, failed_again
 from distllm.errors import DataError
 from distllm.heartbeat import BEATS_DIRECTORY, read_beat
 from distllm.observe.ledger import LEDGER_FILE, Event, Ledger, read_events
@@ -36,20 +36,20 @@ from distllm.observe.ledger import LEDGER_FILE, Event, Ledger, read_events
 FINAL = (0, 64, 65, 74, 75, 130)
 """Exit codes after which the ranks are not started again."""
 
-_SURE_SECONDS = 1.0
+_CONFIRM_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be kept running.
+    """A run to supervise.
 
     Attributes:
-        command: of one rank, without the interpreter.
+        command: the command of one rank, without the interpreter.
         directory: the run directory.
         num_ranks: ranks on this machine.
-        threads_per_rank: CPU threads of each.
-        max_restarts: starts after a failure without a newer checkpoint in between.
-        patience: how long the ranks may stand still.
+        threads_per_rank: CPU threads of each rank.
+        max_restarts: restarts in a row that bring no newer checkpoint.
+        patience: how long the ranks may go without progress.
     """
 
     command: Sequence[str]
@@ -61,7 +61,7 @@ class Job:
 
 
 def supervise(job: Job) -> int:
-    """Run ``job`` to its end, through failures that a new start can cure; return the exit code.
+    """Run ``job`` to its end, restarting the ranks after failures that may pass; return the exit code.
 
     Raises:
         RunDirectoryBusy: another process trains in the run directory.
@@ -77,20 +77,20 @@ def supervise(job: Job) -> int:
                 if end.code in FINAL or ranks.asked is not None:
                     return end.code
                 if (same := failed_again(_events(job.directory), seen)) is not None:
-                    _tell(f"not started again: {same}")
-                    return USELESS
+                    _tell(f"not restarted: {same}")
+                    return SAME_FAILURE
                 used = 1 if _newest_step(job.directory) > before else used + 1
                 if used > job.max_restarts:
-                    _tell(f"not started again: {used - 1} restarts brought no new checkpoint")
+                    _tell(f"not restarted: {used - 1} restarts brought no new checkpoint")
                     return end.code
                 _ledger(job.directory).event("restart", restart=used, of=job.max_restarts)
-                _tell(f"starting the ranks again ({used} of {job.max_restarts})")
+                _tell(f"restarting the ranks ({used} of {job.max_restarts})")
     finally:
         lease.release()
 
 
 def _run_once(job: Job, ranks: Ranks, lease: Lease) -> RanksEnd:
-    """Run the ranks until they end, and write down how if they could not say so themselves."""
+    """Run the ranks until they end; record a rank that was killed, which cannot do so itself."""
     shutil.rmtree(job.directory / BEATS_DIRECTORY, ignore_errors=True)
     watch = _Watch(job, lease)
     end = ranks.run(
@@ -108,7 +108,7 @@ def _run_once(job: Job, ranks: Ranks, lease: Lease) -> RanksEnd:
 
 @dataclass(slots=True)
 class _Watch:
-    """Looks at the ranks: renews the lease, and finds out when none of them moves."""
+    """Watches the ranks: renews the lease, and notices when none of them makes progress."""
 
     job: Job
     lease: Lease
@@ -118,21 +118,21 @@ class _Watch:
     _suspected: float | None = None
 
     def __call__(self, ranks: Sequence[subprocess.Popen[bytes]]) -> bool:
-        """Return whether the ranks hang; what they were doing is written down then."""
+        """Return whether the ranks hang; if so, what they were doing has been written down."""
         self.lease.renew()
         now, slept = time.monotonic(), time.monotonic() - self._looked
         self._looked = now
         found = [read_beat(self.job.directory, rank) for rank in range(len(ranks))]
         beats = [beat for beat in found if beat is not None]
         silent = [rank for rank, beat in enumerate(found) if beat is None]
-        # Suspected a moment early, so that it is sure when patience ends.
+        # A hang is confirmed by a second look, so the first one comes a moment before the limit.
         still = (now - self._began) if silent else seconds_still(beats, now)
         limit = self.job.patience.long if silent else self.job.patience.limit(beats)
-        if still + _SURE_SECONDS <= limit or slept > _SURE_SECONDS:  # we were not running either
+        if still + _CONFIRM_SECONDS <= limit or slept > _CONFIRM_SECONDS:  # this process was stopped too
             self._suspected = None
             return False
         self._suspected = now if self._suspected is None else self._suspected
-        if now - self._suspected < _SURE_SECONDS or still <= limit:
+        if now - self._suspected < _CONFIRM_SECONDS or still <= limit:
             return False
         if silent:
             self.hang = never_began(beats, still, silent)
@@ -145,8 +145,8 @@ class _Watch:
     def _write_down(self, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
         assert self.hang is not None
         directory = self.job.directory
-        # First what is known: the ranks may need a moment to answer, or never do.
-        _tell(f"the run stands still: {self.hang.sentence}")
+        # Report before asking the ranks for evidence: they may answer late or never.
+        _tell(f"the run hangs: {self.hang.sentence}")
         pids = {number: rank.pid for number, rank in enumerate(ranks) if rank.poll() is None}
         kept = keep_evidence(directory, _attempt(directory), pids)
         last = last_collectives(kept, sorted(pids))
@@ -156,7 +156,7 @@ class _Watch:
             last_collectives={str(rank): what for rank, what in last.items()},
             stacks=str(kept.relative_to(directory)),
         )
-        _tell(f"stacks and exchanges of the ranks: {kept}")
+        _tell(f"stacks and collectives of the ranks: {kept}")
 
 
 def _newest_step(directory: Path) -> int:
@@ -170,7 +170,7 @@ def _ledger(directory: Path) -> Ledger:
 
 
 def _attempt(directory: Path) -> int:
-    """Return the number of the attempt that runs or ran last, 1 before any."""
+    """Return the number of the current or last attempt, 1 before the first."""
     return max((event.attempt for event in _events(directory)), default=1)
 
 

@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> int:
 
 def describe_preparation(path: Path) -> Iterator[str]:
     """Yield the lines that say where a preparation stands."""
-    from distllm.cluster.endings import told_by_slurm
+    from distllm.cluster.endings import reason_in_log
     from distllm.cluster.preparations import preparation_of
     from distllm.commands.jobs import queue_if_any
 
@@ -72,7 +72,7 @@ def describe_preparation(path: Path) -> Iterator[str]:
         yield f"  {state.doing}"
     if state.state == "failed":
         for log in sorted(state.submission.path.glob("job-*-*.log")):
-            if (why := told_by_slurm(log)) is not None:
+            if (why := reason_in_log(log)) is not None:
                 yield f"  task {log.stem.rpartition('-')[2]}: {why}"
         yield "  distllm submit prepare, as before, goes on from what is finished"
 

@@ -1,4 +1,4 @@
-"""What the commands stop, save and cancel share: a request to a run."""
+"""Requests to a run: what the commands stop, save, cancel and requeue share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distllm.cluster.control import Control, Wish
+from distllm.cluster.control import Control, RequestKind
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
 from distllm.errors import ConfigError
@@ -23,10 +23,10 @@ class Options:
 
 
 def directory_of(name: str | None, runs_dir: str, command: str) -> Path:
-    """Return the directory of a run, also of one that has not begun yet.
+    """Return the directory of a run, including one that has not started yet.
 
     Raises:
-        ConfigError: it is not named, or there is none.
+        ConfigError: no run is named, or there is none of this name.
     """
     from distllm.commands.runs import require
     from distllm.train.run_directory import locate_run
@@ -39,7 +39,7 @@ def directory_of(name: str | None, runs_dir: str, command: str) -> Path:
 
 
 def refuse_preparation(path: Path, command: str) -> None:
-    """Refuse what only a training run can do.
+    """Refuse a command that only works on training runs.
 
     Raises:
         ConfigError: ``path`` is the directory of a preparation.
@@ -48,43 +48,43 @@ def refuse_preparation(path: Path, command: str) -> None:
 
     if is_preparation(path):
         raise ConfigError(
-            f"{path.name} is a preparation, and distllm {command} is for runs",
+            f"{path.name} is a preparation; distllm {command} works on training runs",
             where=str(path),
-            remedy="distllm cancel ends it; distllm submit prepare goes on from what is finished",
+            remedy="distllm cancel ends it; distllm submit prepare continues from the finished stages",
         )
 
 
-def ask(wish: Wish, words: Sequence[str]) -> tuple[Path, str]:
-    """Leave a request to the run that the command line names; return its directory and SLURM's state."""
+def ask(kind: RequestKind, words: Sequence[str]) -> tuple[Path, str]:
+    """Send a request to the run that the command line names; return its directory and its state."""
     from distllm.cluster.state import state_of
     from distllm.commands.jobs import queue_if_any
 
-    options = parse_options(wish, Options, words)
-    path = directory_of(options.run, options.runs_dir, wish)
-    if wish != "cancel":
-        refuse_preparation(path, wish)
+    options = parse_options(kind, Options, words)
+    path = directory_of(options.run, options.runs_dir, kind)
+    if kind != "cancel":
+        refuse_preparation(path, kind)
     state = state_of(path, queue_if_any([path])).state
-    if wish != "cancel" and state in ("done", "new", "failed", "oom", "stopped", "cancelled", "given up"):
+    if kind != "cancel" and state in ("done", "new", "failed", "oom", "stopped", "cancelled", "given up"):
         raise ConfigError(
-            f"the run does not run and does not wait: {state}",
+            f"the run is neither running nor waiting: {state}",
             where=str(path),
-            remedy="nothing is left to do; distllm status says more",
+            remedy="there is nothing to do; details: distllm status",
         )
-    Control(path).ask(wish, f"distllm {wish}, by {by_whom()}")
+    Control(path).ask(kind, f"distllm {kind}, by {by_whom()}")
     return path, state
 
 
 def by_whom() -> str:
-    """Return who sends a request, for others who look at the run."""
+    """Return who sends a request, to be recorded with it."""
     return f"{getpass.getuser()} on {socket.gethostname()}"
 
 
 def end_jobs(path: Path, *, waiting_only: bool = False) -> list[str]:
-    """Take a run's jobs out of the queue, and end the one that runs; return their numbers.
+    """Remove a run's jobs from the queue and end the one that is running; return their numbers.
 
     Args:
         path: the run directory.
-        waiting_only: leave the job that runs alone.
+        waiting_only: leave the running job alone.
     """
     from distllm.cluster.jobs import jobs_of
     from distllm.cluster.slurm import call, queued_jobs

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from distllm.errors import DataError, DistllmError, MissingDependency, StorageError
 from distllm.extras import require
 from distllm.fsio import digest_bytes, fsync_file, storage_errors
-from distllm.heartbeat import HEART
+from distllm.heartbeat import HEARTBEAT
 
 T = TypeVar("T")
 ATTEMPTS = 5
@@ -205,7 +205,7 @@ def _copy(system: Any, path: str, target: Path, size: int | None) -> None:
 def _beating(target: Path) -> Any:
     """Return what fsspec calls for each piece that comes: a slow shard is no hang."""
     fsspec = require("fsspec", "reading a URL")
-    return fsspec.callbacks.Callback(hooks={"beat": lambda *_, **__: HEART.reading(target)})
+    return fsspec.callbacks.Callback(hooks={"beat": lambda *_, **__: HEARTBEAT.reading(target)})
 
 
 class _CutShortError(OSError):

@@ -17,14 +17,14 @@ import torch.distributed
 
 from distllm.dist.topology import Topology
 from distllm.errors import LaunchError
-from distllm.heartbeat import HEART
+from distllm.heartbeat import HEARTBEAT
 
 
 @contextmanager
 def rank_errors(topology: Topology, doing: str) -> Iterator[None]:
     """Turn a broken connection or an expired timeout inside the block into LaunchError."""
     try:
-        with HEART.waiting(doing):
+        with HEARTBEAT.waiting(doing):
             yield
     except RuntimeError as error:
         if not _is_communication_error(error):

@@ -1,9 +1,9 @@
 """``ledger.jsonl``: what happened to a run, over all its attempts, in the order it happened.
 
 Each line is one event, a JSON object with ``time`` (unix seconds), ``attempt`` and ``kind``. Rank 0
-and the process that supervises the ranks append to the same file, so nothing is ever rewritten: a
-line goes out with one ``O_APPEND`` write, and a half line that a killed writer or a full disk left
-is closed with a line break before the next. Readers drop such halves, which no event can look like.
+and the process that supervises the ranks append to the same file, so nothing is ever rewritten: each
+line is one ``O_APPEND`` write, and an incomplete line that a killed writer or a full disk left behind is
+closed with a line break before the next. Readers drop incomplete lines: they are not valid JSON.
 
 Imports no torch: the supervisor and commands on a login node use it.
 """
@@ -35,11 +35,11 @@ Kind = Literal[
     "interval",  # the steps between checkpoints were derived again: steps, formula
     "skipped",  # an update was dropped: reason, loss, grad_norm, samples [first, stop), ranks
     "passed_over",  # none of a step's samples has a target: step, samples [first, stop), damaged
-    "corruption",  # weights are not what they must be: ranks, what
+    "corruption",  # weights were changed by a fault: ranks, what
     "rewind",  # back to a checkpoint: step before, to, excluded samples [first, stop) or None
     "oom",  # the attempt ended because memory ran out: error, cause, step
-    "straggler",  # a rank is slower than the others
-    "hang",  # no rank moves: seconds since one did, and what is known of the culprit
+    "straggler",  # a rank is slower than the others: rank, host, seconds, typical
+    "hang",  # no rank makes progress: seconds since one did, and what is known of the cause
     "killed",  # a rank died: rank, signal (its name)
     "restart",  # the supervisor starts the ranks again, however long that takes
     "failed",  # the attempt ended with an error: error, cause, step
@@ -47,6 +47,8 @@ Kind = Literal[
     "done",  # the run is complete: step, samples
 ]
 KINDS: frozenset[str] = frozenset(get_args(Kind))
+ENDS: tuple[Kind, ...] = ("done", "stopped", "failed", "oom")
+"""Kinds with which an attempt records its own end."""
 
 _BLOCK = 1 << 15
 _log = logging.getLogger(__name__)
@@ -55,13 +57,13 @@ _log = logging.getLogger(__name__)
 class Ledger:
     """Appends the events of one attempt.
 
-    Losing the ledger must not cost the training: what cannot be written is lost, and said once.
+    A ledger that cannot be written must not end the training: the event is lost, with one warning.
 
     Args:
         path: the file; its directory exists.
         attempt: number of this start of the run, from 1.
         warn: gets one sentence when an event could not be written; by default it is logged.
-        watch: sees each event as well, written or not.
+        watch: called with each event as well, written or not.
     """
 
     def __init__(
@@ -82,13 +84,13 @@ class Ledger:
 
         Args:
             kind: what happened.
-            fields: the particulars, as JSON values; numbers that are not finite become strings.
+            fields: the details, as JSON values; numbers that are not finite become strings.
 
         Raises:
-            ValueError: ``kind`` is not one of `Kind`, or a field has the name of a column.
+            ValueError: ``kind`` is not one of `Kind`, or a field is called ``time`` or ``attempt``.
         """
         if kind not in KINDS:
-            raise ValueError(f"{kind!r} is no kind of event; there are {', '.join(sorted(KINDS))}")
+            raise ValueError(f"{kind!r} is not a kind of event; there are {', '.join(sorted(KINDS))}")
         if taken := fields.keys() & {"time", "attempt"}:
             raise ValueError(f"{', '.join(sorted(taken))} cannot be given: every event has its own")
         now, plain = time.time(), {name: _plain(value) for name, value in redacted(fields).items()}
@@ -105,7 +107,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of a ledger: when (unix seconds), in which attempt, what, and its particulars."""
+    """One line of a ledger: when (unix seconds), in which attempt, what happened, and its details."""
 
     time: float
     attempt: int
@@ -113,7 +115,7 @@ class Event:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def number(self, name: str, default: float = 0.0) -> float:
-        """Return a particular that is a finite number, or ``default``."""
+        """Return the field ``name`` if it is a finite number, else ``default``."""
         return number_in(self.fields, name, default)
 
 
@@ -124,14 +126,15 @@ def number_in(fields: Mapping[str, Any], name: str, default: float = 0.0) -> flo
 
 
 def read_events(path: Path) -> list[Event]:
-    """Read a ledger in file order; halves of lines are dropped.
+    """Read a ledger in file order; incomplete lines are dropped.
 
     Raises:
-        DataError: there is no such file, it is no regular one, or a line is no event of this version.
+        DataError: the file does not exist, is not a regular file, or holds a line that is not an event of
+            this version.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a device may have no end
-        raise DataError(f"{path} is no regular file", where=str(path), remedy="move it away")
+        raise DataError(f"{path} is not a regular file", where=str(path), remedy="move it away")
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -147,7 +150,7 @@ def read_events(path: Path) -> list[Event]:
             values = json.loads(line) if line else None
         except ValueError as error:
             if line.startswith(b"{"):
-                continue  # its writer died, or the disk was full, in the middle of it
+                continue  # incomplete: its writer died, or the disk was full
             raise _no_event(path, number) from error
         if values is not None:
             events.append(_event(values, path, number))
@@ -155,9 +158,10 @@ def read_events(path: Path) -> list[Event]:
 
 
 def last_event(path: Path, kinds: Collection[str]) -> Event | None:
-    """Return the newest event of one of these kinds, None without one: the file is read from its end.
+    """Return the newest event of one of these kinds, or None; the file is read from its end.
 
-    What is no event is passed over: whoever looks at hundreds of runs wants to see the others as well.
+    Lines that are not events are skipped, so that one damaged ledger does not hide other runs from a command
+    that lists hundreds of them.
     """
     path = Path(path)
     if not path.is_file():
@@ -189,7 +193,7 @@ def _event(values: Any, path: Path, number: int) -> Event:
 
 def _no_event(path: Path, number: int) -> DataError:
     return DataError(
-        f"line {number} of {path} is no event",
+        f"line {number} of {path} is not an event",
         where=f"{path}:{number}",
         remedy="remove the line, or read the ledger with the version of distllm that wrote it",
     )
@@ -200,12 +204,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Spell a number that JSON does not have as a string, as the metrics do."""
+    """Return a number that JSON cannot express (NaN, infinity) as a string, as the metrics do."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Append a line with one write, behind a line break if the file ends within a line."""
+    """Append a line with one write, after a line break if the file ends with an incomplete line."""
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size

@@ -30,7 +30,7 @@ from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.topology import Topology
 from distllm.errors import StorageError
 from distllm.evaluate.canaries import CanaryWatch
-from distllm.heartbeat import BEATS_DIRECTORY, HEART
+from distllm.heartbeat import BEATS_DIRECTORY, HEARTBEAT
 from distllm.observe.ledger import LEDGER_FILE, Event, Ledger
 from distllm.observe.metrics import StepRecord
 from distllm.observe.open import build_sinks
@@ -142,7 +142,7 @@ def open_run(
         log.log_error(error)
         raise
     finally:
-        HEART.close()
+        HEARTBEAT.close()
         log.close()
         if topology.is_main:
             directory.release()

@@ -19,7 +19,7 @@ from distllm.dist.agree import agree
 from distllm.dist.collectives import gather_over_ranks, sum_over_ranks
 from distllm.errors import Interrupted
 from distllm.evaluate.perplexity import evaluate_perplexity
-from distllm.heartbeat import HEART
+from distllm.heartbeat import HEARTBEAT
 from distllm.infer.generate import sample_text
 from distllm.train.clock import Phases, StepClock
 from distllm.train.microbatches import forward_and_backward
@@ -81,7 +81,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
     state = run.state
 
     # 1. This rank's micro-batches: a pure function of the position in the global order.
-    HEART.phase("data", state.step)
+    HEARTBEAT.phase("data", state.step)
     clock.mark("loop")
     state.samples, damaged_before = state.next_samples(), run.stream.damaged
     with run.own_time.measured():
@@ -104,7 +104,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
     clock.mark("compute")
 
     # 4. The update. All ranks judge it by the same two numbers, the loss and the norm of the gradient.
-    HEART.phase("update")
+    HEARTBEAT.phase("update")
     mine = [float(loss_sum), run.replicas.changed_since(), run.own_time.lap()]
     losses, changed, seconds_by_rank = zip(*gather_over_ranks(mine, run.topology), strict=True)
     loss, corruption = sum(losses) / agreed.weight, flipped(changed)
@@ -193,7 +193,7 @@ def _pass_over(run: Run, agreed: Agreement, clock: StepClock) -> None:
 def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> None:
     """Count the step just taken wherever steps, samples or seconds are counted."""
     state = run.state
-    HEART.count_step(phases.total)
+    HEARTBEAT.count_step(phases.total)
     state.samples += run.sizes.at(state.step)
     state.step += 1
     state.tokens += int(agreed.weight)
@@ -231,7 +231,7 @@ def _log_evaluation(run: Run) -> None:
     started = time.perf_counter()
 
     def between() -> None:
-        HEART.phase("evaluate", state.step)
+        HEARTBEAT.phase("evaluate", state.step)
         if sum_over_ranks([run.stop.requested], run.topology)[0]:
             _save_and_stop(run)
 
@@ -281,7 +281,7 @@ def save(run: Run, *, must: bool = False, requested: bool = False) -> None:
         requested: a user asked for it.
     """
     order = plan_digest(run.resolved.config, run.stream.order, run.state.samples)
-    HEART.phase("save", run.state.step)
+    HEARTBEAT.phase("save", run.state.step)
     agree(run.topology, run.directory.require_owned)
     facts = {**run.checkpoint_facts, "order": order}
     run.saves.save(facts, _samples(run), must=must, requested=requested)
@@ -336,7 +336,7 @@ def _exclude_streak(run: Run, *, finite: bool) -> None:
 def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str) -> None:
     """Restore a checkpoint and save it again with the decision, so that a kill does not undo it."""
     run.chain.forget_after(good_step)
-    HEART.phase("restore", run.state.step)
+    HEARTBEAT.phase("restore", run.state.step)
     run.saves.wait()  # the checkpoints to load and to set aside must not change meanwhile
     run.saves.reject_after(good_step, why)
     with run.chronicle.charging("restart"):
@@ -364,7 +364,7 @@ def _samples(run: Run) -> dict[str, int]:
 def _finish(run: Run) -> None:
     """End the attempt; a run that is done, by its steps or early, must account for its samples."""
     state = run.state
-    HEART.phase("end", state.step)
+    HEARTBEAT.phase("end", state.step)
     early = {"why": run.stopping.why} if run.stopping.over() else {}
     if early:
         report(run, f"{run.stopping.why}: ended at step {state.step}")

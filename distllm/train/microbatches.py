@@ -10,7 +10,7 @@ from torch import Tensor
 from distllm.data.batch import Batch
 from distllm.dist.engine import Engine
 from distllm.dist.topology import Topology
-from distllm.heartbeat import HEART
+from distllm.heartbeat import HEARTBEAT
 from distllm.seeds import derive_seed
 from distllm.tasks.base import Task
 from distllm.train.pace import OwnTime
@@ -40,7 +40,7 @@ def forward_and_backward(
     Returns:
         The sum of the losses of ``batches``, a scalar on the rank's device.
     """
-    HEART.phase("compute")
+    HEARTBEAT.phase("compute")
     _seed_noise(seed, batches[0], topology)
     task.begin(engine.model, batches, topology)
     engine.expect(len(batches), int(batches[0].sample_ids_B[0]))

@@ -18,7 +18,7 @@ from typing import Any
 from distllm.config.schema_optim import PrivateConfig
 from distllm.data.order import SampleOrder
 from distllm.extras import require
-from distllm.fsio import storage_errors
+from distllm.fsio import atomic_open, storage_errors
 
 KEY_FILE = "noise.key"
 
@@ -121,11 +121,9 @@ def noise_key(directory: Path) -> int:
     path = directory / KEY_FILE
     with storage_errors(path):
         if not path.exists():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-                stream.write(secrets.token_hex(32))
-                stream.flush()
-                os.fsync(stream.fileno())
+            with atomic_open(path) as stream:  # a kill must not leave an empty key behind
+                os.fchmod(stream.fileno(), 0o600)
+                stream.write(secrets.token_hex(32).encode())
         return int(path.read_text(encoding="ascii"), 16)
 
 

@@ -29,7 +29,7 @@ from distllm.cluster.hang import (
 )
 from distllm.dist.topology import Topology
 from distllm.errors import LaunchError
-from distllm.heartbeat import BEATS_DIRECTORY, HEART, read_beat
+from distllm.heartbeat import BEATS_DIRECTORY, HEARTBEAT, read_beat
 from distllm.observe.ledger import LEDGER_FILE, Ledger
 
 _PR_SET_PDEATHSIG = 1
@@ -49,7 +49,7 @@ def start_heartbeat(run_directory: Path, topology: Topology) -> None:
     # The byte is written by the signal handler itself, while the main thread waits for other ranks.
     signal.set_wakeup_fd(asks, warn_on_full_buffer=False)
     _in_background(lambda: _answer(answers, collectives_path(beats, topology.rank)))
-    HEART.open(run_directory, topology.rank)
+    HEARTBEAT.open(run_directory, topology.rank)
 
 
 def start_watchdog(run_directory: Path, topology: Topology, patience: Patience, attempt: int) -> None:
@@ -79,12 +79,12 @@ def _answer(requests: int, path: Path) -> None:
 
 def _watch(run_directory: Path, topology: Topology, patience: Patience, attempt: int) -> None:
     looked = time.monotonic()
-    while HEART.beats:  # a process may go on with something else after the run
+    while HEARTBEAT.is_open:  # a process may go on with something else after the run
         time.sleep(_WATCH_SECONDS)
         now, slept = time.monotonic(), time.monotonic() - looked
         looked = now
         own = read_beat(run_directory, topology.rank)
-        if not HEART.beats or own is None or slept > 2 * _WATCH_SECONDS:  # we were not running either
+        if not HEARTBEAT.is_open or own is None or slept > 2 * _WATCH_SECONDS:  # we were not running either
             continue
         seconds = find_hang([own], patience, now)
         if seconds is not None and seconds > patience.limit([own]) + _WATCH_SECONDS:
@@ -92,6 +92,17 @@ def _watch(run_directory: Path, topology: Topology, patience: Patience, attempt:
 
 
 def _give_up(run_directory: Path, topology: Topology, seconds: float, attempt: int) -> None:
+    """End the process, whether or not the disk still takes the evidence."""
+    try:
+        _write_down(run_directory, topology, seconds, attempt)
+    except Exception as error:  # the run hangs, and nobody else would end it
+        print(f"distllm: the hang could not be written down: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(LaunchError.exit_code)
+
+
+def _write_down(run_directory: Path, topology: Topology, seconds: float, attempt: int) -> None:
+    """Keep the stacks and collectives of this rank; the first rank of all also reports the hang."""
     found = [read_beat(run_directory, rank) for rank in range(topology.world_size)]
     hang = explain_hang([beat for beat in found if beat is not None], seconds, [])
     beats = run_directory / BEATS_DIRECTORY
@@ -100,10 +111,9 @@ def _give_up(run_directory: Path, topology: Topology, seconds: float, attempt: i
     try:
         (beats / "hang").touch(exist_ok=False)
     except FileExistsError:
-        os._exit(LaunchError.exit_code)  # another rank has said so
+        return
     Ledger(run_directory / LEDGER_FILE, attempt).event("hang", **hang.facts(), stacks=BEATS_DIRECTORY)
-    print(f"distllm: the run stands still: {hang.sentence}", file=sys.stderr, flush=True)
-    os._exit(LaunchError.exit_code)
+    print(f"distllm: the run hangs: {hang.sentence}", file=sys.stderr, flush=True)
 
 
 def _in_background(action: Callable[[], None]) -> None:

@@ -132,11 +132,11 @@ def test_a_run_that_can_go_nowhere_stops_at_the_second_time_and_says_why(root):
     )
     done = train(root, "hopeless", *diverging, "checkpoint.every_steps=9")
     assert done.returncode == 64, done.stderr
-    (told,) = [line for line in done.stderr.splitlines() if "not started again" in line]
+    (told,) = [line for line in done.stderr.splitlines() if "not restarted" in line]
     step = int(told.partition("at step ")[2].split()[0])
     assert f"2 steps in a row were skipped, up to step {step}" in told
     assert "there is no checkpoint" in told
-    assert done.stderr.count("starting the ranks again") == 1
+    assert done.stderr.count("restarting the ranks") == 1
 
 
 def test_spikes_that_cannot_be_left_out_are_believed(root):

@@ -53,11 +53,11 @@ def test_a_failure_with_progress_is_started_again_and_without_it_given_up(job):
         assert (code, told.count("queued again")) == (75, 1)
     code, told = job.run()
     assert code == 70
-    assert "2 starts in a row have ended without one more saved step" in told
+    assert "2 starts in a row have ended without saving a further step" in told
     assert job.requeued == ["12", "12"]
     starts = History(job.run_dir).starts()
     assert [start.end for start in starts] == ["failed"] * 3
-    assert starts[-1].given_up == "2 starts in a row have ended without one more saved step"
+    assert starts[-1].given_up == "2 starts in a row have ended without saving a further step"
     assert state_of(job.run_dir, []).state == "given up"
 
 
@@ -175,7 +175,7 @@ def test_a_requeue_that_was_ended_with_its_job_is_no_refusal(job):
     job.plan({"saves": [4], "code": 1})
     job.programs.put("scontrol", "kill -KILL $$")
     _, told = job.run()
-    assert "queued again, if SLURM heard it" in told
+    assert "asked SLURM to queue the job again" in told
     assert job.programs.calls("sbatch") == []
 
 
@@ -234,7 +234,7 @@ def test_a_failed_look_at_lost_nodes_blames_nobody(job):
     job.plan({"event": ["done", {"step": 8}]})
     code, told = job.run()
     assert code == 0
-    assert "cannot ask which nodes were lost" in told
+    assert "cannot find out which nodes were lost" in told
 
 
 def node_line(node, *problems, shared=()):
@@ -264,7 +264,7 @@ def test_when_every_node_is_sick_it_is_not_the_nodes(tmp_path, monkeypatch, disk
     assert f"failed: {disk or 'every node of the job fails: n1: did not'}" in told
     code, told = job.run()
     assert code == 74
-    assert "2 starts in a row have ended without one more saved step" in told
+    assert "2 starts in a row have ended without saving a further step" in told
     assert History(job.run_dir).excluded() == {}
     assert job.programs.calls("sbatch") == []
 
@@ -306,3 +306,13 @@ def test_a_refused_evaluation_does_not_touch_the_training(tmp_path, monkeypatch)
     code, told = job.run()
     assert code == 0
     assert told.count("checkpoints are not evaluated") == 1
+
+
+def test_a_disk_that_takes_no_script_of_an_evaluation_costs_no_training(tmp_path, monkeypatch):
+    job = Job(tmp_path, monkeypatch, "cluster.slurm.evaluate_every_steps=4")
+    (job.run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    (job.run_dir / "slurm" / "evaluations").write_text("no directory")
+    job.plan({"saves": [4], "event": ["done", {"step": 4}]})
+    code, told = job.run()
+    assert code == 0
+    assert "checkpoints are not evaluated: cannot make the directory" in told

@@ -19,7 +19,7 @@ def test_a_request_is_kept_until_it_is_forgotten(tmp_path):
     assert control.asked("stop") is None
     control.ask("stop", "the night is over", again=True)
     request = control.asked("stop")
-    assert (request.wish, request.why, request.again) == ("stop", "the night is over", True)
+    assert (request.kind, request.why, request.again) == ("stop", "the night is over", True)
     assert control.asked("save") is None
     control.forget("stop")
     control.forget("stop")
@@ -79,7 +79,7 @@ def test_fence_of_a_job_and_of_torchrun():
     [("job@1", True), ("job@2", True), ("job@3", False), ("other@1", False), (None, False), ("job", False)],
 )
 def test_only_an_earlier_start_of_the_same_job_gives_way(owner, gives_way):
-    assert Fence("job", 2).shuts_out(owner) is gives_way
+    assert Fence("job", 2).supersedes(owner) is gives_way
 
 
 def test_a_later_start_takes_the_directory_of_a_node_that_cannot_be_asked(tmp_path, monkeypatch):

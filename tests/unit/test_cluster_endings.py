@@ -36,7 +36,7 @@ def started(number):
     [
         (f"slurmstepd-n1: error: *** JOB 7 ON n1 {STAMP} DUE TO PREEMPTION ***", "preempted"),
         (f"slurmstepd-n1: error: *** JOB 7 ON n1 {STAMP} DUE TO TIME LIMIT ***", "the time limit"),
-        (f"slurmstepd-n1: error: *** JOB 7 ON n1 {STAMP} DUE TO JOB REQUEUE ***", "scontrol requeue"),
+        (f"slurmstepd-n1: error: *** JOB 7 ON n1 {STAMP} DUE TO JOB REQUEUE ***", "requeued by scontrol"),
         (f"slurmstepd-n1: error: *** JOB 7 ON n1 {STAMP} ***", "cancelled by scancel"),
         (
             f"slurmstepd: *** STEP 7.0 ON n1 {STAMP} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***",
@@ -83,7 +83,7 @@ def test_the_log_of_a_rank_tells_it_too(run):
 
 def test_who_cancelled_and_which_node_was_lost(run):
     start = begin(run)
-    assert "nobody wrote down why" in ending_of(run, start).why
+    assert "the reason was not recorded" in ending_of(run, start).why
     assert "sacct -D -j 7" in ending_of(run, start).remedy
     History(run).exclude({"n2": "down* after start 1", "n9": "hot"})
     assert ending_of(run, start).why == "a node was lost: n2 down* after start 1"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from distllm import heartbeat
 from distllm.cluster.hang import Patience, explain_hang, find_hang, keep_evidence, last_collectives
 from distllm.cluster.local import is_stopped
-from distllm.heartbeat import Beat, Heart, beat_path, read_beat
+from distllm.heartbeat import Beat, Heartbeat, beat_path, read_beat
 
 PATIENCE = Patience(floor=10.0, long=600.0)
 
@@ -78,7 +79,7 @@ def test_a_rank_that_left_an_exchange_out_is_ahead():
     skipped = beat(1, phase="data", step=7, waits="summing numbers", collectives=41)
     hang = explain_hang([waiting(0), skipped], 10.0, [])
     assert hang.ranks == (1,)
-    assert hang.sentence.startswith("rank 1 on n1 left out an exchange: they wait for 10.0 s")
+    assert hang.sentence.startswith("rank 1 on n1 skipped a collective: they wait for 10.0 s")
     assert "rank 0 in 'gathering numbers' in update of step 7" in hang.sentence
     assert "rank 1 in 'summing numbers' in data of step 8" in hang.sentence
 
@@ -86,7 +87,7 @@ def test_a_rank_that_left_an_exchange_out_is_ahead():
 def test_where_all_wait_alike_it_is_the_connection():
     hang = explain_hang([waiting(0), waiting(1)], 10.0, [])
     assert hang.ranks == ()
-    assert "the connection between them is broken" in hang.sentence
+    assert "the network between them is broken" in hang.sentence
 
 
 def test_a_process_that_is_stopped_is_seen():
@@ -105,7 +106,7 @@ def test_a_process_that_is_stopped_is_seen():
 def test_beats_tell_what_a_rank_does(tmp_path, monkeypatch):
     clock = [50.0]
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
-    heart = Heart()
+    heart = Heartbeat()
     heart.phase("data")  # silent: not open
     assert read_beat(tmp_path, 3) is None
     heart.open(tmp_path, 3)
@@ -129,7 +130,7 @@ def test_beats_tell_what_a_rank_does(tmp_path, monkeypatch):
 def test_opening_a_shard_is_a_move_only_for_a_rank_that_waits_for_it(tmp_path, monkeypatch):
     clock = [50.0]
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
-    heart = Heart()
+    heart = Heartbeat()
     heart.open(tmp_path, 0)
     heart.phase("compute")
     clock[0] = 60.0
@@ -148,7 +149,7 @@ def test_every_piece_of_a_slow_shard_is_a_move(tmp_path, monkeypatch):
 
     fsspec.filesystem("memory").pipe("/shards/1.tar", bytes(40 << 20))
     seen = []
-    monkeypatch.setattr(remote.HEART, "reading", seen.append)
+    monkeypatch.setattr(remote.HEARTBEAT, "reading", seen.append)
     remote.fetch("memory://shards/1.tar", tmp_path / "1.tar", 5.0)
     assert len(seen) > 2
     assert set(seen) == {tmp_path / "1.tar"}
@@ -158,7 +159,7 @@ def test_evidence_is_kept_per_attempt_although_nobody_answers(tmp_path, monkeypa
     from distllm.cluster import hang
 
     monkeypatch.setattr(hang, "_DUMP_SECONDS", 0.1)
-    heart = Heart()
+    heart = Heartbeat()
     heart.open(tmp_path, 0)
     heart.close()
     record = {"entries": [{"profiling_name": "gloo:all_reduce", "collective_seq_id": 9}]}
@@ -168,3 +169,39 @@ def test_evidence_is_kept_per_attempt_although_nobody_answers(tmp_path, monkeypa
     assert kept == tmp_path / "hangs" / "attempt-0007"
     assert (kept / "rank-00000.json").exists()
     assert last_collectives(kept, [0, 1, 2]) == {0: "gloo:all_reduce #9"}
+
+
+def test_a_beat_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
+    heart = Heartbeat()
+    heart.open(tmp_path, 0)
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(heartbeat.os, "pwrite", full)
+    heart.phase("compute", 8)
+    monkeypatch.undo()
+    heart.phase("update")
+    assert (read_beat(tmp_path, 0).phase, read_beat(tmp_path, 0).step) == ("update", 8)
+    heart.close()
+
+
+def test_nothing_is_written_to_a_descriptor_that_is_closed_meanwhile(tmp_path, monkeypatch):
+    """It may be another file's by then: closing waits for a thread that writes."""
+    heart = Heartbeat()
+    heart.open(tmp_path, 0)
+    writing, write = threading.Event(), os.pwrite
+
+    def slow(descriptor, content, offset):
+        writing.set()
+        time.sleep(0.2)
+        os.fstat(descriptor)
+        return write(descriptor, content, offset)
+
+    monkeypatch.setattr(heartbeat.os, "pwrite", slow)
+    reader = threading.Thread(target=heart.reading, args=(tmp_path / "7.tar",))
+    reader.start()
+    writing.wait()
+    heart.close()
+    reader.join()
+    assert read_beat(tmp_path, 0).shard.endswith("7.tar")

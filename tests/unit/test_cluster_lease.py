@@ -1,5 +1,6 @@
 """Who may write in a run directory: one of many, for as long as it says so."""
 
+import errno
 import json
 import os
 import socket
@@ -88,7 +89,7 @@ def test_an_owner_whose_file_is_gone_ends(tmp_path, now):
     mine = take_lease(tmp_path)
     (tmp_path / "owner.json").unlink()
     now[0] += 60
-    with pytest.raises(RunDirectoryBusy, match="one who has left since"):
+    with pytest.raises(RunDirectoryBusy, match="a process that has ended since"):
         mine.renew()
 
 
@@ -112,7 +113,7 @@ def test_a_mutex_that_is_never_given_back_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "_MUTEX_SECONDS", 0.1)
     ahead = time.time() + 1000
     os.utime(tmp_path / ".owner.lock", (ahead, ahead))
-    with pytest.raises(StorageError, match="never given back"):
+    with pytest.raises(StorageError, match="held by a process that does not release it"):
         take_lease(tmp_path)
 
 
@@ -120,3 +121,21 @@ def test_a_token_is_needed():
     from pathlib import Path
 
     assert not holds_lease(Path("/nowhere"), None)
+
+
+def test_a_file_server_that_fails_for_a_moment_costs_no_lease(tmp_path, now, monkeypatch):
+    mine = take_lease(tmp_path)
+
+    def stale(*_arguments, **_more):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    now[0] += 11
+    with monkeypatch.context() as broken:
+        for name in ("read_text", "stat"):
+            broken.setattr(lease.Path, name, stale)
+        broken.setattr(lease.os, "utime", stale)
+        mine.renew()
+    (tmp_path / "owner.json").unlink()
+    now[0] += 11
+    with pytest.raises(RunDirectoryBusy, match="a process that has ended since"):
+        mine.renew()

@@ -127,7 +127,7 @@ def test_failures_are_started_again_while_that_leads_somewhere(launch):
     code, told = launch.run({"code": 1, "saves": 4}, {"code": 1}, {"code": 1})
     assert code == 70
     assert launch.starts == ["failed"] * 3
-    assert "without one more saved step: not started again" in told
+    assert "without saving a further step: not started again" in told
 
 
 def test_restarts_are_bounded(tmp_path):
@@ -180,7 +180,7 @@ def test_a_second_signal_ends_everything_at_once(launch):
 def test_shells_that_hang_after_the_end_are_let_go_of(launch):
     code, told = launch.run({"event": ["done", {"step": 8}], "hangs": True, "child": True})
     assert code == 0
-    assert "do not end: letting go of them" in told
+    assert "do not end: leaving them behind" in told
     assert not alive(int((launch.run_dir / "child").read_text()))
 
 
@@ -195,7 +195,7 @@ def test_the_command_of_the_deepspeed_launcher(launch, tmp_path, monkeypatch):
     assert not any("--include" in word for word in words)
     shared = replace(target, hosts={"n1": (0, 2), "n2": (1, 3)})
     assert "--include=n1:0,2@n2:1,3" in deepspeed_command(shared, "10.0.0.1", 29401)
-    with pytest.raises(LaunchError, match="Open MPI gives ranks the first slots of a host"):
+    with pytest.raises(LaunchError, match="Open MPI always uses the first slots of a host"):
         deepspeed_command(replace(shared, launcher="openmpi"), "10.0.0.1", 29401)
     monkeypatch.setattr(remote.shutil, "which", lambda name: None)
     with pytest.raises(LaunchError, match="pdsh is not installed"):
@@ -205,7 +205,9 @@ def test_the_command_of_the_deepspeed_launcher(launch, tmp_path, monkeypatch):
 def test_a_rank_learns_everything_from_the_submission(tmp_path, monkeypatch):
     launch = Launch(tmp_path, "cluster.env.NCCL_DEBUG=INFO")
     held = []
-    monkeypatch.setattr(remote, "hold", lambda run_dir, fence: held.append((run_dir, fence.number)))
+    monkeypatch.setattr(
+        remote, "follow_launcher", lambda run_dir, fence: held.append((run_dir, fence.number))
+    )
     meeting = {"head": "n1", "port": 29402, "fence": "line@2", "exits": "/exits"}
     (launch.submission.path / RENDEZVOUS).write_text(json.dumps(meeting))
     monkeypatch.chdir(tmp_path)
@@ -221,7 +223,7 @@ def test_a_rank_learns_everything_from_the_submission(tmp_path, monkeypatch):
 
 def test_a_rank_of_open_mpi_gets_torchs_names(tmp_path, monkeypatch):
     launch = Launch(tmp_path)
-    monkeypatch.setattr(remote, "hold", lambda *_: None)
+    monkeypatch.setattr(remote, "follow_launcher", lambda *_: None)
     meeting = {"head": "n1", "port": 29402, "fence": "line@2", "exits": "/exits"}
     (launch.submission.path / RENDEZVOUS).write_text(json.dumps(meeting))
     names = {"RANK": "3", "SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
@@ -302,8 +304,8 @@ def test_the_command_of_an_agent():
     ("text", "low", "high", "said"),
     [
         ("localhost:29400", 1, 2, None),
-        ("localhost", 1, 2, "is no HOST:PORT"),
-        ("localhost:80", 1, 2, "is no HOST:PORT"),
+        ("localhost", 1, 2, "is not HOST:PORT"),
+        ("localhost:80", 1, 2, "is not HOST:PORT"),
         ("localhost:29400", 0, 2, "allows no number"),
         ("nowhere.invalid:29400", 1, 2, "does not resolve"),
     ],

@@ -58,7 +58,7 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "1 h"])
 def test_what_is_no_time(text):
-    with pytest.raises(ValueError, match="no time"):
+    with pytest.raises(ValueError, match="not a time"):
         parse_time(text)
 
 
@@ -80,8 +80,8 @@ def test_unusable_nodes(programs):
 
 
 def test_the_queue(programs):
-    programs("squeue", "echo '7_1|RUNNING|None|n1|1:00|x'; echo '9|PENDING|Resources||2:00|y'")
-    assert [job.job for job in queued_jobs()] == ["7_1", "9"]
+    programs("squeue", "echo '7_1|RUNNING|None|n1|1:00|x'; echo '9|PENDING|Resources||2:00|y|z'")
+    assert [(job.job, job.name) for job in queued_jobs()] == [("7_1", "x"), ("9", "y|z")]
     assert [job.state for job in queued_jobs(["7"])] == ["RUNNING"]
 
 
@@ -125,9 +125,9 @@ def test_limits_that_hold():
             "of this cluster have 96",
         ),
         (["cluster.slurm.memory=4T"], "4.0 TiB of memory asked of each node"),
-        (["cluster.slurm.memory=lots"], "'lots' is no memory of a node"),
+        (["cluster.slurm.memory=lots"], "'lots' is not an amount of memory"),
         (["cluster.slurm.partition=small"], "runs nothing longer than 1h00m00s"),
-        (["cluster.slurm.time_limit=never"], "'never' is no time"),
+        (["cluster.slurm.time_limit=never"], "'never' is not a time"),
         (["cluster.slurm.time_limit=6"], "leaves no time before the warning"),
     ],
 )
@@ -244,7 +244,7 @@ def test_an_allocation_names_the_task_of_an_array():
     assert Allocation.read(env) == Allocation("12", None, 1, ("n2", "n3"))
     array = env | {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"}
     assert Allocation.read(array).job == "10_2"
-    with pytest.raises(LaunchError, match="no SLURM job"):
+    with pytest.raises(LaunchError, match="not a SLURM job"):
         Allocation.read({})
 
 

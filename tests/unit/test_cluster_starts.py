@@ -18,7 +18,7 @@ from distllm.cluster.health_report import NodeReport, bad_nodes, read_reports
 from distllm.cluster.history import History
 from distllm.cluster.hostfile import chosen_slots, include_of, read_hostfile
 from distllm.cluster.leash import LOST_EXIT, Leash
-from distllm.cluster.outcome import Outcome, Watch, is_done, leave_word, rank_codes
+from distllm.cluster.outcome import Outcome, Watch, is_done, rank_codes, write_exit_code
 from distllm.cluster.slurm import QueuedJob
 from distllm.cluster.state import state_of
 from distllm.config.compose import compose
@@ -96,7 +96,7 @@ def test_a_rank_that_can_never_succeed_is_believed(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTLLM_EXITS", str(exits))
     for rank, code in (("0", 70), ("3", 65)):
         monkeypatch.setenv("RANK", rank)
-        leave_word(code)
+        write_exit_code(code)
     (exits / "notes").write_text("1")
     assert rank_codes(exits) == {0: 70, 3: 65}
     outcome = Watch(tmp_path).outcome(1, exits)
@@ -108,7 +108,7 @@ def test_a_start_that_stands_still_has_ended_and_failed(tmp_path):
     watch = Watch(tmp_path)
     told(tmp_path, 1, "hang", seconds=11.0, cause="rank 1 on n2 hangs", hosts=["n2"])
     assert watch.has_ended()
-    said = "the run stood still: rank 1 on n2 hangs"
+    said = "the run hung: rank 1 on n2 hangs"
     assert watch.outcome(70, tmp_path / "exits") == Outcome("failed", said, 70, "n2")
     told(tmp_path, 1, "failed", error="LaunchError", cause="rank 0 lost another rank")
     assert watch.outcome(70, tmp_path / "exits").why == said, "the rest is a consequence"
@@ -208,7 +208,7 @@ def test_two_nodes_talk():
 def test_a_first_node_out_of_reach_or_with_another_clock_is_told(tmp_path, monkeypatch):
     check = NodeCheck(compose([]), tmp_path)
     check.network("127.0.0.1", 9, time.monotonic())
-    assert "does not reach the first node" in check.suspects_head[0]
+    assert "cannot reach the first node" in check.suspects_head[0]
     monkeypatch.setattr("distllm.cluster.health.talk", lambda *_: (-60.0, 1.0))
     check = NodeCheck(compose([]), tmp_path)
     check.network("n1", 9, 0.0)
@@ -274,7 +274,7 @@ from pathlib import Path
 from distllm.cluster.fence import Fence
 from distllm.cluster import leash
 leash.BEAT_SECONDS, leash.GRACE_SECONDS = 0.1, 0.2
-leash.hold(Path(sys.argv[1]), Fence("line", 1), lost_seconds=float(sys.argv[2]))
+leash.follow_launcher(Path(sys.argv[1]), Fence("line", 1), lost_seconds=float(sys.argv[2]))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -289,7 +289,7 @@ def test_a_rank_ends_when_its_launcher_does(tmp_path, event):
     try:
         assert rank.stdout.readline() == "held\n"
         if event == "let go":
-            leash.let_go()
+            leash.end_ranks()
         elif event == "a later start":
             Leash(tmp_path, Fence("line", 2)).beat()
         assert rank.wait(30) == (-signal.SIGTERM if event == "silence" else LOST_EXIT)

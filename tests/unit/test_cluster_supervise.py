@@ -36,10 +36,10 @@ def checkpoint(step): (run / "checkpoints" / f"step-{step:09d}").mkdir(parents=T
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 """
 BEAT = """
-from distllm.heartbeat import HEART
-HEART.open(run, rank)
-HEART.count_step(0.01)
-HEART.phase("compute", 4)
+from distllm.heartbeat import HEARTBEAT
+HEARTBEAT.open(run, rank)
+HEARTBEAT.count_step(0.01)
+HEARTBEAT.phase("compute", 4)
 """
 
 
@@ -95,7 +95,7 @@ def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time(capfd):
     assert supervise.supervise(job(script, max_restarts=9)) == 64
     assert starts() == 2
     said = capfd.readouterr().err
-    assert "not started again: the same failure at step 7 as in the attempt before: TrainingError" in said
+    assert "not restarted: the same failure at step 7 as in the attempt before: TrainingError" in said
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_ranks_that_stand_still_are_named_killed_and_started_again(capfd):
     assert facts["cause"].startswith(f"rank 1 on {socket.gethostname()} is stopped (SIGSTOP)")
     assert facts["seconds"] >= FLOOR
     assert (Path("run") / facts["stacks"] / "rank-00001.json").exists()
-    assert "the run stands still: rank 1" in capfd.readouterr().err
+    assert "the run hangs: rank 1" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("p99", "limit"), [(0.1, 10.0), (5.0, 15.0)])
@@ -195,11 +195,11 @@ def test_ranks_that_never_begin_are_named():
     assert supervise.supervise(late) == 0
     (hang, facts), _ = events()
     assert (hang, facts["ranks"]) == ("hang", [0, 1])
-    assert facts["cause"].startswith("rank 0 and rank 1 did not begin within ")
+    assert facts["cause"].startswith("rank 0 and rank 1 did not start within ")
 
 
 def test_a_phase_that_may_take_long_is_no_hang():
-    script = f"{BEAT}\nHEART.phase('save')\ntime.sleep({FLOOR + 2})"
+    script = f"{BEAT}\nHEARTBEAT.phase('save')\ntime.sleep({FLOOR + 2})"
     assert supervise.supervise(job(script)) == 0
     assert events() == []
 

@@ -29,7 +29,7 @@ def runs(tmp_path):
         (["logs", "run=storm", "rank=first"], "rank=first is no rank"),
         (["logs", "run=storm", "rank=7"], "rank 7 has no log in"),
         (["logs", "run=storm", "start=3"], "start=3: the run was started 0 times"),
-        (["stop", "run=storm"], "the run does not run and does not wait: done"),
+        (["stop", "run=storm"], "the run is neither running nor waiting: done"),
         (["requeue", "run=storm"], "no job of the run is running: none is in the queue"),
         (["evaluate", "run=storm", "model=folder", "step=1"], "step chooses a checkpoint of the run"),
     ],

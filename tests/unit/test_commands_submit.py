@@ -147,7 +147,7 @@ def test_every_problem_is_told_at_once(slurm, capsys):
         "tokens_per_step 500",
         "unknown key 'optim.lrr'",
         "'nowhere.invalid' does not resolve",
-        "'soon' is no time",
+        "'soon' is not a time",
         "kind=pyxis needs an image",
     ):
         assert part in told, told
@@ -311,7 +311,7 @@ def test_stop_takes_a_job_that_waits_out_of_the_queue(slurm, capsys):
 def test_verbs_that_come_too_late_say_so(slurm, capsys):
     assert main(["submit", *words()]) == 0
     Ledger(Path("runs/mine/ledger.jsonl"), 1).event("done", step=8)
-    assert "does not run and does not wait: done" in refused(capsys, "save", "run=mine")
+    assert "neither running nor waiting: done" in refused(capsys, "save", "run=mine")
     assert main(["cancel", "run=mine"]) == 0
     assert "has no job in the queue" in capsys.readouterr().out
     assert "run=... is missing" in refused(capsys, "stop")
@@ -323,7 +323,7 @@ def test_a_job_script_in_no_job_says_so(slurm, capsys, monkeypatch):
     assert main(["submit", *words()]) == 0
     path = submissions_of(Path("runs/mine").absolute())[0]
     assert main(["job", str(path)]) == 70
-    assert "this is no SLURM job" in capsys.readouterr().err
+    assert "this is not a SLURM job" in capsys.readouterr().err
 
 
 def hosts(text="localhost slots=2\n127.0.0.1 slots=2\n"):
@@ -360,7 +360,7 @@ def test_launch_refuses_what_cannot_work(slurm, capsys):
         assert part in told
     assert "give hostfile=FILE, or rendezvous" in refused(capsys, "launch", *words())
     told = refused(capsys, "launch", "rendezvous=nowhere.invalid:1", "elastic=3:2", *words())
-    for part in ("is no HOST:PORT", "'nowhere.invalid' does not resolve", "elastic=3:2 allows no number"):
+    for part in ("is not HOST:PORT", "'nowhere.invalid' does not resolve", "elastic=3:2 allows no number"):
         assert part in told
 
 

@@ -100,7 +100,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
     for out, cause in (
         (tmp_path / "file" / "out", "cannot make the directory"),
         (tmp_path / "file" / "deep" / "out", "cannot make the directory"),
-        (Path("/proc/none/out"), "keeps no files"),
+        (Path("/proc/none/out"), "cannot hold files"),
     ):
         with pytest.raises(StorageError, match=cause), Staging(out):
             pass

@@ -20,6 +20,7 @@ from distllm.fsio import (
     free_bytes,
     read_json,
     read_json_lines,
+    read_tail,
     storage_errors,
 )
 
@@ -136,13 +137,13 @@ def test_a_file_where_a_directory_must_be_is_named(tmp_path, below, write):
 @pytest.mark.parametrize("out", ["/dev/null/x", "link/x"])
 def test_what_is_no_directory_either_is_named(tmp_path, out):
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(StorageError, match="is a file or a link to nothing"):
+    with pytest.raises(StorageError, match="is a file or a broken link"):
         ensure_writable(tmp_path / out)
 
 
 @pytest.mark.parametrize("write", [ensure_writable, lambda path: atomic_write_text(path / "file", "x")])
 def test_a_file_system_that_keeps_no_files_is_named(write):
-    with pytest.raises(StorageError, match="keeps no files"):
+    with pytest.raises(StorageError, match="cannot hold files"):
         write(Path("/proc/x"))
 
 
@@ -263,9 +264,47 @@ def test_a_directory_whose_making_fails_leaves_the_earlier_one(tmp_path):
 @pytest.mark.parametrize("make", [lambda p: p.write_text("x"), lambda p: (p / "sub").mkdir(parents=True)])
 def test_what_is_something_else_is_not_replaced(tmp_path, make):
     make(tmp_path / "out")
-    with pytest.raises(ConfigError, match="nothing that this command has written"):
+    with pytest.raises(ConfigError, match="not written by this command"):
         fsio.atomic_directory(tmp_path / "out", "mark").__enter__()
     (tmp_path / "empty").mkdir()
     with fsio.atomic_directory(tmp_path / "empty", "mark") as directory:
         (directory / "mark").touch()
     assert names(tmp_path / "empty") == ["mark"]
+
+
+def test_a_line_that_a_full_disk_cuts_is_taken_back(tmp_path, monkeypatch):
+    path, write = tmp_path / "log.jsonl", os.write
+    append_json_line(path, {"step": 1})
+    with monkeypatch.context() as full:
+        full.setattr(fsio.os, "write", lambda descriptor, content: write(descriptor, content[:5]))
+        with pytest.raises(StorageError, match="no space left"):
+            append_json_line(path, {"step": 2})
+    append_json_line(path, {"step": 3})
+    assert [line["step"] for line in read_json_lines(path)] == [1, 3]
+
+
+def test_two_writers_of_one_process_id_do_not_share_a_temporary_file(tmp_path):
+    with atomic_open(tmp_path / "file") as first, atomic_open(tmp_path / "file") as second:
+        first.write(b"one and one")
+        second.write(b"two")
+    assert (tmp_path / "file").read_bytes() == b"one and one"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_directory_that_cannot_be_flushed_is_no_failed_write(tmp_path, monkeypatch, number, passes):
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fsio.os, "fsync", fsync)
+    if passes:
+        atomic_write_text(tmp_path / "file", "text")
+    else:
+        with pytest.raises(StorageError, match="failed"):
+            atomic_write_text(tmp_path / "file", "text")
+
+
+def test_the_end_of_a_file_is_read_however_long_it_is(tmp_path):
+    (tmp_path / "log").write_bytes(b"0123456789")
+    assert (read_tail(tmp_path / "log", 4), read_tail(tmp_path / "log", 40)) == (b"6789", b"0123456789")

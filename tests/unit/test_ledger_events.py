@@ -48,7 +48,7 @@ def test_every_line_is_one_strict_json_object(path):
 
 
 def test_an_unknown_kind_and_a_taken_name_are_refused(path):
-    with pytest.raises(ValueError, match="'finished' is no kind of event"):
+    with pytest.raises(ValueError, match="'finished' is not a kind of event"):
         Ledger(path, 1).event("finished")
     for name in ("time", "attempt"):
         with pytest.raises(ValueError, match=f"{name} cannot be given"):
@@ -133,7 +133,7 @@ def test_a_line_that_is_no_event_is_an_error_that_names_it(path, line):
     Ledger(path, 1).event("attempt")
     with path.open("a") as stream:
         stream.write(line + "\n")
-    with pytest.raises(DataError, match=r"line 2 of .*ledger\.jsonl is no event"):
+    with pytest.raises(DataError, match=r"line 2 of .*ledger\.jsonl is not an event"):
         read_events(path)
 
 

@@ -1,6 +1,7 @@
 """DP-SGD: rows are clipped one by one, noise is of the size it is accounted for, and epsilon is Opacus's."""
 
 import math
+import secrets
 
 import numpy as np
 import pytest
@@ -175,6 +176,22 @@ def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path):
     assert (tmp_path / KEY_FILE).stat().st_mode & 0o077 == 0
     (tmp_path / KEY_FILE).unlink()
     assert noise_key(tmp_path) != key
+
+
+def test_a_key_that_is_not_written_whole_does_not_exist(tmp_path, monkeypatch):
+    draw = secrets.token_hex
+
+    def killed(size):
+        if size == 32:
+            raise KeyboardInterrupt
+        return draw(size)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(secrets, "token_hex", killed)
+        with pytest.raises(KeyboardInterrupt):
+            noise_key(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert noise_key(tmp_path) > 0
 
 
 PRIVATE = {

@@ -230,7 +230,7 @@ def test_a_process_of_another_machine_counts_as_alive_until_its_lease_expires(tm
     (tmp_path / "owner.json").write_text(json.dumps(claim))
     with pytest.raises(RunDirectoryBusy, match="on elsewhere, lease renewed 0 s ago") as caught:
         RunDirectory(tmp_path).claim()
-    assert "if elsewhere is dead, the lease ends in 60 s" in caught.value.remedy
+    assert "if elsewhere is dead, the lease expires in 60 s" in caught.value.remedy
     assert owner(tmp_path) == claim
     expired = time.time() - LEASE_SECONDS - 5
     os.utime(tmp_path / "owner.json", (expired, expired))

@@ -23,7 +23,7 @@ import sys, threading, time
 from pathlib import Path
 from distllm.cluster.hang import Patience
 from distllm.dist.topology import Topology, destroy_process_group, init_process_group
-from distllm.heartbeat import HEART
+from distllm.heartbeat import HEARTBEAT
 from distllm.train.watchdog import start_heartbeat, die_with_launcher, start_watchdog
 run = Path("run")
 topology = Topology.single()
@@ -56,7 +56,7 @@ import os
 os.environ["TORCH_FR_BUFFER_SIZE"] = "10"
 init_process_group(topology, 10)
 start_heartbeat(run, topology)
-HEART.phase("compute", 3)
+HEARTBEAT.phase("compute", 3)
 a_place_that_the_stack_shows()
 """
     beats = Path("run/beats")
@@ -77,16 +77,16 @@ def test_a_rank_without_supervisor_that_hangs_says_so_and_ends():
     script = """
 start_heartbeat(run, topology)
 start_watchdog(run, topology, Patience(0.5, 60.0), attempt=4)
-HEART.count_step(0.01)
-HEART.phase("data", 9)
-HEART.reading(Path("web/train/3.tar"))
+HEARTBEAT.count_step(0.01)
+HEARTBEAT.phase("data", 9)
+HEARTBEAT.reading(Path("web/train/3.tar"))
 a_place_that_the_stack_shows()
 """
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + script], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 70
-    assert "distllm: the run stands still: rank 0 on " in done.stderr
+    assert "distllm: the run hangs: rank 0 on " in done.stderr
     assert "hangs in data of step 10 (opened last: web/train/3.tar)" in done.stderr
     (event,) = read_events(Path("run/ledger.jsonl"))
     assert (event.kind, event.attempt, event.fields["ranks"]) == ("hang", 4, [0])
@@ -98,13 +98,13 @@ def test_a_rank_that_moves_or_may_take_long_is_left_alone():
     script = """
 start_heartbeat(run, topology)
 start_watchdog(run, topology, Patience(0.5, 60.0), attempt=1)
-HEART.phase("save")
+HEARTBEAT.phase("save")
 time.sleep(3)
-HEART.count_step(0.01)
+HEARTBEAT.count_step(0.01)
 for step in range(20):
-    HEART.phase("compute", step)
+    HEARTBEAT.phase("compute", step)
     time.sleep(0.1)
-HEART.close()
+HEARTBEAT.close()
 time.sleep(3)
 print("fine")
 """
@@ -153,3 +153,21 @@ def test_only_the_runner_of_deepspeed_is_missed(monkeypatch, launcher, stops):
 def test_the_parent_of_a_process_is_read_from_the_kernel():
     assert signals._parent_of(os.getpid()) == os.getppid()
     assert signals._parent_of(2**22 + 1) is None
+
+
+def test_a_hang_ends_the_rank_although_the_evidence_cannot_be_written():
+    script = """
+from distllm.train import watchdog
+def full(path):
+    raise OSError(28, "No space left on device")
+watchdog.write_collectives = full
+start_heartbeat(run, topology)
+start_watchdog(run, topology, Patience(0.5, 60.0), attempt=1)
+HEARTBEAT.count_step(0.01)
+a_place_that_the_stack_shows()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + script], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 70
+    assert "the hang could not be written down: [Errno 28]" in done.stderr

@@ -20,7 +20,7 @@ from distllm.data.records import TEXT
 from distllm.data.shards.format import HEADER_BYTES, META, IndexedShard, members_of
 from distllm.errors import DataError
 from distllm.fsio import digest_bytes
-from distllm.heartbeat import HEART
+from distllm.heartbeat import HEARTBEAT
 
 _ATTEMPTS = 3
 
@@ -54,7 +54,7 @@ def map_shard(
             f"it counts {shard.record.tokens} tokens in {shard.record.documents} documents, "
             f"but its members have {held} and {ends.bytes} bytes",
         )
-    HEART.reading(path)
+    HEARTBEAT.reading(path)
     content = _map_file(directory, shard)
     for suffix in (bin_, idx, META):
         _check_header(directory, shard, content, suffix)
