@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a job may have left on a node, for slurm.conf: Epilog=/etc/slurm/epilog.sh
+# Clean up what a job may have left on a node, for slurm.conf: Epilog=/etc/slurm/epilog.sh
 #
-# Only the last job of a user on the node is cleaned up after, and only what belongs to that user.
+# It acts only after a user's last job on the node, and only on what belongs to that user.
 set -uo pipefail
 
 user=${SLURM_JOB_USER:-}
@@ -10,13 +10,13 @@ others=$(squeue -h -o %i -u "$user" -w "${SLURMD_NODENAME:-$(hostname -s)}" -t r
   grep -vcx "${SLURM_JOB_ID:-}")
 ((others == 0)) || exit 0
 
-# Ranks that outlived their step hold GPU memory and would train on beside the next start.
+# Ranks that outlived their step hold GPU memory and would keep training next to those of the next start.
 pkill -KILL -u "$user" 2>/dev/null
 
-# Shared memory of processes that were killed: loaders, NCCL, gloo.
+# Shared memory of killed processes: data loaders, NCCL, gloo.
 find /dev/shm -mindepth 1 -maxdepth 1 -user "$user" -exec rm -rf {} + 2>/dev/null
 
-# GPUs that are still in use now are held by what cannot be killed: the node needs a look.
+# GPUs that are still in use now are held by processes that cannot be killed: drain the node.
 if [[ -e /dev/nvidia0 ]] && command -v nvidia-smi >/dev/null; then
   left=$(timeout 20 nvidia-smi --query-compute-apps=pid --format=csv,noheader | wc -l)
   ((left == 0)) || scontrol update NodeName="${SLURMD_NODENAME:-$(hostname -s)}" State=DRAIN \

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A node's own check before a job gets it, for slurm.conf: Prolog=/etc/slurm/prolog.sh
+# Check a node before a job gets it, for slurm.conf: Prolog=/etc/slurm/prolog.sh
 #
-# It needs nothing of distllm and takes a few seconds. When it fails, SLURM drains the node with "Prolog error" and
-# holds the job; `scontrol release JOB` lets it go on elsewhere (or set SchedulerParameters=nohold_on_prolog_fail).
-# What takes longer, and what needs several nodes, is the health check of distllm's own job script.
+# It does not need distllm and takes a few seconds. When it fails, SLURM drains the node with "Prolog error" and
+# holds the job; `scontrol release JOB` lets it run elsewhere (or set SchedulerParameters=nohold_on_prolog_fail).
+# Checks that take longer, or need several nodes, belong to the health check of distllm's job script.
 set -uo pipefail
 
 fail() {
@@ -12,18 +12,18 @@ fail() {
   exit 1
 }
 
-# Disks: room in what jobs write to on the node itself.
+# Disks: free space where jobs write on the node itself.
 for directory in /tmp /dev/shm; do
   free=$(df --output=avail -k "$directory" | tail -n 1) || fail "$directory does not answer"
   ((free > 1048576)) || fail "less than 1 GiB free in $directory"
 done
 
-# Clock: checkpoints and leases are compared by time.
+# Clock: leases and logs are compared by time.
 if command -v timedatectl >/dev/null; then
   [[ $(timedatectl show --property=NTPSynchronized --value 2>/dev/null) != no ]] || fail "clock is not synchronised"
 fi
 
-# GPUs: all of them there, none with uncorrected errors of memory, none slowed down by heat or power.
+# GPUs: all present, none with uncorrected memory errors, none slowed down by heat or power.
 if [[ -e /dev/nvidia0 ]] && command -v nvidia-smi >/dev/null; then
   there=$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l)
   rows=$(timeout 20 nvidia-smi --query-gpu=index,ecc.errors.uncorrected.volatile.total,clocks_throttle_reasons.hw_slowdown \
@@ -38,7 +38,7 @@ if [[ -e /dev/nvidia0 ]] && command -v nvidia-smi >/dev/null; then
   fi
 fi
 
-# InfiniBand: every port that is plugged in is active.
+# InfiniBand: every connected port is active.
 for state in /sys/class/infiniband/*/ports/*/state; do
   [[ -e $state ]] || continue
   phys=$(<"${state%state}phys_state")

@@ -97,7 +97,7 @@ class Job:
         try:
             for line in script.stdout:
                 told.append(line)
-                if "queued again, if SLURM heard it" in line:
+                if "asked SLURM to queue the job again" in line:
                     script.terminate()  # as SLURM does; the script must not go on
                     with pytest.raises(subprocess.TimeoutExpired):
                         script.wait(1.5)

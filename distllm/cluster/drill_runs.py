@@ -1,4 +1,4 @@
-"""Running drills: the same commands that a user types, with faults in and around them."""
+"""Running fault drills: the commands that a user would type, with faults injected in and around them."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ from distllm.cluster.descendants import adopt_orphans, end_descendants
 from distllm.cluster.drills import SHARDS, Drill
 from distllm.cluster.scorecard import EXIT_CODES, Command, Row, compare, score
 from distllm.errors import LaunchError
+from distllm.fsio import read_tail
 
 REFERENCE = "reference"
 _SPARE_STARTS = 3
 _FLIP_EVERY = 4096
+_TAIL_BYTES = 1 << 16
 _STALL_SECONDS = 2.0
 NOWHERE = "http://127.0.0.1:9"
-"""Where no server is: nothing listens on the port that discards."""
+"""An address without a server: nothing listens on the discard port."""
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Where drills take place.
+    """The experiment that is drilled, and where.
 
     Attributes:
         directory: holds the runs of the drill, and nothing else.
         overrides: of the experiment, without names and faults.
         launcher: the command that starts a run; empty for `distllm train`.
         dataset: the prepared dataset on this machine.
-        limit_seconds: within which a fault must be noticed.
+        limit_seconds: time within which a fault must be noticed.
     """
 
     directory: Path
@@ -55,17 +57,17 @@ class Ground:
 
 
 def run_reference(ground: Ground, steps: int) -> None:
-    """Run the experiment undisturbed.
+    """Run the experiment without faults.
 
     Raises:
-        LaunchError: it does not even work without faults.
+        LaunchError: it fails even then.
     """
     done = _start(ground, REFERENCE, [f"train.stop_at_step={steps}"])
     if done.code != 0:
         raise LaunchError(
-            f"the undisturbed run ended with exit code {done.code}",
+            f"the run without faults ended with exit code {done.code}",
             where=str(_log(ground, REFERENCE)),
-            remedy="make the experiment work first: the same command with train instead of chaos",
+            remedy="make the experiment work first: run the same command with train instead of chaos",
         )
 
 
@@ -83,7 +85,7 @@ def run_drill(ground: Ground, drill: Drill) -> list[Row]:
 
 
 def _until_done(ground: Ground, drill: Drill, more: Sequence[str], faults: int) -> list[Command]:
-    """Do what a scheduler does: start the run again until it is done, or says that this is no use."""
+    """Act as a scheduler: start the run again until it is done or its exit code forbids a retry."""
     commands: list[Command] = []
     while len(commands) < faults + _SPARE_STARTS:
         commands.append(_start(ground, drill.name, more))
@@ -93,7 +95,7 @@ def _until_done(ground: Ground, drill: Drill, more: Sequence[str], faults: int) 
 
 
 def _drill_shards(ground: Ground, drill: Drill, stop: str) -> list[Row]:
-    """Damage the dataset, see that the run refuses it, repair it, and see that the run goes on exactly."""
+    """Damage the dataset and check that the run refuses it; repair it and check that the run is exact."""
     farm = ground.directory / "dataset"
     shards = _link_farm(ground.dataset, farm)
     more = [stop, f"data.out={farm}", "data.on_damage=fail"]
@@ -104,7 +106,7 @@ def _drill_shards(ground: Ground, drill: Drill, stop: str) -> list[Row]:
             if kind == "corrupt_shard":
                 _copy_damaged(ground.dataset / shard, farm / shard)
         command = _start(ground, drill.name, more)
-        refused[kind] = (command, _last_words(_log(ground, drill.name)))
+        refused[kind] = (command, _last_error(_log(ground, drill.name)))
         for shard in shards:
             (farm / shard).unlink(missing_ok=True)
             (farm / shard).symlink_to((ground.dataset / shard).absolute())
@@ -121,7 +123,7 @@ def _drill_shards(ground: Ground, drill: Drill, stop: str) -> list[Row]:
 
 
 def _drill_servers(ground: Ground, drill: Drill, stop: str) -> list[Row]:
-    """Train once with servers that stop in the middle of a shard, or are not there."""
+    """Train once with a server that stalls in the middle of a shard, or with no tracking server."""
     more, variables, stall = [stop], {}, _Stall()
     with ExitStack() as open_servers:
         if "stalled_shard" in drill.around:
@@ -135,14 +137,14 @@ def _drill_servers(ground: Ground, drill: Drill, stop: str) -> list[Row]:
             adopt_orphans()
         command = _start(ground, drill.name, more, variables)
     if variables:
-        end_descendants()  # the process that uploads would try again for minutes
+        end_descendants()  # the process that uploads would retry for minutes
     directory = ground.directory / drill.name
     equality = compare(directory, ground.reference, drill.steps)
     problem = _ending_problem(command, equality)
-    judges = {"stalled_shard": lambda: _judge_stall(stall), "tracker_down": lambda: _judge_tracker(directory)}
     rows = []
     for kind in drill.around:
-        cause, noticed, own_problem = judges[kind]()
+        judged = _judge_stall(stall) if kind == "stalled_shard" else _judge_tracker(directory)
+        cause, noticed, own_problem = judged
         rows.append(Row(kind, cause, noticed, 0, None, command.code, equality, problem or own_problem))
     return rows
 
@@ -152,12 +154,12 @@ def _judge_stall(stall: _Stall) -> tuple[str, float | None, str]:
     if stall.stalled_at is None:
         return "", None, "the run fetched no shard"
     if stall.asked_again_at is None:
-        return "", None, "the shard was not asked for again"
-    return "asked for the shard again", stall.asked_again_at - stall.stalled_at, ""
+        return "", None, "the shard was not requested again"
+    return "requested the shard again", stall.asked_again_at - stall.stalled_at, ""
 
 
 def _judge_tracker(run: Path) -> tuple[str, float | None, str]:
-    """What could not be uploaded must lie in the run directory, to be uploaded later."""
+    """Check that the run directory holds what could not be uploaded, for a later upload."""
     kept = [path for path in run.glob("wandb/offline-run-*/*.wandb") if path.stat().st_size > 0]
     if not kept:
         return "", None, "the run kept nothing to upload later"
@@ -167,13 +169,13 @@ def _judge_tracker(run: Path) -> tuple[str, float | None, str]:
 def _ending_problem(command: Command, equality: str) -> str:
     if command.code != 0:
         return f"the run ended with exit code {command.code}"
-    return "" if equality == "bit-equal" else "the steps are not those of the undisturbed run"
+    return "" if equality == "bit-equal" else "the steps differ from those of the run without faults"
 
 
 def _start(
     ground: Ground, name: str, more: Sequence[str], variables: Mapping[str, str] | None = None
 ) -> Command:
-    """Start a run once and wait for its end; its output goes to a log beside the runs."""
+    """Start a run once and wait for its end; its output goes to a log next to the run directories."""
     words = [*ground.overrides, *more, f"runs_dir={ground.directory}", f"name={name}"]
     command = [*ground.launcher, *words] if ground.launcher else [
         sys.executable, "-m", "distllm.cli", "train", *words
@@ -191,13 +193,10 @@ def _log(ground: Ground, name: str) -> Path:
     return ground.directory / f"{name}.log"
 
 
-def _lines(log: Path) -> list[str]:
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def _last_words(log: Path) -> str:
-    """Return the cause that the last command of a log gave."""
-    found = [line.removeprefix("distllm: ") for line in _lines(log) if line.startswith("distllm: ")]
+def _last_error(log: Path) -> str:
+    """Return the cause that the last command of a log printed."""
+    lines = read_tail(log, _TAIL_BYTES).decode(errors="replace").splitlines()
+    found = [line.removeprefix("distllm: ") for line in lines if line.startswith("distllm: ")]
     return found[-1] if found else ""
 
 
@@ -217,7 +216,7 @@ def _link_farm(dataset: Path, farm: Path) -> list[Path]:
 
 
 def _copy_damaged(shard: Path, target: Path) -> None:
-    """Copy a shard with one byte wrong in every page, so that whatever is read of it is damaged."""
+    """Copy a shard with one wrong byte in every page, so that any part that is read is damaged."""
     shutil.copyfile(shard, target)
     with target.open("r+b") as stream:
         for position in range(_FLIP_EVERY // 2, target.stat().st_size, _FLIP_EVERY):
@@ -258,7 +257,7 @@ class _Server(ThreadingHTTPServer):
 
 def _handler_of(directory: Path) -> type[SimpleHTTPRequestHandler]:
     class Handler(SimpleHTTPRequestHandler):
-        """Answers like any server of files, but for one shard."""
+        """Serves files, except that it stalls in the first shard."""
 
         server: _Server
 
@@ -286,7 +285,7 @@ def _handler_of(directory: Path) -> type[SimpleHTTPRequestHandler]:
             stall.ended.wait()
 
         def log_message(self, *_arguments: Any) -> None:
-            """Say nothing on the terminal."""
+            """Print nothing."""
 
     return Handler
 

@@ -1,6 +1,6 @@
-"""What `distllm chaos` inflicts, in which runs, and what must become of it. Imports no torch.
+"""Which faults `distllm chaos` injects in which runs, and how the runs must turn out. Imports no torch.
 
-Faults from which a run recovers exactly share one run, one after the other; others have runs of
+Faults from which a run recovers exactly share one run, one after the other; other faults have runs of
 their own. The schedule is a pure function of the kinds, the seed and the number of ranks.
 """
 
@@ -15,13 +15,13 @@ from distllm.config.faults import AROUND, Fault
 from distllm.observe.ledger import Kind
 
 Equality = Literal["exact", "close", "other"]
-"""Beside an undisturbed run, from the fault on: the same bits, the same up to rounding, or not at all."""
+"""Compared with a run without faults: the same bits, the same up to rounding, or different steps."""
 
 NUMBERS = ("nan", "spike")
 SHARDS = ("corrupt_shard", "missing_shard")
 
 SPIKE_STEP = 24
-"""Before it the guard has not seen enough steps to know a spike."""
+"""Before this step the guard has not seen enough steps to recognise a spike."""
 
 STRAGGLER_STEPS = 20
 _CLOSE = ("out_of_memory",)
@@ -43,7 +43,7 @@ SIGNS: dict[str, tuple[Kind, ...]] = {
     "delete_checkpoint": ("killed",),
     "disk_full": ("save_failed",),
 }
-"""The events of the ledger that show that a kind was noticed; other kinds are noticed elsewhere."""
+"""The events of the ledger that show that a kind of fault was noticed; other kinds leave no event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class Drill:
 
     Attributes:
         name: of the run.
-        faults: inflicted by its ranks.
-        around: kinds that happen around it, in this order.
-        steps: where it stops.
-        equality: what its steps must be beside those of the undisturbed run.
+        faults: injected by its ranks.
+        around: kinds of faults outside its ranks, in this order.
+        steps: the step at which it stops.
+        equality: how its steps must compare with those of the run without faults.
     """
 
     name: str
@@ -69,15 +69,15 @@ def plan_drills(kinds: Sequence[str], *, seed: int, spacing: int, world_size: in
     """Distribute kinds of faults over runs, steps and ranks.
 
     Args:
-        kinds: which, in the order in which they happen.
+        kinds: the kinds of faults, in the order in which they happen.
         seed: decides steps and ranks.
-        spacing: steps from one fault to the next; a checkpoint is saved half way.
+        spacing: steps from one fault to the next; a checkpoint is saved half way between them.
         world_size: number of ranks.
     """
     drawn = random.Random(seed)
     recover = [kind for kind in kinds if kind not in (*NUMBERS, *_CLOSE, *AROUND)]
-    # There must be a checkpoint to damage, and another one to fall back to. A clock that went back stays
-    # there until the process ends, and rank 0 dates its events by it: what comes behind is noticed by others.
+    # Faults in checkpoints come late: they need one to damage and another to fall back to. A clock that was
+    # set back stays so until its process ends, and rank 0 dates events by it, so that fault comes last.
     recover.sort(key=lambda kind: 2 * (kind in _NEEDS_CHECKPOINTS) + (kind == "clock_skew"))
     drills = []
     if recover:
@@ -112,7 +112,7 @@ def _schedule(
 ) -> list[Fault]:
     faults, step, every = [], first, save_every(spacing)
     for kind in kinds:
-        # A save is written in the background: the disk stays full until the next one is due.
+        # Checkpoints are written in the background, so the disk stays full until the next one is due.
         steps = {"slow": STRAGGLER_STEPS, "disk_full": every}.get(kind, 1)
         at = step + drawn.randrange(max(1, spacing // 3))
         rank = drawn.randrange(world_size)

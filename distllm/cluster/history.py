@@ -1,8 +1,8 @@
-"""What became of the starts of a run under SLURM: ``RUN/slurm/starts.jsonl`` and ``excluded.json``.
+"""The starts of a run under SLURM and how they ended: ``RUN/slurm/starts.jsonl`` and ``excluded.json``.
 
-The job script appends a line when it starts and one when it ends by its own decision. A start
-without an end was ended by SLURM: a preemption, a node lost, the limit. All of it outlives the job,
-so that the budget of restarts and the list of bad nodes hold over requeues and chained jobs.
+The job script appends a line when it starts and one when it ends by its own decision. A start without
+an end was ended by SLURM: preemption, a lost node, the time limit. The files outlive the job, so that the
+limit of restarts and the list of bad nodes apply across requeues and chained jobs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,21 @@ _STARTS, _EXCLUDED = "starts.jsonl", "excluded.json"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start: its number from 1 on, job, nodes, the step saved before it, and how it ended.
+    """One start of a run.
 
-    ``end`` is None while it runs, and for ever if SLURM ended it; ``step`` counts at its end. ``suspect``
-    is the node on which it failed, where the node may be to blame; ``given_up`` why no other follows, and
-    ``ended`` when that was decided.
+    Attributes:
+        number: counts from 1.
+        job: number of the job.
+        nodes: the nodes of the job.
+        submission: directory of the submission.
+        before: step of the newest checkpoint when it began.
+        time: when it began (unix seconds).
+        end: how it ended; None while it runs, and if SLURM ended it.
+        why: the reason.
+        step: step of the newest checkpoint when it ended.
+        suspect: the node on which it failed, if the node may be to blame.
+        given_up: why no other start follows; empty if one may.
+        ended: when that was decided (unix seconds).
     """
 
     number: int
@@ -57,7 +67,7 @@ class History:
         self._home = self._run_dir / HOME
 
     def starts(self) -> list[Start]:
-        """Return the starts so far, oldest first; torn lines of a killed writer are left out."""
+        """Return the starts so far, oldest first; incomplete lines are ignored."""
         starts: dict[int, Start] = {}
         for line in self._lines():
             if line.get("kind") == "start":
@@ -85,7 +95,7 @@ class History:
         return list(starts.values())
 
     def begin(self, job: str, nodes: Sequence[str], submission: str) -> Start:
-        """Write a start down and return it."""
+        """Record a start and return it."""
         with storage_errors(self._home):
             self._home.mkdir(parents=True, exist_ok=True)
         line = {"kind": "start", "job": job, "nodes": list(nodes), "submission": submission}
@@ -93,13 +103,13 @@ class History:
         return self.starts()[-1]
 
     def end(self, start: Start, end: str, why: str, suspect: str | None = None) -> None:
-        """Write down how a start ended, by the decision of its script, and which node may be to blame."""
+        """Record how a start ended by the decision of its script, and which node may be to blame."""
         line = {"kind": "end", "number": start.number, "end": end, "why": why}
         line |= {"suspect": suspect} if suspect else {}
         self._append(line | {"step": self.saved_step(), "time": time.time()})
 
     def give_up(self, start: Start, why: str) -> None:
-        """Write down that nothing is started again after ``start``, and why."""
+        """Record that no other start follows ``start``, and why."""
         self._append({"kind": "given up", "number": start.number, "why": why, "time": time.time()})
 
     def failures_on(self, node: str) -> int:
@@ -112,7 +122,7 @@ class History:
         return max((int(name.rpartition("-")[2]) for name in names), default=0)
 
     def stalls_in_a_row(self, submission: str) -> int:
-        """Return how many starts, the newest first, failed or met the limit without one more saved step."""
+        """Return how many of the latest starts in a row failed or timed out without saving a further step."""
         count = 0
         for start in reversed([start for start in self.starts() if start.submission == submission]):
             stopped = start.end == "again" and TIME_LIMIT in start.why
@@ -126,12 +136,12 @@ class History:
         return max(0, sum(start.submission == submission for start in self.starts()) - 1)
 
     def excluded(self) -> Mapping[str, str]:
-        """Return the nodes that are not to be used, each with the reason."""
+        """Return the nodes that must not be used, each with the reason."""
         path = self._home / _EXCLUDED
         return dict(read_json(path)) if path.exists() else {}
 
     def exclude(self, nodes: Mapping[str, str]) -> None:
-        """Add nodes to those that are not to be used."""
+        """Add nodes to those that must not be used."""
         if nodes:
             atomic_write_json(self._home / _EXCLUDED, {**self.excluded(), **nodes})
 

@@ -19,7 +19,7 @@ _MOST_SLOTS = 4096
 
 
 def read_hostfile(path: Path, problems: Problems) -> dict[str, int]:
-    """Return the ranks of each host, in the file's order; note every line that cannot be used."""
+    """Return the ranks of each host, in the file's order; every line that cannot be read is a problem."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -58,11 +58,11 @@ def chosen_slots(
     """Return the slots of each host that take part, a rank each, in the file's order.
 
     Args:
-        hosts: the ranks that each host has room for.
-        include: the only hosts, or slots of them, that take part, such as ``n1@n2:0,2``; empty: all.
-        exclude: hosts, or slots of them, that do not.
-        problems: where to note what cannot be read or is not there, hosts without an address, and hosts
-            with different numbers of ranks.
+        hosts: the number of slots of each host.
+        include: the only hosts, or slots of hosts, that take part, such as ``n1@n2:0,2``; empty: all.
+        exclude: hosts, or slots of hosts, that do not take part.
+        problems: gets hosts and slots that cannot be read or do not exist, hosts without an address, and
+            hosts with different numbers of slots.
     """
     wanted = _named(include, hosts, "include", problems)
     unwanted = _named(exclude, hosts, "exclude", problems)
@@ -85,7 +85,7 @@ def chosen_slots(
         problems.add(
             f"hosts have different numbers of slots: {', '.join(map(str, counts))}",
             where="hostfile, include, exclude",
-            remedy=f"take {counts[0]} of every host: ranks wait for the slowest machine anyway",
+            remedy=f"use {counts[0]} of every host: ranks wait for the slowest machine anyway",
         )
     return chosen
 
@@ -103,7 +103,7 @@ def _named(text: str, hosts: Mapping[str, int], key: str, problems: Problems) ->
         numbers = _numbers(slots)
         if colon and (numbers is None or "," in re.sub(r"\[.*?\]", "", names)):
             problems.add(
-                f"cannot tell which slots of which host {part!r} is",
+                f"{part!r} is ambiguous: which slots belong to which host?",
                 where=key,
                 remedy="write NAME:SLOT,SLOT for each host, with @ between them: n1:0,2@n2:0,2",
             )
@@ -127,7 +127,7 @@ def _named(text: str, hosts: Mapping[str, int], key: str, problems: Problems) ->
 
 
 def _numbers(text: str) -> set[int] | None:
-    """Return the numbers in ``0,2`` or ``0-3,6``; None if that is not what it is."""
+    """Return the numbers in a text such as ``0,2`` or ``0-3,6``; None if it cannot be read."""
     numbers: set[int] = set()
     for part in text.split(","):
         match = _NUMBERS.fullmatch(part)
@@ -141,7 +141,7 @@ def _numbers(text: str) -> set[int] | None:
 
 
 def counts_from_zero(hosts: Mapping[str, Sequence[int]]) -> bool:
-    """Whether every host takes part with its first slots, so that their number says all."""
+    """Whether every host takes part with its first slots, so that counts describe them completely."""
     return all(tuple(slots) == tuple(range(len(slots))) for slots in hosts.values())
 
 
@@ -151,5 +151,5 @@ def include_of(hosts: Mapping[str, Sequence[int]]) -> str:
 
 
 def write_hostfile(path: Path, hosts: Mapping[str, Sequence[int]]) -> None:
-    """Write the hosts that take part as the deepspeed launcher reads them, with all slots up to the last."""
+    """Write the hosts that take part in the deepspeed launcher's format, with all slots up to the last."""
     atomic_write_text(path, "".join(f"{host} slots={max(slots) + 1}\n" for host, slots in hosts.items()))

@@ -50,7 +50,7 @@ def compress(hosts: Iterable[str]) -> str:
 
 
 def _split(text: str) -> Iterator[str]:
-    """Yield the parts between commas that stand in no brackets."""
+    """Yield the parts between commas outside of brackets."""
     depth, part = 0, ""
     for character in text.strip():
         depth += (character == "[") - (character == "]")
@@ -97,5 +97,7 @@ def _spans(numbers: list[int]) -> Iterator[tuple[int, int]]:
 
 def _unreadable(text: str) -> ConfigError:
     return ConfigError(
-        f"{text!r} is no list of hosts", where="list of hosts", remedy="write it as SLURM does: n[1-4,7],n12"
+        f"{text!r} is not a list of hosts",
+        where="list of hosts",
+        remedy="write it in SLURM's notation: n[1-4,7],n12",
     )

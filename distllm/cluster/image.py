@@ -1,4 +1,4 @@
-"""The container image of a run: which file it was when the run was submitted, and whether it still is."""
+"""The container image of a run: which file it was at submission, and whether it is still the same."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from distllm.fsio import digest_file
 
 
 def is_file(image: str) -> bool:
-    """Whether an image is a file, and not an address of a registry."""
+    """Whether an image is a file, not an address in a registry."""
     return image.startswith((".", "/", "~")) or image.endswith((".sif", ".sqsh"))
 
 
 def image_facts(config: Config) -> dict[str, Any]:
-    """Return what a submission keeps of its image: the digest of a file, the address of another."""
+    """Return what a submission records about its image: a file's digest, or an address in a registry."""
     container = config.cluster.container
     if container.kind == "none" or container.image is None:
         return {}
@@ -28,23 +28,23 @@ def image_facts(config: Config) -> dict[str, Any]:
 
 
 def describe_image(submission: Submission) -> str | None:
-    """Return the image in words, after making sure that it is the one of the submission; None without one.
+    """Check that the image is the one of the submission, and return its description; None without an image.
 
     Raises:
-        ConfigError: the file has another content by now.
+        ConfigError: the content of the file has changed since then.
     """
     image = submission.facts().get("image")
     if image is None:
         return None
     if "address" in image:
-        return f"{image['address']} (the registry says which version it is now)"
+        return f"{image['address']} (the registry decides which version this is now)"
     path = Path(image["file"])
     same = path.exists() and _looks(path) == {"bytes": image["bytes"], "changed": image["changed"]}
     if not same and (not path.exists() or digest_file(path) != image["digest"]):
         raise ConfigError(
             f"the image {path} is not the one that was submitted: its digest was {image['digest']}",
             where="cluster.container.image",
-            remedy="put it back, or submit the run again; give each build of an image a name of its own",
+            remedy="restore it, or submit the run again; give each build of an image its own name",
         )
     return f"{path}, digest {image['digest']}"
 

@@ -1,7 +1,7 @@
-"""Which jobs a run has under SLURM: the one it is in, or was in last, and those that are to follow it.
+"""The jobs of a run under SLURM: the current or last one, and those queued behind it.
 
-They are the lines of ``RUN/slurm/job``. A chain of jobs is known as a whole, so that a run whose next
-job still waits counts as queued, and so that it can be taken out of the queue.
+They are the lines of ``RUN/slurm/job``. All jobs of a chain are recorded, so that a run whose next job is
+waiting counts as queued, and so that all of them can be removed from the queue.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ def jobs_of(run_dir: Path) -> list[str]:
 
 
 def job_of(run_dir: Path) -> str | None:
-    """Return the job that a run is in, or was in last; None if it was never submitted."""
+    """Return the run's current or last job; None if it was never submitted."""
     return next(iter(jobs_of(run_dir)), None)
 
 
 def note_jobs(run_dir: Path, jobs: Sequence[str]) -> None:
-    """Write down the jobs of a new submission, in the order in which they are to run."""
+    """Record the jobs of a new submission, in the order in which they will run."""
     atomic_write_text(run_dir / HOME / _FILE, "".join(f"{job}\n" for job in jobs))
 
 
 def note_begin(run_dir: Path, job: str) -> None:
-    """Write down that the run is in ``job`` now: those before it in the chain are over."""
+    """Record that ``job`` has begun: those before it in the chain are over."""
     known = jobs_of(run_dir)
     note_jobs(run_dir, known[known.index(job) :] if job in known else [job])
 
 
 def note_successor(run_dir: Path, job: str) -> None:
-    """Write down that ``job`` takes the place of the present one, before the rest of the chain."""
+    """Record that ``job`` replaces the current one, before the rest of the chain."""
     note_jobs(run_dir, [job, *jobs_of(run_dir)[1:]])

@@ -1,4 +1,4 @@
-"""What SLURM would refuse, or let wait for ever, found before a job is queued. Nothing here raises."""
+"""Checks before a job is queued: what SLURM would refuse, or never start. Nothing here raises."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from distllm.units import format_bytes, format_duration
 
 _SIZE = "cluster.nodes and cluster.procs_per_node say how many ranks there are"
 _ARRAY = "an array is a sweep (-m), a chain (chain=N by=array) or a preparation"
-_KEPT = "leave it out: logs and requests are found in the run directory"
-_RETURN = "cluster.slurm.requeue says whether the job comes back"
+_KEPT = "leave it out: logs and requests belong in the run directory"
+_RETURN = "cluster.slurm.requeue says whether the job is queued again"
 _SET_BY_US = {
     **dict.fromkeys(("--nodes", "-N", "--ntasks", "-n", "--ntasks-per-node"), _SIZE),
     **dict.fromkeys(("--array", "-a"), _ARRAY),
@@ -31,11 +31,11 @@ _SET_BY_US = {
     **dict.fromkeys(("--job-name", "-J"), "name=NAME"),
     "--signal": "cluster.slurm.warning_seconds=300",
 }
-"""Options of sbatch that would undo what a job script counts on, and what to give instead."""
+"""Options of sbatch that would break the job script, and what to use instead."""
 CLOCK_SECONDS = 60
-"""SLURM looks at time limits twice a minute: its warning may come that much too early."""
+"""SLURM checks time limits twice a minute: its warning may come this much too early."""
 REACH_SECONDS = 60
-"""A network file system may show a new file, such as the request to save, that much later."""
+"""On a network file system a new file, such as the request to save, may be visible this much later."""
 
 
 def check_limits(config: Config, groups: Sequence[NodeGroup], problems: Problems) -> None:
@@ -58,7 +58,7 @@ def check_limits(config: Config, groups: Sequence[NodeGroup], problems: Problems
         )
         problems.check(
             config.cluster.nodes <= largest,
-            f"{config.cluster.nodes} nodes asked, the largest partition has {largest}",
+            f"cluster.nodes={config.cluster.nodes}, but the largest partition has {largest} nodes",
             keys=["cluster.nodes"],
             remedy=f"cluster.nodes={largest}, or fewer",
         )
@@ -70,12 +70,12 @@ def check_limits(config: Config, groups: Sequence[NodeGroup], problems: Problems
 
 
 def check_options(options: Sequence[str], problems: Problems) -> None:
-    """Check that ``cluster.slurm.options`` are options, and none of those on which the job script rests."""
+    """Check that ``cluster.slurm.options`` are options, and none that the job script depends on."""
     for option in options:
         name = option.partition("=")[0] if option.startswith("--") else option[:2]
         if not option.startswith("-"):
             problems.add(
-                f"{option!r} is no option of sbatch",
+                f"{option!r} is not an option of sbatch",
                 where="cluster.slurm.options",
                 remedy="write options as --NAME=VALUE; heterogeneous jobs are not supported",
             )
@@ -99,27 +99,27 @@ def _check_partition(
     )
     problems.check(
         nodes <= available,
-        f"{nodes} nodes asked of partition {partition}, which has {available}",
+        f"{nodes} nodes requested from partition {partition}, which has {available}",
         keys=["cluster.nodes", "cluster.slurm.partition"],
         remedy=f"cluster.nodes={available}, or another partition",
     )
     longest = min((group.time_limit for group in kinds if group.time_limit is not None), default=None)
     problems.check(
         limit is None or longest is None or limit <= longest,
-        f"partition {partition} runs nothing longer than {format_duration(longest or 0)}",
+        f"partition {partition} allows at most {format_duration(longest or 0)}",
         keys=["cluster.slurm.time_limit", "cluster.slurm.partition"],
-        remedy=f"cluster.slurm.time_limit={(longest or 0) // 60}: the job queues again by itself",
+        remedy=f"cluster.slurm.time_limit={(longest or 0) // 60}: the job is queued again by itself",
     )
 
 
 def _check_nodes(config: Config, place: str, kinds: Sequence[NodeGroup], problems: Problems) -> None:
-    """Check that some kind of node of ``place`` has what one node is to have."""
+    """Check that some kind of node in ``place`` has the GPUs, cores and memory that a node must have."""
     cluster, slurm = config.cluster, config.cluster.slurm
     gpus = gpus_per_node(config)
     most = max((group.gpus for group in kinds), default=0)
     problems.check(
         gpus <= most,
-        f"{gpus} GPUs asked of each node, the nodes of {place} have {most}",
+        f"{gpus} GPUs per node requested, the nodes of {place} have {most}",
         keys=["cluster.procs_per_node", "cluster.slurm.gpus"],
         remedy=f"cluster.procs_per_node={most} and more nodes"
         if most
@@ -129,7 +129,7 @@ def _check_nodes(config: Config, place: str, kinds: Sequence[NodeGroup], problem
     most_cpus = max((group.cpus for group in kinds), default=0)
     problems.check(
         cpus <= most_cpus,
-        f"{cpus} CPU cores asked of each node, the nodes of {place} have {most_cpus}",
+        f"{cpus} CPU cores per node requested, the nodes of {place} have {most_cpus}",
         keys=["cluster.procs_per_node", "cluster.slurm.cpus_per_rank"],
         remedy=f"cluster.slurm.cpus_per_rank={max(1, most_cpus // cluster.procs_per_node)}",
     )
@@ -141,7 +141,7 @@ def _check_nodes(config: Config, place: str, kinds: Sequence[NodeGroup], problem
     most_memory = max((group.memory for group in kinds), default=0) << 20
     problems.check(
         memory <= most_memory,
-        f"{format_bytes(memory)} of memory asked of each node, the nodes of {place} have "
+        f"{format_bytes(memory)} of memory per node requested, the nodes of {place} have "
         f"{format_bytes(most_memory)}",
         keys=["cluster.slurm.memory"],
         remedy=f"cluster.slurm.memory={most_memory >> 20}M, or 0 for all that a node has",
@@ -149,14 +149,14 @@ def _check_nodes(config: Config, place: str, kinds: Sequence[NodeGroup], problem
 
 
 def check_array(tasks: int, key: str, problems: Problems) -> None:
-    """Check that SLURM takes an array of so many tasks, where it says how many it takes."""
+    """Check that SLURM accepts an array of so many tasks, if its limit is known."""
     try:
         most = max_array_size()
     except LaunchError:
-        return  # scontrol is not for everybody everywhere; sbatch refuses then
+        return  # some sites do not let users run scontrol; then sbatch refuses
     problems.check(
         most is None or tasks <= most,
-        f"an array of {tasks} tasks, and this cluster takes {most} (MaxArraySize)",
+        f"an array of {tasks} tasks is too large: this cluster allows {most} (MaxArraySize)",
         keys=[key],
         remedy=f"submit it in parts of at most {most}",
     )
@@ -172,7 +172,7 @@ def gpus_per_node(config: Config) -> int:
 
 
 def time_limit(config: Config, problems: Problems) -> int | None:
-    """Return the time limit in seconds, None for none; note one that cannot be read or used."""
+    """Return the time limit in seconds, None for no limit; one that cannot be used is a problem."""
     slurm = config.cluster.slurm
     try:
         limit = parse_time(slurm.time_limit)
@@ -191,13 +191,13 @@ def time_limit(config: Config, problems: Problems) -> int | None:
 
 
 def check_interval(config: Config, seconds_per_step: float, origin: str, problems: Problems) -> None:
-    """Check that one start gets as far as one checkpoint.
+    """Check that one start is long enough to reach a checkpoint.
 
     Args:
         config: the configuration.
-        seconds_per_step: of one optimizer step.
+        seconds_per_step: duration of an optimizer step.
         origin: where that number comes from.
-        problems: where to note it.
+        problems: gets the problem, if there is one.
     """
     limit = time_limit(config, Problems())
     if limit is None:
@@ -211,23 +211,23 @@ def check_interval(config: Config, seconds_per_step: float, origin: str, problem
         f"one checkpoint interval takes {format_duration(needed)} "
         f"({every} steps of {seconds_per_step:.3g} s, {origin}), the time limit leaves {left}",
         keys=["cluster.slurm.time_limit", "checkpoint.every_steps"],
-        remedy=f"checkpoint.every_steps={fits}, or a longer limit: a node that fails loses a whole start",
+        remedy=f"checkpoint.every_steps={fits}, or a longer limit: otherwise a failure loses a whole start",
     )
 
 
 def check_warning(
     config: Config, seconds_per_step: float, save_seconds: float, origin: str, problems: Problems
 ) -> None:
-    """Check that what SLURM's warning asks for is done before the limit.
+    """Check that there is time to save between SLURM's warning and the limit.
 
-    The request has to be seen, the step to be finished, and a checkpoint to be written.
+    The ranks have to notice the request, finish the step, and write a checkpoint.
 
     Args:
         config: the configuration.
-        seconds_per_step: of one optimizer step.
-        save_seconds: of one checkpoint.
-        origin: where the time of a step comes from.
-        problems: where to note it.
+        seconds_per_step: duration of an optimizer step.
+        save_seconds: duration of writing a checkpoint.
+        origin: where the duration of a step comes from.
+        problems: gets the problem, if there is one.
     """
     warning, work = config.cluster.slurm.warning_seconds, seconds_per_step + save_seconds
     needed = work + REACH_SECONDS
@@ -235,14 +235,14 @@ def check_warning(
         warning == 0 or needed <= warning,
         f"SLURM warns {warning} s before the time limit; a step and a checkpoint take "
         f"{format_duration(work)} ({seconds_per_step:.3g} s a step, {origin}), "
-        f"and the ranks may hear of it {REACH_SECONDS} s later",
+        f"and the ranks may notice the warning {REACH_SECONDS} s late",
         keys=["cluster.slurm.warning_seconds"],
         remedy=f"cluster.slurm.warning_seconds={math.ceil(REACH_SECONDS + 1.5 * work)}",
     )
 
 
 def check_addresses(config: Config, problems: Problems) -> None:
-    """Check that the address of rank 0, if it is given, is one."""
+    """Check that ``cluster.head``, if it is set, resolves to an address."""
     head = config.cluster.head
     if head is None:
         return
@@ -263,7 +263,7 @@ def resolves(host: str) -> bool:
 
 
 def check_container(config: Config, problems: Problems) -> None:
-    """Check that the image, where it is a file, is there."""
+    """Check that the image exists, if it is a file."""
     container = config.cluster.container
     if container.kind == "none":
         return
@@ -277,7 +277,7 @@ def check_container(config: Config, problems: Problems) -> None:
 
 
 def check_writable(directory: Path, problems: Problems) -> None:
-    """Check that a directory can be written; what had to be made for that is removed again."""
+    """Check that a directory can be written; directories that the check has created are removed again."""
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         ensure_writable(directory)

@@ -1,7 +1,7 @@
-"""Starting the ranks of one machine and staying responsible for them until all are gone.
+"""Starting the ranks of one machine, and making sure that they end.
 
-Launchers lose signals or orphan ranks; this one forwards every request to stop, ends the other
-ranks when one dies, and takes the ranks with it when it is killed itself.
+Other launchers lose signals or leave ranks behind. This one forwards every signal that asks to stop, ends
+the other ranks when one dies, and has the kernel kill its ranks when it is killed itself.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _INTERRUPTED = 130
-"""A second Ctrl-C, of which the rank itself has said so."""
-_TELLING = (64, 65, 74)
-"""Exit codes that say more than that a rank failed, such as because it lost another."""
+"""Exit code after a second Ctrl-C, which the rank itself has reported."""
+_INFORMATIVE = (64, 65, 74)
+"""Exit codes that name a cause; others may only be a consequence of another rank's failure."""
 
 Watch = Callable[["Sequence[subprocess.Popen[bytes]]"], bool]
-"""Looks at the ranks while they run; whether they must be killed."""
+"""Called with the ranks while they run; returns whether they must be killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class RanksEnd:
     Attributes:
         code: 128 + number for a rank killed by a signal, else the exit code of a rank that failed,
             or 75 if ranks stopped on request, or 0.
-        rank: that rank; None if no rank failed.
-        given_up: the watch had them killed.
+        rank: the rank that failed; None if none did.
+        given_up: whether the watch asked to kill the ranks.
     """
 
     code: int
@@ -51,7 +51,7 @@ class RanksEnd:
 
 
 class Ranks:
-    """The ranks of one machine, and requests to stop that reach whichever of them run."""
+    """The ranks of one machine, and the signals that are forwarded to those that are running."""
 
     def __init__(self) -> None:
         self._running: list[subprocess.Popen[bytes]] = []
@@ -59,7 +59,7 @@ class Ranks:
 
     @contextmanager
     def forwarding(self) -> Iterator[None]:
-        """Pass every request to stop on to the ranks while the block runs; ``asked`` is the last of them."""
+        """Forward signals to the ranks while the block runs; ``asked`` is the last one received."""
         previous = {number: signal.signal(number, self._forward) for number in FORWARDED}
         try:
             yield
@@ -79,14 +79,14 @@ class Ranks:
         """Run ``command`` as ``num_ranks`` ranks of this machine and wait for all of them.
 
         Args:
-            command: what follows the interpreter.
-            num_ranks: how many.
-            threads_per_rank: CPU threads of each.
-            watch: looks at them ten times a second.
-            variables: more environment variables.
+            command: arguments of the Python interpreter.
+            num_ranks: number of ranks.
+            threads_per_rank: CPU threads of each rank.
+            watch: called with the ranks ten times a second.
+            variables: additional environment variables.
         """
         environment = {
-            # What users set wins: connections between ranks of one machine need no other interface.
+            # Ranks of one machine need no other interface; a value that the user has set takes precedence.
             "GLOO_SOCKET_IFNAME": "lo",
             **os.environ,
             "WORLD_SIZE": str(num_ranks),
@@ -97,7 +97,7 @@ class Ranks:
             **(variables or {}),
         }
         self._running = [_start(command, environment, rank) for rank in range(num_ranks)]
-        if self.asked is not None:  # while they were started: nobody has told them
+        if self.asked is not None:  # a signal came while the ranks were being started
             self._forward(self.asked, None)
         try:
             given_up = _wait(self._running, watch)
@@ -123,10 +123,10 @@ def run_ranks(command: Sequence[str], *, num_ranks: int, threads_per_rank: int) 
 
 
 def explain_exit(code: int) -> None:
-    """Raise the error that the exit code of a rank stands for, if its own message was not printed.
+    """Raise an error for a rank that could not print one itself.
 
     Raises:
-        LaunchError: the rank was killed by a signal and could not say so itself.
+        LaunchError: the rank was killed by a signal.
     """
     if code != _INTERRUPTED and (name := signal_of(code)):
         raise LaunchError(
@@ -138,12 +138,12 @@ def explain_exit(code: int) -> None:
 
 
 def signal_of(code: int) -> str | None:
-    """Return the name of the signal that an exit code of 128 and more stands for."""
+    """Return the name of the signal that an exit code above 128 stands for; None if there is none."""
     return signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else None
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process does not run because it was stopped by a signal or a debugger."""
+    """Whether a process is stopped by a signal or a debugger."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
@@ -159,7 +159,7 @@ def _start(command: Sequence[str], environment: Mapping[str, str], rank: int) ->
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to kill this rank when its launcher is gone, however it went."""
+    """Ask the kernel to kill this rank when its launcher ends, for whatever reason."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -170,7 +170,7 @@ def _free_port() -> int:
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], watch: Watch | None) -> bool:
-    """Return when all ranks have stopped or one has failed; whether the watch gave them up."""
+    """Return when all ranks have stopped or one has failed; the result is whether the watch gave up."""
     while True:
         codes = [rank.poll() for rank in ranks]
         if any(code not in (None, 0, Interrupted.exit_code) for code in codes):
@@ -183,27 +183,27 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], watch: Watch | None) -> bool
 
 
 def _judge(failed: Sequence[int | None], ended: Sequence[int], given_up: bool, asked: int | None) -> RanksEnd:
-    """Return the cause of the end.
+    """Return what ended the ranks.
 
     Args:
-        failed: exit codes when the first rank failed; None for ranks that still ran.
-        ended: exit codes when all were gone, those included that were ended by us.
-        given_up: the watch had them killed.
-        asked: the signal that asked to stop, if one did.
+        failed: exit codes at the time when the first rank failed; None for ranks that were still running.
+        ended: exit codes of all ranks in the end, including those that this process ended.
+        given_up: whether the watch asked to kill the ranks.
+        asked: the signal that asked to stop, if there was one.
     """
     if given_up:
         return RanksEnd(LaunchError.exit_code, given_up=True)
     if asked is not None and -asked in failed:
-        # It came before the ranks could take it; nothing was done since the last checkpoint.
+        # The signal came before the ranks handled signals: no step was taken since the last checkpoint.
         return RanksEnd(Interrupted.exit_code)
-    # A rank that was killed is the cause; those that then lost it exit by themselves. So is one that
-    # exits a moment later with a code that names a cause.
+    # A killed rank is the cause: ranks that lose it exit by themselves. Otherwise an exit code that names a
+    # cause counts, also of a rank that exits a moment later.
     wrong = [(code, rank) for rank, code in enumerate(failed) if code not in (None, 0, Interrupted.exit_code)]
     for code, rank in wrong:
         if code is not None and code < 0:
             return RanksEnd(128 - code, rank)
     for rank, code in enumerate(ended):
-        if code in _TELLING:
+        if code in _INFORMATIVE:
             return RanksEnd(code, rank)
     if wrong:
         return RanksEnd(wrong[0][0] or 0, wrong[0][1])
@@ -218,7 +218,7 @@ def _kill(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End the ranks that still run: those left behind wait for one that will never answer."""
+    """End the ranks that are still running: they would wait for the failed one for ever."""
     alive = [rank for rank in ranks if rank.poll() is None]
     for rank in alive:
         rank.terminate()

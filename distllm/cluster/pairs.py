@@ -1,6 +1,7 @@
-"""Which node makes a sum over all nodes slow: each sums with two neighbours alone; the better of them counts.
+"""Which node slows a sum over all nodes: each node sums with each of its two neighbours.
 
-A slow node has no fast neighbour; its neighbours have one on their other side.
+The better rate counts. A slow node is slow with both neighbours; each of its neighbours is fast with the node
+on its other side.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ if TYPE_CHECKING:
 
 
 def rounds(nodes: int) -> list[list[tuple[int, int]]]:
-    """Return the neighbours on a ring in rounds, in none of which a node appears twice."""
+    """Return the pairs of neighbours on a ring in rounds; in a round no node appears twice."""
     edges = [(node, (node + 1) % nodes) for node in range(nodes)]
     even, odd = edges[0 : nodes - nodes % 2 : 2], edges[1 : nodes - nodes % 2 : 2]
     return [part for part in (even, odd, edges[nodes - nodes % 2 :]) if part]
 
 
 def best_of_pairs(tensor: torch.Tensor, node: int, nodes: int) -> float:
-    """Sum ``tensor`` with either neighbour; return the better rate in bytes per second. Collective.
+    """Sum ``tensor`` with each neighbour; return the better rate in bytes per second. Collective.
 
     Args:
-        tensor: what is summed, on the device that training uses.
+        tensor: the tensor to sum, on the device that training uses.
         node: number of this node.
-        nodes: how many there are, at least three.
+        nodes: number of nodes, at least three.
     """
     import torch.distributed as dist
 

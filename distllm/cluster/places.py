@@ -1,4 +1,4 @@
-"""Where a job keeps things, checked before it is queued: file systems, room, secrets. Nothing here raises."""
+"""Checks before a job is queued: file systems, free space, secrets in job scripts. Nothing here raises."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from distllm.units import format_bytes
 
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 _CHECKPOINTS_AT_ONCE = 2
-"""The newest one, and the one that is written beside it."""
+"""The newest checkpoint, and the one that is being written."""
 
 
 def check_shared(config: Config, run_dir: Path, problems: Problems) -> None:
-    """Check that what a job reads and writes does not lie in the memory of this machine.
+    """Check that a job does not read or write files in the memory of this machine.
 
-    Whether other file systems are shared cannot be seen from here: the health check of the job's nodes
-    looks for what its first node has just written.
+    Whether another file system is shared cannot be seen here: the health check of the job's nodes looks for a
+    file that its first node has just written.
     """
     places = {"runs_dir": run_dir}
     if "://" not in config.data.out:
@@ -32,14 +32,14 @@ def check_shared(config: Config, run_dir: Path, problems: Problems) -> None:
         kind = filesystem_of(place)
         problems.check(
             kind not in _IN_MEMORY,
-            f"{place} lies on {kind}, the memory of this machine, which no node of a job sees",
+            f"{place} is on {kind}, in the memory of this machine, where the nodes of a job cannot see it",
             keys=[key],
             remedy="choose a directory on a file system that all nodes share",
         )
 
 
 def check_room(resolved: Resolved, run_dir: Path, problems: Problems) -> None:
-    """Check that two checkpoints fit beside what is there now."""
+    """Check that there is space for two checkpoints."""
     one = checkpoint_bytes(resolved.trainable_params, BYTES_PER_PARAM)
     elsewhere = resolved.config.checkpoint.dir
     place = Path(elsewhere).expanduser() if elsewhere and "://" not in elsewhere else run_dir
@@ -53,10 +53,10 @@ def check_room(resolved: Resolved, run_dir: Path, problems: Problems) -> None:
 
 
 def check_secrets(config: Config, problems: Problems) -> None:
-    """Check that nothing secret would be written into the job script, which others may read."""
+    """Check that no secret would be written to the job script, which others may read."""
     for where, shown in _secrets(config):
         problems.add(
-            f"{shown} looks like a secret, and job scripts are read by others (scontrol show job, sacct)",
+            f"{shown} looks like a secret, and others can read job scripts (scontrol show job, sacct)",
             where=where,
             remedy="export it in the shell that submits: sbatch passes the environment on; "
             "or let cluster.setup read a file that only you can read",
@@ -64,7 +64,7 @@ def check_secrets(config: Config, problems: Problems) -> None:
 
 
 def _secrets(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield where something looks like a secret, and how it may be shown."""
+    """Yield the key of each value that looks like a secret, and the value without the secret."""
     cluster = config.cluster
     for name, value in cluster.env.items():
         if redacted({name: str(value)}) != {name: str(value)}:

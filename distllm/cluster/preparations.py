@@ -1,4 +1,4 @@
-"""A preparation in the queue: an array whose tasks share the work, each of which ends when all is done."""
+"""A preparation under SLURM: an array whose tasks share the work; each task ends when all of it is done."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from distllm.cluster.jobs import jobs_of
 from distllm.cluster.slurm import QueuedJob
 from distllm.cluster.snapshot import Submission, submissions_of
 from distllm.data.manifest import MANIFEST_FILE
+from distllm.fsio import read_tail
 
 SUFFIX = ".prepare"
-"""How the names of the directories end that hold the submissions of preparations."""
+"""Suffix of the directories that hold the submissions of preparations."""
 _PROGRESS = re.compile(rb"^  (\w+) +.*\((\d+)%\)", re.MULTILINE)
 _TAIL_BYTES = 1 << 14
 
@@ -25,16 +26,16 @@ class Preparation:
     """What is known of a preparation.
 
     Attributes:
-        submission: the newest one.
+        submission: the newest submission.
         out: the dataset that it makes.
         jobs: its arrays, the newest first.
-        state: what SLURM says of its tasks, else ``done``, ``cancelled`` or ``failed``; ``unknown`` if
+        state: the state of its tasks in SLURM, else ``done``, ``cancelled`` or ``failed``; ``unknown`` if
             SLURM cannot be asked and there is no dataset.
-        reason: why tasks wait, if none runs.
-        nodes: where tasks run.
-        running: how many do.
-        queued: how many run or wait.
-        doing: stage and how far it has come, while tasks run.
+        reason: why tasks wait, if none is running.
+        nodes: the nodes on which tasks run.
+        running: number of tasks that run.
+        queued: number of tasks that run or wait.
+        doing: the current stage and its progress, while tasks run.
     """
 
     submission: Submission
@@ -49,7 +50,7 @@ class Preparation:
 
 
 def is_preparation(run_dir: Path) -> bool:
-    """Whether a directory among the runs is that of a preparation."""
+    """Whether ``run_dir`` is the directory of a preparation."""
     return run_dir.name.endswith(SUFFIX) and bool(submissions_of(run_dir.absolute()))
 
 
@@ -81,12 +82,10 @@ def _ended_how(run_dir: Path, submission: Submission, out: str, queue: Sequence[
 
 
 def progress_of(submission: Submission) -> str:
-    """Return the stage that a task has told of last, and how far it was: ``clean 59%``."""
+    """Return the stage that a task reported last, and its progress: ``clean 59%``."""
     logs = sorted(submission.path.glob("job-*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in logs:
-        with path.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
-            if told := _PROGRESS.findall(stream.read()):
-                stage, percent = told[-1]
-                return f"{stage.decode()} {percent.decode()}%"
+        if reported := _PROGRESS.findall(read_tail(path, _TAIL_BYTES)):
+            stage, percent = reported[-1]
+            return f"{stage.decode()} {percent.decode()}%"
     return ""

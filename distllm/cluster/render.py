@@ -1,4 +1,4 @@
-"""From a configuration to an ``sbatch`` script: the templates of ``slurm/``, filled in and quoted."""
+"""From a configuration to an ``sbatch`` script: the templates in ``slurm/``, filled in and quoted."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from distllm.config.schema import Config
 _SETTINGS = "# settings"
 _DIRECTIVE = "#SBATCH "
 _REASONS = {
-    "--signal": "so many seconds before the time limit this script (B:) is told, and asks the ranks to save",
+    "--signal": "so many seconds before the time limit this script (B:) gets USR2 and asks the ranks to save",
     "--requeue": "after a preemption or a lost node SLURM queues the job again",
     "--no-requeue": "SLURM starts the job once",
-    "--open-mode": "a job that comes back goes on in the same log",
-    "--array": "one task each, at most so many (%) at once",
+    "--open-mode": "a job that returns appends to the same log",
+    "--array": "the tasks, at most so many (%) at once",
     "--mem=0": "all memory of a node",
 }
-"""Why an option of sbatch is there, where its name does not say it."""
-_AGAIN = "# sbatch takes it as it is, too: options of its command line come before those here.\n"
+"""Comments in the script for options of sbatch whose names do not explain them."""
+_AGAIN = "# sbatch accepts this file directly, too; options on its command line override those here.\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A job of many tasks, of which so many run at once: as many as the configuration says by default.
+    """A job of many tasks.
 
-    ``name`` is what they have in common, where they are runs of different names.
+    Attributes:
+        tasks: number of tasks.
+        at_once: how many may run at the same time; None: as the configuration says.
+        name: what the names of the runs have in common, for an array of different runs.
     """
 
     tasks: int
@@ -55,10 +58,10 @@ def render(
 
     Args:
         name: of the template.
-        options: of sbatch, as ``--key=value``; they take the place of the template's own.
+        options: of sbatch, as ``--key=value``; they replace the template's own.
         settings: shell lines that run first.
-        arguments: what the script is started with; they take the place of its own.
-        made_by: the command line that made it, for the reader.
+        arguments: the script's arguments; they replace those of the command line.
+        made_by: the command line that made the script, for the reader.
     """
     shebang, *rest = template(name).splitlines(keepends=True)
     code = [line for line in rest if not line.startswith("#") or line.startswith(_SETTINGS)]
@@ -70,7 +73,7 @@ def render(
 
 
 def _directive(option: str) -> str:
-    """Return the line that gives an option to sbatch, after the reason for it."""
+    """Return the line with an option of sbatch, below a comment if the option needs one."""
     reason = _REASONS.get(option if option == "--mem=0" else option.partition("=")[0])
     return f"{f'# {reason}' + chr(10) if reason else ''}{_DIRECTIVE}{option}\n"
 
@@ -81,12 +84,12 @@ def train_script(
     """Return the script of a training run, or of an array of them.
 
     Args:
-        config: the configuration, of the first run of an array.
-        place: where the submission lies, and the log of the job.
+        config: the configuration; in an array, that of the first run.
+        place: directory of the submission, which also gets the job's log.
         code: directory of the snapshot of this package.
         paths: the submissions: one for each task, or one for all of them.
-        array: what the job is an array of, if it is one.
-        made_by: the command line that asked for it.
+        array: the tasks of the job, if it is an array.
+        made_by: the command line that made the script.
     """
     log = place / ("job-%A-%a.log" if array else "job-%j.log")
     settings = settings_lines(config, code=code, python=python_of(config), directory=Path.cwd())
@@ -142,7 +145,7 @@ def evaluate_options(config: Config, log: Path, step: int) -> list[str]:
 
 
 def _common(config: Config, job_name: str, log: Path, *, whole_nodes: bool = False) -> list[str]:
-    """Return the options that every kind of job has, and those that ask for ``whole_nodes`` together."""
+    """Return the options that all kinds of jobs share; ``whole_nodes`` adds those that select nodes."""
     slurm = config.cluster.slurm
     together = {
         "nodelist": ",".join(slurm.nodelist) or None,
@@ -168,25 +171,25 @@ def _common(config: Config, job_name: str, log: Path, *, whole_nodes: bool = Fal
 
 
 def settings_lines(config: Config, *, code: Path, python: str, directory: Path) -> list[str]:
-    """Return the shell lines that a job runs first: where it runs, its code, its environment.
+    """Return the shell lines that a job runs first: working directory, code, environment.
 
     Args:
         config: the configuration.
         code: directory of the snapshot of this package.
         python: the interpreter on the compute nodes.
-        directory: the working directory, to which paths of the configuration relate.
+        directory: the working directory, to which relative paths of the configuration refer.
     """
     setup, env = config.cluster.setup, config.cluster.env
     return [
-        "# as many open files as the site allows: loaders hold many",
+        "# as many open files as the site allows: data loaders need many",
         'ulimit -n "$(ulimit -Hn)"',
-        "# paths of the configuration begin where it was submitted",
+        "# relative paths of the configuration refer to the directory of the submission",
         f"cd {shlex.quote(str(directory))}",
         *(("# cluster.setup", *setup) if setup else ()),
-        "# the code as it was at submission, and nothing that lies in the working directory",
+        "# the code as it was at submission, and nothing from the working directory",
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1",
-        "# what is printed shows at once, and a crash shows its stack",
+        "# show output at once, and the stack of a crash",
         "export PYTHONUNBUFFERED=1",
         "export PYTHONFAULTHANDLER=1",
         *(("# cluster.env",) if env else ()),

@@ -1,4 +1,4 @@
-"""What became of the faults of a drill: read from the ledger and the metrics that every run writes."""
+"""How a run handled the faults of a drill, read from the ledger and the metrics that every run writes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from distllm.observe.sinks import METRICS_FILE, last_steps, read_metrics
 _EARLY_SECONDS = 0.5
 _RELATIVE = 1e-4
 LIMITS = {"kill": 5.0}
-"""Seconds within which a kind must be noticed; the others have the caller's limit."""
+"""Seconds within which a kind of fault must be noticed, if not the caller's limit."""
 
 EXIT_CODES = {"term": (75,), "corrupt_shard": (65,), "missing_shard": (64, 65)}
-"""How the run ends at a fault, if not by going on to its end."""
+"""Exit codes with which a run may end at a fault that it does not survive without a new start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,13 @@ class Row:
     """One fault.
 
     Attributes:
-        fault: as it is written, or its kind.
-        cause: what the run said about it.
-        detected_seconds: from the fault to that.
-        lost_steps: steps that were taken before it and taken again.
-        back_seconds: from noticing it until weights and position were there again.
+        fault: in the notation of ``chaos.faults``, or its kind.
+        cause: what the run reported.
+        detected_seconds: from the fault to that report.
+        lost_steps: steps before the fault that had to be taken again.
+        back_seconds: from the report until weights and position were restored.
         exit_code: of the command in which it happened.
-        equality: how the run compares with the undisturbed one.
+        equality: how the run compares with the one without faults.
         problem: why the row fails; empty if it does not.
     """
 
@@ -63,11 +63,11 @@ def score(
     """Judge each fault that the ranks of a run inflicted on themselves.
 
     Args:
-        drill: what was planned.
+        drill: the plan.
         directory: the run directory.
         commands: the starts of the run.
-        reference: the run directory of the undisturbed run.
-        limit_seconds: within which a fault must be noticed, where `LIMITS` says nothing.
+        reference: the run directory of the run without faults.
+        limit_seconds: time within which a fault must be noticed, unless `LIMITS` has another.
     """
     events = read_events(directory / LEDGER_FILE) if (directory / LEDGER_FILE).exists() else []
     equality = compare(directory, reference, drill.steps)
@@ -87,7 +87,7 @@ def score(
 
 
 def compare(directory: Path, reference: Path, steps: int) -> str:
-    """Return ``bit-equal``, ``close`` or ``different``: every step up to ``steps`` beside the reference."""
+    """Compare every step up to ``steps`` with the reference: ``bit-equal``, ``close`` or ``different``."""
     if not ((directory / METRICS_FILE).exists() and (reference / METRICS_FILE).exists()):
         return "different"
     own, other = (
@@ -188,13 +188,13 @@ def _problem(fault: Fault, row: Row, wanted: Equality, survived: bool, limit_sec
     if not survived:
         return "the run did not reach its end"
     if fault.kind in SIGNS and row.detected_seconds is None:
-        return "nobody noticed"
+        return "it was not noticed"
     if row.detected_seconds is not None and row.detected_seconds > limit:
         return f"noticed after more than {limit:.0f} s"
     if wanted == "exact" and row.equality != "bit-equal":
-        return "the steps are not those of the undisturbed run"
+        return "the steps differ from those of the run without faults"
     if wanted == "close" and row.equality == "different":
-        return "the steps are far from those of the undisturbed run"
+        return "the steps are far from those of the run without faults"
     expected = EXIT_CODES.get(fault.kind)
     if expected is not None and row.exit_code not in expected:
         return f"exit code {row.exit_code} instead of {expected[0]}"

@@ -1,6 +1,6 @@
-"""What a queued job runs: a copy of this package and of the configuration, made when it is submitted.
+"""What a queued job runs: a copy of this package and of the configuration, made at submission.
 
-Later edits of the checkout, or of a directory of groups, change nothing that waits in the queue.
+Later edits of the checkout, or of a directory of configuration groups, do not change queued jobs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from distllm.fsio import atomic_write_json, atomic_write_text, digest_bytes, rea
 
 SUBMISSIONS = Path("slurm") / "submissions"
 SETTLED_VARIABLE = "DISTLLM_SETTLED"
-"""Names the configuration that ranks must find when they compose theirs."""
+"""Environment variable with the file of the configuration that the ranks' own must be equal to."""
 _FACTS, _CONFIG, CODE, SCRIPT, _GROUPS, CODE_ORIGIN = (
     "submission.json", "config.yaml", "code", "job.sbatch", "groups", "origin.json",
 )  # fmt: skip
@@ -63,14 +63,14 @@ class Submission:
 
     @property
     def config_file(self) -> Path:
-        """The configuration, settled."""
+        """The composed configuration."""
         return self.path / _CONFIG
 
     def config(self) -> Config:
         """Read the configuration.
 
         Raises:
-            ConfigProblems: it is of another version.
+            ConfigProblems: another version wrote it.
         """
         problems = Problems()
         config = build(Config, from_yaml(self.config_file), problems)
@@ -78,7 +78,7 @@ class Submission:
         return config
 
     def facts(self) -> dict[str, Any]:
-        """Return what was written down when it was made: command, time, host, image."""
+        """Return what was recorded at submission: command, time, host, image."""
         return dict(read_json(self.path / _FACTS))
 
     @classmethod
@@ -113,15 +113,15 @@ def keep_submission(
     code: Path | None = None,
     facts: dict[str, Any] | None = None,
 ) -> Submission:
-    """Write down what is to run, under a number of its own.
+    """Store what a job will run as a new submission.
 
     Args:
         run_dir: the run directory.
         words: the overrides of the ranks' command line.
         config_yaml: the composed configuration.
         config_dir: a user's directory of groups, which is copied.
-        code: a copy of this package that another submission has; None makes one.
-        facts: what else is to be known later.
+        code: a copy of this package that another submission has made; None makes one.
+        facts: further facts to record.
 
     Raises:
         StorageError: the run directory cannot be written.
@@ -149,7 +149,7 @@ def keep_submission(
 
 
 def _own_directory(run_dir: Path) -> Path:
-    """Make a directory that nobody else has; of two that submit at once each gets its own."""
+    """Create a new directory; two processes that submit at the same time get different ones."""
     home = run_dir / SUBMISSIONS
     with storage_errors(home):
         home.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _copy_package(target: Path) -> None:
 
 
 def _commit_of(package: Path) -> dict[str, str]:
-    """Return the commit of a checkout, and what was changed since; nothing for an installed package."""
+    """Return the commit of a checkout and the uncommitted changes; nothing for an installed package."""
 
     def git(*words: str) -> str:
         done = subprocess.run(
@@ -191,10 +191,10 @@ def _commit_of(package: Path) -> dict[str, str]:
 
 
 def require_same(config_yaml: str, settled: Path) -> None:
-    """Make sure that the configuration composed in the job is the one that was submitted.
+    """Check that the configuration composed in the job is equal to the submitted one.
 
     Raises:
-        ConfigError: an environment variable that it reads has another value here.
+        ConfigError: it is not: an environment variable that it reads has another value here.
     """
     before = settled.read_text(encoding="utf-8")
     if before == config_yaml:
@@ -204,7 +204,7 @@ def require_same(config_yaml: str, settled: Path) -> None:
     raise ConfigError(
         f"the configuration is not the one that was submitted: {json.dumps(differ[:5])}",
         where=str(settled),
-        remedy="give values instead of ${oc.env:...}, or export the same variables in cluster.setup",
+        remedy="write values instead of ${oc.env:...}, or export the same variables in cluster.setup",
     )
 
 

@@ -1,4 +1,4 @@
-"""The ``srun`` command lines of a job: its ranks, and one task per node for the health check."""
+"""The ``srun`` command lines of a job: for its ranks, and for the health check with one task per node."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from distllm.config.schema import Config
 RANK_MODULE = "distllm.launch.train"
 HEALTH_MODULE = "distllm.cluster.health"
 PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER")
-"""What a job script tells Python (`distllm.cluster.render.settings_lines`)."""
+"""Variables that a job script sets for Python (`distllm.cluster.render.settings_lines`)."""
 
 
 def ranks_command(submission: Submission, config: Config, logs: Path) -> list[str]:
-    """Return the command that starts all ranks, each with a log of its own."""
+    """Return the command that starts all ranks, each with its own log."""
     cluster = config.cluster
     cores = cluster.slurm.cpus_per_rank
     return [
@@ -25,7 +25,7 @@ def ranks_command(submission: Submission, config: Config, logs: Path) -> list[st
         f"--nodes={cluster.nodes}",
         f"--ntasks={cluster.nodes * cluster.procs_per_node}",
         f"--ntasks-per-node={cluster.procs_per_node}",
-        *([f"--cpus-per-task={cores}"] if cores else []),  # srun does not take it over from sbatch
+        *([f"--cpus-per-task={cores}"] if cores else []),  # srun does not inherit it from sbatch
         "--kill-on-bad-exit=1",
         "--wait=60",
         "--export=ALL",
@@ -39,9 +39,9 @@ def ranks_command(submission: Submission, config: Config, logs: Path) -> list[st
 
 
 def visible_command(config: Config, path: Path) -> list[str]:
-    """Return the command with which every node that sees a file prints its own name.
+    """Return a command with which every node that sees the file ``path`` prints its own name.
 
-    It needs nothing that lies on a shared file system itself.
+    The command itself needs no file on a shared file system.
     """
     return [
         *_one_a_node(config),
@@ -70,14 +70,14 @@ def health_command(submission: Submission, config: Config, head: str, port: int)
 
 
 def _one_a_node(config: Config) -> list[str]:
-    """Return the start of a command with one task on each node, none of which ends the others."""
+    """Return the start of a command that runs one task on each node; a failing task does not end others."""
     nodes = config.cluster.nodes
     sizes = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     return ["srun", *sizes, "--kill-on-bad-exit=0"]
 
 
 def _inside(submission: Submission, config: Config) -> list[str]:
-    """Return what stands before a program's arguments: the container, if there is one, and Python."""
+    """Return the words before a program's arguments: the container, if there is one, and Python."""
     container = config.cluster.container
     if container.kind == "none":
         return [python_of(config)]
@@ -89,26 +89,26 @@ def _inside(submission: Submission, config: Config) -> list[str]:
             f"--container-mounts={','.join(mounts)}",
             f"--container-workdir={submission.directory}",
             "--no-container-mount-home",
-            # Of a variable that the image sets as well, Pyxis keeps the image's value unless it is named.
+            # Pyxis keeps the image's value of a variable that both set, unless the variable is named here.
             f"--container-env={','.join(_own_variables(config))}",
             container.python,
         ]
     bound = [word for mount in mounts for word in ("--bind", mount)]
     gpu = ["--nv"] if config.cluster.device == "cuda" else []
-    # The home directory is mounted: without this Python would find the packages that a user has put there.
+    # The home directory is mounted: without this Python would import packages that a user installed there.
     own = ["--env", "PYTHONNOUSERSITE=1"]
     where = ["--pwd", str(submission.directory)]
     return ["apptainer", "exec", *gpu, *own, *bound, *where, image, container.python]
 
 
 def _own_variables(config: Config) -> list[str]:
-    """Return the names of the variables that a job script sets, and that ranks must find so."""
+    """Return the names of the variables that ranks must get from the job script."""
     ours = (*PYTHON_VARIABLES, "MASTER_ADDR", "MASTER_PORT", FENCE, EXITS_VARIABLE, SETTLED_VARIABLE)
     return [*ours, *config.cluster.env]
 
 
 def _needed(submission: Submission, config: Config) -> Sequence[str]:
-    """Return the directories that a run needs, each once, as mounts under the same name."""
+    """Return the directories that a run needs as mounts, under the same paths inside the container."""
     dataset = config.data.out
     paths = [submission.directory, submission.run_dir, submission.code]
     if "://" not in dataset:

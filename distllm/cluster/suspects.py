@@ -1,4 +1,4 @@
-"""On which node a start failed, where the node may be to blame and not the program."""
+"""On which node a start failed, if the node rather than the program may be to blame."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from distllm.config.schema_cluster import ClusterConfig
 
 
 def suspect_of(logs: Path, nodes: Sequence[str], cluster: ClusterConfig) -> str | None:
-    """Return the node of the rank that failed first; None if its error is the program's, or nothing is known.
+    """Return the node of the rank that failed first; None if the program is to blame, or nothing is known.
 
-    A GPU that fails, and a rank that ends without a word while all others still left theirs, speak
-    against a node. An error that was raised does not.
+    A failed GPU points to a node; so does a rank that ended without writing its exit code when the ranks of
+    all other nodes wrote theirs. An error that Python raised does not.
 
     Args:
         logs: directory of the start, with a log and an exit code of each rank.
-        nodes: of the job, in SLURM's order: each has the next ``procs_per_node`` ranks.
+        nodes: of the job, in SLURM's order: each runs the next ``procs_per_node`` ranks.
         cluster: the configuration.
     """
     if any(option.startswith(("--distribution", "-m")) for option in cluster.slurm.srun_options):
-        return None  # ranks lie elsewhere
+        return None  # ranks are distributed in another order
     ranks = range(len(nodes) * cluster.procs_per_node)
     finding = first_error(logs)
     if finding is not None and finding.cause in (GPU_FAILED, KILLED):

@@ -9,26 +9,26 @@ PLACE, HERE = Path("/runs/mine/slurm/submissions/001"), Path("/home/me")
 PREPARE = """\
 #!/usr/bin/env bash
 # Made from slurm/prepare.sbatch by: distllm submit
-# sbatch takes it as it is, too: options of its command line come before those here.
+# sbatch accepts this file directly, too; options on its command line override those here.
 #SBATCH --job-name=distllm-prepare-mine
 #SBATCH --cpus-per-task=12
 #SBATCH --output=/runs/mine/slurm/submissions/001/job-%A-%a.log
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
-# one task each, at most so many (%) at once
+# the tasks, at most so many (%) at once
 #SBATCH --array=0-3%2
 #SBATCH --time=24:00:00
 # after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
-set -eo pipefail  # without -u: modules and conda do not bear it
-# as many open files as the site allows: loaders hold many
+set -eo pipefail  # not -u: environment modules and conda use unset variables
+# as many open files as the site allows: data loaders need many
 ulimit -n "$(ulimit -Hn)"
-# paths of the configuration begin where it was submitted
+# relative paths of the configuration refer to the directory of the submission
 cd /home/me
-# the code as it was at submission, and nothing that lies in the working directory
+# the code as it was at submission, and nothing from the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
-# what is printed shows at once, and a crash shows its stack
+# show output at once, and the stack of a crash
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
 # cluster.env
@@ -45,7 +45,7 @@ exec "${DISTLLM_PYTHON:-python3}" -m distllm.cli prepare "$@" data.workers="${SL
 EVALUATE = """\
 #!/usr/bin/env bash
 # Made from slurm/evaluate.sbatch by: distllm submit
-# sbatch takes it as it is, too: options of its command line come before those here.
+# sbatch accepts this file directly, too; options on its command line override those here.
 #SBATCH --job-name=distllm-evaluate-mine-100
 #SBATCH --cpus-per-task=12
 #SBATCH --output=/runs/mine/slurm/submissions/001/step.log
@@ -55,15 +55,15 @@ EVALUATE = """\
 #SBATCH --time=01:00:00
 # after a preemption or a lost node SLURM queues the job again
 #SBATCH --requeue
-set -eo pipefail  # without -u: modules and conda do not bear it
-# as many open files as the site allows: loaders hold many
+set -eo pipefail  # not -u: environment modules and conda use unset variables
+# as many open files as the site allows: data loaders need many
 ulimit -n "$(ulimit -Hn)"
-# paths of the configuration begin where it was submitted
+# relative paths of the configuration refer to the directory of the submission
 cd /home/me
-# the code as it was at submission, and nothing that lies in the working directory
+# the code as it was at submission, and nothing from the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
-# what is printed shows at once, and a crash shows its stack
+# show output at once, and the stack of a crash
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
 # cluster.env

@@ -14,10 +14,10 @@ CODE, HERE = PLACE / "code", Path("/home/me")
 TOP = """\
 #!/usr/bin/env bash
 # Made from slurm/train.sbatch by: distllm submit
-# sbatch takes it as it is, too: options of its command line come before those here.
+# sbatch accepts this file directly, too; options on its command line override those here.
 """
 WARNED = """\
-# so many seconds before the time limit this script (B:) is told, and asks the ranks to save
+# so many seconds before the time limit this script (B:) gets USR2 and asks the ranks to save
 #SBATCH --signal=B:USR2@300
 """
 RETURNS = """\
@@ -25,19 +25,19 @@ RETURNS = """\
 #SBATCH --requeue
 """
 BEGINS = """\
-# a job that comes back goes on in the same log
+# a job that returns appends to the same log
 #SBATCH --open-mode=append
-set -eo pipefail  # without -u: modules and conda do not bear it
-# as many open files as the site allows: loaders hold many
+set -eo pipefail  # not -u: environment modules and conda use unset variables
+# as many open files as the site allows: data loaders need many
 ulimit -n "$(ulimit -Hn)"
-# paths of the configuration begin where it was submitted
+# relative paths of the configuration refer to the directory of the submission
 cd /home/me
 """
 THE_CODE = """\
-# the code as it was at submission, and nothing that lies in the working directory
+# the code as it was at submission, and nothing from the working directory
 export PYTHONPATH=/runs/mine/slurm/submissions/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
-# what is printed shows at once, and a crash shows its stack
+# show output at once, and the stack of a crash
 export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
 """

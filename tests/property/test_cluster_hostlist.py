@@ -38,7 +38,7 @@ def test_notation(text, expected):
 
 @pytest.mark.parametrize("text", ["n[1-", "n]1[", "n[3-1]", "n[a-b]", "n[[1]]", "n[1-999999]", "n[1-]"])
 def test_what_is_no_list_is_refused(text):
-    with pytest.raises(ConfigError, match="no list of hosts"):
+    with pytest.raises(ConfigError, match="not a list of hosts"):
         expand(text)
 
 

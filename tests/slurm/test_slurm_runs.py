@@ -265,9 +265,9 @@ def test_all_problems_are_told_at_once_and_nothing_is_queued(cluster, root):
     ("words", "said"),
     [
         (["cluster.nodes=9", "train.tokens_per_step=9216"], "9 nodes asked of partition normal, which has 3"),
-        (["cluster.slurm.gpus=h100:8"], "8 GPUs asked of each node, the nodes of partition normal have 4"),
-        (["cluster.slurm.time_limit=3-0"], "runs nothing longer than 24h"),
-        (["cluster.slurm.cpus_per_rank=5"], "5 CPU cores asked of each node"),
+        (["cluster.slurm.gpus=h100:8"], "8 GPUs per node requested, the nodes of partition normal have 4"),
+        (["cluster.slurm.time_limit=3-0"], "allows at most 24h"),
+        (["cluster.slurm.cpus_per_rank=5"], "5 CPU cores per node requested"),
         (["cluster.container.kind=apptainer", "cluster.container.image=/no.sif"], "/no.sif does not exist"),
         (["data.out=/nowhere"], "/nowhere holds no prepared dataset"),
         (["checkpoint.resume=must"], "no checkpoint"),

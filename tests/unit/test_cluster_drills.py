@@ -138,11 +138,11 @@ def test_a_fault_that_was_survived(judge):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"events": ()}, "nobody noticed"),
+        ({"events": ()}, "it was not noticed"),
         ({"ago": 9.0}, "noticed after more than 5 s"),
         ({"codes": (70, 70)}, "the run did not reach its end"),
-        ({"losses": (3.0, 2.0, 1.5, 1.2500001)}, "the steps are not those of the undisturbed run"),
-        ({"losses": (3.0, 2.0, 1.5)}, "the steps are not those of the undisturbed run"),
+        ({"losses": (3.0, 2.0, 1.5, 1.2500001)}, "the steps differ from those of the run without faults"),
+        ({"losses": (3.0, 2.0, 1.5)}, "the steps differ from those of the run without faults"),
         ({"losses": (3.0, 2.0, 1.5, 1.3), "equality": "close"}, "the steps are far from"),
         (
             {"fault": Fault("term", 4), "events": (("stopped", {"step": 4}), ("resumed", {"step": 4}))},
@@ -172,7 +172,7 @@ def test_the_scorecard_says_the_same_to_people_and_machines(judge, tmp_path):
     rows = [judge(events=())]
     text = as_text(rows)
     assert "kill@4:1" in text
-    assert "FAILED: nobody noticed" in text
+    assert "FAILED: it was not noticed" in text
     card = json.loads(json.dumps(as_json(rows, {"run": tmp_path / "run"}, {"seed": 3})))
     assert (card["passed"], card["seed"], card["rows"][0]["fault"]) == (False, 3, "kill@4:1")
     assert card["runs"]["run"].keys() >= {"goodput", "ettr", "lost_steps"}
@@ -247,7 +247,7 @@ def test_servers_that_fail_are_drilled_in_one_run(tmp_path, dataset, monkeypatch
     asked, content = 1, b""
     tracker, stall = run_drill(ground, both)
     assert tracker.problem == "the run kept nothing to upload later"
-    assert stall.problem == "the shard was not asked for again"
+    assert stall.problem == "the shard was not requested again"
     asked = 0
     assert run_drill(ground, both)[1].problem == "the run fetched no shard"
 

@@ -62,7 +62,11 @@ def test_what_slurm_says_is_a_note_and_its_refusal_one_problem_among_others(slur
 def test_options_of_sbatch_that_would_undo_the_job_are_refused(slurm, capsys):
     options = "cluster.slurm.options=['--array=0-3','-N3','hetjob','--nice=100']"
     told = refused(capsys, "submit", *words(options, "cluster.slurm.nice=100"))
-    for part in ("--array is set by distllm submit", "-N is set by distllm submit", "'hetjob' is no option"):
+    for part in (
+        "--array is set by distllm submit",
+        "-N is set by distllm submit",
+        "'hetjob' is not an option",
+    ):
         assert part in told
     assert "cluster.slurm.options=['--nice=...']" in told, "a key of sbatch's own"
     assert not submitted(slurm)
@@ -79,7 +83,7 @@ def test_problems_of_all_runs_of_a_sweep_are_told_at_once(slurm, capsys):
     assert "share one job script" in told
     told = refused(capsys, "submit", "-m", "by=array", "chain=2", *words("seed=1,2,3,4,5"))
     assert "an array has no array in it" in told
-    assert "an array of 5 tasks, and this cluster takes 4" in told
+    assert "an array of 5 tasks is too large: this cluster allows 4" in told
     assert not submitted(slurm)
 
 

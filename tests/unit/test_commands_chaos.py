@@ -81,11 +81,11 @@ def test_all_survived_is_0_and_written_down(root, started, monkeypatch, capsys):
 
 
 def test_one_fault_that_was_not_survived_is_an_error(root, started, monkeypatch, capsys):
-    judged(monkeypatch, "", "nobody noticed")
+    judged(monkeypatch, "", "it was not noticed")
     assert run(root, *WORDS) == 70
     said = capsys.readouterr()
     assert "1 of 2 survived" in said.out
-    assert "FAILED: nobody noticed" in said.out
+    assert "FAILED: it was not noticed" in said.out
     assert "1 faults were not survived" in said.err
 
 
@@ -102,7 +102,7 @@ def test_only_an_earlier_drill_is_removed(root, started, monkeypatch, capsys):
 def test_an_experiment_that_does_not_work_is_told_apart(root, monkeypatch, capsys):
     monkeypatch.setattr(drill_runs, "_start", lambda *_: Command(65, 0.0, 1.0))
     assert run(root, *WORDS) == 70
-    assert "the undisturbed run ended with exit code 65" in capsys.readouterr().err
+    assert "the run without faults ended with exit code 65" in capsys.readouterr().err
 
 
 def test_a_launcher_of_the_users_starts_the_runs(tmp_path):

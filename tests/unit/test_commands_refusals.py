@@ -72,7 +72,9 @@ def test_what_no_node_of_a_job_would_see_find_room_for_or_should_show_is_refused
 
 def test_what_slurm_would_not_take_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "max_array_size", lambda: 10)
-    assert "an array of 11 tasks, and this cluster takes 10" in found(limits.check_array, 11, "sweep")
+    assert "an array of 11 tasks is too large: this cluster allows 10" in found(
+        limits.check_array, 11, "sweep"
+    )
     for tasks, told in (
         ([], "SLURM knows no job 7"),
         ([Task("7", "train", "FAILED")], "job 7 has ended without success: FAILED"),
