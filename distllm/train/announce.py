@@ -1,4 +1,4 @@
-"""What a run says when it starts: the numbers that were derived, its data, and what to know of them."""
+"""What a run prints when it starts: derived numbers, its data, its privacy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from distllm.train.state import TrainState
 
 
 def announce(resolved: Resolved, sinks: Sequence[Sink], state: TrainState, notes: Sequence[str]) -> None:
-    """Log to every sink, once a run, each derived number, and ``notes`` in every attempt."""
-    # Which attention was chosen is among the notes.
+    """Log the derived numbers to every sink in the first attempt, and ``notes`` in every attempt."""
+    # The notes say which attention was chosen.
     numbers = [name for name in resolved.derivations if not name.startswith("attention.")]
     everything = sorted(numbers, key=lambda name: name != "num_params")
     geometry = ("micro_batch_size", "grad_accum_steps")
@@ -33,7 +33,7 @@ def announce(resolved: Resolved, sinks: Sequence[Sink], state: TrainState, notes
 
 
 def data_notes(resolved: Resolved, split: Split, stream: StepStream) -> list[str]:
-    """Describe the samples, where they are not plain windows of one source."""
+    """Describe the order of samples and how rows are packed, unless they are plain windows of one source."""
     lines = describe_order(stream.order, resolved.steps.before(resolved.max_steps))
     packing = resolved.config.data.packing
     if isinstance(split, ExampleSplit):
@@ -46,12 +46,12 @@ def data_notes(resolved: Resolved, split: Split, stream: StepStream) -> list[str
 
 
 def privacy_notes(resolved: Resolved, account: PrivacyAccount | None, dataset: Path) -> list[str]:
-    """Say what a private run will have given away at its end, and that canaries are not watched if so."""
+    """Describe the privacy loss of a private run at its end, and say so if canaries cannot be measured."""
     config, notes = resolved.config, list[str]()
     if account is not None:
         notes.append(
             describe_account(account, config.optim.private, resolved.steps.before(resolved.max_steps))
         )
     if config.task.name != "causal_lm" and Canaries.load(dataset) is not None:
-        notes.append(f"canaries are not watched: task.name={config.task.name} gives no likelihood of a text")
+        notes.append(f"canaries are not measured: task.name={config.task.name} gives no likelihood of a text")
     return notes

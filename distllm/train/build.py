@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ class Attempt:
         resolved: its settled numbers.
         topology: this rank's place.
         stop: whether this rank was asked to stop.
-        directory: the run's, which this attempt owns.
-        number: of the attempt, from 1.
+        directory: the run directory, which this attempt owns.
+        number: number of the attempt, from 1.
         chronicle: its events and times.
     """
 
@@ -107,7 +107,7 @@ def open_run(
         resolved: its settled numbers.
         topology: this rank's place.
         stop: whether this rank was asked to stop.
-        allow_schedule: go on although the schedule is no longer that of the checkpoint.
+        allow_schedule: continue even if the schedule differs from that of the checkpoint.
 
     Raises:
         RunDirectoryBusy: another live process trains in the run directory.
@@ -130,13 +130,12 @@ def open_run(
     try:
         attempt = Attempt(composition, resolved, topology, stop, directory, number, chronicle)
         run = _build(attempt, allow_schedule)
-        try:
+        with ExitStack() as opened:  # a part that fails to close keeps no other open; saves close first
+            for sink in reversed(run.sinks):
+                opened.callback(sink.close)
+            opened.callback(run.stream.close)
+            opened.callback(run.saves.close)
             yield run
-        finally:
-            run.saves.close()
-            run.stream.close()
-            for sink in run.sinks:
-                sink.close()
     except BaseException as error:
         chronicle.failed(error)
         log.log_error(error)
@@ -149,7 +148,7 @@ def open_run(
 
 
 def _claim(directory: RunDirectory) -> int:
-    """Own the run directory; return the number of this attempt."""
+    """Become the owner of the run directory; return the number of this attempt."""
     directory.claim()
     if not directory.is_supervised:
         shutil.rmtree(directory.path / BEATS_DIRECTORY, ignore_errors=True)
@@ -157,12 +156,12 @@ def _claim(directory: RunDirectory) -> int:
 
 
 def _build(attempt: Attempt, allow_schedule: bool) -> Run:
-    """Build everything in the order in which it can fail: data, checkpoint, weights, then files."""
+    """Build everything, and write files of the run only after all that can fail has succeeded."""
     resolved, topology, directory = attempt.resolved, attempt.topology, attempt.directory
     config, chronicle = resolved.config, attempt.chronicle
     dataset = dataset_directory(config.data)
 
-    # The data, and the newest whole checkpoint: may this run go on from it?
+    # The data, and the newest valid checkpoint: may this run continue from it?
     train_split, stream = open_stream(resolved, topology.data_rank, topology.data_ranks)
     found, notes = _find_checkpoint(attempt, train_split, stream, allow_schedule)
     facts: dict[str, object] = {
@@ -171,7 +170,7 @@ def _build(attempt: Attempt, allow_schedule: bool) -> Run:
         "tokenizer": train_split.manifest.tokenizer_fingerprint,
     }
 
-    # Rank 0 records and reports, from here on also what fails.
+    # From here on rank 0 records and reports, including failures.
     sinks: list[Sink] = []
     made_with: dict[str, Any] = {}
     if topology.is_main:
@@ -180,7 +179,7 @@ def _build(attempt: Attempt, allow_schedule: bool) -> Run:
         sinks = build_sinks(_tracked(attempt, made_with, facts), resolved.max_steps)
         chronicle.begin(_ledger(directory, attempt.number, sinks), topology.world_size)
 
-    # The model and its optimizer, with the weights and the position that the run goes on from.
+    # The model and its optimizer, with the weights and the position from which the run continues.
     notes = [*_kernels(resolved, topology), *notes]
     engine, begun_with, base = build_run_engine(
         resolved, topology, found.facts if found else None, directory.path
@@ -236,7 +235,7 @@ def _build(attempt: Attempt, allow_schedule: bool) -> Run:
 def _find_checkpoint(
     attempt: Attempt, split: Split, stream: StepStream, allow_schedule: bool
 ) -> tuple[Found | None, list[str]]:
-    """Return the checkpoint that the run goes on from, if there is one, and what to say about it."""
+    """Return the checkpoint from which the run continues, if there is one, and notes about it."""
     resolved, topology, directory = attempt.resolved, attempt.topology, attempt.directory
     placed = agree_after_work(topology, lambda: place_checkpoints(resolved.config, directory))
     found = find_checkpoint(directory.checkpoints, topology)
@@ -251,7 +250,7 @@ def _find_checkpoint(
 
 
 def _kernels(resolved: Resolved, topology: Topology) -> list[str]:
-    """Choose the kernels of this process; return what was chosen, and why."""
+    """Choose the kernels of this process; return notes on what was chosen and why."""
     specs = attention_specs(resolved.config)
     kernels = use_kernels(resolved.config.engine.kernels, topology.device, specs.values())
     notes = [f"kernels: {kernels.name} ({kernels.reason})"]
@@ -262,7 +261,7 @@ def _kernels(resolved: Resolved, topology: Topology) -> list[str]:
 
 
 def _recorded_steps(directory: RunDirectory, topology: Topology) -> Sequence[StepRecord]:
-    """Return the steps that earlier attempts recorded, on the rank that compares them."""
+    """Return the steps that earlier attempts recorded; none except on rank 0, which compares them."""
     if not topology.is_main or not directory.metrics.exists():
         return ()
     return read_metrics(directory.metrics).steps
@@ -283,11 +282,11 @@ def _tracked(attempt: Attempt, made_with: dict[str, Any], facts: dict[str, objec
 
 
 def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
-    """Return the ledger of this attempt; the sinks report its own failure."""
+    """Return the ledger of this attempt; if it cannot be written, the sinks say so."""
 
     def warn(text: str) -> None:
         for sink in sinks:
-            # Where the disk is full for the metrics too, their own next record says so.
+            # If the disk is full for the metrics too, their own next record reports it.
             with suppress(StorageError):
                 sink.log_note(0, text)
 
@@ -299,7 +298,7 @@ def _ledger(directory: RunDirectory, attempt: int, sinks: list[Sink]) -> Ledger:
 
 
 def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state: TrainState) -> Task:
-    """Return the objective, and make it go wrong where ``chaos.faults`` asks for it."""
+    """Return the objective, with the faults that ``chaos.faults`` injects."""
     compute = torch.bfloat16 if resolved.config.precision.compute == "bf16" else torch.float32
     task = build_task(resolved.config, resolved.shape, reference_model(resolved, compute))
     faults = [
@@ -309,7 +308,7 @@ def _task(resolved: Resolved, directory: RunDirectory, topology: Topology, state
 
 
 def _canaries(config: Config, dataset: Path, topology: Topology) -> CanaryWatch | None:
-    """Return what measures the exposure of canaries, where the task has a likelihood of text."""
+    """Return what measures the exposure of canaries; None without them, or without a likelihood of text."""
     found = Canaries.load(dataset)
     if found is None or config.task.name != "causal_lm":
         return None
@@ -344,7 +343,7 @@ def _device(topology: Topology) -> str:
 
 
 def _peak_flops(topology: Topology) -> float | None:
-    """Return the peak of all ranks together: measured at the same time on CPUs, published for GPUs."""
+    """Return the peak FLOP/s of all ranks together: measured on CPUs by all at once, published for GPUs."""
     if topology.device.type == "cuda":
         found = find_accelerator(torch.cuda.get_device_name(topology.device))
         return found.bf16_flops * topology.world_size if found else None

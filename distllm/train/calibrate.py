@@ -1,8 +1,8 @@
 """Measuring this machine's CPUs for the planner, with the code that trains.
 
-Each rank measures while the others do, so that shared caches and memory count. Arithmetic is timed
-in CPU seconds, which do not grow when other programs use the cores; exchanges in seconds of the
-clock, the best of several.
+All ranks measure at the same time, so that shared caches and memory count. Arithmetic is timed in CPU
+seconds, which do not grow when other programs use the cores; collectives in wall-clock seconds, the best of
+several.
 
 Shapes: B rows, T positions, C channels, N = B * T tokens.
 """
@@ -61,7 +61,7 @@ def measure(threads: int, topology: Topology) -> Calibration:
     tokens = _ROWS * _LENGTH
     gemm = _gemm_flops(tokens)
     attention = _attention_flops(tokens)
-    reduce_bandwidth, reduce_seconds = _exchange(topology)
+    reduce_bandwidth, reduce_seconds = _all_reduce_cost(topology)
     own = (gemm, attention, _bandwidth(tokens, gemm, attention), _update_bandwidth())
     # per CPU second, of which a rank has as many in a second as threads
     mean = [threads * total / topology.world_size for total in sum_over_ranks(own, topology)]
@@ -114,7 +114,7 @@ def _attention_flops(tokens: int) -> float:
 
 
 def _bandwidth(tokens: int, gemm: float, attention: float) -> float:
-    """What is left of a block beside products and attention, as bytes of the planner's count."""
+    """The rest of a block, without matrix products and attention, in planner bytes per second."""
     shape = settle_shape(
         ModelConfig(hidden_size=_WIDTH, num_layers=1, num_heads=_HEADS, intermediate_size=3 * _WIDTH),
         _WIDTH,
@@ -145,7 +145,7 @@ def _update_bandwidth() -> float:
     return Software().update_bytes * _LARGE / _seconds(optimizer.step)
 
 
-def _exchange(topology: Topology) -> tuple[float, float]:
+def _all_reduce_cost(topology: Topology) -> tuple[float, float]:
     """Return the bandwidth of a link and the latency of half an all-reduce, as the planner counts them."""
     if topology.world_size == 1:
         return 1e12, 0.0
@@ -169,7 +169,7 @@ def _one_document() -> torch.Tensor:
 
 
 def main(threads: int, runs_dir: Path) -> None:
-    """Be one rank that measures; rank 0 writes the file."""
+    """Run one measuring rank; rank 0 writes the file."""
     topology = Topology.from_environment()
     init_process_group(topology, _TIMEOUT)
     try:

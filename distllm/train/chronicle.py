@@ -1,7 +1,7 @@
-"""What rank 0 writes to the ledger: events as they happen, and where the time since the last one went.
+"""What rank 0 writes to the ledger: events as they happen, and how the time between them was spent.
 
-Time is not reported step by step: every few seconds, and before each event, one ``progress`` line
-holds the seconds of each category since the line before (see `distllm.observe.goodput`).
+Time is not reported for each step: every few seconds, and before each event, one ``progress`` line holds the
+seconds of each category since the previous one (see `distllm.observe.goodput`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PROGRESS_SECONDS = 5.0
 
 
 class Chronicle:
-    """The events of one attempt. Silent until `begin` gives it a ledger, which only rank 0 does.
+    """The events of one attempt. It writes nothing until `begin`, which only rank 0 calls.
 
     Args:
-        clock: seconds that only grow.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -38,21 +38,21 @@ class Chronicle:
         self._reported_at = clock()
 
     def begin(self, ledger: Ledger, world_size: int) -> None:
-        """Record that an attempt with ``world_size`` ranks begins."""
+        """Record the beginning of an attempt with ``world_size`` ranks."""
         self._ledger = ledger
         ledger.event("attempt", host=socket.gethostname(), pid=os.getpid(), world_size=world_size)
 
     def resumed(self, step: int) -> None:
-        """Say that weights and position are those of ``step``; of step 0 if the run begins."""
+        """Record that weights and position are those of ``step``; step 0 if the run begins."""
         self._first = self._step = step
         self.event("resumed", step=step)
 
     def count_step(self, step: int, phases: Phases, *, wasted: bool = False) -> None:
-        """Charge the time of a step; of one whose result is ``wasted``, computing was rework.
+        """Charge the time of a step; the computation of a ``wasted`` step counts as rework.
 
         Args:
-            step: steps taken so far, with this one unless it does not count.
-            phases: where its time went.
+            step: steps taken so far, including this one if it counts.
+            phases: how its time was spent.
             wasted: the update was dropped.
         """
         self._step = step
@@ -64,7 +64,7 @@ class Chronicle:
 
     @contextmanager
     def charging(self, category: Category) -> Iterator[None]:
-        """Charge the time of the block to ``category``, but for what is charged within it."""
+        """Charge the time of the block to ``category``, except for what is charged inside it."""
         began, within = self._clock(), self._charged
         try:
             yield
@@ -72,25 +72,25 @@ class Chronicle:
             self._charge(category, self._clock() - began - (self._charged - within))
 
     def event(self, kind: Kind, **fields: Any) -> None:
-        """Report the time so far, then one event."""
+        """Record the time so far, then one event."""
         self._report()
         if self._ledger is not None:
             self._ledger.event(kind, **fields)
 
     def rewound(self, to: int, **fields: Any) -> None:
-        """Report that the steps after ``to`` are undone."""
+        """Record that the steps after ``to`` are undone."""
         before = self._step
         self.event("rewind", step=before, to=to, **fields)
         self._first = self._step = to
 
     def end(self, kind: Kind, **fields: Any) -> None:
-        """Report the event with which the attempt ends, unless it has ended already."""
+        """Record the event with which the attempt ends, unless it has ended already."""
         if not self._ended:
             self._ended = True
             self.event(kind, **fields)
 
     def failed(self, error: BaseException) -> None:
-        """Report the error with which the attempt ends, and the step that it stood at."""
+        """Record the error with which the attempt ends, and the step at which it happened."""
         kind: Kind = "oom" if isinstance(error, OutOfMemory) else "failed"
         cause = str(error).partition("\n")[0]
         self.end(kind, step=self._step, error=type(error).__name__, cause=cause)

@@ -1,4 +1,4 @@
-"""Where the loop's time goes, phase by phase, with nothing left out."""
+"""How the loop's time is spent, phase by phase."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Phases:
 
 
 class StepClock:
-    """Charges every moment between two marks to a phase."""
+    """Charges the time between two marks to a phase, so that the phases add up to the whole time."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was charged; time so far (an evaluation, a checkpoint) belongs to no step."""
+        """Discard the time so far: an evaluation or a checkpoint belongs to no step."""
         self._spent: dict[Phase, float] = {"data": 0.0, "compute": 0.0, "update": 0.0, "loop": 0.0}
         self._marked = time.perf_counter()
 
@@ -42,7 +42,7 @@ class StepClock:
         self._marked = now
 
     def lap(self) -> Phases:
-        """Return what this step spent and begin the next."""
+        """Return the times of this step and begin the next one."""
         phases = Phases(**self._spent)
         self._spent = {"data": 0.0, "compute": 0.0, "update": 0.0, "loop": 0.0}
         return phases

@@ -1,6 +1,6 @@
-"""Whether a run has stopped getting better, judged after every evaluation.
+"""Early stopping: whether a run has stopped improving, judged after every evaluation.
 
-All that is remembered is in `TrainState`, so a resumed run ends where an uninterrupted one does.
+Its whole state is in `TrainState`, so a resumed run ends where an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from distllm.train.state import TrainState
 
 
 class EarlyStopping:
-    """Compares evaluations with the best so far.
+    """Compares each evaluation with the best so far.
 
     Args:
-        config: the metric, and how long the run waits for a better one.
-        state: the run's; holds the best value and how many evaluations ago it was.
+        config: the metric, and how long to wait for a better value.
+        state: holds the best value and the number of evaluations since.
         topology: this rank's place.
-        split: what is evaluated, if anything.
+        split: the data that is evaluated, if any.
 
     Raises:
         ConfigError: the metric is the loss of a source that has no loss of its own.
@@ -51,18 +51,18 @@ class EarlyStopping:
 
     @property
     def why(self) -> str:
-        """Why it has."""
+        """The reason, for people."""
         best, waited = self._state.best_metric, self._state.evaluations_since_best
-        was = "was never a number" if best is None else f"was {best:.4f} at best"
+        was = "was never finite" if best is None else f"was {best:.4f} at best"
         return (
             f"early stopping: {self._config.metric} {was}, and the {waited} evaluations since were not "
             f"better by more than {self._config.min_delta:g}"
         )
 
     def judge(self, measured: Perplexity) -> None:
-        """Note an evaluation. Collective: rank 0's figure decides for all.
+        """Take an evaluation into account. Collective: rank 0's value decides for all ranks.
 
-        A value that is not a number is not better than any.
+        A value that is not finite is never an improvement.
 
         Raises:
             ConfigError: the task has no such metric.
@@ -84,7 +84,7 @@ class EarlyStopping:
         value: float | None = getattr(measured, metric)
         if value is None:
             raise ConfigError(
-                f"validation of this task has no {metric}: its targets are no text",
+                f"validation of this task has no {metric}: its targets are not text",
                 where="train.early_stopping.metric",
                 remedy="train.early_stopping.metric=loss",
             )

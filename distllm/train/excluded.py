@@ -1,7 +1,7 @@
-"""Which samples a step was trained on, when rewinds have left some out of the global order.
+"""Which samples a step was trained on, when rewinds have excluded some from the global order.
 
-A left-out range [first, stop) begins where a step would have begun and holds whole steps: the step
-that would have begun with ``first`` begins with ``stop``, and every later one is as much further on.
+An excluded range [first, stop) holds whole steps: the step that would have begun with ``first`` begins with
+``stop``, and all later steps are shifted by the same amount.
 
 Shapes: N samples.
 """
@@ -22,7 +22,7 @@ Ranges = Sequence[list[int]]
 
 
 def excluded_samples(checkpoints: Path) -> Ranges:
-    """Return the ranges that the newest checkpoint of a run says were left out."""
+    """Return the excluded ranges that the newest checkpoint of a run records."""
     for path in list_checkpoints(checkpoints):
         if (path / STATE).is_file():
             ranges: Ranges = read_json(path / STATE)["train_state"].get("excluded", [])
@@ -31,7 +31,7 @@ def excluded_samples(checkpoints: Path) -> Ranges:
 
 
 def first_sample(step: int, sizes: StepSizes, excluded: Ranges) -> int:
-    """Return the place in the global order with which ``step`` (from 1) begins."""
+    """Return the position in the global order at which ``step`` (from 1) begins."""
     place = sizes.before(step - 1)
     for first, stop in sorted(excluded):
         if first <= place:
@@ -40,7 +40,7 @@ def first_sample(step: int, sizes: StepSizes, excluded: Ranges) -> int:
 
 
 def steps_of(sample_N: NDArray[np.int64], sizes: StepSizes, excluded: Ranges) -> NDArray[np.int64]:
-    """Return the steps, ascending and each once, that trained on any of the samples in these places."""
+    """Return the steps, ascending and each once, that trained on any of the samples at these positions."""
     kept_N = np.ones(len(sample_N), dtype=bool)
     left_out_N = np.zeros(len(sample_N), dtype=np.int64)
     for first, stop in excluded:

@@ -1,7 +1,7 @@
-"""Fault injection: the faults of ``chaos.faults`` happen to a rank in the middle of its forward pass.
+"""Fault injection: the faults of ``chaos.faults`` happen to a rank during its forward pass.
 
-Only what happens outside is imitated: a signal, a wrong number, a flipped bit, a damaged file. What
-the run does about it is the code that every run uses.
+Only the external cause is simulated: a signal, a wrong number, a flipped bit, a damaged file. The reaction is
+that of every run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from distllm.tasks.base import Task
 from distllm.train.state import TrainState
 
 SLOW_SECONDS = 0.5
-_SLOW_TIMES = 4.0  # of what the others need, also where a busy machine makes all of them slow
+_SLOW_TIMES = 4.0  # relative to the other ranks, so that it also holds on a busy machine
 _SPIKE = 1000.0
 _CLOCK_SKEW_SECONDS = 3600.0
 _MANTISSA_BIT = 10
@@ -34,13 +34,13 @@ _MORE_THAN_THERE_IS = 1 << 60  # bytes
 
 
 class FaultyTask(Task):
-    """A task whose forward pass goes wrong at given steps.
+    """A task whose forward pass fails at given steps.
 
     Args:
-        task: the real one.
-        faults: those of this rank.
-        state: knows the step.
-        run_directory: remembers what has happened, for the attempts to come.
+        task: the real task.
+        faults: the faults of this rank.
+        state: holds the current step.
+        run_directory: records which faults have happened, for later attempts.
     """
 
     def __init__(self, task: Task, faults: Sequence[Fault], state: TrainState, run_directory: Path) -> None:
@@ -59,11 +59,11 @@ class FaultyTask(Task):
         return self._task.weight(batch)
 
     def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
-        """Let the real task look at the micro-batches."""
+        """Pass the micro-batches to the real task."""
         self._task.begin(model, batches, topology)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss of ``batch``, after whatever is due in this step has happened."""
+        """Return the loss of ``batch``, after injecting the faults that are due in this step."""
         step = self._state.step + 1
         if step != self._step:
             self._step, self._factor, self._slow = step, 1.0, False
@@ -78,7 +78,7 @@ class FaultyTask(Task):
         return loss
 
     def _is_first_time(self, fault: Fault, step: int) -> bool:
-        """Note on disk that the fault happens now, before it does; return whether that is news."""
+        """Record on disk, before the fault happens, that it does; return whether it is the first time."""
         mark = self._happened / f"{fault.kind}@{step}:{fault.rank}"
         self._happened.mkdir(parents=True, exist_ok=True)
         try:
@@ -130,7 +130,7 @@ def _sleep_for_ever() -> NoReturn:
 
 
 def _skip_next_gather() -> None:
-    """Let the next exchange of numbers be answered by this rank alone, without the others."""
+    """Replace the next all-gather by one that returns at once, without the other ranks."""
     real = torch.distributed.all_gather
 
     def alone(gathered: list[Tensor], mine: Tensor) -> None:
@@ -155,7 +155,7 @@ def _flip_bit(weight: Tensor) -> None:
 
 
 def _limit_file_size(run_directory: Path) -> None:
-    """Refuse, in this process, files beyond the largest of the run's logs and a little more."""
+    """Limit files written by this process to the size of the run's largest log, plus a little."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails with EFBIG instead
     logs = [path.stat().st_size for path in run_directory.glob("*.jsonl")]
     limit = max(logs, default=0) + (1 << 15)

@@ -1,9 +1,9 @@
-"""When a checkpoint is due: at a fixed interval of steps, or at the one that faults and costs call for.
+"""When a checkpoint is due: at a fixed interval of steps, or at the one that minimises lost time.
 
-With M the mean time to failure of the whole job and C what a save costs the training, a run that
-saves every T seconds loses about C/T + T/2M of its time, which is least at T = sqrt(2 C M) (Young,
-CACM 17(9), 1974; Daly, FGCS 22(3), 2006, whose higher orders matter only where C is not small
-against M). M is stated, C and the time of a step are measured.
+With M the mean time to failure of the whole job and C the seconds for which a save blocks training, a run
+that saves every T seconds loses about C/T + T/2M of its time, which is least at T = sqrt(2 C M) (Young,
+CACM 17(9), 1974; Daly, FGCS 22(3), 2006, whose higher-order terms matter only if C is not small compared
+with M). M is configured; C and the duration of a step are measured.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from statistics import median
 
 from distllm.config.schema_checkpoint import CheckpointConfig
 
-_SAVES, _STEPS = 5, 32  # the latest, whose median is the cost
-_WORTH_CHANGING = 0.2  # share; measured times are never twice the same
+_SAVES, _STEPS = 5, 32  # the latest ones; their median is the cost
+_WORTH_CHANGING = 0.2  # relative change; measured times always vary a little
 
 
 def young_daly_seconds(save_seconds: float, mttf_seconds: float) -> float:

@@ -79,7 +79,7 @@ def test_the_report_says_what_differs():
     chain, state = resumed_after(records, 2)
     (report, *_), _ = take(chain, state, [3.25])
     assert report == (
-        "step 3 is not what it was when it was taken before: loss 3.25 instead of 3.0 on the same batch"
+        "step 3 differs from when it was taken before: loss 3.25 instead of 3.0 on the same batch"
     )
     chain, state = resumed_after(records, 2)
     (report, *_), _ = take(chain, state, [3.0], {3: "b9"})
