@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 
-from distllm.config.compose import PACKAGE_CONF
 from distllm.config.schema import Config
 from distllm.config.schema_hardware import HardwareConfig
-from distllm.config.yaml import from_yaml
 from distllm.plan.machine import Machine
 
 _NEEDED = ("memory_gb", "peak_tflops", "gemm_tflops", "memory_gb_per_s", "link_gb_per_s", "network_gb_per_s")
@@ -46,10 +43,3 @@ def machine_of_hardware(hardware: HardwareConfig) -> Machine:
         launch_seconds=hardware.launch_us * 1e-6,
         attention_flops=(hardware.attention_tflops or 0.0) * 1e12,
     )
-
-
-def machine_of_profile(name: str) -> Machine:
-    """Return the machine of ``conf/cluster/NAME.yaml``, one of those that state all figures."""
-    stated = from_yaml(PACKAGE_CONF / "cluster" / f"{name}.yaml")["hardware"]
-    known = {item.name for item in fields(HardwareConfig)}
-    return machine_of_hardware(HardwareConfig(**{key: stated[key] for key in known & stated.keys()}))

@@ -1,123 +1,103 @@
-"""Every published figure beside the planner's own, as the Markdown of docs/planner.md.
+"""Every published figure beside the planner's own, as docs/planner-residuals.md prints them.
 
-``python tests/bench/planner_residuals.py``; with ``fit`` also the fit, which takes a minute.
+``python tests/bench/planner_residuals.py``; ``... runs`` prints docs/planner-runs.csv, and ``... fit`` fits
+anew, which takes a minute.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from planner_tables import (
-    ATTENTION_TFLOPS,
-    BLIND,
-    FIT,
-    Fit,
+from planner_errors import (
     Residual,
-    error_that_leaves,
-    fit,
-    left_by_chance,
     median_error,
     memory_residuals,
     mfu_residuals,
-    needed_product_speed,
-    points,
-    product_speed,
     rank_correlation,
-    read_table,
     speed_residuals,
-    without_worst,
 )
+from planner_fit import Fit, fit
+from planner_tables import ASKED, ATTENTION_TFLOPS, BLIND, FIT, FURTHER, RUNS, Point, points, read_table
 
 from distllm.plan.fitted import FITTED
-from distllm.plan.profile import machine_of_profile
 
-_MEMORY_TARGETS = ("nanotron_h100", "deepspeed_h200")
+_MEMORY_TABLES = ("nanotron_h100", "deepspeed_h200")
+
+
+def summary() -> str:
+    """Return the figures that the planner is judged by."""
+    rows = [
+        "| Figure | Rows | Median error | Rank correlation | Wanted |",
+        "|---|---|---|---|---|",
+        _line("MFU, blind: nanotron, Megatron, torchtitan, DeepSpeed", _mfu(ASKED), "10 %, 0.9"),
+        _line("MFU, blind: further tables", _mfu(FURTHER)),
+        _line("MFU, all of these", _mfu(BLIND)),
+        *(_line(f"MFU, {read_table(name)['title']}", _mfu([name])) for name in BLIND),
+        _line("tokens/s, all blind", [r for name in BLIND for r in speed_residuals(points(name), FITTED)]),
+        _line("Memory, nanotron and H200", _memory(_MEMORY_TABLES), "8 %"),
+        _line("Memory, all blind", _memory(BLIND)),
+        _line("MFU, the fitted table", _mfu([FIT])),
+    ]
+    runs = list(points(RUNS))
+    rows += [
+        _line("MFU, every nanotron run", mfu_residuals(runs, FITTED)),
+        _line("MFU, those without tensor parallelism", _mfu_where(runs, lambda one: one.layout.tensor == 1)),
+        _line("MFU, those on 8 and 16 GPUs", _mfu_where(runs, lambda one: one.layout.ranks <= 16)),
+        _line("Memory, every nanotron run", memory_residuals(runs)),
+    ]
+    return "\n".join(rows)
 
 
 def residuals() -> str:
-    """Return the summary, then one table for each source."""
-    utilisation, memory, speed = {}, {}, []
-    for name in (FIT, *BLIND):
-        found = list(points(name, machine_of_profile))
-        utilisation[name] = mfu_residuals(found, FITTED)
-        memory[name] = memory_residuals(found)
-        if name in BLIND:
-            speed += speed_residuals(found, FITTED)
-    blind = [residual for name in BLIND for residual in utilisation[name]]
-    wanted = [residual for name in _MEMORY_TARGETS for residual in memory[name]]
-    fitted = utilisation[FIT]
-    others, odd = without_worst(blind)
-    lines = [
-        "| Figure | Rows | Predicted | Wanted |",
-        "|---|---|---|---|",
-        _summary("MFU, median error, blind", len(blind), median_error(blind), "at most 10 %"),
-        _summary("Memory, median error, nanotron and H200", len(wanted), median_error(wanted), "at most 8 %"),
-        f"| Rank correlation of MFU, blind | {len(blind)} | {rank_correlation(blind):.2f} | at least 0.9 |",
-        *(
-            f"| within {read_table(name)['title']} | {len(utilisation[name])} | "
-            f"{rank_correlation(utilisation[name]):.2f} | |"
-            for name in BLIND
-        ),
-        f"| Rank correlation of tokens/s, blind | {len(speed)} | {rank_correlation(speed):.2f} | |",
-        f"| Rank correlation of memory, nanotron and H200 | {len(wanted)} "
-        f"| {rank_correlation(wanted):.2f} | |",
-        f"| Rank correlation of MFU left by random errors of that median | {len(blind)} | "
-        f"{left_by_chance(blind):.2f} | |",
-        f"| Median of random errors that would leave a rank correlation of 0.9 | {len(blind)} | "
-        f"{error_that_leaves(blind, 0.9):.1%} | |",
-        f"| Rank correlation of MFU without {odd.label} | {len(others)} | {rank_correlation(others):.2f} | |",
-        _summary("MFU, median error, the fitted table", len(fitted), median_error(fitted), ""),
+    """Return one table for each source."""
+    return "\n\n".join("\n".join(_source(name)) for name in (FIT, *BLIND))
+
+
+def runs() -> str:
+    """Return each of nanotron's runs as a line of comma-separated values."""
+    found = list(points(RUNS))
+    pairs = zip(mfu_residuals(found, FITTED), memory_residuals(found), strict=True)
+    lines = ["run,MFU % published,MFU % predicted,GB published,GB predicted"]
+    lines += [
+        f"{mfu.label},{mfu.published:.2f},{mfu.predicted:.2f},{memory.published:.1f},{memory.predicted:.1f}"
+        for mfu, memory in pairs
     ]
-    lines += ["", *_product_speeds()]
-    for name in (FIT, *BLIND):
-        lines += ["", *_source(name, utilisation[name], memory[name])]
     return "\n".join(lines)
 
 
-def _summary(figure: str, rows: int, error: float, wanted: str) -> str:
-    return f"| {figure} | {rows} | {error:.1%} | {wanted} |"
+def _mfu(names) -> list[Residual]:
+    return [residual for name in names for residual in mfu_residuals(points(name), FITTED)]
 
 
-def _product_speeds() -> list[str]:
-    """Return the speed of products that would explain the best row of each model of two widths."""
-    lines = [
-        "| Width | Best row | Products predicted, TFLOP/s | needed for what is published |",
-        "|---|---|---|---|",
-    ]
-    for width in (2048, 4096):
-        for name in (FIT, *BLIND):
-            found = [point for point in points(name, machine_of_profile) if point.work.hidden == width]
-            for model in dict.fromkeys(point.label.split()[0] for point in found):
-                best = max(
-                    (point for point in found if point.label.split()[0] == model), key=lambda point: point.mfu
-                )
-                lines.append(
-                    f"| {width} | {read_table(name)['title'].split(',')[0]} {best.label} "
-                    f"| {product_speed(best, FITTED) / 1e12:.0f} | {needed_product_speed(best) / 1e12:.0f} |"
-                )
-    return lines
+def _mfu_where(found: list[Point], holds) -> list[Residual]:
+    return mfu_residuals([point for point in found if holds(point)], FITTED)
 
 
-def _source(name: str, utilisation: Sequence[Residual], memory: Sequence[Residual]) -> list[str]:
-    table = read_table(name)
-    lines = [
-        f"### {table['title']}",
-        "",
+def _memory(names) -> list[Residual]:
+    return [residual for name in names for residual in memory_residuals(points(name))]
+
+
+def _line(figure: str, found: list[Residual], wanted: str = "") -> str:
+    ranked = f"{rank_correlation(found):.3f}" if len(found) > 1 else ""
+    return f"| {figure} | {len(found)} | {median_error(found):.1%} | {ranked} | {wanted} |"
+
+
+def _source(name: str) -> Iterator[str]:
+    table, utilisation, memory = read_table(name), _mfu([name]), _memory([name])
+    yield f"## {table['title']}"
+    yield ""
+    yield (
         f"Source: {table['source']}. Assumed: {table['assumed']}. Convention: {table['convention']}. "
-        f"Median error {median_error(list(utilisation)):.1%}.",
-        "",
-        "| Row | MFU % published | predicted | error |",
-        "|---|---|---|---|",
-        *(_row(residual) for residual in utilisation),
-    ]
-    if memory:
-        lines += ["", "| Row | GB published | predicted | error |", "|---|---|---|---|"]
-        lines += [_row(residual) for residual in memory]
-    return lines
+        f"Median error {median_error(utilisation):.1%}."
+    )
+    for unit, rows in (("MFU %", utilisation), ("GB", memory)):
+        if rows:
+            yield from ("", f"| Row | {unit} published | predicted | error |", "|---|---|---|---|")
+            yield from map(_row, rows)
 
 
 def _row(residual: Residual) -> str:
@@ -128,5 +108,8 @@ def _row(residual: Residual) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["fit"]:
-        print(fit(list(points(FIT, machine_of_profile)), Fit(FITTED, ATTENTION_TFLOPS["triton"])))
-    print(residuals())
+        print(fit(list(points(FIT)), Fit(FITTED, ATTENTION_TFLOPS["triton"])))
+    elif sys.argv[1:] == ["runs"]:
+        print(runs())
+    else:
+        print(summary(), residuals(), sep="\n\n")

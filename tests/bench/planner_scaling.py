@@ -16,7 +16,6 @@ from planner_tables import FIT, points
 
 from distllm.plan.fitted import FITTED
 from distllm.plan.goodput import expected_goodput
-from distllm.plan.profile import machine_of_profile
 
 SIZES = [8 * 2**n for n in range(12)]
 # Llama 3 (2024): 400 TFLOP/s per GPU at 8 192 and 380 at 16 384, of 989; Megatron: model_table.png.
@@ -28,7 +27,7 @@ NODE_MTTF_HOURS = 3690
 
 def scaled(model):
     """Return (GPUs, MFU) of one model with its published micro-batch on every size."""
-    row = next(p for p in points(FIT, machine_of_profile) if p.label.startswith(f"{model} 512 GPUs"))
+    row = next(p for p in points(FIT) if p.label.startswith(f"{model} 512 GPUs"))
     found = []
     for ranks in SIZES:
         point = replace(row, layout=replace(row.layout, ranks=ranks))
@@ -37,7 +36,7 @@ def scaled(model):
 
 
 def published(model):
-    rows = [p for p in points(FIT, machine_of_profile) if p.label.startswith(f"{model} ")]
+    rows = [p for p in points(FIT) if p.label.startswith(f"{model} ")]
     rows = [p for p in rows if p.layout.seq_len == 2048]
     return [p.layout.ranks for p in rows], [p.mfu for p in rows]
 

@@ -2,37 +2,29 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from bench.planner_residuals import residuals
-from planner_tables import (
-    ATTENTION_TFLOPS,
-    BLIND,
-    FIT,
-    Fit,
+from bench.planner_residuals import residuals, runs, summary
+from planner_errors import (
     Residual,
-    fit,
-    left_by_chance,
     median_error,
     memory_residuals,
     mfu_residuals,
-    points,
     rank_correlation,
-    read_table,
     speed_residuals,
-    without_worst,
 )
+from planner_fit import Fit, fit
+from planner_tables import ASKED, ATTENTION_TFLOPS, BLIND, FIT, FURTHER, RUNS, points, read_table
 
 from distllm.plan.fitted import FITTED
-from distllm.plan.profile import machine_of_profile
 
-DOCS = Path(__file__).parents[2] / "docs" / "planner.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def table(name):
-    return list(points(name, machine_of_profile))
+    return list(points(name))
 
 
 def test_every_table_names_its_source_and_what_it_had_to_assume():
-    for name in (FIT, *BLIND):
+    for name in (FIT, *BLIND, RUNS):
         content = read_table(name)
         assert "github.com/" in content["source"]
         assert content["assumed"]
@@ -45,7 +37,7 @@ def test_anchor_models_have_the_parameters_their_sources_print():
     for model, count in printed.items():
         positions = 2048 * works[model].hidden  # MPT's learned positions
         assert works[model].params + positions == pytest.approx(count, rel=2e-3), model
-    for point in table("nanotron_h100"):
+    for point in (one for one in table("nanotron_h100") if "GQA" not in one.label):
         assert point.work.params / 1e9 == pytest.approx(float(point.label.split()[0][:-1]), rel=0.005)
 
 
@@ -62,28 +54,41 @@ def test_the_efficiencies_are_those_of_a_fit_on_one_table():
 def test_fitting_again_finds_the_same():
     start = Fit(dataclasses.replace(FITTED, gemm=0.9, operands=0.5, overlap=0.2), 200.0)
     again = fit(table(FIT), start)
-    assert again.efficiency.gemm == pytest.approx(FITTED.gemm, rel=0.01)
+    assert again.efficiency.gemm == pytest.approx(FITTED.gemm, rel=0.02)
     assert again.efficiency.operands == pytest.approx(FITTED.operands, rel=0.05)
     assert again.triton_tflops == pytest.approx(ATTENTION_TFLOPS["triton"], rel=0.02)
 
 
 def test_blind_predictions_are_as_good_as_the_documentation_says():
-    blind = [residual for name in BLIND for residual in mfu_residuals(table(name), FITTED)]
-    assert len(blind) == 26 + 11 + 8 + 7
-    assert median_error(blind) <= 0.10
+    asked = [residual for name in ASKED for residual in mfu_residuals(table(name), FITTED)]
+    assert len(asked) == 26 + 11 + 8 + 7
+    assert median_error(asked) <= 0.10
+    assert rank_correlation(asked) >= 0.9
+    further = [residual for name in FURTHER for residual in mfu_residuals(table(name), FITTED)]
+    assert len(further) == 61 + 78 + 6 + 1 + 16 + 7
+    assert median_error(further) <= 0.05
+    assert rank_correlation(asked + further) >= 0.9
     for name in BLIND:
-        assert median_error(mfu_residuals(table(name), FITTED)) <= 0.10, name
+        if len(found := mfu_residuals(table(name), FITTED)) > 1:
+            assert median_error(found) <= 0.10, name
     memory = [
         residual for name in ("nanotron_h100", "deepspeed_h200") for residual in memory_residuals(table(name))
     ]
-    assert len(memory) == 32
+    assert len(memory) == 33
     assert median_error(memory) <= 0.08
     speed = [residual for name in BLIND for residual in speed_residuals(table(name), FITTED)]
     assert rank_correlation(speed) >= 0.98
-    # of MFU, whose range is narrow: no worse than errors of this size leave it, were they random
-    assert rank_correlation(blind) >= 0.89
-    assert rank_correlation(without_worst(blind)[0]) >= 0.91
-    assert 0.85 < left_by_chance(blind) < 0.95
+
+
+def test_what_nanotron_counts_follows_from_its_own_figures():
+    """Its utilisation over its tokens/s is 6N of all parameters, and twice a tied embedding of two stages."""
+    others = 0
+    for point in (one for one in table(RUNS) if one.mfu > 5):  # smaller ones are rounded
+        work = point.work
+        shared = work.vocab * work.hidden if work.tied and point.layout.pipeline > 1 else 0
+        counted = 6 * (work.params + shared) + 12 * work.layers * work.heads * work.head_dim * 4096
+        others += point.flops_per_token != pytest.approx(counted, rel=0.005)
+    assert others <= 2
 
 
 def test_a_micro_batch_that_is_not_printed_is_the_fastest_that_fits():
@@ -103,15 +108,18 @@ def test_a_micro_batch_that_is_not_printed_is_the_fastest_that_fits():
 
 
 def test_the_documentation_prints_every_residual():
-    text = DOCS.read_text()
-    for line in residuals().splitlines():
-        assert line in text, f"docs/planner.md lacks: {line} (python tests/bench/planner_residuals.py)"
+    pages = {"planner.md": summary(), "planner-residuals.md": residuals(), "planner-runs.csv": runs()}
+    for name, expected in pages.items():
+        lines = set((DOCS / name).read_text(encoding="utf-8").splitlines())
+        for line in expected.splitlines():
+            assert line in lines, f"docs/{name} lacks: {line} (python tests/bench/planner_residuals.py)"
 
 
 def test_rank_correlation_is_spearmans():
     def of(pairs):
-        return rank_correlation([Residual("", "", a, b) for a, b in pairs])
+        return rank_correlation([Residual("", a, b) for a, b in pairs])
 
     assert of([(1, 10), (2, 20), (3, 90)]) == pytest.approx(1)
     assert of([(1, 3), (2, 2), (3, 1)]) == pytest.approx(-1)
     assert of([(1, 1), (2, 3), (3, 2)]) == pytest.approx(0.5)
+    assert of([(1, 1), (1, 2), (2, 3)]) == pytest.approx(0.75**0.5)

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from planner_tables import machine_of_profile
 
 from distllm.commands.plan import run as plan_command
 from distllm.config.compose import compose
@@ -19,7 +20,7 @@ from distllm.plan.experiment import base_bytes, device_memory, layout_of, space_
 from distllm.plan.fitted import FITTED
 from distllm.plan.layout import Layout
 from distllm.plan.machine import Machine
-from distllm.plan.profile import machine_of_hardware, machine_of_profile, missing_figures
+from distllm.plan.profile import machine_of_hardware, missing_figures
 from distllm.plan.report import describe, make_plan
 from distllm.plan.scaling import LARGEST, scale_out
 from distllm.plan.search import Space, layouts, search

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from planner_tables import machine_of_profile
 
 from distllm.commands.plan import run as plan_command
 from distllm.config.compose import compose
@@ -14,7 +15,6 @@ from distllm.plan.estimate import software_of
 from distllm.plan.fitted import FITTED
 from distllm.plan.launches import forward_kernels, host_seconds
 from distllm.plan.layout import Layout, Software
-from distllm.plan.profile import machine_of_profile
 from distllm.plan.speed import step_time
 from distllm.plan.work import Work, work_of
 
