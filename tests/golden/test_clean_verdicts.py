@@ -8,6 +8,7 @@ counted here.
 import hashlib
 import json
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from distllm.config.schema_clean import C4Config, CleanConfig, FinewebConfig, Go
 from distllm.data.clean import Cleaner, load_profile
 from distllm.data.clean.c4 import apply_c4
 from distllm.data.clean.measures import Measures
-from distllm.data.clean.quality import judge_fineweb, judge_gopher
+from distllm.data.clean.quality import judge_fineweb, judge_gopher, judge_stop_words
 from distllm.data.clean.repetition import judge_repetition
 from distllm.data.records import Document
 
@@ -32,11 +33,16 @@ COUNT_NO_WORDS = {
 }
 
 
+def gopher(config, text):
+    """Return the verdict of all of Gopher's quality rules, on English."""
+    return judge_stop_words(text, config, "en") or judge_gopher(text, config)
+
+
 def rules():
     """Yield each rule of the web profile that drops documents, with a function that says whether it does."""
     for key in (item.name for item in fields(GopherConfig)):
         config = GopherConfig(**{key: getattr(WEB.gopher, key)})
-        yield f"gopher.{key}", lambda text, config=config: judge_gopher(text, config, "en")
+        yield f"gopher.{key}", partial(gopher, config)
     for key in (item.name for item in fields(RepetitionConfig)):
         value = getattr(WEB.repetition, key)
         for n, share in enumerate(value, FIRST_NGRAM[key]) if key in FIRST_NGRAM else [(None, value)]:

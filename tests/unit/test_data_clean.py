@@ -10,7 +10,7 @@ from distllm.data.clean import Cleaner, load_profile
 from distllm.data.clean.c4 import apply_c4, count_sentences
 from distllm.data.clean.language import detect_language
 from distllm.data.clean.measures import Measures
-from distllm.data.clean.quality import judge_fineweb, judge_gopher
+from distllm.data.clean.quality import judge_fineweb, judge_gopher, judge_stop_words
 from distllm.data.clean.repetition import judge_repetition
 from distllm.data.records import Document, Dropped
 from distllm.errors import MissingDependency
@@ -168,10 +168,15 @@ GOPHER_EDGES = [
 ]
 
 
+def gopher(text, config):
+    measures = Measures(text)
+    return judge_stop_words(measures, config, "en") or judge_gopher(measures, config)
+
+
 @pytest.mark.parametrize(("key", "name", "stays", "goes", "text"), GOPHER_EDGES)
 def test_gopher_rules_turn_at_their_bounds(key, name, stays, goes, text):
-    assert judge_gopher(Measures(text), GopherConfig(**{key: stays}), "en") is None
-    found, reason = judge_gopher(Measures(text), GopherConfig(**{key: goes}), "en")
+    assert gopher(text, GopherConfig(**{key: stays})) is None
+    found, reason = gopher(text, GopherConfig(**{key: goes}))
     assert found == f"gopher_{name}"
     assert "at least" in reason or "at most" in reason
     assert rule(text, gopher=GopherConfig(**{key: goes})) == found
@@ -179,9 +184,17 @@ def test_gopher_rules_turn_at_their_bounds(key, name, stays, goes, text):
 
 def test_stop_words_are_those_of_the_language():
     german, config = Measures("der Hund und die Katze"), GopherConfig(min_stop_words=2)
-    assert judge_gopher(german, config, "de") is None
-    assert judge_gopher(german, config, "en") is not None
-    assert judge_gopher(Measures("猫的家在这里"), config, "zh") is None
+    assert judge_stop_words(german, config, "de") is None
+    assert judge_stop_words(german, config, "en") is not None
+    assert judge_stop_words(Measures("猫的家在这里"), config, "zh") is None
+
+
+def test_of_several_rules_that_refuse_a_text_the_cheapest_is_named():
+    text = "Dieser Satz hat keine englischen Wörter { und zu wenig Sätze."
+    rules = {"gopher": GopherConfig(min_words=50, min_stop_words=2), "c4": C4Config(min_sentences=5)}
+    assert rule(text, **rules) == "gopher_stop_words"
+    assert rule(f"the and {text}", **rules) == "c4_few_sentences"
+    assert rule(f"the and {text}", gopher=rules["gopher"]) == "gopher_few_words"
 
 
 FINEWEB_EDGES = [

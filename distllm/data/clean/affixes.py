@@ -34,13 +34,15 @@ Pa mbar mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм �
 class Rules(NamedTuple):
     """How to split chunks.
 
-    ``specials`` are chunks with words of their own; ``respelled`` those of them that other rules would
-    split, all of which begin with two characters of ``heads``, and none is longer than ``longest``.
+    ``specials`` are chunks with words of their own; ``contracted`` those of them that are several words of
+    letters alone; ``respelled`` those that other rules would split, all of which begin with two characters
+    of ``heads``, and none is longer than ``longest``.
     ``prefix`` matches at the start of a chunk, ``suffix`` at the start of a chunk written backwards;
     ``address`` matches what stays whole.
     """
 
     specials: dict[str, Words]
+    contracted: frozenset[str]
     respelled: frozenset[str]
     heads: frozenset[str]
     longest: int
@@ -55,13 +57,17 @@ def make_rules() -> Rules:
     """Return the rules, compiled once a process."""
     prefix, suffix, infix = _prefix(), _suffix(), _infix()
     specials = make_specials()
+    contracted = frozenset(chunk for chunk, words in specials.items() if len(words) > 1 and chunk.isalpha())
     respelled = frozenset(
         chunk
         for chunk in specials
         if len(chunk) > 1 and (prefix.match(chunk) or suffix.match(chunk[::-1]) or infix.search(chunk))
     )
     heads = frozenset(chunk[:2] for chunk in respelled)
-    return Rules(specials, respelled, heads, max(map(len, respelled)), prefix, suffix, infix, _address())
+    return Rules(
+        *(specials, contracted, respelled, heads, max(map(len, respelled))),
+        *(prefix, suffix, infix, _address()),
+    )
 
 
 def _letter(without: str = "") -> str:

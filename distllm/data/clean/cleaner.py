@@ -1,8 +1,9 @@
 """One document through all rules of a profile, the cheap ones first.
 
-edits → length → language → C4 → Gopher quality → FineWeb → repetition → own filters → lower case, stop
-words. Gopher's rules see the text before C4's remove lines and FineWeb's the text after it, as in the
-chain that published them: the outcome is that of their order, in which the dear ones come first.
+edits → length → language → stop words of Gopher → C4 → Gopher quality → FineWeb → repetition → own filters
+→ lower case, stop words. Gopher's rules see the text before C4's remove lines and FineWeb's the text after
+it, as in the chain that published them: the outcome is that of their order, in which the dear ones come
+first. Of several rules that refuse a document, that which is asked first is named.
 
 Edits are idempotent: a cleaned text is not edited again. Verdicts are those of the text as it came, so a
 document that has lost lines or stop words may be refused, or lose more lines, when it is cleaned once more.
@@ -19,7 +20,7 @@ from distllm.data.clean.edits import edits_of
 from distllm.data.clean.filters import find_filters
 from distllm.data.clean.language import detect_language
 from distllm.data.clean.measures import Measures
-from distllm.data.clean.quality import judge_fineweb, judge_gopher
+from distllm.data.clean.quality import judge_fineweb, judge_gopher, judge_stop_words
 from distllm.data.clean.repetition import judge_repetition
 from distllm.data.clean.structured import edit_fields
 from distllm.data.clean.words import lower, without_stop_words
@@ -95,15 +96,18 @@ class Cleaner:
         return document if language == document.language else replace(document, language=language)
 
     def _judge(self, document: Document, edited: list[str]) -> Document | Dropped:
-        config, before = self._config, Measures(document.text)
-        text, verdict = apply_c4(document.text, config.c4)
-        verdict = verdict or judge_gopher(before, config.gopher, document.language)
-        after = before if text == document.text else Measures(text)
-        if config.c4.min_line_words:
-            # C4's rules leave no blank lines; here they stay in the text, and FineWeb's do not count them.
-            after = Measures(_LINE_BREAKS.sub("\n", text)) if "\n\n" in text else after
-        verdict = verdict or judge_fineweb(after, config.fineweb)
-        verdict = verdict or judge_repetition(before, config.repetition)
+        """Apply the published rules, each to the text before or after C4's, as their chain does."""
+        config, text = self._config, document.text
+        measures = Measures(text)
+        verdict = judge_stop_words(measures, config.gopher, document.language)
+        if verdict is None:
+            text, verdict = apply_c4(text, config.c4)
+        verdict = (
+            verdict
+            or judge_gopher(measures, config.gopher)
+            or judge_fineweb(self._for_fineweb(measures, text), config.fineweb)
+            or judge_repetition(measures, config.repetition)
+        )
         if verdict is not None:
             return Dropped.of(document, *verdict)
         if text == document.text:
@@ -111,6 +115,12 @@ class Cleaner:
         edited.append("c4_lines")
         document = Document.of_text(document.id, self._without_lines(text, edited), document.language)
         return self._short(document) or document
+
+    def _for_fineweb(self, before: Measures, text: str) -> Measures:
+        """Return the text after C4's rules, which leave no blank lines; here they stay, but do not count."""
+        if self._config.c4.min_line_words and "\n\n" in text:
+            return Measures(_LINE_BREAKS.sub("\n", text))
+        return before if text == before.text else Measures(text)
 
     def _without_lines(self, text: str, edited: list[str]) -> str:
         """Edit until nothing changes: without its citation mark a line may go that stayed with it."""

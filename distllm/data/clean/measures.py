@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import cache, cached_property
 
-from distllm.data.clean.tokens import LETTERS, MORE_SYMBOL, SYMBOL, kinds_of, words_of
+from distllm.data.clean.tokens import LETTERS, MORE_SYMBOL, SYMBOL, kinds_of, to_split, words_of
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
 
@@ -28,13 +29,22 @@ class Measures:
         return words_of(self.chunks)
 
     @cached_property
+    def _to_split(self) -> list[str]:
+        return to_split(self.chunks)
+
+    @cached_property
+    def _of_letters(self) -> int:
+        """Number of chunks that are one word of letters each."""
+        return len(self.chunks) - len(self._to_split)
+
+    @cached_property
     def _kinds(self) -> str:
-        return kinds_of(self.chunks)
+        return kinds_of(self._to_split)
 
     @cached_property
     def words_count(self) -> int:
         """Number of words, symbols included."""
-        return len(self._kinds) - self._kinds.count(MORE_SYMBOL)
+        return self._of_letters + len(self._kinds) - self._kinds.count(MORE_SYMBOL)
 
     @cached_property
     def plain_words(self) -> tuple[int, int]:
@@ -45,12 +55,14 @@ class Measures:
     @cached_property
     def words_with_letters(self) -> int:
         """Number of words that hold a letter."""
-        return self._kinds.count(LETTERS)
+        return self._of_letters + self._kinds.count(LETTERS)
 
     def count_any(self, words: frozenset[str], enough: float) -> int:
         """Return how many of ``words`` stand in the text, or some number from ``enough`` up."""
-        found = len(_alone(words).intersection(self.chunks))
-        return found if found >= enough else len(words.intersection(self.words))
+        found = _alone(words).intersection(self.chunks)
+        if len(found) < enough:
+            found |= words.intersection(words_of(filter(_any_of(words), self._to_split)))
+        return len(found)
 
     @cached_property
     def split_lines(self) -> list[str]:
@@ -86,6 +98,12 @@ class Measures:
 def _alone(words: frozenset[str]) -> frozenset[str]:
     """Return those of ``words`` that stay what they are where they stand alone."""
     return frozenset(word for word in words if words_of([word]) == [word])
+
+
+@cache
+def _any_of(words: frozenset[str]) -> Callable[[str], object]:
+    """Return what tells whether a chunk holds one of ``words``, perhaps as a part of a word."""
+    return re.compile("|".join(map(re.escape, words))).search
 
 
 def _repeats(pieces: list[str]) -> tuple[int, int, int]:

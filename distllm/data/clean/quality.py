@@ -20,9 +20,18 @@ Verdict = tuple[str, str]
 """The name of the rule that refuses, and why."""
 
 
-def judge_gopher(text: Measures, config: GopherConfig, language: str) -> Verdict | None:
-    """Apply the quality rules of Gopher."""
-    return next(_gopher(text, config, language), None)
+def judge_gopher(text: Measures, config: GopherConfig) -> Verdict | None:
+    """Apply the quality rules of Gopher but that of stop words."""
+    return next(_gopher(text, config), None)
+
+
+def judge_stop_words(text: Measures, config: GopherConfig, language: str) -> Verdict | None:
+    """Apply Gopher's rule of stop words, which tells most texts of other languages at once."""
+    if config.min_stop_words is None:
+        return None
+    known = QUALITY_STOP_WORDS.get(language, QUALITY_STOP_WORDS["en"])
+    found = text.count_any(known, config.min_stop_words)
+    return next(_at_least("gopher_stop_words", found, config.min_stop_words, "different stop words"), None)
 
 
 def judge_fineweb(text: Measures, config: FinewebConfig) -> Verdict | None:
@@ -30,7 +39,7 @@ def judge_fineweb(text: Measures, config: FinewebConfig) -> Verdict | None:
     return next(_fineweb(text, config), None)
 
 
-def _gopher(text: Measures, config: GopherConfig, language: str) -> Iterator[Verdict]:
+def _gopher(text: Measures, config: GopherConfig) -> Iterator[Verdict]:
     if config == _NO_GOPHER:
         return
     count, characters = text.plain_words
@@ -51,10 +60,6 @@ def _gopher(text: Measures, config: GopherConfig, language: str) -> Iterator[Ver
     yield from _at_most("gopher_cut_lines", cut, config.max_ellipsis_lines, "of lines end with an ellipsis")
     letters = text.words_with_letters / total
     yield from _at_least("gopher_letters", letters, config.min_alpha_words, "of words have a letter")
-    if config.min_stop_words is not None:
-        known = QUALITY_STOP_WORDS.get(language, QUALITY_STOP_WORDS["en"])
-        found = text.count_any(known, config.min_stop_words)
-        yield from _at_least("gopher_stop_words", found, config.min_stop_words, "different stop words")
 
 
 def _fineweb(text: Measures, config: FinewebConfig) -> Iterator[Verdict]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from itertools import accumulate, chain
+from itertools import accumulate, chain, filterfalse
 from typing import TypeVar
 
 from distllm.data.clean.affixes import Rules, Words, make_rules
@@ -65,6 +65,19 @@ def words_of(chunks: Iterable[str]) -> list[str]:
     return list(chain.from_iterable(map(_WORDS.__getitem__, chunks)))
 
 
+def to_split(chunks: list[str]) -> list[str]:
+    """Return those of ``chunks`` that may be something else than one word of letters.
+
+    Most are such a word, and to tell that costs far less than to look a chunk up.
+    """
+    text = "".join(chunks)
+    if not text.isascii() and _UNSPACED_CHARACTER.search(text):
+        return chunks
+    marked = list(filterfalse(str.isalpha, chunks))
+    marked += filter(make_rules().contracted.__contains__, chunks)
+    return marked
+
+
 def kinds_of(chunks: Iterable[str]) -> str:
     """Return a letter for the kind of each word: `LETTERS`, `NO_LETTERS`, or `SYMBOL`.
 
@@ -110,8 +123,6 @@ def _end_or_begin(word: str) -> str:
 
 
 def _kinds(chunk: str) -> str:
-    if chunk.isascii() and chunk.isalpha() and chunk not in make_rules().specials:
-        return LETTERS
     return "".join(map(_kind, _WORDS[chunk]))
 
 
