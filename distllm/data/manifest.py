@@ -29,10 +29,10 @@ FORGET_FILE = "forget.json"
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """One shard: path relative to the dataset, size and digest of the file, and what it counts.
+    """One shard: path relative to the dataset, size and digest of the file, ids of all fields, documents.
 
-    ``content`` is the digest of its ``meta.json``, which holds those of the other members: it stays
-    when the same members are packed again by another tool.
+    ``content`` is the digest of its ``meta.json``, which holds those of the other members: it does not
+    change when another tool packs the same members again.
     """
 
     path: str
@@ -47,9 +47,9 @@ class ShardRecord:
 class SplitRecord:
     """One split of a source, or of all sources together.
 
-    ``tokens`` counts the ids of all fields, with one EOT per plain document; ``text_bytes`` counts
-    the UTF-8 bytes of all fields. ``languages`` counts documents by language code where the
-    preparation recorded it.
+    ``tokens`` counts the ids and ``text_bytes`` the UTF-8 bytes of the fields that a model can read:
+    all but ``answers``, which holds JSON. A plain document has one EOT. ``languages`` counts documents
+    by language code where the preparation recorded it.
     """
 
     tokens: int

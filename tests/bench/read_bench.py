@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from prepared import write_dataset
 
 from distllm.data.manifest import Manifest
-from distllm.data.order import SampleOrder, locate
+from distllm.data.order import SampleOrder
 from distllm.data.shards import index_of, map_shard
 from distllm.data.stream import PackedSplit, StepStream
 
@@ -96,7 +96,7 @@ def read_distllm(split, rows, reader=None):
 def read_memmap(ids_M, rows, seq_len):
     samples = (ids_M.size - 1) // seq_len
     for start in range(0, rows, LOCATED):
-        _, sample_N = locate(np.arange(start, start + LOCATED), samples, 1)
+        _, _, sample_N = SampleOrder.single(samples, 1).locate(np.arange(start, start + LOCATED))
         for row in range(0, LOCATED, MICRO):
             starts = (sample_N[row : row + MICRO] * seq_len).tolist()
             tensors(

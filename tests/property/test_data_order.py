@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distllm.data.order import locate, permute
+from distllm.data.order import SampleOrder, permute
 
 keys = st.integers(0, 2**63 - 1)
 
@@ -58,13 +58,15 @@ def test_permute_refuses_what_is_out_of_range(index, size):
 
 @given(size=st.integers(1, 60), seed=st.integers(0, 5), epochs=st.integers(1, 4))
 def test_every_epoch_visits_every_sample_once(size, seed, epochs):
-    epoch_N, sample_N = locate(np.arange(size * epochs), size, seed)
+    _, epoch_N, sample_N = SampleOrder.single(size, seed).locate(np.arange(size * epochs))
     for epoch in range(epochs):
         assert sorted(sample_N[epoch_N == epoch].tolist()) == list(range(size))
 
 
 def test_seeds_and_epochs_have_orders_of_their_own():
     orders = {
-        tuple(locate(np.arange(e * 50, e * 50 + 50), 50, seed)[1]) for e in range(3) for seed in range(3)
+        tuple(SampleOrder.single(50, seed).locate(np.arange(e * 50, e * 50 + 50))[2])
+        for e in range(3)
+        for seed in range(3)
     }
     assert len(orders) == 9

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distllm.data.order import Phase, SampleOrder, SourceSamples, locate, quotas_of, unpermute
-from distllm.data.order.permutation import permute
+from distllm.data.order import Phase, SampleOrder, SourceSamples, permute, quotas_of, unpermute
+from distllm.seeds import derive_seed
 
 seeds = st.integers(0, 2**31)
 
@@ -104,12 +104,15 @@ def test_unpermute_is_the_inverse(size, key, data):
 
 
 @pytest.mark.parametrize("samples", [1, 7, 1000])
-def test_one_source_is_seen_in_the_order_of_before(samples):
+def test_one_source_is_permuted_by_a_key_for_each_epoch(samples):
     order, position_N = SampleOrder.single(samples, 5), np.arange(2500)
     source_N, epoch_N, sample_N = order.locate(position_N)
     assert not source_N.any()
-    for mine_N, old_N in zip((epoch_N, sample_N), locate(position_N, samples, 5), strict=True):
-        np.testing.assert_array_equal(mine_N, old_N)
+    np.testing.assert_array_equal(epoch_N, position_N // samples)
+    for epoch in range(3):
+        here_N = epoch_N == epoch
+        key = derive_seed(5, "order", epoch)
+        np.testing.assert_array_equal(sample_N[here_N], permute(position_N[here_N] % samples, samples, key))
 
 
 def test_a_trillion_samples_cost_no_memory():

@@ -13,7 +13,7 @@ from distllm.commands import submit_checks
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.schema_cluster import ClusterConfig
-from distllm.errors import ConfigError, DataError
+from distllm.errors import ConfigError
 
 
 @pytest.fixture
@@ -100,12 +100,3 @@ def test_fewer_machines_than_divide_a_step_and_a_resume_from_nothing_are_refused
     must = replace(config, checkpoint=replace(config.checkpoint, resume="must"))
     resolved = SimpleNamespace(config=must)
     assert "to resume from" in found(submit_checks._check_resume, resolved, tmp_path)
-
-
-def test_a_split_that_a_dataset_has_not_is_named(tmp_path, monkeypatch):
-    from distllm.data.shards import index
-
-    monkeypatch.setattr(index, "load_index", lambda _directory: {"web": {"train": []}})
-    with pytest.raises(DataError, match=r"has no split 'test' of a source 'web'") as error:
-        index.read_index(tmp_path, "web", "test")
-    assert "web/train" in str(error.value)

@@ -14,7 +14,7 @@ from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.manifest import Manifest
 from distllm.data.pipeline import pipeline_identity, prepare
 from distllm.data.pipeline.report import describe, from_json
-from distllm.data.shards import load_index, map_shard, verify
+from distllm.data.shards import load_index, map_shard, split_stats, verify
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import DataError, StorageError, TokenizerError
 
@@ -58,7 +58,10 @@ def test_what_shares_a_context_or_a_prompt_is_held_out_together(tmp_path, source
     asked = [(text, word) for text in range(40) for word in ("which", "what", "how")]
     lines = [json.dumps(record).replace("{0}", str(text)).replace("{1}", word) for text, word in asked]
     (tmp_path / "corpus" / "q.jsonl").write_text("\n".join(lines))
-    prepare(config_for(tmp_path, source=source, min_chars=1, valid_fraction=0.3))
+    manifest = prepare(config_for(tmp_path, source=source, min_chars=1, valid_fraction=0.3))
+    assert verify(tmp_path / "out") == manifest
+    for stats in split_stats(tmp_path / "out", manifest):  # answers are no tokens, in neither of the two
+        assert stats.lengths[0] <= stats.tokens / stats.documents <= stats.lengths[-1]
     tokenizer, held = Tokenizer.load(tmp_path / "out"), {}
     for split in ("train", "valid"):
         (shard,) = shards_of(tmp_path / "out", split)

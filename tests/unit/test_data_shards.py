@@ -5,9 +5,9 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-from prepared import byte_tokenizer, write_dataset
+from prepared import ShardWriter, byte_tokenizer, read_index, write_dataset
 
-from distllm.data.shards import ShardWriter, map_shard, read_index, token_dtype
+from distllm.data.shards import map_shard, token_dtype
 from distllm.errors import DataError
 from distllm.fsio import digest_bytes, digest_file
 

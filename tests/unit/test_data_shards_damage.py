@@ -7,10 +7,10 @@ import resource
 
 import numpy as np
 import pytest
-from prepared import write_dataset, write_sources
+from prepared import read_index, write_dataset, write_sources
 
 from distllm.data.manifest import Manifest
-from distllm.data.shards import BlockVerifier, index_of, map_shard, read_index, reindex, verify, write_index
+from distllm.data.shards import BlockVerifier, index_of, map_shard, reindex, verify, write_index
 from distllm.data.shards.format import BLOCK_BYTES, HEADER_BYTES
 from distllm.data.shards.locked import locked
 from distllm.errors import DataError, RunDirectoryBusy, StorageError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_jobs import make_model, make_optimizer
-from prepared import write_dataset
+from prepared import read_index, write_dataset
 
 from distllm.checkpoint.format import MANIFEST, MARKER, encode_manifest, list_quarantined, step_path, verify
 from distllm.checkpoint.load import find_checkpoint, load_checkpoint
@@ -21,7 +21,7 @@ from distllm.config.compose import compose
 from distllm.config.engine import deepspeed_json
 from distllm.data.manifest import MANIFEST_FILE, Manifest
 from distllm.data.remote import file_system
-from distllm.data.shards import map_shard, read_index, reindex
+from distllm.data.shards import map_shard, reindex
 from distllm.data.shards import verify as verify_dataset
 from distllm.data.stream import PackedSplit
 from distllm.dist.build import build_engine

@@ -1,7 +1,7 @@
 """The order of a run's samples: a pure function, with nothing to store and random access both ways."""
 
 from distllm.data.order.pattern import LARGEST_BLOCK, BlockPattern, Pattern, pattern_of, quotas_of
-from distllm.data.order.permutation import locate, permute, unpermute
+from distllm.data.order.permutation import permute, unpermute
 from distllm.data.order.sample_order import Phase, SampleOrder
 from distllm.data.order.shuffle import EpochShuffle, SourceSamples
 from distllm.data.order.tree import LARGEST_TOTAL, TreePattern
@@ -16,7 +16,6 @@ __all__ = [
     "SampleOrder",
     "SourceSamples",
     "TreePattern",
-    "locate",
     "pattern_of",
     "permute",
     "quotas_of",

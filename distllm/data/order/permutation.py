@@ -1,4 +1,4 @@
-"""Permutations of any range in no memory, and the shuffled epochs made of them.
+"""Permutations of any range that need no memory.
 
 A keyed Feistel network permutes the smallest power-of-two range that holds the samples; values
 outside are walked along their cycle until they fall inside (Black and Rogaway, "Ciphers with
@@ -45,22 +45,6 @@ def unpermute(image_N: NDArray[np.int64], size: int, key: int) -> NDArray[np.int
         ValueError: ``size`` or an image is out of range.
     """
     return _walk(_inverse_feistel, image_N, size, key)
-
-
-def locate(
-    position_N: NDArray[np.int64], num_samples: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the epoch and the sample at each position of the endless shuffled sequence.
-
-    Every epoch visits each of the ``num_samples`` samples exactly once, in an order of its own.
-    """
-    epoch_N, ordinal_N = np.divmod(position_N, num_samples)
-    sample_N = np.empty_like(ordinal_N)
-    for epoch in np.unique(epoch_N):
-        chosen_N = epoch_N == epoch
-        key = derive_seed(seed, "order", int(epoch))
-        sample_N[chosen_N] = permute(ordinal_N[chosen_N], num_samples, key)
-    return epoch_N, sample_N
 
 
 def _walk(

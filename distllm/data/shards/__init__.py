@@ -18,7 +18,6 @@ from distllm.data.shards.index import (
     encode_entry,
     index_of,
     load_index,
-    read_index,
     write_index,
 )
 from distllm.data.shards.merge import merge
@@ -26,7 +25,7 @@ from distllm.data.shards.reader import map_shard
 from distllm.data.shards.reindex import reindex
 from distllm.data.shards.stats import SplitStats, split_stats
 from distllm.data.shards.verify import verify
-from distllm.data.shards.writer import Column, ShardWriter, plan_shards, write_shard
+from distllm.data.shards.writer import Column, plan_shards, write_shard
 
 __all__ = [
     "INDEX_FILE",
@@ -38,7 +37,6 @@ __all__ = [
     "Member",
     "Place",
     "Removal",
-    "ShardWriter",
     "SplitStats",
     "decode_entry",
     "document_at",
@@ -53,7 +51,6 @@ __all__ = [
     "merge",
     "plan_shards",
     "read_document",
-    "read_index",
     "reindex",
     "shard_ids",
     "split_stats",

@@ -69,22 +69,6 @@ def index_of(directory: Path, manifest: Manifest) -> Index:
     return index
 
 
-def read_index(directory: Path, source: str, split: str) -> Sequence[IndexedShard]:
-    """Read the shards of one split of one source.
-
-    Raises:
-        DataError: the index is missing, is no index, or does not have the split.
-    """
-    index = load_index(directory)
-    if split not in index.get(source, {}):
-        raise DataError(
-            f"{directory / INDEX_FILE} has no split {split!r} of a source {source!r}",
-            where=str(directory / INDEX_FILE),
-            remedy=f"use one of: {', '.join(f'{a}/{b}' for a in index for b in index[a])}",
-        )
-    return index[source][split]
-
-
 def encode_entry(shard: IndexedShard) -> dict[str, Any]:
     """Return an entry of the index as JSON values."""
     members = {name: asdict(member) for name, member in shard.members.items()}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from distllm.data.manifest import Manifest
+from distllm.data.records import ANSWERS
 from distllm.data.shards.format import IndexedShard
 from distllm.data.shards.index import index_of
 from distllm.data.shards.reader import map_shard
@@ -26,10 +27,10 @@ class SplitStats:
 
     Attributes:
         documents: places of documents, forgotten ones among them.
-        tokens: ids of all fields.
+        tokens: ids of all fields but ``answers``, which no model reads.
         text_bytes: UTF-8 bytes of what they spell.
         lengths: tokens of a document at each of ``QUANTILES``; empty without documents.
-        disk_ratio: bytes of tars and lists of ids over bytes of ids.
+        disk_ratio: bytes of tars and lists of document ids over the bytes of all token ids.
         languages: documents by language, where the preparation recorded it.
     """
 
@@ -59,7 +60,7 @@ def split_stats(directory: Path, manifest: Manifest) -> list[SplitStats]:
     for source, splits in manifest.sources.items():
         for split, record in splits.items():
             shards = index[source][split]
-            raw = record.tokens * dtype.itemsize
+            raw = sum(shard.record.tokens for shard in shards) * dtype.itemsize
             disk = sum(shard.record.bytes + shard.ids.bytes for shard in shards)
             found.append(
                 SplitStats(
@@ -80,7 +81,7 @@ def _lengths(directory: Path, shards: Sequence[IndexedShard], dtype: np.dtype[An
     lengths = [np.zeros(0, dtype=np.int64)]
     for shard in shards:
         total_D = np.zeros(shard.record.documents, dtype=np.int64)
-        for field in shard.fields:
+        for field in (name for name in shard.fields if name != ANSWERS):
             _, ends_D = map_shard(directory, shard, dtype, field)
             total_D += ends_D.astype(np.int64)
             total_D[1:] -= ends_D[:-1].astype(np.int64)

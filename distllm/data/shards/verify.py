@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from distllm.data.manifest import FORGET_FILE, INDEX_FILE, Manifest, rebuild, rebuild_index, size_problem
+from distllm.data.records import ANSWERS
 from distllm.data.shards.blocks import BlockVerifier
 from distllm.data.shards.documents import shard_ids
 from distllm.data.shards.format import BLOCKS, META, IndexedShard, members_of
@@ -37,6 +39,7 @@ def verify(directory: Path) -> Manifest:
         problems += _file_problems(directory, manifest)
     for source, splits in index.items():
         for split, shards in splits.items():
+            problems += _token_problems(manifest, source, split, shards)
             for shard in shards:
                 found = _shard_problems(directory, manifest, shard, source, split)
                 problems += [f"{shard.record.path}: {problem}" for problem in found]
@@ -64,15 +67,30 @@ def _file_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _count_problems(manifest: Manifest) -> Iterator[str]:
-    """Yield what the manifest says of a split and its shards contradict."""
+    """Yield what the manifest says of a split although its shards say something else."""
     for source, splits in manifest.sources.items():
         for split, record in splits.items():
-            for count in ("tokens", "documents"):
-                said, held = getattr(record, count), sum(getattr(shard, count) for shard in record.shards)
-                if said != held:
-                    yield f"manifest.json: {source}/{split} has {said} {count}, its shards have {held}"
+            said, held = record.documents, sum(shard.documents for shard in record.shards)
+            if said != held:
+                yield f"manifest.json: {source}/{split} has {said} documents, its shards have {held}"
         if source not in manifest.fields:
             yield f"manifest.json: it does not name the fields of {source}"
+
+
+def _token_problems(
+    manifest: Manifest, source: str, split: str, shards: Sequence[IndexedShard]
+) -> Iterator[str]:
+    """Yield how the tokens of a split differ from the ids of its fields.
+
+    Earlier versions counted the field ``answers`` too, which no model reads.
+    """
+    itemsize = np.dtype(manifest.token_dtype).itemsize
+    sizes: Counter[str] = Counter()
+    for shard in shards:
+        sizes.update({field: shard.members[members_of(field)[0]].bytes // itemsize for field in shard.fields})
+    said, held = manifest.sources[source][split].tokens, sizes.total() - sizes[ANSWERS]
+    if said not in (held, sizes.total()):
+        yield f"manifest.json: {source}/{split} has {said} tokens, its shards have {held}"
 
 
 def _left_over(directory: Path, manifest: Manifest) -> Iterator[str]:

@@ -17,7 +17,6 @@ import xxhash
 from numpy.typing import NDArray
 
 from distllm.data.manifest import ShardRecord
-from distllm.data.records import TEXT
 from distllm.data.shards.format import (
     BLOCK_BYTES,
     BLOCKS,
@@ -29,7 +28,6 @@ from distllm.data.shards.format import (
     check_names,
     ids_path,
     members_of,
-    shard_path,
 )
 from distllm.data.shards.ids import encode_ids
 from distllm.fsio import atomic_open, atomic_write_bytes, digest_bytes, digest_file
@@ -100,7 +98,7 @@ def write_shard(
         StorageError: the disk is full or not writable.
         ValueError: columns, document ids or dtype contradict each other.
     """
-    source, split, name = path.split("/")
+    source, split, name = path.rsplit("/", 2)
     check_names(source, columns)
     payloads = _payloads(document_ids, columns, dtype)
     names = encode_ids(document_ids)
@@ -189,74 +187,3 @@ class _Content(io.RawIOBase):
         cut = len(self._rest) if size < 0 else size
         content, self._rest = bytes(self._rest[:cut]), self._rest[cut:]
         return content
-
-
-class ShardWriter:
-    """Writes the documents of one split of one source into shards of about ``shard_bytes`` of ids.
-
-    A shard is closed before the document that would take it past ``shard_bytes``; a longer document
-    gets a shard of its own, as in ``plan_shards``. Held in memory: the ids of one shard.
-
-    Args:
-        directory: the dataset; shards go to ``directory/source/split``.
-        source: name of the source.
-        split: name of the split.
-        dtype: format of the ids, from ``token_dtype``.
-        shard_bytes: bound of the ids in a shard.
-        tokenizer_fingerprint: written into each shard's meta.
-        fields: fields of every document.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        source: str,
-        split: str,
-        *,
-        dtype: np.dtype[Any],
-        shard_bytes: int,
-        tokenizer_fingerprint: str,
-        fields: Sequence[str] = (TEXT,),
-    ) -> None:
-        check_names(source, fields)
-        self._directory = directory
-        self._source, self._split = source, split
-        self._dtype = dtype
-        self._capacity = shard_bytes // dtype.itemsize
-        self._fingerprint = tokenizer_fingerprint
-        self._fields = tuple(fields)
-        self._shards: list[IndexedShard] = []
-        self._clear()
-
-    def add(self, document_id: str, *ids_N: NDArray[Any]) -> None:
-        """Append one document: its ids of each field, in the order of ``fields``."""
-        if len(ids_N) != len(self._fields):
-            raise ValueError(f"{document_id} has {len(ids_N)} of {len(self._fields)} fields")
-        length = sum(part_N.size for part_N in ids_N)
-        if self._names and self._length + length > self._capacity:
-            self._flush()
-        self._names.append(document_id)
-        for parts, part_N in zip(self._parts, ids_N, strict=True):
-            parts.append(part_N)
-        self._length += length
-
-    def close(self) -> list[IndexedShard]:
-        """Write what is left and return all shards of the split, in order."""
-        if self._names:
-            self._flush()
-        return self._shards
-
-    def _clear(self) -> None:
-        self._names: list[str] = []
-        self._parts: list[list[NDArray[Any]]] = [[] for _ in self._fields]
-        self._length = 0
-
-    def _flush(self) -> None:
-        columns = {
-            field: (np.concatenate(parts), np.cumsum([part_N.size for part_N in parts]))
-            for field, parts in zip(self._fields, self._parts, strict=True)
-        }
-        path = shard_path(self._source, self._split, len(self._shards))
-        shard = write_shard(self._directory, path, self._names, columns, self._dtype, self._fingerprint)
-        self._shards.append(shard)
-        self._clear()
