@@ -52,7 +52,7 @@ def run(words: Sequence[str]) -> int:
         texts = write_texts(
             backend.model,
             backend.tokenizer,
-            [backend.asking.to_continue(prompt) for prompt in some],
+            [backend.prompts.to_continue(prompt) for prompt in some],
             max_tokens=options.max_tokens,
             sampling=sampling,
             search=Search(options.beams, options.length_penalty, options.early_stopping),

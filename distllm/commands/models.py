@@ -53,27 +53,27 @@ def open_model(options: ModelOptions, command: str, index: SearchIndex | None = 
 
     stored = run_of(str(options.run), options.runs_dir)
     resolved = stored.resolved()
-    from distllm.data.examples.asking import Asking
+    from distllm.data.examples.prompts import PromptBuilder
     from distllm.infer.load import load_trained
     from distllm.serve.backend import Backend
 
     trained = load_trained(stored.directory.checkpoints, resolved, options.step, options.weights)
-    asking = Asking(trained.tokenizer, resolved.shape.family, stored.config.task)
-    return Backend(stored.config.name, trained.model, trained.tokenizer, asking, index)
+    prompts = PromptBuilder(trained.tokenizer, resolved.shape.family, stored.config.task)
+    return Backend(stored.config.name, trained.model, trained.tokenizer, prompts, index)
 
 
 def _of_folder(folder: Path, index: SearchIndex | None) -> Backend:
     from distllm.config.peft import with_file
     from distllm.data.tokenizer import TOKENIZER_FILE, Tokenizer
-    from distllm.export.asking import stored_asking
     from distllm.export.load import load_model, shape_of, stored_head
+    from distllm.export.prompts import prompt_builder_of
     from distllm.serve.backend import Backend
 
     shape = shape_of(folder)  # is there a model at all
     model = load_model(folder, head=stored_head(folder))
     tokenizer = Tokenizer.load(with_file(folder, TOKENIZER_FILE))
-    asking = stored_asking(folder, tokenizer, shape.family)
-    return Backend(folder.resolve().name, model, tokenizer, asking, index)
+    prompts = prompt_builder_of(folder, tokenizer, shape.family)
+    return Backend(folder.resolve().name, model, tokenizer, prompts, index)
 
 
 def texts_of(text: str | None, file: str | None, key: str) -> list[str]:

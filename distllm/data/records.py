@@ -26,7 +26,7 @@ class Document:
     language: str = ""
 
     @classmethod
-    def of_text(cls, id_: str, text: str, language: str = "") -> Document:
+    def from_text(cls, id_: str, text: str, language: str = "") -> Document:
         """Return a plain document."""
         return cls(id_, {TEXT: text}, language)
 

@@ -1,8 +1,8 @@
-"""Beam search: keeping the likeliest continuations of a text, not the likeliest token.
+"""Beam search: keep the K likeliest continuations of a text instead of the likeliest token.
 
-Texts that end are scored by their log-probability over their length to the power of
-``length_penalty``. Ties, the bounds at which a row is done, and what happens at the longest length
-are those of transformers, so that the tokens are the same.
+A finished text is scored by its log-probability divided by its length to the power of
+``length_penalty``. Ties, the rules by which a row is done, and the treatment of the longest length
+follow transformers, so the tokens are the same.
 
 Shapes: R rows, K beams, C = 2 K candidates, V ids, n tokens so far.
 """
@@ -28,11 +28,11 @@ class Search:
     """How a text is searched for.
 
     Attributes:
-        beams: texts kept for each; 1 takes, or draws, token by token.
+        beams: texts kept for each prompt; 1 means no search: tokens are drawn one by one.
         length_penalty: above 0 favours long texts, below 0 short ones.
-        early_stopping: a row is done when it has as many ended texts as beams (True); when besides none that
-            grows would be better if it ended now (False); or when none can become better, as far as its
-            log-probability tells ("never").
+        early_stopping: when a row with as many finished texts as beams is done: at once (True); when no
+            running text would score better if it ended now (False); or when none can ever score better
+            ("never").
     """
 
     beams: int = 1
@@ -40,7 +40,7 @@ class Search:
     early_stopping: EarlyStopping = False
 
     def bound(self, total: float, length: int, room: int) -> float:
-        """Return the best score that a growing text of ``length`` tokens is expected to end with."""
+        """Return the best score that a running text of ``length`` tokens is expected to reach."""
         longest = self.early_stopping == "never" and self.length_penalty > 0.0
         scale: float = (room if longest else length) ** self.length_penalty
         return total / scale
@@ -56,8 +56,8 @@ class _Row:
     Attributes:
         running: the texts that still grow, likeliest first.
         scores_K: their log-probabilities.
-        finished: ended texts and their scores, best first, at most K.
-        open: whether a running text may still become better than a finished one.
+        finished: scores and finished texts, best first, at most K.
+        open: whether a running text may still score better than a finished one.
     """
 
     running: list[list[int]]
@@ -80,14 +80,14 @@ def beam_search(
     """Return the best continuation of each prompt, without the end of text.
 
     Args:
-        decoding: rows under way, ``beams`` for each prompt, one prompt after another.
-        prompts: the ids that a repetition is counted from.
+        decoding: ``beams`` rows for each prompt, one prompt after another.
+        prompts: their ids, which a repetition penalty counts too.
         search: K beams, and how they are scored.
         vocab_size: V; ids beyond it are never taken.
         eot_id: the id that ends a text.
         rooms: the longest continuation of each prompt, at least one token.
         repetition_penalty: see `distllm.infer.sampling`.
-        lockstep: run all forward passes, because other ranks do.
+        lockstep: run all ``max(rooms)`` forward passes, because other ranks do.
     """
     beams = search.beams
     start_K = torch.tensor([0.0, *[_NEVER] * (beams - 1)])
@@ -112,7 +112,7 @@ def beam_search(
 
 
 def _advance(row: _Row, log_p_KV: Tensor, search: Search, eot_id: int, room: int) -> list[int]:
-    """Take the best candidates of one row; return the beam that each running text goes on from."""
+    """Take the best candidates of one row; return the beam that each running text continues."""
     beams, vocab_size = search.beams, log_p_KV.shape[1]
     total_C, place_C = (log_p_KV + row.scores_K[:, None]).flatten().topk(2 * beams)
     parents = (place_C // vocab_size).tolist()

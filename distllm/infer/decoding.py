@@ -1,4 +1,4 @@
-"""Texts that grow by one token a step: the model, its cache, and rows of different length.
+"""Rows of text that grow by one token a step: the model and its cache of keys and values.
 
 Shapes: R rows, T positions of one forward pass, S positions of the source, V ids.
 """
@@ -18,17 +18,17 @@ from distllm.ops.compiled import anything_compiled
 
 
 class Decoding:
-    """Rows under way.
+    """Rows that are being generated together.
 
-    Shorter prompts are filled up at the front, where nothing looks; sources at the end. A row that has
-    filled the model's context goes on at its last position, since others may not have: its logits mean
-    nothing then.
+    Shorter prompts are padded at the front, shorter sources at the end; no position attends to padding.
+    A row that has filled the model's context is fed at its last position while others go on; its logits
+    have no meaning then.
 
     Args:
         model: a decoder or an encoder-decoder, or an engine around one.
         prompts: what each row of the decoder begins with, at least one id.
         sources: what the encoder reads for each row; None for a decoder.
-        max_tokens: how far the row that grows longest may grow.
+        max_tokens: the most tokens that are appended to a row.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Decoding:
         )
 
     def logits(self) -> Tensor:
-        """Feed what was not fed yet; return logits_RV after the last position, fp32 on the CPU at least."""
+        """Feed what was not fed yet; return logits_RV after the last position, on the CPU, at least fp32."""
         width = self._inputs_RT.shape[1]
         places_T = torch.arange(self._length, self._length + width, device=self._device)
         positions_RT = (places_T - self._starts_R[:, None]).clamp(0, self._last)
@@ -68,7 +68,7 @@ class Decoding:
         return logits_R1V[:, -1].to("cpu", torch.promote_types(logits_R1V.dtype, torch.float32))
 
     def append(self, ids: Sequence[int], rows: Tensor | None = None) -> None:
-        """Let each row go on with its id; ``rows`` says which row's text it goes on from."""
+        """Append an id to each row, after replacing row i by row ``rows[i]`` if that is given."""
         if rows is not None:
             self._cache.reorder(rows.to(self._device))
         self._inputs_RT = torch.tensor([[token] for token in ids], device=self._device)
@@ -103,7 +103,7 @@ def room(
     sources: Sequence[Sequence[int]] | None,
     max_tokens: int,
 ) -> list[int]:
-    """Return how many tokens may be added to each row, whatever the others have.
+    """Return how many tokens may be appended to each row.
 
     Raises:
         ConfigError: the model does not generate, or a prompt or source is empty or too long.

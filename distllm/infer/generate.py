@@ -1,7 +1,7 @@
-"""Continuing prompts, one token at a time; of an encoder-decoder, writing what a source asks for.
+"""Generating text, one token at a time: continuing prompts or, with an encoder-decoder, reading sources.
 
-Shapes: R rows, V ids of the tokenizer (the model's vocabulary is padded beyond them; padding is never
-sampled).
+Shapes: R rows, V ids of the tokenizer. A model's vocabulary may be padded beyond them; padding is never
+drawn.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from distllm.data.examples.asking import Asked
+from distllm.data.examples.prompts import Prompt
 from distllm.data.tokenizer import Tokenizer
 from distllm.infer.beam import NO_SEARCH, Search, beam_search
 from distllm.infer.decoding import Decoding, evaluating, room
@@ -26,19 +26,19 @@ def sample_text(
 ) -> str:
     """Return a decoder's continuation of ``prompt``, read as the beginning of a document.
 
-    Of a prompt that fills the model's context the end is continued: a sample is no reason to end a run.
+    Of a prompt that fills the model's context only the end is continued: a sample must not stop a run.
     """
     inner: Any = model
     ids, context = [tokenizer.eot_id, *tokenizer.encode(prompt)], inner.shape.max_seq_len
-    asked = Asked(ids if len(ids) < context else ids[-max(1, context // 2) :])
+    kept = Prompt(ids if len(ids) < context else ids[-max(1, context // 2) :])
     sampling = Sampling(temperature=temperature)
-    return write_texts(model, tokenizer, [asked], max_tokens=max_tokens, sampling=sampling, seed=seed)[0]
+    return write_texts(model, tokenizer, [kept], max_tokens=max_tokens, sampling=sampling, seed=seed)[0]
 
 
 def write_texts(
     model: nn.Module,
     tokenizer: Tokenizer,
-    asked: Sequence[Asked],
+    prompts: Sequence[Prompt],
     *,
     max_tokens: int,
     sampling: Sampling = GREEDY,
@@ -46,11 +46,11 @@ def write_texts(
     seed: int = 0,
     first_row: int = 0,
 ) -> list[str]:
-    """Return what a model writes for each of ``asked``, all of them together. See `generate_rows`."""
-    sources = [each.source for each in asked if each.source is not None]
+    """Return what a model writes for each prompt, computed together. See `generate_rows`."""
+    sources = [prompt.source for prompt in prompts if prompt.source is not None]
     found = generate_rows(
         model,
-        [each.prompt for each in asked],
+        [prompt.ids for prompt in prompts],
         sources or None,
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,
@@ -61,30 +61,6 @@ def write_texts(
         first_row=first_row,
     )
     return [tokenizer.decode(ids) for ids in found]
-
-
-def generate(
-    model: nn.Module,
-    prompt_ids: Sequence[int],
-    *,
-    vocab_size: int,
-    eot_id: int,
-    max_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-) -> list[int]:
-    """Continue one prompt of a decoder. See `generate_rows`."""
-    return generate_rows(
-        model,
-        [prompt_ids],
-        vocab_size=vocab_size,
-        eot_id=eot_id,
-        max_tokens=max_tokens,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
-        seed=seed,
-    )[0]
 
 
 def generate_rows(
@@ -100,25 +76,22 @@ def generate_rows(
     seed: int = 0,
     first_row: int = 0,
 ) -> list[list[int]]:
-    """Continue all prompts together until each text ends, ``max_tokens``, or the end of the context.
+    """Continue each prompt to its end of text, to ``max_tokens``, or to the end of the context.
 
-    What a text becomes does not depend on the others.
-
-    On several ranks every rank calls this alike, and all run the same number of forward passes,
-    whatever is sampled: under ZeRO-3 a forward pass is a collective.
+    A text does not depend on the others. All ranks call this with the same arguments and run the same
+    number of forward passes, because under ZeRO-3 a forward pass is a collective.
 
     Args:
         model: a decoder or an encoder-decoder, or an engine around one.
-        prompts: what each text of the decoder begins with, at least one id.
-        sources: what an encoder-decoder's encoder reads for each text.
-        vocab_size: V; ids beyond it are never sampled.
+        prompts: what the decoder begins each text with, at least one id.
+        sources: what the encoder of an encoder-decoder reads for each text.
+        vocab_size: V.
         eot_id: the id that ends a text; it is not part of the result.
-        max_tokens: longest continuation.
-        sampling: how a token is drawn; with several beams only its repetition penalty counts.
+        max_tokens: longest continuation, at least 1.
+        sampling: how a token is drawn; with several beams only its repetition penalty is used.
         search: how many texts are kept for each prompt, and how they are scored.
-        seed: root of the random stream; token i of text r depends on ``seed``, r and i, not on
-            earlier draws.
-        first_row: r of the first text, where they are part of more.
+        seed: root of the random stream; token i of text r depends on ``seed``, r and i only.
+        first_row: r of the first text, if these are part of a longer list.
 
     Raises:
         ConfigError: the model does not generate, or a text does not fit into its context.
@@ -151,7 +124,7 @@ def _draw_rows(
     sampling: Sampling,
     stream: tuple[int, int],
 ) -> list[list[int]]:
-    """Draw token by token; rows that have ended go on unseen until all have.
+    """Draw token by token; a row that has ended is fed with padding until all have.
 
     ``stream`` is the seed and the number of the first row.
     """

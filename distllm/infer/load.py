@@ -16,9 +16,9 @@ from distllm.data.mirror import dataset_directory
 from distllm.data.tokenizer import Tokenizer
 from distllm.data.tokenizer.fit import misfit
 from distllm.errors import CheckpointError, ConfigError
-from distllm.export.asking import stored_asking
 from distllm.export.base import adapt
 from distllm.export.load import load_model
+from distllm.export.prompts import prompt_builder_of
 from distllm.models.heads import head_of
 from distllm.models.init import Model, bare_model
 from distllm.models.lora import AdaptedLinear, adapters_of, learned_beside, merge_adapters
@@ -29,8 +29,9 @@ from distllm.optim.ema import SLOT, total_weight
 class Trained:
     """A model in evaluation mode, its tokenizer, and the facts of its training.
 
-    Adapters are merged into the model, and kept by the names of their matrices; ``learned`` holds what
-    else learnt beside them. ``begin`` is what its texts begin with; None is EOT, as in all training here.
+    Adapters are merged into the model, and kept by the names of their matrices; ``learned`` holds the
+    other weights that were trained with them. ``begin`` is the id that texts begin with; None means EOT,
+    as in all training here.
     """
 
     model: Model
@@ -48,8 +49,8 @@ def load_trained(
     """Load the newest verified checkpoint, or that of ``step``, on the CPU in fp32.
 
     Raises:
-        ConfigError: the average of its weights is asked for, and it holds none.
-        CheckpointError: there is none, it is damaged, or the weights that its adapters change are gone.
+        ConfigError: ``weights="ema"``, and the checkpoint holds no average.
+        CheckpointError: there is none, it is damaged, or the base weights of its adapters are missing.
     """
     found = find_checkpoint(checkpoints, quarantine=False, step=step)
     if found is None:
@@ -78,7 +79,7 @@ def load_folder(folder: Path, resolved: Resolved) -> Trained:
     """Load the Hugging Face folder ``folder`` in place of a checkpoint of a run, on the CPU in fp32.
 
     Raises:
-        ConfigError: it is no folder of a known architecture, or not one for the task and the ids of the run.
+        ConfigError: its architecture is not known, or its family or tokenizer does not fit the run.
         CheckpointError: a weight is missing or of the wrong size, also one of the head.
     """
     wanted, config = resolved.shape, resolved.config
@@ -99,7 +100,7 @@ def load_folder(folder: Path, resolved: Resolved) -> Trained:
             where="distllm evaluate model=...",
             remedy="measure it in a run whose dataset was prepared with tokenizer.path at this folder",
         )
-    begin = stored_asking(folder, tokenizer, wanted.family).begin[0]
+    begin = prompt_builder_of(folder, tokenizer, wanted.family).begin[0]
     return Trained(model, tokenizer, 0, {}, begin=begin)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_COLDEST = 1e-4  # below it logits divided by the temperature leave the range of numbers
+_COLDEST = 1e-4  # below it, logits divided by the temperature overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +19,12 @@ class Sampling:
     """How a token is drawn; filters apply in this order, as in transformers.
 
     Attributes:
-        repetition_penalty: logits of ids in the text are made less likely by this factor (Keskar
-            et al. 2019); 1 leaves them.
-        temperature: divides the logits; 0, or nearly so, takes the likeliest token.
-        top_k: draw among the k likeliest only.
-        top_p: draw among the likeliest that together reach this probability only (Holtzman et al. 2020).
-        min_p: draw among those at least this share as likely as the likeliest only (Nguyen et al. 2024).
+        repetition_penalty: factor by which ids that occur in the text become less likely (Keskar et al.
+            2019); 1 changes nothing.
+        temperature: divides the logits; below 0.0001 the likeliest token is taken.
+        top_k: draw only among the k likeliest.
+        top_p: draw only among the likeliest that together reach this probability (Holtzman et al. 2020).
+        min_p: draw only among ids at least this fraction as likely as the likeliest (Nguyen et al. 2024).
     """
 
     repetition_penalty: float = 1.0
@@ -47,7 +47,7 @@ def penalised(logits_V: Tensor, past: Sequence[int], penalty: float) -> Tensor:
 
 
 def draw(logits_V: Tensor, past: Sequence[int], sampling: Sampling, seed: int) -> int:
-    """Draw one id; the same arguments draw the same."""
+    """Draw one id; equal arguments give equal ids."""
     logits_V = penalised(logits_V, past, sampling.repetition_penalty)
     if sampling.temperature < _COLDEST:
         return int(logits_V.argmax())

@@ -1,4 +1,4 @@
-"""From the model's thread to a coroutine: the answer to one request, whole or piece by piece."""
+"""Answers of the model's thread, awaited by the server's coroutines, whole or piece by piece."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from distllm.serve.guard import Refused
 from distllm.serve.sampling import Sampling
-from distllm.serve.scheduler import Ending, Overloaded, Request, Scheduler
+from distllm.serve.scheduler import Ending, Overloaded, Request, Scheduler, Stopped
 from distllm.serve.schema import Sampled
 
 T = TypeVar("T")
@@ -33,14 +33,14 @@ class Pending:
     """A request that is being answered.
 
     Args:
-        scheduler: who answers.
+        scheduler: answers it.
         ids: the prompt.
         sampling: how tokens are drawn.
-        seconds: how long it may take altogether.
+        seconds: the longest time until the answer is complete.
 
     Raises:
         ConfigError: the prompt does not fit the model.
-        Refused: 503, too many requests wait.
+        Refused: 503, too many requests wait, or the server stops.
     """
 
     def __init__(self, scheduler: Scheduler, ids: Sequence[int], sampling: Sampling, seconds: float) -> None:
@@ -51,10 +51,8 @@ class Pending:
             loop.call_soon_threadsafe(self._pieces.put_nowait, (text, ending))
 
         self._request = Request(ids, sampling, time.monotonic() + seconds, tell)
-        try:
+        with _refusing():
             scheduler.submit(self._request)
-        except Overloaded as error:
-            raise Refused(503, "too many requests are waiting; try again soon") from error
         self.ending: Ending | None = None
 
     @property
@@ -63,7 +61,7 @@ class Pending:
         return len(self._request.new_ids)
 
     def cancel(self) -> None:
-        """Give up what has not been answered yet."""
+        """Give the rest of the answer up."""
         self._request.cancelled = True
 
     async def pieces(self) -> AsyncIterator[str]:
@@ -90,7 +88,7 @@ class Pending:
 
 @contextmanager
 def all_or_none(started: Sequence[Pending] = ()) -> Iterator[list[Pending]]:
-    """Answer several requests of one client: when one fails, or the client leaves, the rest are given up."""
+    """Cancel all requests of one client when one of them fails or the client leaves."""
     pending = list(started)
     try:
         yield pending
@@ -101,7 +99,7 @@ def all_or_none(started: Sequence[Pending] = ()) -> Iterator[list[Pending]]:
 
 
 def refuse_failed(ending: Ending) -> None:
-    """Raise `Refused` if an answer did not end by itself."""
+    """Raise `Refused` if an answer did not end normally."""
     if ending == "timeout":
         raise Refused(504, "the answer took longer than this server allows")
     if ending == "cancelled":
@@ -114,12 +112,20 @@ async def on_model_thread(scheduler: Scheduler, work: Callable[[], T], seconds: 
     """Run other work on the model's thread, within the time that a request may take.
 
     Raises:
-        Refused: 503, too much is waiting; 504, it took too long.
+        Refused: 503, too much is waiting or the server stops; 504, it took too long.
     """
-    try:
+    with _refusing():
         return await asyncio.wait_for(asyncio.wrap_future(scheduler.run(work)), seconds)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
     except Overloaded as error:
         raise Refused(503, "too many requests are waiting; try again soon") from error
+    except Stopped as error:
+        raise Refused(503, "the server is stopping") from error
     except TimeoutError as error:
         raise Refused(504, "the answer took longer than this server allows") from error
 
@@ -130,12 +136,12 @@ def tokens_wanted(body: Sampled) -> int:
 
 
 def sampling_of(body: Sampled, room: int, stops: Sequence[str] = ()) -> Sampling:
-    """Return how the tokens of a request are drawn; without a seed each request has its own.
+    """Return how the tokens of a request are drawn; a request without a seed gets a random one.
 
     Args:
         body: the request.
         room: tokens that the model's context has left.
-        stops: texts that end the answer, besides those of the request.
+        stops: texts that end the answer, in addition to those of the request.
     """
     stop = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
     return Sampling(

@@ -1,4 +1,4 @@
-"""The HTTP application: OpenAI's endpoints, those of ours, and one page."""
+"""The HTTP application: OpenAI's endpoints, our own, and a web page."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def build_app(backend: Backend, scheduler: Scheduler, *, seconds: float) -> Fast
 
     Args:
         backend: the model.
-        scheduler: the thread that owns it; closed with the application.
+        scheduler: owns the model; closed with the application.
         seconds: longest time of one request.
     """
 
@@ -75,7 +75,7 @@ def build_app(backend: Backend, scheduler: Scheduler, *, seconds: float) -> Fast
 
 
 def page() -> tuple[str, str]:
-    """Return the page and the policy that lets its own script and nothing else run."""
+    """Return the web page and a Content-Security-Policy that allows its own script and no other."""
     text = (files("distllm.serve") / "static" / "page.html").read_text(encoding="utf-8")
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -86,7 +86,7 @@ def page() -> tuple[str, str]:
 
 
 def _errors(app: FastAPI) -> None:
-    """Give every error the form that OpenAI's clients read."""
+    """Give every error the JSON form of OpenAI's API."""
 
     @app.exception_handler(DistllmError)
     async def ours(_request: Request, error: DistllmError) -> Response:
@@ -109,7 +109,7 @@ def _errors(app: FastAPI) -> None:
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
-    """``messages.0.role: Input should be ...``; without a place where the whole body is meant."""
+    """Return ``messages.0.role: Input should be ...``, without a place if the whole body is meant."""
     place = ".".join(map(str, problem["loc"][1:]))
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
@@ -266,14 +266,14 @@ def _unknown(name: str, backend: Backend) -> Refused:
 
 
 def _require(backend: Backend, body: Body, ability: str) -> None:
-    """Refuse another model than the one that is served, and what that one cannot do."""
+    """Refuse a request for another model, or for something that the served model cannot do."""
     if body.model not in (None, backend.name):
         raise _unknown(str(body.model), backend)
     backend.require(ability)
 
 
 def _frame(prefix: str, kind: str, backend: Backend) -> dict[str, Any]:
-    """Return what every answer of a kind begins with."""
+    """Return the fields that every answer of a kind begins with."""
     return {
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "object": kind,
@@ -289,14 +289,14 @@ def _stream(
     headers: Mapping[str, str] | None = None,
     counted: int | None = None,
 ) -> Response:
-    """Return the answers as server-sent events, a piece of text each: one answer, then the next.
+    """Return the answers as server-sent events, one after another, each event with a piece of text.
 
     Args:
         started: the answers.
-        frame: what every event holds.
-        choice: makes one of (number of the answer, piece of text, why it ends, whether it is the first).
+        frame: fields of every event.
+        choice: makes a choice of (number of the answer, piece of text, why it ends, whether it is the first).
         headers: of the response.
-        counted: tokens of the prompts, where the counts are wanted at the end.
+        counted: tokens of the prompts, if the counts are wanted at the end; else None.
     """
 
     async def events() -> AsyncIterator[str]:

@@ -1,4 +1,4 @@
-"""What a served model can do, by its family: continue, chat, translate, answer, embed, search."""
+"""What a served model can do: continue, chat, translate, answer, embed, search; it depends on its family."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from distllm.config.schema_task import TaskConfig
-from distllm.data.examples.asking import Asked, Asking
+from distllm.data.examples.prompts import Prompt, PromptBuilder
 from distllm.data.tokenizer import Tokenizer
 from distllm.data.tokenizer.chat import PLAIN, Chat
 from distllm.errors import ConfigError
 from distllm.infer.beam import NO_SEARCH, Search
 from distllm.infer.generate import write_texts
-from distllm.models.heads import SpanHead
+from distllm.models.encdec import EncoderDecoder
+from distllm.models.encoder import Encoder
+from distllm.models.heads import EmbeddingHead, SpanHead
+from distllm.models.init import Model
 from distllm.serve.extract import Extractor
 
 
 class SearchIndex(Protocol):
-    """What finds passages; see `distllm.search.index.Index`."""
+    """Finds passages; see `distllm.search.index.SearchIndex`."""
 
     def search(self, query: str, top: int) -> list[dict[str, Any]]:
         """Return the passages that fit a query best.
@@ -37,11 +40,12 @@ class Backend:
         name: what clients call the model.
         model: in evaluation mode.
         tokenizer: of the model.
-        asking: how it is asked; None as one that was trained here on plain text.
-        index: what `search` looks in; None: nothing.
+        prompts: makes its prompts; None: those of a model trained here on plain text.
+        index: what `search` looks in; None if the model is served without one.
 
     Attributes:
-        extractor: finds answers in texts, of an encoder with a span head; else None.
+        family: of the model.
+        extractor: finds answers in texts with an encoder that has a span head; else None.
         chat_stops: texts that end a turn of the assistant.
         answer_stops: texts that end an answer.
     """
@@ -49,22 +53,22 @@ class Backend:
     def __init__(
         self,
         name: str,
-        model: Any,
+        model: Model,
         tokenizer: Tokenizer,
-        asking: Asking | None = None,
+        prompts: PromptBuilder | None = None,
         index: SearchIndex | None = None,
     ) -> None:
         self.name, self.model, self.tokenizer, self.index = name, model, tokenizer, index
-        self.family: str = model.shape.family
-        self.asking = asking or Asking(tokenizer, self.family, TaskConfig())
+        self.family = model.shape.family
+        self.prompts = prompts or PromptBuilder(tokenizer, self.family, TaskConfig())
         self._chat = Chat(tokenizer, PLAIN)
-        # Without a template of its own, a model goes on with what it takes the user to say next.
+        # Without a chat template, a model would go on to write the user's next turn.
         ends = self._chat.closing if tokenizer.chat_template else "\nUser:"
         self.chat_stops: Sequence[str] = [ends] if ends else []
-        # A model that was not trained to answer goes on with the next question.
-        self.answer_stops: Sequence[str] = ["\n"] if self.asking.unanswerable is None else []
+        # A model that was not trained to answer would go on to write the next question.
+        self.answer_stops: Sequence[str] = ["\n"] if self.prompts.unanswerable is None else []
         self.extractor: Extractor | None = None
-        if self.family == "encoder" and isinstance(model.head, SpanHead):
+        if isinstance(model, Encoder) and isinstance(model.head, SpanHead):
             self.extractor = Extractor(model, tokenizer)
 
     @property
@@ -74,7 +78,7 @@ class Backend:
             "decoder": [
                 "completions",
                 "chat",
-                *(["translate"] if self.asking.translates else []),
+                *(["translate"] if self.prompts.translates else []),
                 "answer",
                 "embeddings",
             ],
@@ -84,10 +88,10 @@ class Backend:
         return [*by_family[self.family], *(["search"] if self.index is not None else [])]
 
     def require(self, ability: str) -> None:
-        """Refuse what this model cannot do.
+        """Check that this model can do something.
 
         Raises:
-            ConfigError: naming what it can.
+            ConfigError: it cannot; the remedy names what it can do.
         """
         if ability not in self.abilities:
             raise ConfigError(
@@ -96,11 +100,11 @@ class Backend:
             )
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Return a text as the beginning of a document."""
-        return [*self.asking.begin, *self.tokenizer.encode(text)]
+        """Return the ids of a text as the beginning of a document."""
+        return [*self.prompts.begin, *self.tokenizer.encode(text)]
 
     def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return a conversation up to where the assistant speaks, in the model's own template.
+        """Return the ids of a conversation up to the assistant's next turn, in the model's chat template.
 
         Raises:
             ConfigError: the template refuses these messages.
@@ -108,10 +112,10 @@ class Backend:
         return self._chat.prompt_ids(messages)
 
     def recent_chat_ids(self, messages: Sequence[Mapping[str, str]], longest: int) -> tuple[list[int], int]:
-        """Return the end of a conversation that fits, and how many of its oldest turns were left out.
+        """Return the ids of the latest turns that fit, and how many of the oldest turns were left out.
 
-        What the system says stays, and a user speaks first, as chat templates demand. The last question
-        is never left out: where it alone is too long, it is returned all the same.
+        System messages stay, and the first turn that is kept is a user's, as chat templates require. The
+        last question is never left out, even if it alone is too long.
 
         Args:
             messages: the whole conversation.
@@ -132,7 +136,7 @@ class Backend:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """Return a unit vector of each text: an encoder's own, else the mean of the last hidden states."""
+        """Return a unit vector for each text: that of the embedding head, else the mean last hidden state."""
         if self.family != "encoder":
             return [self._vector(self.prompt_ids(text)).tolist() for text in texts]
         encoded = self.tokenizer.encode_batch(texts)
@@ -144,27 +148,27 @@ class Backend:
         Raises:
             ConfigError: it was not trained for that, or a source does not fit into its context.
         """
-        asked = [self.asking.to_translate(text) for text in texts]
-        return write_texts(self.model, self.tokenizer, asked, max_tokens=max_tokens, search=search)
+        prompts = [self.prompts.to_translate(text) for text in texts]
+        return write_texts(self.model, self.tokenizer, prompts, max_tokens=max_tokens, search=search)
 
     def question_ids(
         self, question: str, passages: Sequence[Mapping[str, Any]], max_tokens: int
     ) -> list[int]:
-        """Return a question about passages, best first, for a decoder that answers in its own words.
+        """Return the prompt to answer a question about passages, best first, for a decoder.
 
         Raises:
             ConfigError: the question does not fit into its context.
         """
         context = "\n".join(str(passage["passage"]) for passage in passages)
         longest = self.model.shape.max_seq_len - max_tokens
-        return self.asking.to_answer(question, context, longest).prompt
+        return self.prompts.to_answer(question, context, longest).ids
 
     def answer_in(self, text: str) -> str:
-        """Return the answer that a decoder wrote; empty where it says that there is none."""
+        """Return the answer in a decoder's text; empty where the decoder says that there is none."""
         for stop in self.answer_stops:
             text = text.partition(stop)[0]
         text = text.strip()
-        return "" if text == self.asking.unanswerable else text
+        return "" if text == self.prompts.unanswerable else text
 
     def answer(
         self, question: str, passages: Sequence[Mapping[str, Any]], max_tokens: int
@@ -181,8 +185,8 @@ class Backend:
         """
         if self.extractor is not None:
             return self.extractor.answer(question, passages)
-        asked = Asked(self.question_ids(question, passages, max_tokens))
-        (text,) = write_texts(self.model, self.tokenizer, [asked], max_tokens=max_tokens)
+        prompt = Prompt(self.question_ids(question, passages, max_tokens))
+        (text,) = write_texts(self.model, self.tokenizer, [prompt], max_tokens=max_tokens)
         return self.answer_in(text), passages
 
     def search(self, query: str, top: int) -> list[dict[str, Any]]:
@@ -191,21 +195,18 @@ class Backend:
         return self.index.search(query, top)
 
     def _vector(self, ids: Sequence[int]) -> Tensor:
-        device = next(self.model.parameters()).device
-        kept = list(ids)[: self.model.shape.max_seq_len]
+        model = self.model
+        assert not isinstance(model, EncoderDecoder), "required before"
+        device = next(model.parameters()).device
+        kept = list(ids)[: model.shape.max_seq_len]
         tokens_1T = torch.tensor([kept], device=device)
         positions_1T = torch.arange(len(kept), device=device)[None]
-        states: list[Tensor] = []
-        stack = self.model.encoder if self.family == "encoder" else self.model.decoder
-        handle = stack.register_forward_hook(lambda _module, _given, states_1TC: states.append(states_1TC))
-        try:
-            if self.family == "encoder":
-                out: Tensor = self.model(tokens_1T, positions_1T)
-            else:
-                out = self.model(tokens_1T, positions_1T, last_only=True)
-        finally:
-            handle.remove()
-        vector_C = out[0] if out.ndim == 2 else states[0][0].mean(dim=0)
+        if isinstance(model, Encoder) and isinstance(model.head, EmbeddingHead):
+            vector_C: Tensor = model(tokens_1T, positions_1T)[0]
+        else:
+            stack = model.encoder if isinstance(model, Encoder) else model.decoder
+            states_1TC: Tensor = stack(model.embed_tokens(tokens_1T, positions_1T), positions_1T)
+            vector_C = states_1TC[0].mean(dim=0)
         return torch.nn.functional.normalize(vector_C.float(), dim=0)
 
 

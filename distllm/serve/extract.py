@@ -1,4 +1,4 @@
-"""Answers that are a stretch of a text, as an encoder with a span head points at them."""
+"""Extractive answers: the part of a text that an encoder with a span head points at."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from distllm.data.examples.windows import AnswerSpans
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
 from distllm.evaluate.measures import find_span
+from distllm.models.init import Model
 from distllm.search.snippets import around
 
 
@@ -23,7 +24,7 @@ class Extractor:
         tokenizer: of the model.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._longest = model.shape.max_seq_len // 2
         # Windows overlap by half, so that an answer is whole in one of them.
@@ -32,7 +33,7 @@ class Extractor:
     def answer(
         self, question: str, passages: Sequence[Mapping[str, Any]]
     ) -> tuple[str, list[dict[str, Any]]]:
-        """Return the likeliest answer, and the passage it stands in; empty where "no answer" is likelier.
+        """Return the likeliest answer and the passage it is in; both empty where "no answer" is likelier.
 
         Args:
             question: what is asked.

@@ -1,6 +1,6 @@
-"""What stands before every request: who may ask, how much, how often, and which headers an answer has.
+"""Checks before every request (token, host, rate, size) and security headers on every answer.
 
-Pure ASGI: a body that is too large is refused while it arrives, and streamed answers are not held back.
+Pure ASGI: a body that is too large is refused while it arrives, and streamed answers are not buffered.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,7 +24,7 @@ BODY_SECONDS = 20.0
 
 
 class Refused(Exception):
-    """A request is answered with this status instead; ``code`` is a word that clients know."""
+    """Ends a request with an HTTP status; ``code`` is the machine-readable error code of OpenAI's API."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -35,11 +36,11 @@ class Guard:
 
     Args:
         app: the application.
-        token: what clients must send as ``Authorization: Bearer``; None: nothing is asked.
+        token: what clients must send as ``Authorization: Bearer``; None: no token is needed.
         max_bytes: largest body.
-        per_minute: requests of one address in a minute; bursts of that size are let through.
-        hosts: values of the Host header that are answered; None: all. On loopback it keeps pages
-            of other sites, whose name a rebinding resolver sends here, from talking to the server.
+        per_minute: requests of one address in a minute; a burst of that size is allowed.
+        hosts: values of the Host header that are answered; None: all. On loopback this stops DNS
+            rebinding: pages of other sites whose host name resolves to this machine.
         policy: the Content-Security-Policy of every answer.
     """
 
@@ -65,7 +66,7 @@ class Guard:
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it here."""
+        """Pass a request on, or answer it here if it is refused."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -87,9 +88,7 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1").rpartition(":")
-        name = (host[0] or host[2]).strip("[]")
-        if self._hosts is not None and name not in self._hosts:
+        if self._hosts is not None and _host_name(headers.get(b"host", b"")) not in self._hosts:
             raise Refused(421, "this server does not answer for that host")
         if scope["path"] in _OPEN_PATHS:
             return
@@ -103,18 +102,20 @@ class Guard:
             raise Refused(413, f"the body is larger than {self._max_bytes} bytes")
 
     def _authorised(self, header: bytes) -> bool:
-        """Compare in a time that does not depend on where they differ."""
+        """Compare the token in a time that does not depend on where it differs."""
         assert self._token is not None
         scheme, _, given = header.partition(b" ")
         return hmac.compare_digest(given.strip(), self._token) and scheme.lower() == b"bearer"
 
     async def _body(self, receive: Receive) -> bytes:
-        """Read the body: its length may not be stated, or be a lie, and it may never end."""
+        """Read the body, whose stated length may be absent or wrong, and which may never end."""
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while True:
                     message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refused(400, "the connection ended before the body did")
                     body += message.get("body", b"")
                     if len(body) > self._max_bytes:
                         raise Refused(413, f"the body is larger than {self._max_bytes} bytes")
@@ -124,8 +125,16 @@ class Guard:
             raise Refused(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
 
 
+def _host_name(header: bytes) -> str | None:
+    """Return the host of a Host header, without its port; None if it is malformed."""
+    try:
+        return urlsplit(f"//{header.decode('latin-1')}").hostname
+    except ValueError:
+        return None
+
+
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a channel that gives the body once, and then what the client does."""
+    """Return a channel that gives the body once, and then the client's later messages."""
     given = False
 
     async def channel() -> MutableMapping[str, Any]:
@@ -139,11 +148,11 @@ def replayed(body: bytes, receive: Receive) -> Receive:
 
 
 class Rate:
-    """A bucket of tokens for each address, filled evenly.
+    """A token bucket for each address.
 
     Args:
-        per_minute: requests a minute, and the size of the bucket.
-        clock: seconds that only grow.
+        per_minute: tokens that a bucket gets in a minute, and its size.
+        clock: monotonic seconds.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -151,7 +160,7 @@ class Rate:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def wait(self, address: str) -> float:
-        """Take one token; return 0, or how many seconds are left until there is one."""
+        """Take one token; return 0, or the seconds until there will be one."""
         now = self._clock()
         left, at = self._buckets.get(address, (self._size, now))
         left = min(self._size, left + (now - at) * self._size / 60)

@@ -1,11 +1,11 @@
-"""One cache of keys and values for all requests that are being answered.
+"""One cache of keys and values for all running requests.
+
+All rows end at the same place: a request that joins later puts its prompt right before that place, and
+the positions before its prompt are masked (``starts_B``). So one forward pass advances requests of any
+age. Active rows are the first ones; when a request leaves, the last row takes its place. When the end
+reaches the capacity, all rows move left over positions that no request needs any more.
 
 Shapes: B requests, T positions, S capacity, K key/value heads, D head width.
-
-Rows end at the same place: a request that joins later puts its prompt right before that place, and
-what lies in front of it is masked (``starts_B``). So one forward pass advances requests of all ages.
-Active rows lie at the front; when one leaves, the last takes its place. When the end reaches the
-capacity, everything moves to the left over what nobody needs any more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PoolLayer:
 
     @property
     def starts_B(self) -> Tensor:
-        """The first place of each active row, counted in what `extend` returns."""
+        """The first place of each active row, as an index into what `extend` returns."""
         return torch.tensor(self._pool.starts, device=self._pool.device) - self._pool.first
 
     def extend(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ class Pool:
         self.starts.append(self.end - length)
 
     def make_room(self) -> None:
-        """Have a place for one more position: every active row is shorter than the capacity."""
+        """Make a place for one more position; every active row must be shorter than the capacity."""
         if self.end == self.capacity:
             self._move(-self.first)
 
@@ -111,7 +111,7 @@ class Pool:
         self.starts.pop()
 
     def _move(self, by: int) -> None:
-        """Move all active rows by ``places``."""
+        """Move all active rows by so many places, to the left if negative."""
         old, new = slice(self.first, self.end), slice(self.first + by, self.end + by)
         for layer in self.layers:
             for past_BSKD in (layer.k_BSKD, layer.v_BSKD):
@@ -121,7 +121,7 @@ class Pool:
 
 
 class Recorder:
-    """A cache for one prompt alone, which keeps what each layer computes for the pool."""
+    """A cache for a single prompt that keeps each layer's keys and values, for the pool to admit."""
 
     def __init__(self, shape: ModelShape, capacity: int) -> None:
         self.capacity = capacity

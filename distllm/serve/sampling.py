@@ -20,9 +20,9 @@ class Sampling:
 
     Attributes:
         max_tokens: longest answer.
-        temperature: 0, or nearly so, takes the likeliest token.
-        top_p: sample among the likeliest tokens that together reach this probability only.
-        seed: root of its random stream; equal requests get equal answers, whoever else is served.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: draw only among the likeliest tokens that together reach this probability.
+        seed: root of the random stream; an answer does not depend on the other requests.
         stop: texts before which the answer ends.
     """
 

@@ -1,7 +1,7 @@
-"""The thread that owns the model: it advances all running requests together, one token at a time.
+"""Continuous batching: one thread owns the model and advances all running requests by a token at a time.
 
 Requests join between two tokens and leave when they are done, cancelled or late, so a short one never
-waits for a long one. Other work with the model (embeddings, translation) runs between two tokens.
+waits for a long one. Other work with the model (embeddings, translation) runs between two tokens too.
 
 Shapes: B running requests, V ids of the tokenizer.
 """
@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,19 +22,25 @@ import torch
 
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
+from distllm.models.init import Model
 from distllm.serve.pool import Pool, Recorder
 from distllm.serve.sampling import Sampling, draw
+from distllm.serve.text import TextStream
 
 T = TypeVar("T")
 Ending = Literal["stop", "length", "cancelled", "timeout", "error"]
 _LONGEST_IDLE_SECONDS = 1.0
-_JOIN_AT_ONCE = 4  # prompts read between two tokens: those who are being answered wait for them
+_JOIN_AT_ONCE = 4  # prompts that are read between two tokens, while running requests wait
 
 _log = logging.getLogger(__name__)
 
 
 class Overloaded(Exception):
-    """So many requests wait that another one would not be answered in time."""
+    """Too many requests wait already."""
+
+
+class Stopped(Exception):
+    """The scheduler was closed before the work was done."""
 
 
 @dataclass(slots=True)
@@ -43,11 +49,13 @@ class Request:
 
     Attributes:
         ids: the prompt.
-        sampling: how.
-        deadline: monotonic seconds at which it is given up.
-        tell: gets each new piece of text, and at last an `Ending`; called on the scheduler's thread.
-        new_ids: what was drawn so far.
-        cancelled: set by whoever lost interest.
+        sampling: how its tokens are drawn.
+        deadline: monotonic seconds at which the request is given up.
+        tell: called on the scheduler's thread with each new piece of text, and finally with an `Ending`.
+        new_ids: the ids drawn so far.
+        text: their text.
+        sent: how many characters of it were told.
+        cancelled: may be set by any thread to give the request up.
     """
 
     ids: Sequence[int]
@@ -55,12 +63,13 @@ class Request:
     deadline: float
     tell: Callable[[str, Ending | None], None]
     new_ids: list[int] = field(default_factory=list)
+    text: str = ""
     sent: int = 0
     cancelled: bool = False
 
 
 class Scheduler:
-    """Serve requests with a decoder, or other work with any model.
+    """Answers requests with a decoder, and runs other work with any model.
 
     Args:
         model: in evaluation mode.
@@ -71,7 +80,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Tokenizer, *, slots: int, waiting: int, generates: bool = True
+        self, model: Model, tokenizer: Tokenizer, *, slots: int, waiting: int, generates: bool = True
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self.context: int = model.shape.max_seq_len
@@ -83,7 +92,9 @@ class Scheduler:
         self._waiting: queue.Queue[Request] = queue.Queue(waiting)
         self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue(waiting)
         self._running: list[Request] = []
+        self._streams: dict[int, TextStream] = {}
         self._stopping = False
+        self._entry = threading.Lock()  # nothing is queued once `_stopping` is set
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
@@ -99,6 +110,7 @@ class Scheduler:
         Raises:
             ConfigError: the model does not generate, or the prompt leaves no room in its context.
             Overloaded: too many requests wait.
+            Stopped: the scheduler was closed.
         """
         if self._pool is None:
             raise ConfigError("this model does not continue texts", remedy="serve a decoder for that")
@@ -107,29 +119,33 @@ class Scheduler:
                 f"the prompt has {len(request.ids)} tokens, and the model's context {self.context}",
                 remedy=f"give a prompt of 1 to {self.context - 1} tokens",
             )
-        try:
-            self._waiting.put_nowait(request)
-        except queue.Full as error:
-            raise Overloaded from error
-        self._wake.set()
+        self._enter(self._waiting, request)
 
     def run(self, work: Callable[[], T]) -> Future[T]:
-        """Run ``work`` on the model's thread.
+        """Run ``work`` on the model's thread; the future gets `Stopped` if that ends before.
 
         Raises:
             Overloaded: too much is waiting.
+            Stopped: the scheduler was closed.
         """
         future: Future[T] = Future()
-        try:
-            self._jobs.put_nowait((work, future))
-        except queue.Full as error:
-            raise Overloaded from error
-        self._wake.set()
+        self._enter(self._jobs, (work, future))
         return future
 
+    def _enter(self, line: queue.Queue[T], item: T) -> None:
+        with self._entry:
+            if self._stopping:
+                raise Stopped
+            try:
+                line.put_nowait(item)
+            except queue.Full as error:
+                raise Overloaded from error
+        self._wake.set()
+
     def close(self) -> None:
-        """Stop the thread; what still runs or waits is cancelled."""
-        self._stopping = True
+        """Stop the thread; requests that run or wait are cancelled, other work that waits is dropped."""
+        with self._entry:
+            self._stopping = True
         self._wake.set()
         self._thread.join()
 
@@ -143,10 +159,11 @@ class Scheduler:
             elif self._waiting.empty() and self._jobs.empty():
                 self._wake.wait(_LONGEST_IDLE_SECONDS)
                 self._wake.clear()
-        while not self._waiting.empty():
-            self._running.append(self._waiting.get_nowait())
-        for request in self._running:
+        for request in (*self._running, *_drained(self._waiting)):
             self._end(request, "cancelled")
+        for _, future in _drained(self._jobs):
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Stopped())
 
     def _do_jobs(self) -> None:
         try:
@@ -160,7 +177,7 @@ class Scheduler:
                 future.set_exception(error)
 
     def _join(self) -> None:
-        """Read the prompts of requests that wait, as far as there are slots."""
+        """Read the prompts of waiting requests while slots are free."""
         pool = self._pool
         for _ in range(_JOIN_AT_ONCE):
             if pool is None or pool.rows == pool.slots:
@@ -175,8 +192,9 @@ class Scheduler:
             self._guarded([request], partial(self._read, request))
 
     def _read(self, request: Request) -> None:
-        """Read a prompt, draw the first token, and put what must be remembered into the pool."""
+        """Read a prompt, draw the first token, and put the prompt's keys and values into the pool."""
         assert self._pool is not None
+        self._streams[id(request)] = TextStream(self._tokenizer)
         recorder = Recorder(self._model.shape, len(request.ids))
         tokens_1T = torch.tensor([list(request.ids)], device=self._device)
         positions_1T = torch.arange(len(request.ids), device=self._device)[None]
@@ -187,15 +205,14 @@ class Scheduler:
 
     def _advance(self) -> None:
         """Draw one more token of every running request."""
-        pool = self._pool
+        pool, batch = self._pool, list(self._running)
         assert pool is not None
-        pool.make_room()
-        tokens_B1 = torch.tensor([[r.new_ids[-1]] for r in self._running], device=self._device)
-        places = [[len(r.ids) + len(r.new_ids) - 1] for r in self._running]
-        positions_B1 = torch.tensor(places, device=self._device)
-        batch = list(self._running)
 
         def step() -> None:
+            pool.make_room()
+            tokens_B1 = torch.tensor([[r.new_ids[-1]] for r in batch], device=self._device)
+            places = [[len(r.ids) + len(r.new_ids) - 1] for r in batch]
+            positions_B1 = torch.tensor(places, device=self._device)
             logits_B1V = self._model(tokens_B1, positions_B1, cache=pool)
             pool.advance()
             for row in reversed(range(len(batch))):
@@ -205,7 +222,7 @@ class Scheduler:
         self._guarded(batch, step)
 
     def _take(self, request: Request, logits_V: torch.Tensor) -> bool:
-        """Draw a token of a request, tell its text, and return whether it has ended."""
+        """Draw a token of a request and tell its text; return whether the request has ended."""
         if request.cancelled or time.monotonic() > request.deadline:
             self._end(request, "cancelled" if request.cancelled else "timeout")
             return True
@@ -214,7 +231,7 @@ class Scheduler:
             self._finish(request, "stop")
             return True
         request.new_ids.append(drawn)
-        text = self._tokenizer.decode(request.new_ids)
+        request.text = text = self._streams[id(request)].add(drawn)
         if any(mark in text for mark in request.sampling.stop):
             self._finish(request, "stop")
             return True
@@ -226,8 +243,8 @@ class Scheduler:
         return False
 
     def _finish(self, request: Request, ending: Ending) -> None:
-        """Send what is left before a stop text, and the ending."""
-        text = self._tokenizer.decode(request.new_ids)
+        """Send the rest of the text, up to a stop text, and the ending."""
+        text = request.text
         cut = min((text.find(mark) for mark in request.sampling.stop if mark in text), default=len(text))
         self._send(request, text[:cut])
         self._end(request, ending)
@@ -238,6 +255,7 @@ class Scheduler:
             request.sent = len(text)
 
     def _end(self, request: Request, ending: Ending) -> None:
+        self._streams.pop(id(request), None)
         request.tell("", ending)
 
     def _release(self, row: int) -> None:
@@ -248,7 +266,7 @@ class Scheduler:
             self._running[row] = last
 
     def _guarded(self, requests: Sequence[Request], action: Callable[[], None]) -> None:
-        """Run ``action``; what it raises ends its requests and not the thread."""
+        """Run ``action``; an error ends its requests, not the thread."""
         try:
             action()
         except Exception as error:
@@ -259,8 +277,14 @@ class Scheduler:
                 self._end(request, "error")
 
 
+def _drained(line: queue.Queue[T]) -> Iterator[T]:
+    """Yield what waits in a queue that nothing enters any more."""
+    while not line.empty():
+        yield line.get_nowait()
+
+
 def _settled(text: str, stop: Sequence[str]) -> str:
-    """Return the part of ``text`` that later tokens cannot change: no half character, no half stop."""
+    """Return the part of ``text`` that later tokens cannot change: no half character, no half stop text."""
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")
     held = max((n for mark in stop for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
     return text[: len(text) - held]

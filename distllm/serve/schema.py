@@ -1,4 +1,4 @@
-"""Requests and answers of the server. What OpenAI's clients send and expect, as far as it applies."""
+"""Requests of the server, in the form of OpenAI's API where there is one."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _NOT_HERE: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
 }
-"""What would change an answer and cannot be had, with the values that ask for nothing."""
+"""Fields that would change an answer and are not supported, with the values that change nothing."""
 
 
 class Body(BaseModel):
-    """Fields that change nothing about an answer, such as ``user``, are ignored."""
+    """Base of all requests. Unknown fields, such as ``user``, are ignored."""
 
     model_config = ConfigDict(extra="ignore")
     model: str | None = None
 
 
 class StreamOptions(BaseModel):
-    """What a stream says besides the answer: ``include_usage`` ends it with the counts of tokens."""
+    """Options of a stream: ``include_usage`` ends it with the counts of tokens."""
 
     include_usage: bool = False
 
@@ -94,8 +94,8 @@ class Message(BaseModel):
 class ChatBody(Sampled):
     """``POST /v1/chat/completions``.
 
-    ``truncation`` means what it means in OpenAI's Responses: what no longer fits is refused, or its
-    oldest turns are left out, counted by the header ``x-turns-left-out``.
+    ``truncation`` is that of OpenAI's Responses API: a conversation that does not fit is refused
+    (``disabled``), or its oldest turns are left out and counted in the header ``x-turns-left-out``.
     """
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -132,7 +132,7 @@ class SearchBody(Body):
 
 
 def usage(prompt_tokens: int, new_tokens: int = 0) -> dict[str, Any]:
-    """Return the token counts that go with an answer."""
+    """Return the token counts of an answer."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,

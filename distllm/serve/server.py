@@ -1,4 +1,4 @@
-"""Listening, and stopping without dropping what is under way."""
+"""The HTTP server: it listens, and stops without dropping running requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BACKLOG = 512
 
 
 class Limits(Protocol):
-    """What a server allows; see `distllm.commands.serve.Options`."""
+    """Limits of a server; see `distllm.commands.serve.Options`."""
 
     @property
     def slots(self) -> int:
@@ -82,12 +82,12 @@ def guarded_app(backend: Backend, limits: Limits, token: str | None, *, loopback
 
 
 def server_of(backend: Backend, loopback: bool, limits: Limits, token: str | None) -> uvicorn.Server:
-    """Return a server that is not running yet; asked to stop, it finishes what is under way.
+    """Return a server that is not running yet; when asked to stop, it finishes its running requests.
 
     Args:
         backend: the model.
-        loopback: whether only this machine can reach it.
-        limits: what is allowed.
+        loopback: whether only this machine can reach the server.
+        limits: see `Limits`.
         token: what clients must send, or None.
     """
     config = uvicorn.Config(
@@ -103,9 +103,9 @@ def server_of(backend: Backend, loopback: bool, limits: Limits, token: str | Non
 
 
 class _Server(uvicorn.Server):
-    """Returns when it has been asked to stop and has finished; uvicorn's would raise the signal again."""
+    """Returns from ``run`` after a graceful stop, where uvicorn's own server raises the signal again."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop accepting; a second Ctrl-C gives up what is under way."""
+        """Stop accepting requests; a second Ctrl-C gives up the running ones."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True

@@ -84,7 +84,7 @@ def our_keeps(*, whole):
     )
     cleaner = Cleaner(web if whole else rules)
     language = "" if whole else "en"
-    return lambda text: isinstance(cleaner(Document.of_text("x", text, language))[0], Document)
+    return lambda text: isinstance(cleaner(Document.from_text("x", text, language))[0], Document)
 
 
 def report(name, result):

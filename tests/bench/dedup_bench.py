@@ -93,7 +93,7 @@ def ours(paths, size, scratch):
 
     config = DedupConfig(documents=False, near=True)
     texts = corpus(paths, size)
-    documents = [Document.of_text(name, text) for name, text in texts]
+    documents = [Document.from_text(name, text) for name, text in texts]
     for name in ("warm", "unit"):
         (Path(scratch) / name).mkdir()
     sign([documents[:1]], Path(scratch) / "warm", config)

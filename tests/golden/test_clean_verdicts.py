@@ -89,7 +89,7 @@ def test_the_chain_keeps_what_datatrove_keeps(golden):
     kept = [
         item["id"]
         for item, measures in golden
-        if isinstance(cleaner(Document.of_text(item["id"], measures.text, "en"))[0], Document)
+        if isinstance(cleaner(Document.from_text(item["id"], measures.text, "en"))[0], Document)
     ]
     assert kept == [item["id"] for item, _ in golden if item["chain"]]
     assert len(kept) > 20

@@ -36,7 +36,7 @@ CLEANERS = {name: Cleaner(config) for name, config in CONFIGS.items()}
 
 
 def clean(text, name="basic"):
-    item, edited = CLEANERS[name](Document.of_text("d", text, "en"))
+    item, edited = CLEANERS[name](Document.from_text("d", text, "en"))
     return ("" if isinstance(item, Dropped) else item.text), edited
 
 

@@ -37,7 +37,7 @@ def decided(root, documents, cuts):
 @given(st.lists(TEXTS, min_size=1, max_size=9), st.randoms(), st.lists(st.integers(1, 8), max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_neither_order_nor_units_change_what_is_kept(texts, draw, cuts):
-    documents = [Document.of_text(f"d{i}", text) for i, text in enumerate(texts)]
+    documents = [Document.from_text(f"d{i}", text) for i, text in enumerate(texts)]
     shuffled = list(documents)
     draw.shuffle(shuffled)
     with tempfile.TemporaryDirectory() as name:

@@ -28,7 +28,7 @@ def test_batches_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(spool, "_BATCH_CHARS", 10)
     with SpoolWriter(tmp_path, ("text",)) as writer:
         for i in range(7):
-            writer.add(Document.of_text(str(i), "x" * 4))
+            writer.add(Document.from_text(str(i), "x" * 4))
     assert [len(batch) for batch in read_batches(tmp_path)] == [3, 3, 1]
 
 

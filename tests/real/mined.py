@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from distllm.commands.runs import run_of
-from distllm.data.examples.asking import Asking
 from distllm.data.examples.pairs import SOURCE, TARGET
+from distllm.data.examples.prompts import PromptBuilder
 from distllm.data.open import open_split
 from distllm.extras import require
 from distllm.infer.generate import write_texts
@@ -44,17 +44,17 @@ def main(run, out, every="1"):
     resolved = stored.resolved()
     trained = load_trained(stored.directory.checkpoints, resolved)
     model, tokenizer = trained.model, trained.tokenizer
-    asking = Asking(tokenizer, resolved.shape.family, stored.config.task)
+    prompts = PromptBuilder(tokenizer, resolved.shape.family, stored.config.task)
     chrf = require("sacrebleu.metrics", "chrF", "eval").CHRF()
     documents = open_split(stored.config, "train").documents()
     longest = resolved.shape.max_seq_len - LONGEST
     pairs = []
     for _, record in islice(documents, None, None, int(every)):
         source, right = (tokenizer.decode(record[field].tolist()) for field in (SOURCE, TARGET))
-        asked = asking.to_translate(source)
-        if len(asked.prompt) <= longest:
+        asked = prompts.to_translate(source)
+        if len(asked.ids) <= longest:
             pairs.append((asked, source, right))
-    pairs.sort(key=lambda pair: len(pair[0].prompt))  # texts of one length are written together
+    pairs.sort(key=lambda pair: len(pair[0].ids))  # texts of one length are written together
     count = 0
     with Path(out).open("w", encoding="utf-8") as file:
         for start in range(0, len(pairs), TOGETHER):

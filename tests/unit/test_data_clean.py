@@ -25,7 +25,7 @@ PROSE = (
 
 
 def clean(text, config=None, language=""):
-    return Cleaner(config or CleanConfig(min_chars=0))(Document.of_text("d", text, language))
+    return Cleaner(config or CleanConfig(min_chars=0))(Document.from_text("d", text, language))
 
 
 def rule(text, **config):

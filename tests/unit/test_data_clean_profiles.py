@@ -25,7 +25,7 @@ PROSE = (
 
 
 def clean(text, config):
-    return Cleaner(config)(Document.of_text("d", text))
+    return Cleaner(config)(Document.from_text("d", text))
 
 
 def no_bridges(document):
@@ -65,7 +65,7 @@ def broken(document):
     [
         (lambda document: None, "it returned None"),
         (broken, "it raised KeyError: 'The river'"),
-        (lambda document: Document.of_text("other", "x"), "it returned the document other"),
+        (lambda document: Document.from_text("other", "x"), "it returned the document other"),
     ],
 )
 def test_a_filter_that_fails_is_named_with_its_document(monkeypatch, function, told):
@@ -154,6 +154,6 @@ def test_good_prose_passes_every_profile(name):
 def test_a_cleaner_travels_to_other_processes():
     for name in profile_names():
         cleaner = Cleaner(load_profile(name))
-        assert pickle.loads(pickle.dumps(cleaner))(Document.of_text("d", PROSE)) == clean(
+        assert pickle.loads(pickle.dumps(cleaner))(Document.from_text("d", PROSE)) == clean(
             PROSE, load_profile(name)
         )

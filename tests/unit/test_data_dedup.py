@@ -32,7 +32,7 @@ def signed(tmp_path, units, config):
     for documents in units:
         directory = tmp_path / f"unit{len(list(tmp_path.iterdir()))}"
         directory.mkdir()
-        batch = [d if isinstance(d, Document) else Document.of_text(*d) for d in documents]
+        batch = [d if isinstance(d, Document) else Document.from_text(*d) for d in documents]
         made.append(Unit(sign([batch], directory, config), "s"))
     return made
 
@@ -136,7 +136,7 @@ def test_pieces_that_stand_elsewhere_are_cut_out(tmp_path):
     units = signed(tmp_path, [texts], config)
     (decision,) = decide(units, config)
     removals = Removals.save(tmp_path / "r.json", decision)
-    documents = [removals.apply(row, Document.of_text(*each)) for row, each in enumerate(texts)]
+    documents = [removals.apply(row, Document.from_text(*each)) for row, each in enumerate(texts)]
     assert documents[1].text == texts[1][1]  # the longest has precedence
     assert documents[0].text == texts[0][1].replace(f"\n{long}", "")
     assert isinstance(documents[2], Dropped)
@@ -159,7 +159,7 @@ def test_paragraphs_are_cut_at_blank_lines(tmp_path):
     config = DedupConfig(pieces="paragraphs")
     (decision,) = decide(signed(tmp_path, [texts], config), config)
     assert decision.pieces == {1: [0]}
-    left = Removals.save(tmp_path / "r", decision).apply(1, Document.of_text(*texts[1]))
+    left = Removals.save(tmp_path / "r", decision).apply(1, Document.from_text(*texts[1]))
     assert left.text == prose(2, 20)
 
 
@@ -179,9 +179,9 @@ def test_removals_name_the_keeper_and_their_digest_follows_them(tmp_path):
     (decision,) = decide(units, config)
     removals = Removals.save(tmp_path / "one.json", decision)
     row, (_, keeper) = next(iter(decision.documents.items()))
-    dropped = removals.apply(row, Document.of_text("x", "same"))
+    dropped = removals.apply(row, Document.from_text("x", "same"))
     assert (dropped.rule, dropped.reason, dropped.sample) == ("duplicate", f"same text as {keeper}", "same")
-    assert removals.apply(2, Document.of_text("c", "other")).text == "other"
+    assert removals.apply(2, Document.from_text("c", "other")).text == "other"
     assert Removals.save(tmp_path / "two.json", decision).digest == removals.digest
     decision.documents[2] = ("duplicate", "a")
     assert Removals.save(tmp_path / "two.json", decision).digest != removals.digest
@@ -218,7 +218,7 @@ from distllm.config.schema_dedup import DedupConfig
 from distllm.data.dedup import sign
 from distllm.data.records import Document
 out = pathlib.Path(sys.argv[1]); out.mkdir()
-texts = [Document.of_text(str(i), f"word{i} and word{i * i} are in text number {i}") for i in range(50)]
+texts = [Document.from_text(str(i), f"word{i} and word{i * i} are in text number {i}") for i in range(50)]
 sign([texts], out, DedupConfig(near=True, pieces="lines"))
 """
 
@@ -249,18 +249,18 @@ def sets(tmp_path):
 def test_thirteen_shared_words_spoil_an_evaluation(sets, name):
     check = Decontaminator([str(sets / name)], 13)
     words = EVAL.split()
-    spoiled = check(Document.of_text("d", "It says: " + ", ".join(words[2:15]).title() + " again."))
+    spoiled = check(Document.from_text("d", "It says: " + ", ".join(words[2:15]).title() + " again."))
     assert (spoiled.rule, str(sets / name) in spoiled.reason) == ("contaminated", True)
     assert "brown fox jumps" in spoiled.reason
-    clean = Document.of_text("d", " ".join(words[:12]) + " and " + " ".join(words[12:]))
+    clean = Document.from_text("d", " ".join(words[:12]) + " and " + " ".join(words[12:]))
     assert check(clean) is clean
 
 
 def test_short_items_count_whole_and_very_short_ones_not_at_all(sets):
     check = Decontaminator([str(sets / "eval.txt")], 13)
-    assert check(Document.of_text("d", "So, who wrote the seventh symphony, then?")).rule == "contaminated"
+    assert check(Document.from_text("d", "So, who wrote the seventh symphony, then?")).rule == "contaminated"
     for text in ("who wrote the eighth symphony", "short", ""):
-        assert isinstance(check(Document.of_text("d", text)), Document)
+        assert isinstance(check(Document.from_text("d", text)), Document)
 
 
 def test_the_digest_follows_the_content_of_the_sets(sets):
@@ -276,9 +276,9 @@ def test_bad_sets_are_named(sets):
         Decontaminator([str(sets / "missing.txt")], 13).digest  # noqa: B018
     (sets / "bad.jsonl").write_text('{"a": "b"}\n{"a": \n')
     with pytest.raises(DataError, match=r"line 2 of the evaluation set .* is not JSON"):
-        Decontaminator([str(sets / "bad.jsonl")], 13)(Document.of_text("d", "text"))
+        Decontaminator([str(sets / "bad.jsonl")], 13)(Document.from_text("d", "text"))
 
 
 def test_no_sets_no_work():
-    document = Document.of_text("d", EVAL)
+    document = Document.from_text("d", EVAL)
     assert Decontaminator([], 13)(document) is document

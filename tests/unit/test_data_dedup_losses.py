@@ -15,7 +15,7 @@ def decisions_of(tmp_path, units, config):
     for number, texts in enumerate(units):
         directory = tmp_path / f"unit{number}"
         directory.mkdir()
-        made.append(Unit(sign([[Document.of_text(*each) for each in texts]], directory, config), "s"))
+        made.append(Unit(sign([[Document.from_text(*each) for each in texts]], directory, config), "s"))
     return decide(made, config)
 
 
@@ -97,10 +97,10 @@ def test_an_evaluation_set_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "set.txt"
     path.write_bytes(b"\xef\xbb\xbfthe first line of the set\ncaf\xe9\n")
     with pytest.raises(DataError, match=r"line 2 of the evaluation set .* is not UTF-8") as raised:
-        Decontaminator([str(path)], 13)(Document.of_text("d", "text"))
+        Decontaminator([str(path)], 13)(Document.from_text("d", "text"))
     assert raised.value.where == f"{path}:2"
     path.write_bytes(b"\xef\xbb\xbfthe first line of the set\n")
-    spoiled = Decontaminator([str(path)], 13)(Document.of_text("d", "It is The First Line of the Set."))
+    spoiled = Decontaminator([str(path)], 13)(Document.from_text("d", "It is The First Line of the Set."))
     assert spoiled.rule == "contaminated"
 
 
@@ -123,7 +123,7 @@ def test_lines_of_documents_that_are_fixed_stay(tmp_path):
     units = []
     for name, texts in (("old", ["x" * 50, f"{line}\n{line}"]), ("new", [f"{line}\n{'y' * 900}"])):
         (tmp_path / name).mkdir()
-        documents = [Document.of_text(f"{name}{i}", text) for i, text in enumerate(texts)]
+        documents = [Document.from_text(f"{name}{i}", text) for i, text in enumerate(texts)]
         signed = sign([documents], tmp_path / name, DedupConfig(pieces="lines"))
         units.append(Unit(signed, name, fixed=name == "old"))
     old, new = decide(units, DedupConfig(pieces="lines"))

@@ -131,7 +131,7 @@ def test_nothing_has_no_places():
 
 def one_unit(directory):
     directory.mkdir()
-    return Unit(sign([[Document.of_text(name, name) for name in "abc"]], directory, DedupConfig()))
+    return Unit(sign([[Document.from_text(name, name) for name in "abc"]], directory, DedupConfig()))
 
 
 def test_a_full_disk_is_named_before_anything_is_mapped(tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_decisions_are_a_sequence_that_can_be_cut(tmp_path):
     for number in range(4):
         directory = tmp_path / str(number)
         directory.mkdir()
-        texts = [Document.of_text(f"{number}-{i}-\udcff", f"text {i}") for i in range(number + 1)]
+        texts = [Document.from_text(f"{number}-{i}-\udcff", f"text {i}") for i in range(number + 1)]
         units.append(Unit(sign([texts], directory, DedupConfig()), "s"))
     decisions = decide(units, DedupConfig())
     assert len(decisions) == 4
@@ -177,7 +177,7 @@ def test_decisions_are_a_sequence_that_can_be_cut(tmp_path):
 
 def test_bands_are_hashes_of_their_rows(tmp_path):
     config = DedupConfig(near=True, bands=7, rows=4)
-    texts = [Document.of_text(str(i), f"a text of {i} words {i * i} and {i + 7} more") for i in range(9)]
+    texts = [Document.from_text(str(i), f"a text of {i} words {i * i} and {i + 7} more") for i in range(9)]
     signed = sign([texts], tmp_path, config)
     assert signed.bands().shape == (7, 9)
     rows = signed.signatures().reshape(9, 7, 4)
@@ -187,7 +187,7 @@ def test_bands_are_hashes_of_their_rows(tmp_path):
 
 
 def test_a_removal_survives_its_file_with_an_id_of_any_characters(tmp_path):
-    texts = [Document.of_text("\udcffa\n", "same"), Document.of_text("b", "same")]
+    texts = [Document.from_text("\udcffa\n", "same"), Document.from_text("b", "same")]
     (tmp_path / "unit").mkdir()
     (decision,) = decide([Unit(sign([texts], tmp_path / "unit", DedupConfig()))], DedupConfig())
     removals = Removals.save(tmp_path / "r.json", decision)

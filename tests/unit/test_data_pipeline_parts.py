@@ -82,7 +82,7 @@ def test_an_output_keeps_logs_and_counts(tmp_path):
     seen = []
     with Output(tmp_path, ("text",), seen.append) as output:
         for i in range(3):
-            document = Document.of_text(f"d{i}", "ä" * i)
+            document = Document.from_text(f"d{i}", "ä" * i)
             output.saw(text_bytes(document))
             output.put(document if i else Dropped.of(document, "empty", "nothing in it"))
     assert seen == [0, 2, 6]

@@ -44,7 +44,7 @@ except ValueError:
 def test_a_module_becomes_its_docstrings_in_source_order(tmp_path):
     (tmp_path / "m.py").write_text(SOURCE)
     document = read_module("pkg.m", tmp_path / "m.py")
-    assert document == Document.of_text(
+    assert document == Document.from_text(
         "module:pkg.m",
         "# pkg.m\n\nThe module.\n\nSecond line.\n\n"
         "## pkg.m.A\n\nClass A.\n\n"
@@ -56,7 +56,7 @@ def test_a_module_becomes_its_docstrings_in_source_order(tmp_path):
 
 def test_a_module_without_its_own_docstring_keeps_the_heading(tmp_path):
     (tmp_path / "m.py").write_text('def f():\n    """F."""\n')
-    assert read_module("m", tmp_path / "m.py") == Document.of_text("module:m", "# m\n\n## m.f\n\nF.")
+    assert read_module("m", tmp_path / "m.py") == Document.from_text("module:m", "# m\n\n## m.f\n\nF.")
 
 
 @pytest.mark.parametrize(

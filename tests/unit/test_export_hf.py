@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from generation import generate
 
 from distllm.config.schema import ModelConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
@@ -10,7 +11,6 @@ from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError, ConfigError, IntegrityError, MissingDependency
 from distllm.export.hf import export_hf
 from distllm.export.verify import verify_export
-from distllm.infer.generate import generate
 from distllm.models.init import build_model
 
 FACTS = {"step": 7, "valid_loss": 1.5, "dataset": "abc", "config": {"name": "tiny-run", "seed": 3}}

@@ -3,6 +3,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from generation import generate
 
 from distllm.config.schema import ModelConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
@@ -10,7 +11,7 @@ from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
 from distllm.infer.beam import Search
-from distllm.infer.generate import generate, generate_rows, sample_text
+from distllm.infer.generate import generate_rows, sample_text
 from distllm.models.cache import KVCache
 from distllm.models.init import build_model
 from distllm.models.stack import compile_blocks

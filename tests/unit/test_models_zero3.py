@@ -13,12 +13,12 @@ VOCAB, LENGTH, ROWS, STEPS = 60, 16, 4, 3
 
 def train(topology, engine_name, tie_embeddings, compiled):
     import torch
+    from generation import generate
 
     from distllm.config.engine import deepspeed_json
     from distllm.config.schema import ModelConfig, OptimConfig
     from distllm.config.shape import settle_shape
     from distllm.dist.build import build_engine
-    from distllm.infer.generate import generate
     from distllm.models.init import build_model
     from distllm.models.stack import compile_blocks
     from distllm.optim.optimizers import build_optimizer

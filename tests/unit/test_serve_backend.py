@@ -52,12 +52,12 @@ def test_an_encoder_embeds_whole_texts_between_ends(words, head):
         torch.testing.assert_close(torch.tensor(vector), expected)
 
 
-def test_a_decoder_embeds_by_the_mean_of_its_last_states_and_makes_hardly_any_logits(words):
+def test_a_decoder_embeds_by_the_mean_of_its_last_states_and_makes_no_logits(words):
     model, seen = serving.model(words.vocab_size), []
     handle = model.lm_head.register_forward_hook(lambda _m, _given, out: seen.append(out.shape[1]))
     (vector,) = Backend("d", model, words).embed(["the model is"])
     handle.remove()
-    assert seen == [1]
+    assert not seen
     ids_1T = torch.tensor([[words.eot_id, *words.encode("the model is")]])
     place_1T = torch.arange(ids_1T.shape[1])[None]
     with torch.no_grad():

@@ -93,6 +93,19 @@ def test_a_body_that_never_ends_is_given_up(monkeypatch):
     assert ask(guarded(), b"x", silent=True)[0] == 408
 
 
+def test_a_body_that_is_cut_off_is_not_handed_on():
+    app, messages, sent = guarded(), [{"type": "http.request", "body": b"half", "more_body": True}], []
+
+    async def receive():
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app({"type": "http", "path": "/v1/x", "headers": []}, receive, send))
+    assert sent[0]["status"] == 400
+
+
 def test_one_address_cannot_take_everything():
     app = guarded(per_minute=3)
     codes = [ask(app)[0] for _ in range(5)]
@@ -125,7 +138,17 @@ def test_addresses_do_not_fill_memory(monkeypatch):
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("evil.example", 421), ("", 421)],
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("LocalHost", 200),
+        ("evil.example", 421),
+        ("", 421),
+        ("[::1", 421),
+        ("localhost@evil.example", 421),
+    ],
 )
 def test_pages_of_other_sites_cannot_reach_a_server_on_loopback(host, status):
     app = guarded(hosts=frozenset({"localhost", "127.0.0.1", "::1"}))

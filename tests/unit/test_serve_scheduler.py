@@ -1,15 +1,19 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 import serving
 import torch
+from generation import generate
+from wordpiece import write_wordpiece
 
+from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
-from distllm.infer.generate import generate
 from distllm.serve.pool import Pool
 from distllm.serve.sampling import Sampling, draw
-from distllm.serve.scheduler import Overloaded, Request, Scheduler
+from distllm.serve.scheduler import Overloaded, Request, Scheduler, Stopped
+from distllm.serve.text import TextStream
 
 GREEDY = Sampling(max_tokens=10, temperature=0.0)
 
@@ -187,6 +191,67 @@ def test_closing_cancels_what_runs_and_what_waits(model, words):
     closing.join(30)
     assert {one.ending for one in asked if one.done.wait(10)} <= {"cancelled", "length", "stop"}
     assert all(one.ending for one in asked)
+
+
+def test_closing_ends_other_work_that_waits_and_takes_no_more(model, words):
+    scheduler = Scheduler(model, words, slots=1, waiting=8)
+    held = threading.Event()
+    scheduler.run(lambda: held.wait(30))
+    waits = [scheduler.run(lambda: 1) for _ in range(3)]
+    closing = threading.Thread(target=scheduler.close)
+    closing.start()
+    time.sleep(0.1)
+    held.set()
+    closing.join(30)
+    assert any(isinstance(one.exception(10), Stopped) for one in waits)
+    with pytest.raises(Stopped):
+        scheduler.run(lambda: 1)
+    with pytest.raises(Stopped):
+        Asked(scheduler, [3])
+
+
+def test_a_pool_that_fails_ends_its_requests_and_not_the_server(model, words, monkeypatch):
+    scheduler = Scheduler(model, words, slots=2, waiting=4)
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(scheduler._pool, "make_room", fail)
+    failed = Asked(scheduler, [3])
+    failed.result()
+    assert failed.ending == "error"
+    monkeypatch.undo()
+    assert Asked(scheduler, [3]).result()
+    scheduler.close()
+
+
+@pytest.mark.filterwarnings("ignore::distllm.data.tokenizer.LossyTokenizer")
+@pytest.mark.parametrize("folder", ["bytes", "wordpiece"])
+def test_ids_decoded_one_by_one_are_the_text_of_all(words, folder, tmp_path):
+    tokenizer = words if folder == "bytes" else Tokenizer.load(write_wordpiece(tmp_path))
+    random = np.random.default_rng(0)
+    texts = ["größer 漢字 👩\u200d👧 don't , stop .", ""]
+    answers = [tokenizer.encode(text) for text in texts]
+    answers += random.integers(0, tokenizer.vocab_size, (20, 30)).tolist()
+    for ids in answers:
+        stream = TextStream(tokenizer)
+        for count, id_ in enumerate(ids, 1):
+            assert stream.add(id_) == tokenizer.decode(ids[:count])
+
+
+def test_the_cost_of_a_token_does_not_grow_with_the_answer(words):
+    class Counting:
+        longest = 0
+
+        def decode(self, ids):
+            self.longest = max(self.longest, len(ids))
+            return words.decode(ids)
+
+    counting = Counting()
+    stream = TextStream(counting)
+    for id_ in words.encode("the model is " * 300):
+        stream.add(id_)
+    assert counting.longest < 10
 
 
 def test_the_pool_refuses_what_has_no_room(model):

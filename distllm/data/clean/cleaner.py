@@ -113,7 +113,7 @@ class Cleaner:
         if text == document.text:
             return document
         edited.append("c4_lines")
-        document = Document.of_text(document.id, self._without_lines(text, edited), document.language)
+        document = Document.from_text(document.id, self._without_lines(text, edited), document.language)
         return self._short(document) or document
 
     def _for_fineweb(self, before: Measures, text: str) -> Measures:

@@ -68,7 +68,7 @@ class Canaries:
                 row, unit = derive_seed(seed, "canary", number, "place", copy) % total, 0
                 while row >= rows[unit]:
                     row, unit = row - rows[unit], unit + 1
-                document = Document.of_text(f"{CANARY}{number}.{copy}", self.texts[number])
+                document = Document.from_text(f"{CANARY}{number}.{copy}", self.texts[number])
                 placed[unit].setdefault(row, []).append(document)
         return placed
 

@@ -39,7 +39,7 @@ def read_text(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
     """
     content = read_whole(file, part.name, read)
     text = content if isinstance(content, Dropped) else decode(content, part.name, read)
-    yield text if isinstance(text, Dropped) else Document.of_text(part.name, text, read.language)
+    yield text if isinstance(text, Dropped) else Document.from_text(part.name, text, read.language)
 
 
 def read_html(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
@@ -53,7 +53,7 @@ def read_html(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
         return
     text = main_text(content)
     if text:
-        yield Document.of_text(part.name, text, read.language)
+        yield Document.from_text(part.name, text, read.language)
     else:
         yield Dropped(part.name, "no_main_text", "nothing but navigation, scripts and mark-up")
 
@@ -122,7 +122,7 @@ def read_pdf(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dr
         raise DamagedFile(f"{type(error).__name__}: {error}") from error
     text = "\n\n".join(pages)
     if text.strip():
-        yield Document.of_text(part.name, text, read.language)
+        yield Document.from_text(part.name, text, read.language)
     else:
         yield Dropped(part.name, "no_text", f"{len(pages)} pages without text; they may be scanned")
 
@@ -151,7 +151,7 @@ def read_epub(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | D
         raise DamagedFile(f"not an EPUB book: {error}") from error
     text = "\n\n".join(chapter for chapter in chapters if chapter)
     if text:
-        yield Document.of_text(part.name, text, read.language)
+        yield Document.from_text(part.name, text, read.language)
     else:
         yield Dropped(part.name, "no_main_text", "its chapters hold no text")
 

@@ -45,7 +45,7 @@ def read_pydocs(file: Path, part: Part, read: ReadConfig) -> Iterator[Document |
     topics, modules, names = _catalogue()
     for kind, name in names[part.start : part.stop]:
         if kind == "topic":
-            yield Document.of_text(f"topic:{name}", f"# {name}\n\n{topics[name]}")
+            yield Document.from_text(f"topic:{name}", f"# {name}\n\n{topics[name]}")
         else:
             yield read_module(name, modules[name])
 
@@ -134,7 +134,7 @@ def read_module(name: str, path: Path) -> Document | Dropped:
         return Dropped(id_, "no_docstring", "nothing in it has a docstring")
     heading = [] if sections[0][0] == name else [f"# {name}"]
     paragraphs = [f"{'#' if title == name else '##'} {title}\n\n{text}" for title, text in sections]
-    return Document.of_text(id_, "\n\n".join([*heading, *paragraphs]))
+    return Document.from_text(id_, "\n\n".join([*heading, *paragraphs]))
 
 
 def _sections(node: ast.AST, qualified_name: str) -> Iterator[tuple[str, str]]:

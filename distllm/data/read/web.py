@@ -59,7 +59,7 @@ def _document(record: Any, part: Part, read: ReadConfig, warc: Any) -> Document 
     content = record.reader.read()
     if record.record_type == warc.WarcRecordType.conversion:
         text = decode(content, name, read)
-        return text if isinstance(text, Dropped) else Document.of_text(name, text, read.language)
+        return text if isinstance(text, Dropped) else Document.from_text(name, text, read.language)
     status, kind = record.http_headers.status_code if record.http_headers else None, record.http_content_type
     if status is not None and status != 200:
         return Dropped(name, "http_error", f"status {status}")
@@ -69,7 +69,7 @@ def _document(record: Any, part: Part, read: ReadConfig, warc: Any) -> Document 
     if isinstance(page, Dropped):
         return page
     text = main_text(page)
-    return Document.of_text(name, text, read.language) if text else Dropped(name, "no_main_text", "no text")
+    return Document.from_text(name, text, read.language) if text else Dropped(name, "no_main_text", "no text")
 
 
 def _decoded(body: bytes, headers: Mapping[str, str], name: str, read: ReadConfig) -> bytes | Dropped:

@@ -1,4 +1,4 @@
-"""How a trained model is asked: in the frames that its examples had in training, up to where it speaks."""
+"""Prompts of a trained model: framed as its training examples were, up to where the model takes over."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ from distllm.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a model is given: the ids that its text begins with; an encoder-decoder's source, else None."""
+class Prompt:
+    """What a model is given.
 
-    prompt: list[int]
+    Attributes:
+        ids: what the decoder's text begins with.
+        source: what the encoder of an encoder-decoder reads; None for a decoder.
+    """
+
+    ids: list[int]
     source: list[int] | None = None
 
 
-class Asking:
-    """Frames what a user asks.
+class PromptBuilder:
+    """Makes the prompts of one model.
 
     Args:
         tokenizer: of the model.
         family: of the model: decoder or encoder_decoder.
-        task: what it was trained to do; of a model from elsewhere, the defaults.
-        begin: what the decoder begins with; the end of text, as all that is trained here.
+        task: what it was trained on; for a model trained elsewhere, the defaults.
+        begin: the ids that the decoder begins with; by default the end of text, as in all training here.
 
     Attributes:
         begin: see above.
@@ -40,26 +45,26 @@ class Asking:
     ) -> None:
         self._tokenizer = tokenizer
         self.begin = list(begin) or [tokenizer.eot_id]
-        self._reads = family == "encoder_decoder"
+        self._has_encoder = family == "encoder_decoder"
         self._task = task
 
     @property
     def translates(self) -> bool:
         """Whether the model was trained to write a target for a source."""
-        return self._reads or self._task.name == "seq2seq"
+        return self._has_encoder or self._task.name == "seq2seq"
 
     @property
     def unanswerable(self) -> str | None:
-        """What the model says where there is no answer; None if it was not trained to answer."""
+        """What the model writes where there is no answer; None if it was not trained to answer."""
         return self._task.unanswerable if self._task.name == "instruct" else None
 
-    def to_continue(self, text: str) -> Asked:
-        """Return a text as the beginning of a document or, for an encoder-decoder, as its source."""
+    def to_continue(self, text: str) -> Prompt:
+        """Return the prompt to continue a text; an encoder-decoder reads the text as its source."""
         ids = self._tokenizer.encode(text)
-        return self._source(ids) if self._reads else Asked([*self.begin, *ids])
+        return self._source(ids) if self._has_encoder else Prompt([*self.begin, *ids])
 
-    def to_translate(self, text: str) -> Asked:
-        """Return a source as the model met them in training.
+    def to_translate(self, text: str) -> Prompt:
+        """Return the prompt to write the target of a source.
 
         Raises:
             ConfigError: the model was not trained on pairs.
@@ -71,17 +76,19 @@ class Asking:
                 remedy="train one with task=seq2seq, or let this one continue a prompt: distllm generate",
             )
         ids = self._tokenizer.encode(text)
-        return self._source(ids) if self._reads else self._framed(self._task.prompt, {SOURCE: ids})
+        return self._source(ids) if self._has_encoder else self._framed(self._task.prompt, {SOURCE: ids})
 
-    def to_answer(self, question: str, context: str, longest: int) -> Asked:
-        """Return a question about a text, of which the end is left out where ``longest`` ids do not hold it.
+    def to_answer(self, question: str, context: str, longest: int) -> Prompt:
+        """Return the prompt to answer a question about a text.
+
+        The end of the text is left out where the prompt would have more than ``longest`` ids.
 
         Raises:
-            ConfigError: the question alone is longer.
+            ConfigError: the question alone has more.
         """
         fields = {CONTEXT: self._tokenizer.encode(context), QUESTION: self._tokenizer.encode(question)}
         whole = self._framed(self._task.question_prompt, fields)
-        excess = len(whole.prompt) - longest
+        excess = len(whole.ids) - longest
         if excess <= 0:
             return whole
         kept = len(fields[CONTEXT]) - excess
@@ -93,10 +100,10 @@ class Asking:
             )
         return self._framed(self._task.question_prompt, {**fields, CONTEXT: fields[CONTEXT][:kept]})
 
-    def _source(self, ids: list[int]) -> Asked:
-        return Asked(self.begin, [*ids, self._tokenizer.eot_id])
+    def _source(self, ids: list[int]) -> Prompt:
+        return Prompt(self.begin, [*ids, self._tokenizer.eot_id])
 
-    def _framed(self, template: str, fields: Mapping[str, list[int]]) -> Asked:
+    def _framed(self, template: str, fields: Mapping[str, list[int]]) -> Prompt:
         parts = parse_template(template, tuple(fields), self._tokenizer)
         record = {name: np.array(ids, dtype=np.int64) for name, ids in fields.items()}
-        return Asked([*self.begin, *render(parts, record).tolist()])
+        return Prompt([*self.begin, *render(parts, record).tolist()])

@@ -60,11 +60,11 @@ def test_a_text_is_continued_as_by_transformers(tokenizer, tmp_path, kind):
     new = row[1:] if kind == "t5" else row[given["input_ids"].shape[1] :]
     expected = mine.decode(new[: new.index(eos)] if eos in new else new)
     backend = open_model(ModelOptions(model=str(tmp_path)), "generate")
-    asked = backend.asking.to_continue("the cat")
+    asked = backend.prompts.to_continue("the cat")
     assert write_texts(backend.model, backend.tokenizer, [asked], max_tokens=8) == [expected]
 
     task = {"name": "seq2seq", "prompt": "{source}: "}
     (tmp_path / "distllm.json").write_text(json.dumps({"facts": {"config": {"task": task}}}))
-    ours = open_model(ModelOptions(model=str(tmp_path)), "generate").asking
+    ours = open_model(ModelOptions(model=str(tmp_path)), "generate").prompts
     assert ours.begin == [eos]
     assert ours.translates

@@ -8,9 +8,9 @@ import pytest
 from distllm.config.schema_task import TaskConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.batch import IGNORE_INDEX
-from distllm.data.examples.asking import Asking
 from distllm.data.examples.dialogue import AnsweredQuestions
 from distllm.data.examples.pairs import DecoderPairs, EncoderDecoderPairs
+from distllm.data.examples.prompts import PromptBuilder
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
 
@@ -32,14 +32,14 @@ def before_the_answer(example):
 def test_a_source_is_asked_as_it_was_taught(words):
     taught = record(words, source="the cat", target="le chat")
     task = TaskConfig(name="seq2seq", prompt="{source} in French: ")
-    decoder = Asking(words, "decoder", task).to_translate("the cat")
-    assert decoder.prompt == before_the_answer(DecoderPairs(words, task.prompt).frame(taught, 0))
+    decoder = PromptBuilder(words, "decoder", task).to_translate("the cat")
+    assert decoder.ids == before_the_answer(DecoderPairs(words, task.prompt).frame(taught, 0))
     assert decoder.source is None
     example = EncoderDecoderPairs(words).frame(taught, 0)
     for ask in ("to_translate", "to_continue"):
-        asked = getattr(Asking(words, "encoder_decoder", task), ask)("the cat")
+        asked = getattr(PromptBuilder(words, "encoder_decoder", task), ask)("the cat")
         assert asked.source == example.sources[0].tolist()
-        assert asked.prompt == before_the_answer(example)
+        assert asked.ids == before_the_answer(example)
 
 
 def test_a_question_is_asked_as_it_was_taught(words):
@@ -47,23 +47,23 @@ def test_a_question_is_asked_as_it_was_taught(words):
     framing = AnsweredQuestions(words, task.question_prompt, task.unanswerable)
     answers = json.dumps([{"text": "the mat", "start": 0}])
     taught = record(words, context="the cat sat", question="where?", answers=answers)
-    asked = Asking(words, "decoder", task).to_answer("where?", "the cat sat", longest=500)
-    assert asked.prompt == before_the_answer(framing.frame(taught, 0))
+    asked = PromptBuilder(words, "decoder", task).to_answer("where?", "the cat sat", longest=500)
+    assert asked.ids == before_the_answer(framing.frame(taught, 0))
 
 
 def test_of_a_context_that_is_too_long_the_end_is_left_out_and_the_question_never(words):
-    asking = Asking(words, "decoder", TaskConfig(name="instruct"))
-    short = asking.to_answer("where?", "", longest=500)
-    cut = asking.to_answer("where?", "abcdefgh" * 9, longest=len(short.prompt) + 3)
-    assert words.decode(cut.prompt) == words.decode(short.prompt).replace("<|endoftext|>", "<|endoftext|>abc")
+    prompts = PromptBuilder(words, "decoder", TaskConfig(name="instruct"))
+    short = prompts.to_answer("where?", "", longest=500)
+    cut = prompts.to_answer("where?", "abcdefgh" * 9, longest=len(short.ids) + 3)
+    assert words.decode(cut.ids) == words.decode(short.ids).replace("<|endoftext|>", "<|endoftext|>abc")
     with pytest.raises(ConfigError, match="no room for it"):
-        asking.to_answer("where?", "the cat", longest=len(short.prompt) - 1)
+        prompts.to_answer("where?", "the cat", longest=len(short.ids) - 1)
 
 
 def test_what_was_not_taught_is_refused_and_known(words):
-    plain = Asking(words, "decoder", TaskConfig())
+    plain = PromptBuilder(words, "decoder", TaskConfig())
     assert not plain.translates
     assert plain.unanswerable is None
-    assert Asking(words, "decoder", TaskConfig(name="instruct")).unanswerable == "no answer"
+    assert PromptBuilder(words, "decoder", TaskConfig(name="instruct")).unanswerable == "no answer"
     with pytest.raises(ConfigError, match="not trained to write a target"):
         plain.to_translate("x")
