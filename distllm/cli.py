@@ -5,6 +5,7 @@ Nothing heavy is imported here: ``distllm --help`` and a mistyped command answer
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import io
@@ -12,8 +13,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
-from distllm.errors import ConfigError, DistllmError
+from distllm.errors import ConfigError, DistllmError, StorageError
 from distllm.registry import did_you_mean
 
 COMMANDS = {
@@ -66,20 +68,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except DistllmError as error:
-        if verbose:
-            sys.excepthook(*sys.exc_info())
-        if not (error.everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"):
-            from distllm.messages import shown
-            from distllm.redact import redact_text
-
-            print(f"distllm: {redact_text(shown(error))}", file=sys.stderr)
-        return error.exit_code
+        return _show(error, verbose)
     except KeyboardInterrupt:
         print("distllm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe left
+        _drop_output()  # the reader of a pipe left
         return 0
+    except OSError as error:
+        known = _of_surroundings(error)
+        if known is None:
+            raise
+        return _show(known, verbose)
+
+
+def _show(error: DistllmError, verbose: bool) -> int:
+    """Print an error, on rank 0 alone if every rank has it, and return its exit code."""
+    if verbose:
+        sys.excepthook(*sys.exc_info())
+    if not (error.everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"):
+        from distllm.messages import shown
+        from distllm.redact import redact_text
+
+        print(f"distllm: {redact_text(shown(error))}", file=sys.stderr)
+    return error.exit_code
+
+
+def _drop_output() -> None:
+    """Let what is left of the output go nowhere: writing it would fail once more at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _of_surroundings(error: OSError) -> DistllmError | None:
+    """Return what is wrong with where the command runs or writes; None if the error is of a file."""
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _drop_output()
+        return StorageError(
+            "the disk that the output goes to is full", where="standard output", remedy="free space on it"
+        )
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return ConfigError(
+            "the working directory was removed",
+            where="working directory",
+            remedy="cd to a directory that exists, and run the command there",
+        )
+    return None
 
 
 def _dispatch(words: list[str]) -> int:

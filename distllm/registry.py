@@ -55,13 +55,19 @@ def suggest(name: str, candidates: Iterable[str]) -> str | None:
     return closest
 
 
+def ending_with(name: str, paths: Iterable[str]) -> list[str]:
+    """Return the paths whose last parts are ``name``: ``optim.lr`` for ``lr``."""
+    return [path for path in paths if path.endswith(f".{name}")]
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return a remedy sentence: the closest candidate, or the list of all of them."""
+    """Return a remedy sentence: those that end with the name, or the closest candidate, or all of them."""
     options = sorted(candidates)
-    closest = suggest(name, options)
+    found = ending_with(name, options)
+    closest = suggest(name, options) if len(found) != 1 else found[0]
     if closest is not None:
         return f"did you mean {closest!r}?"
-    return f"use one of: {', '.join(options)}"
+    return f"use one of: {', '.join(found or options)}"
 
 
 class Registry(Generic[T]):

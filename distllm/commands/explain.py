@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from distllm.commands.arguments import parse_config_arguments
 from distllm.commands.explain_error import show_error
 from distllm.commands.settle import settle
+from distllm.config.compose import composition_of
 from distllm.config.explain import explanation, render, select
-from distllm.errors import ConfigError
+from distllm.errors import ConfigError, ConfigProblems
 from distllm.fsio import read_json
 from distllm.train.run_directory import locate_run
 
@@ -33,16 +36,33 @@ def run(words: Sequence[str]) -> int:
             where="command line",
             remedy="give one key, one group such as optim, or none for everything",
         )
-    table = _table(overrides, arguments.config_dir)
-    print(render(select(table, wanted[0]) if wanted else table))
+    table, unsettled = _table(overrides, arguments.config_dir)
+    try:
+        shown = select(table, wanted[0]) if wanted else table
+    except ConfigError as unknown:
+        if unsettled is None:
+            raise
+        # It may be a quantity that these keys do not settle.
+        raise ConfigProblems([*unsettled.problems, unknown]) from None
+    print(render(shown))
+    if unsettled is not None and not wanted:
+        print(
+            f"distllm: derived quantities are left out, for these keys make no run: {unsettled}",
+            file=sys.stderr,
+        )
     return 0
 
 
-def _table(overrides: list[str], config_dir: Any) -> dict[str, dict[str, Any]]:
+def _table(
+    overrides: list[str], config_dir: Path | None
+) -> tuple[dict[str, dict[str, Any]], ConfigProblems | None]:
+    """Return what is known of each key, and why nothing follows from them if they make no run."""
     runs = [word.removeprefix("run=") for word in overrides if word.startswith("run=")]
     if not runs:
-        composition, resolved = settle(overrides, config_dir, None, need_dataset=False)
-        return explanation(composition, resolved)
+        try:
+            return explanation(*settle(overrides, config_dir, None, need_dataset=False)), None
+        except ConfigProblems as problems:
+            return explanation(composition_of(overrides, config_dir=config_dir), None), problems
     if len(overrides) > 1:
         raise ConfigError(
             "a finished run explains itself and takes no overrides",
@@ -50,4 +70,4 @@ def _table(overrides: list[str], config_dir: Any) -> dict[str, dict[str, Any]]:
             remedy="drop the overrides, or drop run=",
         )
     table: dict[str, dict[str, Any]] = read_json(locate_run(runs[0]).path / "explain.json")
-    return table
+    return table, None

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distllm.config.hydra_errors import note_hydra_error
 from distllm.config.keys import flatten, holds_keys, is_key, keys, leaves, merged, nested
 from distllm.config.overrides import (
     Groups,
@@ -140,14 +141,13 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
         except ConfigError as error:
             problems.found.append(error)
             problems.raise_if_any()
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        except YAMLError as error:
             problems.add(
-                " ".join(str(error).split()),
-                where="configuration",
-                remedy="repair the file that it names"
-                if isinstance(error, YAMLError)
-                else "quote values that hold spaces or punctuation, as in 'eval.prompt=\"a, b\"'",
+                " ".join(str(error).split()), where="configuration", remedy="repair the file that it names"
             )
+            problems.raise_if_any()
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            note_hydra_error(error, overrides, problems)
             problems.raise_if_any()
     return {str(key): value for key, value in raw.items()}
 

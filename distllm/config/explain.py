@@ -15,23 +15,27 @@ from distllm.errors import ConfigError
 from distllm.registry import did_you_mean
 
 
-def explanation(composition: Composition, resolved: Resolved) -> dict[str, dict[str, Any]]:
-    """Return, for every key and derived quantity, its value, its origin and its help."""
+def explanation(composition: Composition, resolved: Resolved | None) -> dict[str, dict[str, Any]]:
+    """Return, for every key and derived quantity, its value, its origin and its help.
+
+    Without ``resolved`` nothing is derived: the keys make no run.
+    """
     tree = asdict(composition.config)
     values = flatten(tree)
     sources = sources_of(composition)
     table: dict[str, dict[str, Any]] = {}
-    settled = flatten(asdict(resolved.config))
+    config = composition.config if resolved is None else resolved.config
+    settled = flatten(asdict(config))
     for leaf in leaves(Config, tree):
         source, path = sources[leaf.path], leaf.path
-        folder = _folder(path, resolved.config) if settled[path] != values[path] else None
+        folder = _folder(path, config) if settled[path] != values[path] else None
         table[path] = {
             "value": settled[path] if folder else values[path],
             "from": "file" if folder else source.kind,
             "detail": folder or source.detail,
             "help": describe(leaf.field),
         }
-    for name, derivation in derived(resolved).items():
+    for name, derivation in derived(resolved).items() if resolved is not None else ():
         table[name] = {
             "value": derivation.value,
             "from": "derived",

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from distllm.config.problems import Problems
-from distllm.registry import did_you_mean, edit_distance, suggest
+from distllm.registry import did_you_mean, edit_distance, ending_with, suggest
 
 ANY = "*"
 TARGET = "_target_"
@@ -190,7 +190,10 @@ def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> Non
         remedy = f"an option of sbatch is given as cluster.slurm.options=['--{option}=...']"
         problems.add(f"unknown key {path!r}", where=path, remedy=remedy)
         return
-    near = _nearest_group(path, candidates) if meant is None else [meant]
+    found = ending_with(path, candidates)
+    if len(found) == 1:
+        meant = found[0]
+    near = [meant] if meant is not None else found or _nearest_group(path, candidates)
     problems.add(f"unknown key {path!r}", where=path, remedy=did_you_mean(path, near))
     if meant is not None:
         problems.suspects.add(meant)

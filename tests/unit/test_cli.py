@@ -183,6 +183,17 @@ def test_explain_prints_value_origin_and_help(capsys):
     assert "conf/experiment/demo.yaml (experiment=demo)" in out
 
 
+def test_keys_are_explained_before_they_make_a_run(capsys):
+    assert main(["explain", "model.rope_theta"]) == 0
+    assert "model.rope_theta = 10000.0" in capsys.readouterr().out
+    assert main(["explain"]) == 0
+    shown = capsys.readouterr()
+    assert "optim.lr" in shown.out
+    assert "length of the run is not given" in shown.err
+    assert main(["explain", "grad_accum_steps"]) == 64  # which follows from the rest
+    assert "length of the run is not given" in capsys.readouterr().err
+
+
 def test_a_sweep_names_each_run_after_its_values():
     runs = list(sweep(["experiment=demo", "optim.lr=1e-3,2e-3", "seed=range(1,3)"]))
     assert len(runs) == 4
@@ -208,6 +219,26 @@ def test_errors_show_a_traceback_only_when_asked(capsys):
     assert "Traceback" not in capsys.readouterr().err
     assert main(["-v", "train", "optim.lrr=1"]) == 64
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "cause"),
+    [
+        ('"$@" > /dev/full', 74, "the disk that the output goes to is full"),
+        ('mkdir gone && cd gone && rmdir ../gone && "$@"', 64, "the working directory was removed"),
+    ],
+)
+def test_surroundings_that_no_command_works_in_are_named(tmp_path, command, code, cause):
+    words = [sys.executable, "-m", "distllm.cli", "explain", "seed", "experiment=demo"]
+    done = subprocess.run(
+        ["bash", "-c", command, "", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert done.stderr.startswith(f"distllm: {cause}")
 
 
 def test_output_into_a_closed_pipe_is_no_error():

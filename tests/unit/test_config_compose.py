@@ -1,4 +1,5 @@
 from dataclasses import asdict
+from operator import attrgetter
 
 import pytest
 
@@ -186,7 +187,29 @@ def test_where_hydra_composes_nothing_no_further_problem_is_guessed():
     problems = Problems()
     with pytest.raises(ConfigProblems) as caught:
         compose(["optim.lrr=1", "name=[a"], problems=problems)
-    assert [problem.where for problem in caught.value.problems] == ["optim.lrr", "configuration"]
+    assert [problem.where for problem in caught.value.problems] == ["optim.lrr", "name"]
+
+
+def test_every_word_that_hydra_cannot_read_is_named_with_the_quotes_it_needs():
+    unreadable = problems_of(
+        "model.init_from=~/x", "name=größe", "eval.prompt=it's", "data.paths=[a", "seed=1"
+    )
+    assert [problem.where for problem in unreadable] == [
+        "model.init_from",
+        "name",
+        "eval.prompt",
+        "data.paths",
+    ]
+    for problem, value in zip(unreadable[:3], ("~/x", "größe", "it's"), strict=True):
+        word = problem.remedy.strip('"')
+        assert attrgetter(problem.where)(compose([word])) == value
+    assert "brackets" in unreadable[3].remedy
+    (swept,) = problems_of("train.max_steps=1,2")
+    assert "-m for a run of each" in swept.remedy
+    (added,) = problems_of("+model.hidden_size=8")
+    assert "without the '+'" in added.remedy
+    (taken,) = problems_of("~model.rope_theta")
+    assert "~KEY" in taken.remedy
 
 
 def test_a_group_named_on_the_command_line_stands_above_the_keys_of_an_experiment(tmp_path):

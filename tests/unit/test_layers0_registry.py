@@ -44,6 +44,13 @@ def test_nothing_is_suggested_for_what_resembles_nothing(typo):
 
 def test_a_third_of_the_name_may_be_wrong_and_no_more():
     assert suggest("abcdXX", ["abcdef"]) == "abcdef"
+
+
+def test_a_path_is_known_by_its_last_parts():
+    paths = ["model.dropout", "model.lora.dropout", "optim.lr", "seed"]
+    assert did_you_mean("lr", paths) == "did you mean 'optim.lr'?"
+    assert did_you_mean("lora.dropout", paths) == "did you mean 'model.lora.dropout'?"
+    assert did_you_mean("dropout", paths) == "use one of: model.dropout, model.lora.dropout"
     assert suggest("abcXXX", ["abcdef"]) is None
 
 
