@@ -50,9 +50,9 @@ def command(*words: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment without any launcher's variables."""
+    """This process's environment without any launcher's variables, and without its own wandb service."""
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    clean = {key: value for key, value in os.environ.items() if key not in launcher}
+    clean = {key: value for key, value in os.environ.items() if key not in (*launcher, "WANDB_SERVICE")}
     return {**clean, **more}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from distllm.observe.sinks import METRICS_FILE, JsonlSink, Sink, highest_steps
 from distllm.observe.tracked import TrackedRun
 
 SHOWN_FILE = "dashboards.txt"
+
+_log = logging.getLogger(__name__)
 
 
 def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
@@ -29,12 +32,15 @@ def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
     logger = run.config.logger
     recorded = highest_steps(run.directory / METRICS_FILE)
     sinks: list[Sink] = [JsonlSink(run.directory, run.attempt)]
+    report: Callable[[str], None] = _log.info
     if logger.console:
         from distllm.observe.console import ConsoleSink
 
-        sinks.append(ConsoleSink(total_steps, run=str(run.directory)))
-    chosen = {
-        "Weights & Biases": (logger.wandb != "disabled", _wandb),
+        console = ConsoleSink(total_steps, run=str(run.directory))
+        sinks.append(console)
+        report = partial(console.log_note, 0)
+    chosen: dict[str, tuple[bool, Callable[[TrackedRun], Sink]]] = {
+        "Weights & Biases": (logger.wandb != "disabled", partial(_wandb, report=report)),
         "TensorBoard": (logger.tensorboard, _tensorboard),
         "MLflow": (logger.mlflow is not None, _mlflow),
         "trackio": (logger.trackio, _trackio),
@@ -62,10 +68,10 @@ def _store_of(uri: str | None) -> Path | None:
     return Path(url2pathname(urlsplit(uri).path)) if uri is not None and uri.startswith("file:") else None
 
 
-def _wandb(run: TrackedRun) -> Sink:
+def _wandb(run: TrackedRun, report: Callable[[str], None]) -> Sink:
     from distllm.observe.wandb_sink import WandbSink
 
-    return WandbSink(run)
+    return WandbSink(run, report)
 
 
 def _tensorboard(run: TrackedRun) -> Sink:

@@ -151,6 +151,24 @@ def read_metrics(path: Path) -> Metrics:
     )
 
 
+def replay(path: Path, sink: Sink, *, before_attempt: int) -> None:
+    """Hand a sink the steps, evaluations and samples of earlier attempts, in the order they happened.
+
+    Raises:
+        DataError: a line is not a record of this version.
+    """
+    for line in _lines(path):
+        kind, values = line["kind"], _from_json(_without(line, "kind"))
+        if line["attempt"] >= before_attempt:
+            continue
+        if kind == "step":
+            sink.log_step(StepRecord(**_without(values, "time")))
+        elif kind == "eval":
+            sink.log_eval(EvalRecord(**_without(values, "attempt")))
+        elif kind == "sample":
+            sink.log_sample(**_without(values, "attempt"))
+
+
 def last_attempt(path: Path) -> int:
     """Return the number of the newest attempt in ``metrics.jsonl``; 0 if there is no such file.
 

@@ -6,13 +6,18 @@ that is slow or down is never in the way. Only a trial of a sweep talks to the s
 its agent does. Names and axes are those of `distllm.observe.names`.
 
 A history there can only grow, so a step that is taken again, by a resumed attempt or after a rewind,
-keeps the values it was first shown with. What a killed attempt had not delivered is missing there.
-``metrics.jsonl`` has every step, and the newest of it.
+keeps the values it was first shown with; ``metrics.jsonl`` has the newest of it. What a killed attempt
+had not delivered is missing in its file, and the next attempt shows it from ``metrics.jsonl`` first.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from distllm.observe.alerts import alert_of
@@ -30,39 +35,67 @@ from distllm.observe.names import (
     reliability_values,
     step_values,
 )
-from distllm.observe.sync import start_sync
+from distllm.observe.sinks import METRICS_FILE, replay
+from distllm.observe.sync import (
+    LOG_FILE,
+    RETRY_SECONDS,
+    Upload,
+    not_uploaded,
+    read_upload,
+    start_sync,
+)
 from distllm.observe.tracked import TrackedRun
+from distllm.observe.wandb_file import highest_shown
 
 INIT_SECONDS = 60.0
 LOGIN_SECONDS = 30
 FINISH_SECONDS = 100.0
+FLUSH_SECONDS = 1.0
+LAST_UPLOAD_SECONDS = 20.0
+"""How long a run that is done waits for its upload, where the server takes it."""
+FAILED, TRY_AGAIN = 70, 75
+"""How an attempt ends that met an error or was asked to stop, as the process does (`distllm.errors`)."""
+
+_log = logging.getLogger(__name__)
 
 
 class WandbSink:
     """Show a run in Weights & Biases. Raises what wandb raises.
 
     Args:
-        run: what is shown; its ``shown`` says up to where earlier attempts have shown it.
+        run: what is shown; its ``shown`` says up to where earlier attempts have recorded it.
+        report: gets a sentence for the user: where the run is shown, what is left to upload.
     """
 
-    def __init__(self, run: TrackedRun) -> None:
+    def __init__(self, run: TrackedRun, report: Callable[[str], None] = _log.info) -> None:
         self._tracked = run
         self._task = run.config.task.name
-        self._shown = dict(run.shown)
+        self._report = report
         self._last_eval: dict[str, float] = {}
         self._saved_step: int | None = None
+        self._exit_code = FAILED
+        self._waits = False
+        self._directory = run.directory / "wandb"
+        self._told = Upload()
+        earlier = sorted(self._directory.glob(f"offline-run-*/run-{run.run_id}.wandb"))
         self._run: Any = _open(run)
         for name, axis, summary in definitions(self._task):
             self._run.define_metric(name, step_metric=axis, summary=summary)
         log_inputs(self._run, run)
-        if run.config.logger.wandb == "online" and not self._online():
-            start_sync(self._run.dir, run.run_id)
+        self._uploads = run.config.logger.wandb == "online" and not self._online()
+        if self._online():
+            self._report(f"Weights & Biases: {self._run.url}")
+        elif self._uploads:
+            start_sync(self._directory, run.run_id, self._run.settings.base_url)
+        self._shown = dict(run.shown)
         if run.attempt > 1:
+            self._show_what_is_missing(earlier)
             self._alert_of_previous_attempt()
 
     def log_step(self, record: StepRecord) -> None:
         """Log ``train/ perf/ sys/ data/ reliability/`` at the step's place on both axes."""
         self._log_values("step", record.step, record.tokens, dict(step_values(record)))
+        self._tell_of_upload()
 
     def log_eval(self, record: EvalRecord) -> None:
         """Log ``eval/<task>/``, and how well the run has used its time so far."""
@@ -88,11 +121,60 @@ class WandbSink:
         alert = alert_of(event)
         if alert is not None:
             self._run.alert(title=alert.title, text=alert.text, level=alert.level)
+        if event.kind in ("done", "stopped"):
+            self._exit_code = 0
+            self._waits = event.kind == "done"
+            if alert is not None and event.kind == "stopped":
+                self._exit_code = TRY_AGAIN
+                self._run.mark_preempting()
 
     def close(self) -> None:
-        """Log the newest checkpoint and its evaluation, and finish the run."""
+        """Log the newest checkpoint and its evaluation, and finish the run as its last event says."""
         log_outputs(self._run, self._tracked, self._saved_step, self._last_eval)
-        self._run.finish()
+        self._run.finish(exit_code=self._exit_code)
+        if not self._online():
+            self._tell_what_is_left()
+
+    def _show_what_is_missing(self, earlier: Sequence[Path]) -> None:
+        """Show the steps that ``metrics.jsonl`` has and the files of earlier attempts have not."""
+        if not earlier:
+            return
+        self._shown = {}
+        for path in earlier:
+            self._shown.update(highest_shown(path))
+        replay(self._tracked.directory / METRICS_FILE, self, before_attempt=self._tracked.attempt)
+
+    def _tell_of_upload(self) -> None:
+        """Report where the run is shown once that is known, and what keeps it from being uploaded."""
+        if not self._uploads:
+            return
+        upload, told = read_upload(self._directory), self._told
+        self._told = upload
+        if upload.url and upload.url != told.url:
+            self._report(f"Weights & Biases: {upload.url}")
+        if upload.problem and upload.problem != told.problem:
+            _log.warning(
+                "Weights & Biases takes nothing (%s: %s); training goes on, the upload is tried again every "
+                "%.0f s. %s",
+                self._run.settings.base_url, upload.problem, RETRY_SECONDS, _remedy(upload.problem),
+            )  # fmt: skip
+
+    def _tell_what_is_left(self) -> None:
+        """Report whether the run is uploaded, and how what is not can be."""
+        until = time.monotonic() + LAST_UPLOAD_SECONDS
+        while left := not_uploaded(self._directory, self._tracked.run_id):
+            self._tell_of_upload()
+            working = self._uploads and self._waits and not self._told.problem
+            if not working or time.monotonic() > until:
+                break
+            time.sleep(0.1)
+        self._tell_of_upload()
+        if not left:
+            self._report("Weights & Biases: all of it is uploaded")
+        else:
+            parts = " ".join(str(file.parent) for file in left)
+            more = f"; what became of it: {self._directory / LOG_FILE}" if self._uploads else ""
+            self._report(f"Weights & Biases: not uploaded yet: wandb sync {parts}{more}")
 
     def _alert_of_previous_attempt(self) -> None:
         """Raise the alerts that the attempt before could not raise, because it hung or was killed."""
@@ -111,6 +193,13 @@ class WandbSink:
         return _mode(self._tracked) == "online"
 
 
+def _remedy(problem: str) -> str:
+    """Return what helps against what the client or the server says."""
+    if re.search(r"API key|logged in|permission|401|403", problem, re.IGNORECASE):
+        return "Log in on this machine: wandb login; a key in WANDB_API_KEY comes before that one"
+    return "Is it the right server (WANDB_BASE_URL), and reachable from here?"
+
+
 def _mode(run: TrackedRun) -> Literal["online", "offline"]:
     in_sweep = "WANDB_SWEEP_ID" in os.environ
     return "online" if in_sweep and run.config.logger.wandb == "online" else "offline"
@@ -126,12 +215,14 @@ def _open(run: TrackedRun) -> Any:
         group=config.logger.group,
         job_type=config.task.name,
         id=run.run_id,
-        resume="allow" if mode == "online" else None,
+        resume="allow",  # its rows are numbered on from those that the server has
         mode=mode,
         dir=str(run.directory),
         config=run.configuration(),
         settings=wandb.Settings(
             console="off",
+            x_transaction_log_flush_interval=FLUSH_SECONDS,
+            silent=True,  # it would say that nothing is uploaded, and how that is changed by its own means
             # Its description of the process holds the command line, in which secrets may be.
             x_disable_meta=True,
             reinit="finish_previous",  # one that met a full disk

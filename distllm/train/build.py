@@ -135,7 +135,11 @@ def open_run(
                 opened.callback(sink.close)
             opened.callback(run.stream.close)
             opened.callback(run.saves.close)
-            yield run
+            try:
+                yield run
+            except BaseException as error:
+                chronicle.failed(error)  # while the dashboards can still show it
+                raise
     except BaseException as error:
         chronicle.failed(error)
         log.log_error(error)

@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from distllm.checkpoint.format import list_checkpoints, list_quarantined
+from distllm.observe import wandb_file
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -149,8 +150,12 @@ def test_spikes_that_cannot_be_left_out_are_believed(root):
     assert steps[24]["loss"] < steps[17]["loss"]
 
 
-def test_the_rewinds_are_bounded(root):
-    bounds = ("guard.skip_budget=1", "guard.max_rewinds=1", "cluster.max_restarts=0")
+def test_the_rewinds_are_bounded_and_dashboards_hear_of_the_end(root):
+    bounds = ("guard.skip_budget=1", "guard.max_rewinds=1", "cluster.max_restarts=0", "logger=wandb")
     done = train(root, "bounded", *bounds, "chaos.faults=[nan@5:0x2]")
     assert done.returncode == 70
     assert "has gone back 1 times already" in done.stderr
+    (file,) = root.glob("runs/bounded/wandb/offline-run-*/run-*.wandb")
+    records = [record for _, record in wandb_file._read(file)]
+    assert "Failed" in [record.alert.title for record in records if record.HasField("alert")]
+    assert records[-1].exit.exit_code == 70

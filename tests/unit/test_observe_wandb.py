@@ -95,17 +95,17 @@ def test_a_trial_of_a_sweep_is_the_run_its_agent_made_and_talks_to_the_server(tm
     monkeypatch.setenv("WANDB_RUN_ID", "trial7")
     inits = fake_wandb(monkeypatch, FakeRun())
     closed(opened(tmp_path / "a", ONLINE))
-    assert [(o["id"], o["mode"], o["resume"]) for o in inits] == [("trial7", "online", "allow")]
+    assert [(o["id"], o["mode"]) for o in inits] == [("trial7", "online")]
 
 
 def test_online_writes_offline_and_starts_the_upload_beside_the_run(tmp_path, monkeypatch):
     run, started = FakeRun(), []
-    run.dir = str(tmp_path / "wandb" / "offline-run-1" / "files")
+    run.settings = SimpleNamespace(base_url="https://api.wandb.ai")
     inits = fake_wandb(monkeypatch, run)
     monkeypatch.setattr("distllm.observe.wandb_sink.start_sync", lambda *words: started.append(words))
     closed(opened(tmp_path / "a", ONLINE))
     assert [options["mode"] for options in inits] == ["offline"]
-    assert started == [(run.dir, inits[0]["id"])]
+    assert started == [(tmp_path / "a" / "wandb", inits[0]["id"], "https://api.wandb.ai")]
 
 
 def shown(run, name):
@@ -131,6 +131,55 @@ def test_a_step_that_is_taken_again_appears_once(tmp_path, monkeypatch):
     assert shown(run, "train/loss") == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 1.0), (6, 2.0)]
     assert shown(run, "eval/causal_lm/loss") == [(4, 1.0), (6, 2.0)]
     assert shown(run, "eval/samples") == [(4, (4, 1, "a", "1")), (6, (6, 1, "a", "2"))]
+
+
+def test_what_a_killed_attempt_had_not_delivered_is_shown_by_the_next(tmp_path, monkeypatch):
+    run = FakeRun()
+    fake_wandb(monkeypatch, run)
+    first = opened(tmp_path)
+    for step in range(1, 6):
+        for sink in first:
+            sink.log_step(replace(STEP, step=step, loss=float(step)))
+    for sink in first:
+        sink.log_eval(replace(EVAL, step=5))
+        sink.log_sample(5, 1, "a", "b")
+    closed(first)
+    file = tmp_path / "wandb" / "offline-run-1" / f"run-{settle_run_id(tmp_path, {})}.wandb"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    run.logged.clear()
+    delivered = {"step": 3, "eval": 0}
+    monkeypatch.setattr("distllm.observe.wandb_sink.highest_shown", lambda path: delivered)
+    second = opened(tmp_path, attempt=2)
+    for step in (3, 4, 5, 6):  # goes on from step 2
+        for sink in second:
+            sink.log_step(replace(STEP, step=step, loss=0.0, attempt=2))
+    closed(second)
+    assert shown(run, "train/loss") == [(4, 4.0), (5, 5.0), (6, 0.0)]
+    assert [step for step, _ in shown(run, "eval/causal_lm/loss")] == [5]
+    assert shown(run, "eval/samples") == [(5, (5, 1, "a", "b"))]
+
+
+@pytest.mark.parametrize(
+    ("event", "exit_code", "preempted"),
+    [
+        (Event(1.0, 1, "done", {"step": 2}), 0, False),
+        (Event(1.0, 1, "failed", {"error": "E"}), 70, False),
+        (Event(1.0, 1, "stopped", {"why": "asked to stop"}), 75, True),
+        (Event(1.0, 1, "stopped", {"why": "train.stop_at_step"}), 0, False),
+        (Event(1.0, 1, "resumed", {"step": 2}), 70, False),
+    ],
+)
+def test_the_run_ends_there_as_it_ends_here(tmp_path, monkeypatch, event, exit_code, preempted):
+    run, endings = FakeRun(), []
+    fake_wandb(monkeypatch, run)
+    run.finish = lambda **options: endings.append(options)
+    sinks = opened(tmp_path)
+    for sink in sinks:
+        sink.log_event(event)
+    closed(sinks)
+    assert endings == [{"exit_code": exit_code}]
+    assert ("mark_preempting" in run.calls) == preempted
 
 
 def test_a_run_that_was_not_shown_before_is_shown_from_where_it_stands(tmp_path, monkeypatch):
