@@ -168,24 +168,35 @@ def atomic_write_json(path: Path, content: Any) -> None:
     atomic_write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
 
     Raises:
-        IntegrityError: the file is missing or is not JSON.
+        IntegrityError: the file is missing, cannot be read, or holds no JSON object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise IntegrityError(
             f"{path} does not exist", where=str(path), remedy="restore it from a copy, or make it again"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise IntegrityError(
+            f"{path} cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="restore it from a copy, or its permissions",
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IntegrityError(
             f"{path} is not valid JSON: {error}",
             where=str(path),
             remedy="restore it from a copy, or make it again",
         ) from error
+    if not isinstance(content, dict):
+        raise IntegrityError(
+            f"{path} holds no JSON object", where=str(path), remedy="restore it from a copy, or make it again"
+        )
+    return content
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:

@@ -11,9 +11,8 @@ from distllm.commands.arguments import parse_config_arguments
 from distllm.commands.explain_error import show_error
 from distllm.commands.settle import settle
 from distllm.config.compose import composition_of
-from distllm.config.explain import explanation, render, select
+from distllm.config.explain import explanation, read_explanation, render, select
 from distllm.errors import ConfigError, ConfigProblems
-from distllm.fsio import read_json
 from distllm.train.run_directory import locate_run
 
 _WHAT = (
@@ -69,5 +68,4 @@ def _table(
             where="command line",
             remedy="drop the overrides, or drop run=",
         )
-    table: dict[str, dict[str, Any]] = read_json(locate_run(runs[0]).path / "explain.json")
-    return table, None
+    return read_explanation(locate_run(runs[0]).explanation), None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from distllm.commands.settle import dataset_facts
+from distllm.config.explain import read_explanation
 from distllm.config.memory_limit import read_memory_limit
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved, World, resolve
@@ -15,7 +16,6 @@ from distllm.config.validate import build
 from distllm.config.yaml import from_yaml
 from distllm.data.mirror import dataset_directory
 from distllm.errors import ConfigError
-from distllm.fsio import read_json
 from distllm.train.run_directory import RunDirectory, locate_run
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class StoredRun:
         """
         problems = Problems()
         facts = dataset_facts(self.config, problems, needed=True)
-        size = read_json(self.directory.path / "explain.json")["world_size"]["value"]
+        size = read_explanation(self.directory.explanation)["world_size"]["value"]
         world = World(size, size, "the run's latest attempt")
         return resolve(
             self.config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from distllm.config.compose import Composition, sources_of
@@ -11,8 +12,13 @@ from distllm.config.keys import flatten, leaves
 from distllm.config.resolve import Derivation, Resolved
 from distllm.config.schema import Config
 from distllm.config.validate import describe
-from distllm.errors import ConfigError
+from distllm.errors import ConfigError, IntegrityError
+from distllm.fsio import read_json
 from distllm.registry import did_you_mean
+
+EXPLANATION_FILE = "explain.json"
+"""In a run directory: what `explanation` returned when it was last started."""
+_ENTRY = frozenset(("value", "from", "detail", "help"))
 
 
 def explanation(composition: Composition, resolved: Resolved | None) -> dict[str, dict[str, Any]]:
@@ -42,6 +48,23 @@ def explanation(composition: Composition, resolved: Resolved | None) -> dict[str
             "detail": derivation.formula,
             "help": "derived, not settable",
         }
+    return table
+
+
+def read_explanation(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the table that a run directory keeps.
+
+    Raises:
+        IntegrityError: the file is missing or damaged.
+    """
+    table = read_json(path)
+    whole = all(isinstance(entry, dict) and entry.keys() >= _ENTRY for entry in table.values())
+    if not whole or "world_size" not in table:
+        raise IntegrityError(
+            f"{path} is not what a run writes there",
+            where=str(path),
+            remedy="restore it from a copy, or resume the run, which writes it again",
+        )
     return table
 
 

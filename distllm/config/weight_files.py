@@ -38,13 +38,20 @@ def weight_files(folder: Path) -> list[Path]:
     folder without the usual names has all of its files read.
 
     Raises:
-        IntegrityError: the index of the files is no JSON.
+        IntegrityError: the index of the files cannot be read.
     """
     if (folder / _WHOLE).is_file():
         return [folder / _WHOLE]
     index = folder / f"{_WHOLE}.index.json"
     if index.is_file():
-        return sorted({folder / Path(name).name for name in read_json(index)["weight_map"].values()})
+        parts = read_json(index).get("weight_map")
+        if not (isinstance(parts, dict) and parts and all(isinstance(part, str) for part in parts.values())):
+            raise IntegrityError(
+                f"{index} does not say which file holds which weights",
+                where=f"{index}: weight_map",
+                remedy="copy the folder again, or save the model again with transformers",
+            )
+        return sorted({folder / Path(part).name for part in parts.values()})
     return sorted(folder.glob("*.safetensors"))
 
 

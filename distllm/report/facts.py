@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from distllm.config.explain import EXPLANATION_FILE, read_explanation
 from distllm.errors import DataError, DistllmError
 from distllm.fsio import read_json, read_json_lines
 from distllm.observe.ledger import LEDGER_FILE, Event, read_events
@@ -107,7 +108,7 @@ def gather(path: Path, batch_text: BatchText) -> RunFacts:
     events = read_events(ledger) if ledger.exists() else []
     tries = _tries(events)
     book = read_logbook(path.name, events, last_steps(path / METRICS_FILE)) if events else None
-    environments = path / ENVIRONMENT_FILE
+    environments, explained = path / ENVIRONMENT_FILE, path / EXPLANATION_FILE
     return RunFacts(
         name=path.resolve().name,
         path=path,
@@ -119,7 +120,7 @@ def gather(path: Path, batch_text: BatchText) -> RunFacts:
         events=events,
         tries=tries,
         spikes=_spikes(events, batch_text),
-        config=read_json(path / "explain.json") if (path / "explain.json").exists() else {},
+        config=read_explanation(explained) if explained.exists() else {},
         environments=read_json(environments) if environments.exists() else {},
     )
 

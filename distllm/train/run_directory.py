@@ -20,7 +20,7 @@ from distllm.cluster.lease import (
     take_lease,
 )
 from distllm.config.compose import Composition
-from distllm.config.explain import explanation
+from distllm.config.explain import EXPLANATION_FILE, explanation
 from distllm.config.resolve import Resolved
 from distllm.config.yaml import to_yaml
 from distllm.errors import ConfigError, DistllmError
@@ -43,6 +43,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.config = path / CONFIG_FILE
+        self.explanation = path / EXPLANATION_FILE
         self._lease: Lease | None = None
 
     def claim(self) -> None:
@@ -107,7 +108,7 @@ class RunDirectory:
     def write_configuration(self, composition: Composition, resolved: Resolved) -> None:
         """Write the resolved configuration, where each value came from, and the DeepSpeed JSON."""
         atomic_write_text(self.config, to_yaml(redacted(asdict(resolved.config))))
-        atomic_write_json(self.path / "explain.json", redacted(explanation(composition, resolved)))
+        atomic_write_json(self.explanation, redacted(explanation(composition, resolved)))
         atomic_write_json(self.path / "deepspeed.json", resolved.deepspeed)
 
     def write_environment(self, attempt: int, facts: Mapping[str, Any]) -> None:

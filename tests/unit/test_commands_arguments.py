@@ -14,7 +14,7 @@ from distllm.config.options import option
 from distllm.config.problems import Problems
 from distllm.config.schema import Config, DataConfig
 from distllm.config.yaml import to_yaml
-from distllm.errors import ConfigError, ConfigProblems
+from distllm.errors import ConfigError, ConfigProblems, IntegrityError
 from distllm.fsio import atomic_write_json
 from distllm.train.run_directory import locate_run
 
@@ -255,11 +255,16 @@ def test_a_stored_run_settles_for_the_ranks_it_ran_on(runs, dataset):
         train=dataclasses.replace(Config().train, tokens_per_step=512, max_steps=4),
     )
     (runs / "one" / "config.yaml").write_text(to_yaml(asdict(config)))
-    atomic_write_json(runs / "one" / "explain.json", {"world_size": {"value": 64}})
+    entry = {"value": 64, "from": "derived", "detail": "8 x 8", "help": "derived"}
+    atomic_write_json(runs / "one" / "explain.json", {"world_size": entry})
     stored = run_of("one", "runs")
     assert stored.dataset == dataset[0]
     resolved = stored.resolved()
     assert (resolved.world.size, resolved.sequences_per_step, resolved.micro_batch_size) == (64, 64, 1)
+    for damaged in ([], {"world_sise": entry}, {"world_size": {"value": 64}}, {"world_size": 64}):
+        atomic_write_json(runs / "one" / "explain.json", damaged)
+        with pytest.raises(IntegrityError, match=r"explain\.json (is not what|holds no JSON object)"):
+            stored.resolved()
 
 
 def test_an_option_that_must_be_given_is_named_with_its_command():

@@ -184,11 +184,16 @@ def test_a_line_torn_by_a_kill_is_ignored(tmp_path, kept):
         (b'{"a": 1', "not valid JSON"),
         (b"", "not valid JSON"),
         (b'"\xff"', "not v"),
+        (b"[1]", "holds no JSON object"),
+        (b"[" * 100_000, "not valid JSON"),
+        (..., "Is a directory"),
     ],
 )
 def test_json_that_cannot_be_read_is_an_integrity_error(tmp_path, content, cause):
     path = tmp_path / "file.json"
-    if content is not None:
+    if content is ...:
+        path.mkdir()
+    elif content is not None:
         path.write_bytes(content)
     with pytest.raises(IntegrityError, match=cause) as caught:
         read_json(path)
