@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import wandb
 import wandb_server
 from records import EVAL, STEP
 
-import wandb
 from distllm.config.schema import Config, LoggerConfig
 from distllm.observe.open import build_sinks
 from distllm.observe.sync import not_uploaded
