@@ -10,7 +10,7 @@ from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
-from distllm.errors import CheckpointError, ConfigError
+from distllm.errors import CheckpointError, ConfigError, IntegrityError
 from distllm.export.hf import export_hf
 from distllm.export.load import load_model, load_weights, shape_of, stored_head
 from distllm.models.init import bare_model, build_model
@@ -249,6 +249,10 @@ def test_files_beside_those_of_the_model_are_not_read(tmp_path, tokenizer):
     (tmp_path / "hf" / first).unlink()
     with pytest.raises(CheckpointError, match=f"cannot be read: .*{first}"):
         load_model(tmp_path / "hf")
+    for damaged in ({}, {"weight_map": []}, {"weight_map": {"lm_head.weight": 1}}):
+        index.write_text(json.dumps(damaged))
+        with pytest.raises(IntegrityError, match="does not say which file holds which weights"):
+            load_model(tmp_path / "hf")
 
 
 def test_names_without_their_base_are_read_too(tmp_path, tokenizer):
