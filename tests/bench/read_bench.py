@@ -4,7 +4,7 @@ All contestants read the same ids as rows of ``--seq-len`` inputs in micro-batch
 order, and hand over int64 tensors of inputs and targets. distllm proves every block against its digest
 and also gives positions and segments of the documents; the memory map gives neither, and takes its
 order from the same permutation. Contestants alternate within one run, and CPU seconds are compared,
-because the machine may be shared.
+because the machine may be shared. Freed memory stays with each process, as it does in training on a CPU.
 
 First everybody reads in the thread that takes the rows (litData with ``num_workers=0``), one row after
 the other. Then as training has it: a step of 64 rows is followed by 2 ms in which the interpreter is free,
@@ -45,6 +45,7 @@ from distllm.data.manifest import Manifest
 from distllm.data.order import SampleOrder
 from distllm.data.shards import index_of, map_shard
 from distllm.data.stream import PackedSplit, StepStream
+from distllm.dist.memory import keep_freed_memory
 
 MICRO, PER_STEP, LOCATED = 8, 64, 1024
 STEP_SECONDS = 0.002
@@ -55,6 +56,7 @@ WANTED = (
     ("distllm ahead", "litdata ahead", 1.0),
 )
 WANTED_LATER = 0.2
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # for litData's process
 PEER = Path(__file__).parent / "peers" / "litdata_read.py"
 
 
@@ -147,7 +149,11 @@ class Peer:
     def __init__(self, python, ids, scratch, seq_len, rows):
         words = [python, PEER, ids, Path(scratch) / "litdata", seq_len, MICRO, rows, PER_STEP]
         self.process = subprocess.Popen(
-            [str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [str(word) for word in words],
+            env=os.environ | KEEP_FREED,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def read(self, workers, rest):
@@ -204,6 +210,7 @@ def main():
     parser.add_argument("--packing", default="window")
     parser.add_argument("--peer-python")
     options = parser.parse_args()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         directory = options.dataset or Path(scratch) / "dataset"
         if options.dataset is None:

@@ -4,10 +4,12 @@ import unicodedata
 from collections import Counter
 
 import pytest
+from ftfy.badness import is_bad
 
 from distllm.config.schema_clean import C4Config, CleanConfig, FinewebConfig, GopherConfig, RepetitionConfig
 from distllm.data.clean import Cleaner, load_profile
 from distllm.data.clean.c4 import apply_c4, count_sentences
+from distllm.data.clean.edits import _SUSPECT
 from distllm.data.clean.language import detect_language
 from distllm.data.clean.measures import Measures
 from distllm.data.clean.quality import judge_fineweb, judge_gopher, judge_stop_words
@@ -56,6 +58,16 @@ def test_options_edit_more():
     assert edited == ["repair", "nfkc", "repeated_lines"]
     nested = "schön".encode().decode("latin-1").encode().decode("latin-1")
     assert clean(nested, config)[0].text == "schön"
+
+
+def test_ftfy_repairs_nothing_where_no_mojibake_is_suspected():
+    beyond_ascii = [chr(code) for code in range(0x80, 0x10000) if not 0xD800 <= code < 0xE000]
+    assert len(beyond_ascii) - len(alone := [c for c in beyond_ascii if not _SUSPECT.search(c)]) == 36
+    for around in ("a%sa", "Z%s z", "1%s.", "?%s~"):
+        assert not is_bad("\n".join(around % c for c in alone))
+    for code in (0x20AC, 0xE9, 0xA4, 0xBF, 0xFB01):  # beside what is written without spaces
+        assert not is_bad("\n".join(f"{chr(code)}{c}{chr(code)} {c}" for c in "漢か。가\ud7a3"))
+    assert all(map(_SUSPECT.search, ("Ã©", "â€™", "à¤", "Â ", "œ.", "вЂ", "\x9d")))
 
 
 def test_a_missing_package_is_named(monkeypatch):

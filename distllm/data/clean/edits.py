@@ -21,6 +21,8 @@ _OTHER_BREAKS = "\r\v\f\x85\u2028\u2029"
 _LINE_BREAK = re.compile(f"\r\n|[{_OTHER_BREAKS}]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
 _BLANK_LINES = re.compile(r"\n{3,}")
+_SUSPECT = re.compile("[\x80-\u2fff\ue000-\uffff]{2}|[\x80-\x9fÂÃŒœ]")
+"""All that ftfy takes for mojibake holds it: neighbours beyond ASCII, not Chinese, or a single character."""
 
 
 def unify_line_breaks(text: str) -> str:
@@ -57,17 +59,17 @@ def remove_repeated_lines(text: str) -> str:
 
 
 def repair(text: str) -> str:
-    """Undo decoding with a wrong encoding (ftfy), line by line; what is ASCII cannot need it.
+    """Undo decoding with a wrong encoding (ftfy), line by line, where it may be found: that is soon told.
 
     Mojibake may be nested, and what it hid may be control characters: it repeats until nothing changes.
 
     Raises:
         MissingDependency: ftfy is not installed.
     """
-    if text.isascii():
+    if text.isascii() or not _SUSPECT.search(text):
         return text
     fix = require("ftfy", "clean.repair").fix_encoding
-    fixed = "\n".join(line if line.isascii() else fix(line) for line in text.split("\n"))
+    fixed = "\n".join(fix(line) if _SUSPECT.search(line) else line for line in text.split("\n"))
     return text if fixed == text else repair(remove_controls(unify_line_breaks(fixed)))
 
 

@@ -30,7 +30,7 @@ REMOVED_FILE = "removed.jsonl"
 SAMPLES_PER_RULE = 3
 _AROUND = 20
 _SECRETS = ("api_key", "private_key")
-_VERSIONS = {"read": 2, "clean": 2, "refine": 7}
+_VERSIONS = {"read": 2, "clean": 3, "refine": 7}
 
 
 class Output:
