@@ -18,6 +18,8 @@ WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cor
 
 # A build of a C++ extension that is killed leaves a lock that hangs the next one: keep it to this checkout.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
+# Where it is set, every process that a test starts compiles the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo lint check test test-runs test-slurm test-kernels gate readme real gpu-check bench error-examples docs clean
 
@@ -32,7 +34,7 @@ demo: $(STAMP)  ## raw text to a trained, exported language model on this machin
 lint: $(STAMP)  ## lint, format, types and layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy -p distllm
+	$(BIN)/mypy -n auto -p distllm
 	$(BIN)/lint-imports --no-logo
 
 check: lint  ## lint, the fast tests of parts and the rules of the code: about two minutes
