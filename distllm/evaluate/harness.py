@@ -10,7 +10,9 @@ Shapes: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,56 +72,77 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of each whole text, in windows that do not overlap."""
-        found = []
+        parts: list[Request] = []
+        ends = []
         for request in requests:
             (text,) = request.args
             windows = get_rolling_token_windows(self.tok_encode(text), self.eot_token_id, self.max_length, 1)
-            parts: list[Request] = [(("", ""), *make_disjoint_window(window)) for window in windows]
-            found.append(sum(score for score, _ in self._loglikelihood_tokens(parts)))
-        return found
+            parts += [(("", ""), *make_disjoint_window(window)) for window in windows]
+            ends.append(len(parts))
+        scores = [score for score, _ in self._loglikelihood_tokens(parts)]
+        return [sum(scores[begin:end]) for begin, end in pairwise([0, *ends])]
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
         """Return for each continuation its log-likelihood, and whether each id was the likeliest."""
-        found = []
-        for batch in _chunks(requests, self._batch_size):
-            rows = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in batch]
-            log_probs_BTV = self._log_probs([row[:-1] for row in rows])
-            for row, request, log_probs_TV in zip(rows, batch, log_probs_BTV, strict=True):
-                said = torch.tensor(request[2][-len(row) :])
-                said_TV = log_probs_TV[len(row) - 1 - len(said) : len(row) - 1]
+        rows = [(context + said)[-(self.max_length + 1) :] for _, context, said in requests]
+        found = [(0.0, False)] * len(rows)
+        for places in self._batches([len(row) for row in rows]):
+            logits_BTV = self._logits([rows[place][:-1] for place in places])
+            for place, logits_TV in zip(places, logits_BTV, strict=True):
+                row = rows[place]
+                said = torch.tensor(requests[place][2][-len(row) :])
+                said_TV = logits_TV[len(row) - 1 - len(said) : len(row) - 1].float().log_softmax(-1)
                 likely = bool((said_TV.argmax(-1) == said).all())
-                found.append((float(said_TV.gather(1, said[:, None]).sum()), likely))
+                found[place] = float(said_TV.gather(1, said[:, None]).sum()), likely
         return found
 
-    def _log_probs(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Return log-probabilities_BTV; rows end in padding that nothing before it sees."""
+    def _logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return logits_BTV; rows end in padding that nothing before it sees."""
         longest = max(map(len, rows))
         padded = [[*row, *[self.eot_token_id] * (longest - len(row))] for row in rows]
         positions_BT = torch.arange(longest).expand(len(rows), -1)
         logits_BTV: Tensor = self._model(torch.tensor(padded), positions_BT)
-        return logits_BTV.float().log_softmax(-1)
+        return logits_BTV
+
+    def _batches(self, sizes: Sequence[int]) -> Iterator[list[int]]:
+        """Yield places of texts that are computed together: of like size, so little is padding."""
+        order = sorted(range(len(sizes)), key=lambda place: sizes[place])
+        for at in range(0, len(order), self._batch_size):
+            yield order[at : at + self._batch_size]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return what the model writes after each context, up to the first stop."""
-        return [self._write(*request.args) for request in requests]
+        alike: dict[tuple[int, float], list[int]] = defaultdict(list)
+        for place, request in enumerate(requests):
+            asked = request.args[1]
+            temperature = float(asked.get("temperature", 0.0)) if asked.get("do_sample") else 0.0
+            alike[int(asked.get("max_gen_toks", _MOST_TOKENS)), temperature].append(place)
+        texts = [""] * len(requests)
+        for (longest, temperature), group in alike.items():
+            written = self._write([requests[place].args[0] for place in group], longest, temperature)
+            for place, text in zip(group, written, strict=True):
+                texts[place] = _until(text, requests[place].args[1].get("until") or [])
+        return texts
 
-    def _write(self, context: str, asked: Mapping[str, Any]) -> str:
-        longest = int(asked.get("max_gen_toks", _MOST_TOKENS))
-        prompt = self.tok_encode(context)[-max(1, self.max_length - longest) :] or [self.eot_token_id]
-        temperature = float(asked.get("temperature", 0.0)) if asked.get("do_sample") else 0.0
-        (ids,) = generate_rows(
-            self._model,
-            [prompt],
-            vocab_size=self._tokenizer.vocab_size,
-            eot_id=self.eot_token_id,
-            max_tokens=longest,
-            sampling=Sampling(temperature=temperature),
-        )
-        text, stops = self._tokenizer.decode(ids), asked.get("until") or []
-        for stop in [stops] if isinstance(stops, str) else stops:
-            text = text.split(stop)[0] if stop else text
-        return text
+    def _write(self, contexts: Sequence[str], longest: int, temperature: float) -> list[str]:
+        """Return how each context goes on, at most ``longest`` tokens."""
+        kept = max(1, self.max_length - longest)
+        prompts = [self.tok_encode(context)[-kept:] or [self.eot_token_id] for context in contexts]
+        texts = [""] * len(prompts)
+        for turn, places in enumerate(self._batches([len(prompt) for prompt in prompts])):
+            written = generate_rows(
+                self._model,
+                [prompts[place] for place in places],
+                vocab_size=self._tokenizer.vocab_size,
+                eot_id=self.eot_token_id,
+                max_tokens=longest,
+                sampling=Sampling(temperature=temperature),
+                first_row=turn * self._batch_size,
+            )
+            for place, ids in zip(places, written, strict=True):
+                texts[place] = self._tokenizer.decode(ids)
+        return texts
 
 
 def measure_harness(
@@ -173,6 +196,8 @@ def _refuse_code(folder: Path) -> None:
             )
 
 
-def _chunks(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]
+def _until(text: str, stops: str | Sequence[str]) -> str:
+    """Return a text up to the first stop."""
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = text.split(stop, maxsplit=1)[0] if stop else text
+    return text

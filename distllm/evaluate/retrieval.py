@@ -26,8 +26,7 @@ def search_exact(query_QC: NDArray[np.float32], passage_PC: NDArray[np.float32],
     Of equal ones the first comes first.
     """
     scores_QP = query_QC @ passage_PC.T
-    found_QK: NDArray[np.int64] = np.argsort(-scores_QP, axis=1, kind="stable")[:, :k]
-    return found_QK
+    return np.stack([_best(score_P, k) for score_P in scores_QP])
 
 
 class VectorIndex:
@@ -135,14 +134,14 @@ class BM25:
 
     def search(self, queries: Sequence[str], k: int) -> NDArray[np.int64]:
         """Return the K best passages of each query, best first, found_QK."""
-        rows = [np.argsort(-self._scored(query), kind="stable")[:k] for query in queries]
-        return np.array(rows, dtype=np.int64)
+        return np.array([_best(self._scored(query), k) for query in queries], dtype=np.int64)
 
     def matching(self, query: str, k: int) -> NDArray[np.int64]:
         """Return at most K passages that hold a telling word of the query, best first, found_K."""
         score_P = self._scored(" ".join(self.telling(query)))
-        best_K = np.argsort(-score_P, kind="stable")[:k]
-        return best_K[score_P[best_K] > 0]
+        holding = np.flatnonzero(score_P > 0)
+        best_K: NDArray[np.int64] = holding[_best(score_P[holding], k)]
+        return best_K
 
     def telling(self, query: str) -> list[str]:
         """Return the words of a query that at most half of the passages hold; all known ones if none does."""
@@ -168,6 +167,15 @@ class BM25:
                 place, score = self._scores[word]
                 score_P[place] += score
         return score_P
+
+
+def _best(score_P: NDArray[Any], k: int) -> NDArray[np.int64]:
+    """Return the places of the K highest scores, best first; of equal ones the first comes first."""
+    place_K = np.arange(score_P.size)
+    if k < score_P.size:
+        place_K = np.flatnonzero(score_P >= np.partition(score_P, -k)[-k])
+    best_K: NDArray[np.int64] = place_K[np.argsort(-score_P[place_K], kind="stable")[:k]]
+    return best_K
 
 
 def score_rankings(found_QK: NDArray[np.int64], right: Sequence[set[int]], k: int = 10) -> dict[str, float]:

@@ -4,17 +4,16 @@ A finished text is scored by its log-probability divided by its length to the po
 ``length_penalty``. Ties, the rules by which a row is done, and the treatment of the longest length
 follow transformers, so the tokens are the same.
 
-Shapes: R rows, K beams, C = 2 K candidates, V ids, n tokens so far.
+Shapes: R prompts, K beams, N = R K texts, C = 2 K candidates, V ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 from distllm.infer.decoding import Decoding
 from distllm.infer.sampling import penalised
@@ -49,19 +48,26 @@ class Search:
 NO_SEARCH = Search()
 
 
+class _Candidate(NamedTuple):
+    """A text with one token more: of which beam, its score if it ends here, and whether it does."""
+
+    parent: int
+    token: int
+    score: float
+    ends: bool
+
+
 @dataclass(slots=True)
 class _Row:
     """One text's search.
 
     Attributes:
         running: the texts that still grow, likeliest first.
-        scores_K: their log-probabilities.
         finished: scores and finished texts, best first, at most K.
         open: whether a running text may still score better than a finished one.
     """
 
     running: list[list[int]]
-    scores_K: Tensor
     finished: list[tuple[float, list[int]]]
     open: bool = True
 
@@ -80,7 +86,7 @@ def beam_search(
     """Return the best continuation of each prompt, without the end of text.
 
     Args:
-        decoding: ``beams`` rows for each prompt, one prompt after another.
+        decoding: the prompts, each of which may become ``beams`` rows.
         prompts: their ids, which a repetition penalty counts too.
         search: K beams, and how they are scored.
         vocab_size: V; ids beyond it are never taken.
@@ -89,55 +95,61 @@ def beam_search(
         repetition_penalty: see `distllm.infer.sampling`.
         lockstep: run all ``max(rooms)`` forward passes, because other ranks do.
     """
-    beams = search.beams
-    start_K = torch.tensor([0.0, *[_NEVER] * (beams - 1)])
-    rows = [_Row([[] for _ in range(beams)], start_K.clone(), []) for _ in prompts]
-    for _ in range(max(rooms)):
-        logits = decoding.logits()[:, :vocab_size].float().log_softmax(dim=-1)
-        sources, tokens = [], []
-        for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-            log_p_KV = logits[number * beams : (number + 1) * beams]
-            if repetition_penalty != 1.0:
-                texts = [[*prompt, *text] for text in row.running]
-                log_p_KV = torch.stack(
-                    [penalised(p, t, repetition_penalty) for p, t in zip(log_p_KV, texts, strict=True)]
-                )
-            parents = _advance(row, log_p_KV, search, eot_id, rooms[number])
-            sources += [number * beams + parent for parent in parents]
-            tokens += [text[-1] for text in row.running]
+    beams, count = search.beams, len(prompts)
+    rows = [_Row([[] for _ in range(beams)], []) for _ in prompts]
+    score_RK = torch.tensor([0.0, *[_NEVER] * (beams - 1)]).repeat(count, 1)
+    first_R1 = beams * torch.arange(count)[:, None]
+    for length in range(1, max(rooms) + 1):
+        log_p_NV = decoding.logits()[:, :vocab_size].log_softmax(dim=1)
+        if length == 1:  # one row of each prompt was read: its beams begin alike
+            log_p_NV = log_p_NV.repeat_interleave(beams, dim=0)
+        if repetition_penalty != 1.0:
+            texts = [
+                [*prompt, *text] for prompt, row in zip(prompts, rows, strict=True) for text in row.running
+            ]
+            pairs = zip(log_p_NV, texts, strict=True)
+            log_p_NV = torch.stack([penalised(each, text, repetition_penalty) for each, text in pairs])
+        total_RKV = log_p_NV.view(count, beams, -1) + score_RK[:, :, None]
+        total_RC, place_RC = total_RKV.flatten(1).topk(2 * beams)
+        parent_RC, token_RC = place_RC // log_p_NV.shape[1], place_RC % log_p_NV.shape[1]
+        end_RC = (token_RC == eot_id) | torch.tensor([[length == room] for room in rooms])
+        score_RK, kept_RK = (total_RC + end_RC * _NEVER).topk(beams)
+        columns = (parent_RC, token_RC, total_RC / length**search.length_penalty, end_RC)
+        by_row = zip(*(column.tolist() for column in columns), strict=True)
+        candidates = [list(map(_Candidate, *row)) for row in by_row]
+        likeliest = score_RK[:, 0].tolist()
+        for number, row in enumerate(rows):
+            _end(row, candidates[number], search, eot_id)
+            _grow(row, [candidates[number][place] for place in kept_RK[number].tolist()])
+            row.open = row.open and _may_improve(row, search, likeliest[number], rooms[number])
         if not lockstep and not any(row.open for row in rows):
             break
-        decoding.append(tokens, torch.tensor(sources))
+        source_RK = first_R1 + parent_RC.gather(1, kept_RK)
+        grown_from_N = source_RK.flatten() // (beams if length == 1 else 1)
+        decoding.append(token_RC.gather(1, kept_RK).flatten(), grown_from_N)
     return [row.finished[0][1] for row in rows]
 
 
-def _advance(row: _Row, log_p_KV: Tensor, search: Search, eot_id: int, room: int) -> list[int]:
-    """Take the best candidates of one row; return the beam that each running text continues."""
-    beams, vocab_size = search.beams, log_p_KV.shape[1]
-    total_C, place_C = (log_p_KV + row.scores_K[:, None]).flatten().topk(2 * beams)
-    parents = (place_C // vocab_size).tolist()
-    texts = [
-        [*row.running[parent], token]
-        for parent, token in zip(parents, (place_C % vocab_size).tolist(), strict=True)
-    ]
-    length = len(texts[0])
-    last = length == room
-    ends_C = torch.tensor([last or text[-1] == eot_id for text in texts])
-    if row.open:
-        scored = total_C / length**search.length_penalty
-        ended = [
-            (float(scored[index]), texts[index][:-1] if texts[index][-1] == eot_id else texts[index])
-            for index in range(beams)
-            if ends_C[index]
-        ]
-        row.finished = sorted([*row.finished, *ended], key=lambda item: -item[0])[:beams]
-    running_C = total_C + ends_C * _NEVER
-    row.scores_K, kept_K = running_C.topk(beams)
-    kept = kept_K.tolist()
-    row.running = [texts[index] for index in kept]
-    full = len(row.finished) == beams
-    if last or (full and search.early_stopping is True):
-        row.open = False
-    elif full:
-        row.open = row.open and search.bound(float(row.scores_K[0]), length, room) > row.finished[-1][0]
-    return [parents[index] for index in kept]
+def _end(row: _Row, candidates: Sequence[_Candidate], search: Search, eot_id: int) -> None:
+    """Keep the texts that end here among the best: only the K likeliest candidates may."""
+    if not row.open:
+        return
+    for parent, token, score, ends in candidates[: search.beams]:
+        if ends:
+            row.finished.append((score, [*row.running[parent], *([token] if token != eot_id else [])]))
+    row.finished = sorted(row.finished, key=lambda item: -item[0])[: search.beams]
+
+
+def _grow(row: _Row, kept: Sequence[_Candidate]) -> None:
+    """Let the texts grow that were kept."""
+    row.running = [[*row.running[parent], token] for parent, token, _, _ in kept]
+
+
+def _may_improve(row: _Row, search: Search, likeliest: float, room: int) -> bool:
+    """Return whether a running text, of which the best has this log-probability, may become the best."""
+    length = len(row.running[0])
+    if length == room:
+        return False
+    if len(row.finished) < search.beams:
+        return True
+    return search.early_stopping is not True and search.bound(likeliest, length, room) > row.finished[-1][0]

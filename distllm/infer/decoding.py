@@ -29,6 +29,7 @@ class Decoding:
         prompts: what each row of the decoder begins with, at least one id.
         sources: what the encoder reads for each row; None for a decoder.
         max_tokens: the most tokens that are appended to a row.
+        beams: the most rows that each prompt may become.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Decoding:
         prompts: Sequence[Sequence[int]],
         sources: Sequence[Sequence[int]] | None,
         max_tokens: int,
+        beams: int = 1,
     ) -> None:
         inner: Any = model
         first = next(model.parameters())
@@ -49,7 +51,7 @@ class Decoding:
         self._length, self._last = 0, inner.shape.max_seq_len - 1
         self._cache = KVCache(
             inner.shape,
-            len(prompts),
+            len(prompts) * beams,
             longest + max_tokens,
             first.device,
             first.dtype,
@@ -67,11 +69,16 @@ class Decoding:
         )
         return logits_R1V[:, -1].to("cpu", torch.promote_types(logits_R1V.dtype, torch.float32))
 
-    def append(self, ids: Sequence[int], rows: Tensor | None = None) -> None:
-        """Append an id to each row, after replacing row i by row ``rows[i]`` if that is given."""
+    def append(self, ids: Sequence[int] | Tensor, rows: Tensor | None = None) -> None:
+        """Append an id to each row, after making row i of row ``rows[i]`` if that is given.
+
+        The number of rows may grow then. Each source keeps its rows together, as many as any other has.
+        """
         if rows is not None:
-            self._cache.reorder(rows.to(self._device))
-        self._inputs_RT = torch.tensor([[token] for token in ids], device=self._device)
+            rows = rows.to(self._device)
+            self._cache.reorder(rows)
+            self._starts_R = self._starts_R[rows]
+        self._inputs_RT = torch.as_tensor(ids, device=self._device)[:, None]
 
 
 def _source(sources: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from distllm.data.examples.prompts import Prompt
 from distllm.data.tokenizer import Tokenizer
 from distllm.infer.beam import NO_SEARCH, Search, beam_search
 from distllm.infer.decoding import Decoding, evaluating, room
-from distllm.infer.sampling import GREEDY, Sampling, draw
+from distllm.infer.sampling import GREEDY, Sampling, draw_rows
 from distllm.seeds import derive_seed
 
 
@@ -101,10 +101,8 @@ def generate_rows(
         if search.beams == 1:
             decoding = Decoding(model, prompts, sources, max(rooms))
             return _draw_rows(decoding, prompts, rooms, vocab_size, eot_id, sampling, (seed, first_row))
-        copies = [prompt for prompt in prompts for _ in range(search.beams)]
-        sources = None if sources is None else [source for source in sources for _ in range(search.beams)]
         return beam_search(
-            Decoding(model, copies, sources, max(rooms)),
+            Decoding(model, prompts, sources, max(rooms), search.beams),
             prompts,
             search=search,
             vocab_size=vocab_size,
@@ -131,21 +129,18 @@ def _draw_rows(
     seed, first_row = stream
     texts: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
+    pasts = [list(prompt) for prompt in prompts]
     for step in range(max(rooms)):
-        logits_RV = decoding.logits()[:, :vocab_size].double()
-        inputs = [eot_id if 0 <= eot_id < vocab_size else 0] * len(prompts)
-        for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            if ended[row]:
-                continue
-            drawn_seed = derive_seed(seed, "sample", first_row + row, step)
-            inputs[row] = draw(logits_RV[row], [*prompt, *text], sampling, drawn_seed)
-            ended[row] = inputs[row] == eot_id
-            if not ended[row]:
-                text.append(inputs[row])
-                ended[row] = len(text) == rooms[row]
+        seeds = [derive_seed(seed, "sample", first_row + row, step) for row in range(len(prompts))]
+        drawn = draw_rows(decoding.logits()[:, :vocab_size], pasts, sampling, seeds)
+        for row, token in enumerate(drawn):
+            if not ended[row] and token != eot_id:
+                texts[row].append(token)
+                pasts[row].append(token)
+            ended[row] = ended[row] or token == eot_id or len(texts[row]) == rooms[row]
         if all(ended) and not _in_lockstep():
             break
-        decoding.append(inputs)
+        decoding.append(drawn)
     return texts
 
 

@@ -1,6 +1,6 @@
-"""Choosing the next token of one text from its logits.
+"""Choosing the next token of texts from their logits.
 
-Shapes: V ids.
+Shapes: R rows, V ids.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from distllm.seeds import derive_seed
 
 _COLDEST = 1e-4  # below it, logits divided by the temperature overflow
 
@@ -46,17 +48,38 @@ def penalised(logits_V: Tensor, past: Sequence[int], penalty: float) -> Tensor:
     return logits_V.index_copy(0, seen, torch.where(values < 0, values * penalty, values / penalty))
 
 
-def draw(logits_V: Tensor, past: Sequence[int], sampling: Sampling, seed: int) -> int:
-    """Draw one id; equal arguments give equal ids."""
-    logits_V = penalised(logits_V, past, sampling.repetition_penalty)
+def draw_rows(
+    logits_RV: Tensor, pasts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+) -> list[int]:
+    """Draw an id for each row, which depends on the row's logits, past and seed alone.
+
+    Args:
+        logits_RV: of all rows.
+        pasts: the ids of each text so far, for the repetition penalty.
+        sampling: how.
+        seeds: what settles each draw.
+    """
+    if sampling.repetition_penalty != 1.0:
+        rows = zip(logits_RV, pasts, strict=True)
+        logits_RV = torch.stack([penalised(row, past, sampling.repetition_penalty) for row, past in rows])
+    found: list[int]
     if sampling.temperature < _COLDEST:
-        return int(logits_V.argmax())
-    sorted_V, ids_V = (logits_V / sampling.temperature).sort(descending=True, stable=True)
-    probs_V = sorted_V[: sampling.top_k].softmax(dim=0)
+        found = logits_RV.argmax(dim=1).tolist()
+        return found
+    logits_RV = logits_RV.double() / sampling.temperature
+    ids_RV = None
+    if sampling.top_k is not None or sampling.top_p is not None:
+        logits_RV, ids_RV = logits_RV.sort(descending=True, stable=True)
+    probs_RV = logits_RV[:, : sampling.top_k].softmax(dim=1)
     if sampling.top_p is not None:
         # An id stays if those before it have not reached the mass: the likeliest always does.
-        probs_V[1:][probs_V.cumsum(dim=0)[:-1] >= sampling.top_p] = 0.0
+        probs_RV[:, 1:][probs_RV.cumsum(dim=1)[:, :-1] >= sampling.top_p] = 0.0
     if sampling.min_p is not None:
-        probs_V[probs_V < sampling.min_p * probs_V[0]] = 0.0
-    generator = torch.Generator().manual_seed(seed)
-    return int(ids_V[torch.multinomial(probs_V, 1, generator=generator)])
+        probs_RV[probs_RV < sampling.min_p * probs_RV.amax(dim=1, keepdim=True)] = 0.0
+    mass_RV = probs_RV.cumsum(dim=1)
+    # 52 bits: their share of a mass is below the mass, whatever is rounded.
+    shares = [[(derive_seed(seed, "share") >> 11) / 2**52] for seed in seeds]
+    share_R1 = torch.tensor(shares, dtype=mass_RV.dtype, device=mass_RV.device)
+    place_R1 = torch.searchsorted(mass_RV, share_R1 * mass_RV[:, -1:], right=True)
+    found = (place_R1 if ids_RV is None else ids_RV.gather(1, place_R1))[:, 0].tolist()
+    return found

@@ -1,6 +1,7 @@
 """The encoder-decoder: one stack reads the source, the other writes the target.
 
-Shapes: B rows, S source positions, T target positions, C channels, V vocabulary.
+Shapes: B rows, N sources (as many, without a cache), S source positions, T target positions, C channels,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from distllm.models.heads import Head
 from distllm.models.layers import Source
 from distllm.models.moe import balanced
 from distllm.models.stack import Stack, TokenEmbedding
-from distllm.ops.attention import plan_attention
+from distllm.ops.attention import AttentionPlan, plan_attention
 from distllm.ops.cross_entropy import NO_TERMS, LossTerms
 
 
@@ -44,9 +45,9 @@ class EncoderDecoder(nn.Module):
 
     def forward(
         self,
-        source_BS: Tensor,
-        source_positions_BS: Tensor,
-        source_segments_BS: Tensor | None,
+        source_NS: Tensor,
+        source_positions_NS: Tensor,
+        source_segments_NS: Tensor | None,
         tokens_BT: Tensor,
         positions_BT: Tensor,
         segments_BT: Tensor | None = None,
@@ -58,9 +59,9 @@ class EncoderDecoder(nn.Module):
         """Predict the next token of the target at each of its positions.
 
         Args:
-            source_BS: ids of the source.
-            source_positions_BS: place of each in its document.
-            source_segments_BS: document of each, never decreasing along a row.
+            source_NS: ids of the source.
+            source_positions_NS: place of each in its document.
+            source_segments_NS: document of each, never decreasing along a row.
             tokens_BT: ids of the target, from the start of decoding on.
             positions_BT: place of each in its document.
             segments_BT: document of each; it reads the source of the same number, and nothing if
@@ -68,29 +69,28 @@ class EncoderDecoder(nn.Module):
             targets_BT: ids to predict, ``IGNORE_INDEX`` where there is no loss.
             cache: past positions of the target. After the first call it also holds what is needed of
                 the source, which is not read again. A row of it is one document, whose source is the
-                first segment of the row.
+                first segment of a source's row; with B = K N rows, K after one another read each source.
             last_only: whether only the logits after the last position are wanted; excludes targets.
 
         Returns:
             The logits_BTV or logits_B1V, or with targets the cross-entropy summed over them, an fp32 scalar.
         """
-        if (source_segments_BS is None) != (segments_BT is None) and cache is None:
+        if (source_segments_NS is None) != (segments_BT is None) and cache is None:
             raise ValueError("give segments of source and target, or of neither")
         if cache is not None and segments_BT is not None:
             raise ValueError("a cache holds one document per row: give no segments of the target")
         if last_only and targets_BT is not None:
             raise ValueError("targets stand at every position: ask for all of them")
         if cache is None:
-            hidden_BSC = self._read(source_BS, source_positions_BS, source_segments_BS)
-        elif cache.hidden_BSC is None:
-            hidden_BSC = cache.hidden_BSC = self._read(source_BS, source_positions_BS, source_segments_BS)
+            hidden_NSC = self._read(source_NS, source_positions_NS, source_segments_NS)
+            source = Source(hidden_NSC, plan_attention(segments_BT, hidden_NSC.device, source_segments_NS))
         else:
-            hidden_BSC = cache.hidden_BSC
+            if cache.source is None:
+                hidden_NSC = self._read(source_NS, source_positions_NS, source_segments_NS)
+                cache.source = hidden_NSC, _first_segment(source_segments_NS)
+            hidden_NSC, visible_N11S = cache.source
+            source = Source(hidden_NSC, AttentionPlan(hidden_NSC.device.type), visible_N11S)
         x_BTC = self.embed_tokens(tokens_BT, positions_BT)
-        own_BT = segments_BT
-        if own_BT is None and source_segments_BS is not None:
-            own_BT = source_segments_BS[:, :1].expand(-1, tokens_BT.shape[1])
-        source = Source(hidden_BSC, plan_attention(own_BT, x_BTC.device, source_segments_BS))
         hidden_BTC = self.decoder(x_BTC, positions_BT, segments_BT, cache, source)
         if last_only:
             hidden_BTC = hidden_BTC[:, -1:]
@@ -99,9 +99,14 @@ class EncoderDecoder(nn.Module):
             return result
         return balanced(result, self, self.shape, targets_BT, IGNORE_INDEX)
 
-    def _read(self, source_BS: Tensor, positions_BS: Tensor, segments_BS: Tensor | None) -> Tensor:
+    def _read(self, source_NS: Tensor, positions_NS: Tensor, segments_NS: Tensor | None) -> Tensor:
         """Encode the source."""
-        hidden_BSC: Tensor = self.encoder(
-            self.embed_tokens(source_BS, positions_BS), positions_BS, segments_BS
+        hidden_NSC: Tensor = self.encoder(
+            self.embed_tokens(source_NS, positions_NS), positions_NS, segments_NS
         )
-        return hidden_BSC
+        return hidden_NSC
+
+
+def _first_segment(segments_NS: Tensor | None) -> Tensor | None:
+    """Return where the first document of each row stands; None: everywhere."""
+    return None if segments_NS is None else (segments_NS == segments_NS[:, :1])[:, None, None]

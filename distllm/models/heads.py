@@ -102,12 +102,14 @@ class EmbeddingHead(nn.Module):
         """Return vectors_BC of the text that each row begins with; what has another segment is padding."""
         if targets_BT is not None:
             raise ValueError("vectors have no targets: the task computes their loss")
-        if self.pooling == "cls":
-            pooled_BC = x_BTC[:, 0]
-        elif segments_BT is None:
-            pooled_BC = x_BTC.mean(dim=1)
-        else:
-            own_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
-            summed_BC = torch.where(own_BT1, x_BTC, 0.0).sum(dim=1)
-            pooled_BC = summed_BC / own_BT1.sum(dim=1).to(x_BTC.dtype)
+        pooled_BC = x_BTC[:, 0] if self.pooling == "cls" else mean_of_text(x_BTC, segments_BT)
         return F.normalize(pooled_BC, dim=-1)
+
+
+def mean_of_text(x_BTC: Tensor, segments_BT: Tensor | None) -> Tensor:
+    """Return mean_BC of the text that each row begins with."""
+    if segments_BT is None:
+        return x_BTC.mean(dim=1)
+    own_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
+    summed_BC = torch.where(own_BT1, x_BTC, 0.0).sum(dim=1)
+    return summed_BC / own_BT1.sum(dim=1).to(x_BTC.dtype)

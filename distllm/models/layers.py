@@ -3,7 +3,7 @@
 Matrices that read the same input are stored as one (queries, keys and values; gate and up): one
 large product is faster than several small ones. `distllm.export` splits them again.
 
-Shapes: B rows, T positions, S positions of the source, C channels, H query heads, K key/value heads,
+Shapes: B rows, T positions, N sources of S positions, C channels, H query heads, K key/value heads,
 D head width, I MLP width, R distances.
 """
 
@@ -20,7 +20,7 @@ from distllm.config.shape import ModelShape
 from distllm.dist.sequence import SequenceGroup
 from distllm.models.cache import LayerCache
 from distllm.models.moe import MixtureOfExperts
-from distllm.ops.attention import AttentionPlan, Pattern, attend, attend_cached
+from distllm.ops.attention import AttentionPlan, Pattern, attend, attend_cached, attend_source
 from distllm.ops.mlp import activate, gated
 from distllm.ops.norm import layer_norm, rms_norm
 from distllm.ops.rope import Rotation, rotate
@@ -36,6 +36,7 @@ class Context:
         bias_HR: attention bias by distance, if positions are relative; of this rank's heads.
         slopes_H: ALiBi's penalty per position of distance, if positions are ALiBi; of this rank's heads.
         sequence: the ranks that share the batch's rows, if several do.
+        mask: given a cache, what its positions see instead of all that follows from the others.
     """
 
     plan: AttentionPlan
@@ -43,14 +44,22 @@ class Context:
     bias_HR: Tensor | None = None
     slopes_H: Tensor | None = None
     sequence: SequenceGroup | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a decoder reads besides its own sequence: the encoder's output, and who sees what of it."""
+    """What a decoder reads besides its own sequence.
 
-    hidden_BSC: Tensor
+    Attributes:
+        hidden_NSC: the encoder's output; with a cache, several rows may read each of N sources.
+        plan: who sees what of it, without a cache.
+        visible_N11S: what is seen of it, with one; None: everything.
+    """
+
+    hidden_NSC: Tensor
     plan: AttentionPlan
+    visible_N11S: Tensor | None = None
 
 
 class Norm(nn.Module):
@@ -126,9 +135,7 @@ class Attention(nn.Module):
                 out_BTHD = sequence.to_positions(out_BTHD)
         else:
             past = cache.extend(k_BTKD, v_BTKD)
-            out_BTHD = attend_cached(
-                q_BTHD, *past, self.pattern, context.bias_HR, context.slopes_H, cache.starts_B
-            )
+            out_BTHD = attend_cached(q_BTHD, *past, self.pattern, context.mask)
         out_BTC: Tensor = self.o_proj(out_BTHD.flatten(-2))
         return out_BTC
 
@@ -153,17 +160,17 @@ class CrossAttention(nn.Module):
         q_BTHD = self.q_proj(x_BTC).unflatten(-1, (-1, self.head_dim))
         if self.q_norm is not None:
             q_BTHD = self.q_norm(q_BTHD)
-        kept = cache.source if cache is not None else None
-        k_BSKD, v_BSKD = kept or self._read(source.hidden_BSC)
-        if cache is not None:
-            cache.source = k_BSKD, v_BSKD
-        out_BTHD = attend(q_BTHD, k_BSKD, v_BSKD, source.plan, self.pattern)
+        if cache is None:
+            out_BTHD = attend(q_BTHD, *self._read(source.hidden_NSC), source.plan, self.pattern)
+        else:
+            cache.source = cache.source or self._read(source.hidden_NSC)
+            out_BTHD = attend_source(q_BTHD, *cache.source, self.pattern, source.visible_N11S)
         out_BTC: Tensor = self.o_proj(out_BTHD.flatten(-2))
         return out_BTC
 
-    def _read(self, hidden_BSC: Tensor) -> tuple[Tensor, Tensor]:
-        k_BSKD, v_BSKD = self.kv_proj(hidden_BSC).unflatten(-1, (-1, self.head_dim)).chunk(2, dim=2)
-        return k_BSKD if self.k_norm is None else self.k_norm(k_BSKD), v_BSKD
+    def _read(self, hidden_NSC: Tensor) -> tuple[Tensor, Tensor]:
+        k_NSKD, v_NSKD = self.kv_proj(hidden_NSC).unflatten(-1, (-1, self.head_dim)).chunk(2, dim=2)
+        return k_NSKD if self.k_norm is None else self.k_norm(k_NSKD), v_NSKD
 
 
 class MLP(nn.Module):

@@ -16,9 +16,9 @@ from distllm.config.shape import ModelShape
 from distllm.dist.sequence import SequenceGroup
 from distllm.models.cache import KVCache
 from distllm.models.layers import Block, Context, Norm, Source
-from distllm.ops.attention import plan_attention
+from distllm.ops.attention import cached_mask, plan_attention
 from distllm.ops.relative import alibi_slopes, distances, relative_buckets
-from distllm.ops.rope import rotation
+from distllm.ops.rope import Rotation, rotation
 
 
 class TokenEmbedding(nn.Embedding):
@@ -118,20 +118,28 @@ class Stack(nn.Module):
     ) -> tuple[Context, Context]:
         """Return what layers must know that see everything, and those with a window."""
         shape, plan = self.shape, plan_attention(segments_BT, x_BTC.device)
+        turns: list[Rotation | None] = [None]
         if shape.positions == "rope":
-            thetas = (shape.rope_theta, shape.rope_theta_local)
             turns = [
                 rotation(positions_BT, shape.head_dim, theta, x_BTC.dtype, shape.rope)
-                for theta in dict.fromkeys(thetas)
+                for theta in dict.fromkeys((shape.rope_theta, shape.rope_theta_local))
             ]
-            return Context(plan, turns[0], sequence=sequence), Context(plan, turns[-1], sequence=sequence)
         length = cache.capacity if cache else x_BTC.shape[1] * (sequence.size if sequence else 1)
         bias_HR = self.relative(length) if self.relative is not None else None
         slopes_H = alibi_slopes(shape.num_heads, x_BTC.device) if shape.positions == "alibi" else None
         if sequence is not None:
             bias_HR, slopes_H = (None if x is None else sequence.heads(x) for x in (bias_HR, slopes_H))
-        context = Context(plan, bias_HR=bias_HR, slopes_H=slopes_H, sequence=sequence)
-        return context, context
+
+        def context(turn: Rotation | None, window: int) -> Context:
+            if cache is None:
+                return Context(plan, turn, bias_HR, slopes_H, sequence)
+            total = cache.length + x_BTC.shape[1]
+            mask = cached_mask(x_BTC, total, window, bias_HR, slopes_H, cache.starts_B)
+            return Context(plan, turn, mask=mask)
+
+        wide = context(turns[0], 0)
+        window = max(shape.windows)
+        return wide, context(turns[-1], window) if window else wide
 
 
 def sinusoids(positions_BT: Tensor, width: int, dtype: torch.dtype) -> Tensor:

@@ -3,8 +3,8 @@
 What attention must know about a batch's documents is worked out once per forward pass
 (`plan_attention`) and handed to every layer; what a layer does with it is its `Pattern`.
 
-Shapes: B rows, T positions, S keys, H query heads, K key/value heads, D head width, P pieces of the
-flattened batch, R = 2 T - 1 distances.
+Shapes: B rows, T positions, S keys, N sources, H query heads, K key/value heads, G = H / K heads that
+share keys, D head width, P pieces of the flattened batch, R = 2 T - 1 distances.
 """
 
 from __future__ import annotations
@@ -211,29 +211,56 @@ def _triton(
     return out_BTHD.view(q_BTHD.shape)
 
 
-def attend_cached(
-    q_BTHD: Tensor,
-    k_BSKD: Tensor,
-    v_BSKD: Tensor,
-    pattern: Pattern = CAUSAL,
+def cached_mask(
+    like_BTC: Tensor,
+    total: int,
+    window: int = 0,
     bias_HR: Tensor | None = None,
     slopes_H: Tensor | None = None,
     starts_B: Tensor | None = None,
-) -> Tensor:
-    """Return the attention of the last T of S positions to all S that came before or with them.
+) -> Tensor | None:
+    """Return what the last T of S positions see of them, for `attend_cached`: the same for all layers.
 
-    ``starts_B`` is the first position of each row that holds anything; rows end together.
+    Args:
+        like_BTC: of the T positions; its device and dtype count.
+        total: S.
+        window: a position sees those less than this far away; 0 sees all.
+        bias_HR: added to the scores by distance.
+        slopes_H: taken from the scores per position of distance (ALiBi), instead of a bias.
+        starts_B: the first position of each row that holds anything; rows end together.
     """
-    total = k_BSKD.shape[1]
+    length, device = like_BTC.shape[1], like_BTC.device
     if slopes_H is not None:
         bias_HR = alibi(slopes_H, total)
     visible_B1TS = None
     if starts_B is not None:
-        place_S = torch.arange(total, device=q_BTHD.device)
+        place_S = torch.arange(total, device=device)
         visible_B1TS = (place_S >= starts_B[:, None])[:, None, None]
-        own_TS = place_S == place_S[total - q_BTHD.shape[1] :, None]
+        own_TS = place_S == place_S[total - length :, None]
         visible_B1TS = visible_B1TS | own_TS  # empty places see themselves, so that no row is all hidden
-    return _masked(q_BTHD, k_BSKD, v_BSKD, visible_B1TS, pattern, bias_HR)
+    return _mask(length, total, visible_B1TS, Pattern(window=window), bias_HR, device, like_BTC.dtype)
+
+
+def attend_cached(
+    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, pattern: Pattern = CAUSAL, mask: Tensor | None = None
+) -> Tensor:
+    """Return the attention of the last T of S positions to what `cached_mask` lets them see."""
+    length, group = q_BTHD.shape[1], q_BTHD.shape[2] // k_BSKD.shape[2]
+    alike = mask is None or mask.ndim == 2 or mask.shape[-3] == 1
+    if length == 1 and group > 1 and alike:
+        # Heads that share keys stand as queries: the keys are read once for all of them.
+        q_BGKD = q_BTHD.view(len(q_BTHD), -1, group, q_BTHD.shape[-1]).transpose(1, 2)
+        out_BGKD = _sdpa(q_BGKD, k_BSKD, v_BSKD, mask, pattern, is_causal=False)
+        return out_BGKD.transpose(1, 2).reshape(q_BTHD.shape)
+    return _sdpa(q_BTHD, k_BSKD, v_BSKD, mask, pattern, is_causal=mask is None and length > 1)
+
+
+def attend_source(
+    q_BTHD: Tensor, k_NSKD: Tensor, v_NSKD: Tensor, pattern: Pattern, visible_N11S: Tensor | None
+) -> Tensor:
+    """Return the attention of B rows to N sources, B / N rows one after another to each of them."""
+    folded = q_BTHD.reshape(len(k_NSKD), -1, *q_BTHD.shape[2:])
+    return _sdpa(folded, k_NSKD, v_NSKD, visible_N11S, pattern, is_causal=False).reshape(q_BTHD.shape)
 
 
 def _masked(
@@ -246,13 +273,28 @@ def _masked(
 ) -> Tensor:
     """Attend with everything that is hidden written as a mask; the last query is at the last key."""
     length, total = q_BTHD.shape[1], k_BSKD.shape[1]
+    mask = _mask(length, total, visible_B1TS, pattern, bias_HR, q_BTHD.device, q_BTHD.dtype)
+    is_causal = mask is None and pattern.causal and length > 1
+    return _sdpa(q_BTHD, k_BSKD, v_BSKD, mask, pattern, is_causal=is_causal)
+
+
+def _mask(
+    length: int,
+    total: int,
+    visible_B1TS: Tensor | None,
+    pattern: Pattern,
+    bias_HR: Tensor | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Return what hides keys as booleans, or with a bias as numbers to add; None: at most what is ahead."""
     shift = length - total if pattern.causal else 0
     plain = visible_B1TS is None and bias_HR is None and not pattern.window
-    if plain and pattern.causal and length in (1, total):
-        return _sdpa(q_BTHD, k_BSKD, v_BSKD, None, pattern, is_causal=length > 1)
-    query_T1 = torch.arange(length, device=q_BTHD.device)[:, None]
-    distance_TS = torch.arange(total, device=q_BTHD.device) + shift - query_T1
-    if pattern.causal:
+    if plain and (not pattern.causal or length in (1, total)):
+        return None
+    query_T1 = torch.arange(length, device=device)[:, None]
+    distance_TS = torch.arange(total, device=device) + shift - query_T1
+    if pattern.causal and length > 1:
         seen_TS = distance_TS <= 0
         visible_B1TS = seen_TS if visible_B1TS is None else visible_B1TS & seen_TS
     if pattern.window:
@@ -260,10 +302,10 @@ def _masked(
         visible_B1TS = near_TS if visible_B1TS is None else visible_B1TS & near_TS
     mask = visible_B1TS
     if bias_HR is not None:
-        mask = along_diagonals(bias_HR, length, total, shift).to(q_BTHD.dtype)
+        mask = along_diagonals(bias_HR, length, total, shift).to(dtype)
         if visible_B1TS is not None:
             mask = mask.masked_fill(~visible_B1TS, -torch.inf)
-    return _sdpa(q_BTHD, k_BSKD, v_BSKD, mask, pattern, is_causal=False)
+    return mask
 
 
 def _sdpa(

@@ -6,11 +6,13 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distllm.config.schema_task import TaskConfig
 from distllm.data.examples.prompts import Prompt, PromptBuilder
+from distllm.data.examples.split import laid_out
 from distllm.data.tokenizer import Tokenizer
 from distllm.data.tokenizer.chat import PLAIN, Chat
 from distllm.errors import ConfigError
@@ -18,9 +20,12 @@ from distllm.infer.beam import NO_SEARCH, Search
 from distllm.infer.generate import write_texts
 from distllm.models.encdec import EncoderDecoder
 from distllm.models.encoder import Encoder
-from distllm.models.heads import EmbeddingHead, SpanHead
+from distllm.models.heads import EmbeddingHead, SpanHead, mean_of_text
 from distllm.models.init import Model
 from distllm.serve.extract import Extractor
+
+_TOGETHER = 32
+"""Texts that are embedded in one forward pass, of like lengths, so little is padding."""
 
 
 class SearchIndex(Protocol):
@@ -137,10 +142,18 @@ class Backend:
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Return a unit vector for each text: that of the embedding head, else the mean last hidden state."""
-        if self.family != "encoder":
-            return [self._vector(self.prompt_ids(text)).tolist() for text in texts]
-        encoded = self.tokenizer.encode_batch(texts)
-        return [self._vector(self.tokenizer.enclosed(ids).tolist()).tolist() for ids in encoded]
+        if self.family == "encoder":
+            rows = [self.tokenizer.enclosed(ids).tolist() for ids in self.tokenizer.encode_batch(texts)]
+        else:
+            rows = [self.prompt_ids(text) for text in texts]
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+        found: list[list[float]] = [[]] * len(rows)
+        for at in range(0, len(order), _TOGETHER):
+            places = order[at : at + _TOGETHER]
+            vectors = self._vectors([rows[place] for place in places]).tolist()
+            for place, vector in zip(places, vectors, strict=True):
+                found[place] = vector
+        return found
 
     def translate(self, texts: Sequence[str], max_tokens: int, search: Search = NO_SEARCH) -> list[str]:
         """Return what the model writes for each source, framed as in training.
@@ -194,20 +207,19 @@ class Backend:
         assert self.index is not None, "required before"
         return self.index.search(query, top)
 
-    def _vector(self, ids: Sequence[int]) -> Tensor:
+    def _vectors(self, rows: Sequence[Sequence[int]]) -> Tensor:
         model = self.model
         assert not isinstance(model, EncoderDecoder), "required before"
+        kept = [[np.array(ids[: model.shape.max_seq_len])] for ids in rows]
+        arrays = laid_out(kept, max(ids.size for (ids,) in kept), self.tokenizer.eot_id)
         device = next(model.parameters()).device
-        kept = list(ids)[: model.shape.max_seq_len]
-        tokens_1T = torch.tensor([kept], device=device)
-        positions_1T = torch.arange(len(kept), device=device)[None]
+        tokens_NT, positions_NT, segments_NT = (torch.from_numpy(array).to(device) for array in arrays)
         if isinstance(model, Encoder) and isinstance(model.head, EmbeddingHead):
-            vector_C: Tensor = model(tokens_1T, positions_1T)[0]
-        else:
-            stack = model.encoder if isinstance(model, Encoder) else model.decoder
-            states_1TC: Tensor = stack(model.embed_tokens(tokens_1T, positions_1T), positions_1T)
-            vector_C = states_1TC[0].mean(dim=0)
-        return torch.nn.functional.normalize(vector_C.float(), dim=0)
+            vectors_NC: Tensor = model(tokens_NT, positions_NT, segments_NT)
+            return vectors_NC.float()
+        stack = model.encoder if isinstance(model, Encoder) else model.decoder
+        states_NTC = stack(model.embed_tokens(tokens_NT, positions_NT), positions_NT, segments_NT)
+        return torch.nn.functional.normalize(mean_of_text(states_NTC, segments_NT).float(), dim=1)
 
 
 def _a(family: str) -> str:

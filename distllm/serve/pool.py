@@ -26,12 +26,6 @@ class PoolLayer:
         self._pool = pool
         self.k_BSKD = torch.zeros(size, device=pool.device, dtype=pool.dtype)
         self.v_BSKD = torch.zeros(size, device=pool.device, dtype=pool.dtype)
-        self.source: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def starts_B(self) -> Tensor:
-        """The first place of each active row, as an index into what `extend` returns."""
-        return torch.tensor(self._pool.starts, device=self._pool.device) - self._pool.first
 
     def extend(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
         """Append one position to the active rows; return all their positions."""
@@ -59,13 +53,24 @@ class Pool:
         self.slots, self.capacity, self.device, self.dtype = slots, capacity, device, dtype
         self.starts: list[int] = []
         self.end = 0
-        self.hidden_BSC: Tensor | None = None
         self.layers = [PoolLayer(self, shape) for _ in range(shape.num_layers)]
 
     @property
     def first(self) -> int:
         """The first place that an active row needs."""
         return min(self.starts, default=self.end)
+
+    @property
+    def length(self) -> int:
+        """Places from the first that an active row needs on."""
+        return self.end - self.first
+
+    @property
+    def starts_B(self) -> Tensor | None:
+        """The first place of each active row, counted from `first`; None: all begin there."""
+        if len(set(self.starts)) == 1:
+            return None
+        return torch.tensor(self.starts, device=self.device) - self.first
 
     @property
     def rows(self) -> int:
@@ -124,8 +129,8 @@ class Recorder:
     """A cache for a single prompt that keeps each layer's keys and values, for the pool to admit."""
 
     def __init__(self, shape: ModelShape, capacity: int) -> None:
-        self.capacity = capacity
-        self.hidden_BSC: Tensor | None = None
+        self.capacity, self.length = capacity, 0
+        self.starts_B: Tensor | None = None
         self.layers = [RecorderLayer() for _ in range(shape.num_layers)]
 
     @property
@@ -139,8 +144,6 @@ class RecorderLayer:
 
     def __init__(self) -> None:
         self.kept: tuple[Tensor, Tensor]
-        self.starts_B: Tensor | None = None
-        self.source: tuple[Tensor, Tensor] | None = None
 
     def extend(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the keys and values; return them: there is nothing before them."""

@@ -24,7 +24,7 @@ from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
 from distllm.models.init import Model
 from distllm.serve.pool import Pool, Recorder
-from distllm.serve.sampling import Sampling, draw
+from distllm.serve.sampling import Sampling, draw_each
 from distllm.serve.text import TextStream
 
 T = TypeVar("T")
@@ -199,7 +199,7 @@ class Scheduler:
         tokens_1T = torch.tensor([list(request.ids)], device=self._device)
         positions_1T = torch.arange(len(request.ids), device=self._device)[None]
         logits_11V = self._model(tokens_1T, positions_1T, cache=recorder, last_only=True)
-        if not self._take(request, logits_11V[0, -1]):
+        if not self._take(request, self._draw(logits_11V, [request])[0]):
             self._pool.admit(recorder.past)
             self._running.append(request)
 
@@ -213,20 +213,27 @@ class Scheduler:
             tokens_B1 = torch.tensor([[r.new_ids[-1]] for r in batch], device=self._device)
             places = [[len(r.ids) + len(r.new_ids) - 1] for r in batch]
             positions_B1 = torch.tensor(places, device=self._device)
-            logits_B1V = self._model(tokens_B1, positions_B1, cache=pool)
+            drawn = self._draw(self._model(tokens_B1, positions_B1, cache=pool), batch)
             pool.advance()
             for row in reversed(range(len(batch))):
-                if self._take(batch[row], logits_B1V[row, -1]):
+                if self._take(batch[row], drawn[row]):
                     self._release(row)
 
         self._guarded(batch, step)
 
-    def _take(self, request: Request, logits_V: torch.Tensor) -> bool:
-        """Draw a token of a request and tell its text; return whether the request has ended."""
+    def _draw(self, logits_B1V: torch.Tensor, requests: Sequence[Request]) -> list[int]:
+        """Draw the next token of each request."""
+        return draw_each(
+            logits_B1V[:, -1, : self._tokenizer.vocab_size],
+            [request.sampling for request in requests],
+            [len(request.new_ids) for request in requests],
+        )
+
+    def _take(self, request: Request, drawn: int) -> bool:
+        """Give a request its next token and tell its text; return whether the request has ended."""
         if request.cancelled or time.monotonic() > request.deadline:
             self._end(request, "cancelled" if request.cancelled else "timeout")
             return True
-        drawn = draw(logits_V[: self._tokenizer.vocab_size], request.sampling, len(request.new_ids))
         if drawn == self._tokenizer.eot_id:
             self._finish(request, "stop")
             return True

@@ -9,7 +9,7 @@ from distllm.config.schema import ModelConfig
 from distllm.config.shape import settle_shape
 from distllm.serve.guard import Rate
 from distllm.serve.pool import Pool
-from distllm.serve.sampling import Sampling, draw
+from distllm.serve.sampling import Sampling, draw_each
 from distllm.serve.scheduler import _settled
 
 CAPACITY, SLOTS = 12, 3
@@ -51,7 +51,7 @@ class PoolRows(RuleBasedStateMachine):
         values = self.fresh(len(self.rows))
         column_B1KD = torch.cat([filled([value]) for value in values])
         for layer in self.pool.layers:
-            starts = layer.starts_B.tolist()
+            starts = [0] * len(self.rows) if self.pool.starts_B is None else self.pool.starts_B.tolist()
             k_BSKD, v_BSKD = layer.extend(column_B1KD, -column_B1KD)
             for row, start in enumerate(starts):
                 expected = [*self.rows[row], values[row]]
@@ -85,7 +85,7 @@ TestPoolRows = PoolRows.TestCase
 )
 def test_what_is_drawn_is_an_id_within_the_mass(logits, temperature, top_p, seed):
     logits_V = torch.tensor(logits)
-    drawn = draw(logits_V, Sampling(1, temperature, top_p, seed), 0)
+    (drawn,) = draw_each(logits_V[None], [Sampling(1, temperature, top_p, seed)], [0])
     assert 0 <= drawn < len(logits)
     if temperature < 1e-4:
         assert logits_V[drawn] == logits_V.max()

@@ -5,9 +5,13 @@ import collections
 import pytest
 import torch
 
-from distllm.infer.sampling import Sampling, draw, penalised
+from distllm.infer.sampling import Sampling, draw_rows, penalised
 
 LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05], dtype=torch.float64).log()
+
+
+def draw(logits, past, sampling, seed):
+    return draw_rows(logits[None], [past], sampling, [seed])[0]
 
 
 def drawn(draws=400, past=(), **options):

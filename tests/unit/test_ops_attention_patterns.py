@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from distllm.ops.attention import Pattern, attend, attend_cached, plan_attention
+from distllm.ops.attention import Pattern, attend, attend_cached, cached_mask, plan_attention
 from distllm.ops.relative import (
     alibi,
     alibi_slopes,
@@ -90,13 +90,14 @@ def test_cached_attention_is_the_end_of_the_whole(pattern, biased, new):
     q, k, v = (draw(1, LENGTH, 2, 8, seed=s) for s in range(3))
     bias = draw(2, 2 * LENGTH + 19, seed=4) if biased else None
     whole = attend(q, k, v, plan_attention(None, CPU), pattern, bias)
-    torch.testing.assert_close(attend_cached(q[:, -new:], k, v, pattern, bias), whole[:, -new:])
+    mask = cached_mask(q[:, -new:].flatten(2), LENGTH, pattern.window, bias)
+    torch.testing.assert_close(attend_cached(q[:, -new:], k, v, pattern, mask), whole[:, -new:])
 
 
 def test_cached_rows_that_begin_late_do_not_see_what_is_before():
     q, k, v = (draw(2, 12, 2, 8, seed=s) for s in range(3))
     starts = torch.tensor([0, 5])
-    out = attend_cached(q, k, v, starts_B=starts)
+    out = attend_cached(q, k, v, mask=cached_mask(q.flatten(2), 12, starts_B=starts))
     late = attend_cached(q[1:, 5:], k[1:, 5:], v[1:, 5:])
     torch.testing.assert_close(out[1:, 5:], late)
     assert out.isfinite().all()
@@ -166,7 +167,8 @@ def test_slopes_are_a_bias_by_distance(causal):
     assert not torch.allclose(attend(q, k, v, plan, pattern), expected)
     whole = attend(q, k, v, plan_attention(None, CPU), pattern, slopes_H=slopes)
     if causal:
-        late = attend_cached(q[:, -2:], k, v, pattern, slopes_H=slopes)
+        mask = cached_mask(q[:, -2:].flatten(2), LENGTH, pattern.window, slopes_H=slopes)
+        late = attend_cached(q[:, -2:], k, v, pattern, mask)
         torch.testing.assert_close(late, whole[:, -2:])
 
 

@@ -66,6 +66,15 @@ def test_a_decoder_embeds_by_the_mean_of_its_last_states_and_makes_no_logits(wor
     torch.testing.assert_close(torch.tensor(vector), expected)
 
 
+@pytest.mark.parametrize("family", ["decoder", "encoder"])
+def test_texts_have_the_vectors_that_they_have_alone(words, family):
+    model = serving.model(words.vocab_size) if family == "decoder" else encoder(words, head="embedding")
+    backend, texts = Backend("m", model, words), ["the model is", "a", "the model reads a token", "it"] * 10
+    torch.testing.assert_close(
+        torch.tensor(backend.embed(texts)), torch.tensor([backend.embed([text])[0] for text in texts])
+    )
+
+
 def test_a_text_longer_than_the_context_is_cut(words):
     backend = Backend("d", serving.model(words.vocab_size), words)
     long, longer = backend.embed(["the " * 500, "the " * 600])

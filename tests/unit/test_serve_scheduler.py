@@ -11,7 +11,7 @@ from wordpiece import write_wordpiece
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
 from distllm.serve.pool import Pool
-from distllm.serve.sampling import Sampling, draw
+from distllm.serve.sampling import Sampling, draw_each
 from distllm.serve.scheduler import Overloaded, Request, Scheduler, Stopped
 from distllm.serve.text import TextStream
 
@@ -65,6 +65,10 @@ def test_a_prompt_makes_logits_after_its_last_token_only(model, words):
     scheduler.close()
     handle.remove()
     assert seen == [(1, 1)] * len(said)
+
+
+def draw(logits_V, sampling, position):
+    return draw_each(logits_V[None], [sampling], [position])[0]
 
 
 def prompts(count, longest=20):
