@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved
-from distllm.plan.estimate import software_of
-from distllm.plan.experiment import base_bytes, device_memory, host_memory, layout_of, space_of
+from distllm.plan.experiment import device_memory, host_memory, layout_of, space_of
 from distllm.plan.layout import Layout
 from distllm.plan.memory import Memory, peak_memory
 from distllm.plan.search import layouts
+from distllm.plan.software import software_of
 from distllm.plan.work import Work, work_of
 from distllm.units import format_bytes
 
-# A run is refused only where it would not fit even if the prediction were this much too high.
+# A run is refused only if it would not fit even where the prediction is this much too high.
 _DOUBT = 0.1
 _ORDER = ("none", "selective", "full")
 _OFFLOADS = {"none": "none", "optimizer": "cpu", "disk": "nvme", "mapped": "nvme"}
@@ -44,8 +44,7 @@ def check_memory(resolved: Resolved, problems: Problems) -> None:
 
 
 def _need(resolved: Resolved, work: Work, layout: Layout) -> Memory:
-    config = resolved.config
-    return peak_memory(work, layout, software_of(config, layout, base_bytes=base_bytes(config)))
+    return peak_memory(work, layout, software_of(resolved.config, layout))
 
 
 def _nearest(resolved: Resolved, work: Work, asked: Layout, limit: float) -> str:

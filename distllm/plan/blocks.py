@@ -1,7 +1,7 @@
 """Seconds of one block and of the output projection for one micro-batch: products, attention, traffic.
 
-Every time is a number of operations or bytes over a speed that was measured alone, and over what training
-reaches of it.
+Each is a number of operations or bytes over a speed that was measured alone, times what training reaches
+of it.
 """
 
 from __future__ import annotations

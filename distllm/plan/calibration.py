@@ -1,4 +1,4 @@
-"""What was measured of this machine's CPUs: the file, and the machine it describes.
+"""The measured speeds of this machine's CPUs: their file, and the machine that they describe.
 
 Measuring needs torch and is done by `distllm.train.calibrate`.
 """
@@ -75,8 +75,7 @@ def read_calibration(runs_dir: Path) -> Calibration | None:
 def machine_of_calibration(found: Calibration, resolved: Resolved) -> Machine:
     """Return this machine as the ranks of ``resolved`` see it.
 
-    Threads are taken to be as good as ranks: the products of a rank with twice the threads are twice
-    as fast.
+    A rank with twice the threads is taken to be twice as fast.
     """
     scale = resolved.threads_per_rank / found.threads
     return Machine(

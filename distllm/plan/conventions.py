@@ -1,4 +1,4 @@
-"""The ways in which others count the floating-point operations of training, each by its name.
+"""Named conventions for counting the floating-point operations of training.
 
 A utilisation means nothing without its convention: on long contexts they differ by a factor of two.
 """

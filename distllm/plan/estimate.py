@@ -10,36 +10,21 @@ from distllm.plan.conventions import CONVENTIONS
 from distllm.plan.exchanges import sent_bytes
 from distllm.plan.fitted import FITTED
 from distllm.plan.goodput import Goodput, expected_goodput
-from distllm.plan.layout import Layout, Software
+from distllm.plan.layout import Layout
 from distllm.plan.machine import Efficiency, Machine
 from distllm.plan.memory import Memory, peak_memory
+from distllm.plan.software import software_of
 from distllm.plan.speed import StepTime, step_time
 from distllm.plan.work import Work
 
 CONVENTION = "causal"
-# DeepSpeed's buffers of exchanges, in buckets, by stage: measured with two sizes of bucket.
-_BUCKETS = {0: 1.0, 1: 2.5, 2: 2.5, 3: 4.0}
-# glibc's heap, which keeps what it once had, over what a CPU rank's activations need: measured.
-_CPU_FRAGMENTATION = 0.25
-_CHUNK_TOKENS = 512
-# Of log-probabilities of answers: one more copy in backward, and gradients of two operations (measured).
-_COMPARED_LOGIT_BYTES = 12
-_MAX_LIVE_PARAMS = 10**9
-# Arrays of the width of queries or keys that torch's seven kernels of a rotation move; one kernel moves two.
-_TORCH_ROTATION_PASSES = 9
-# Arrays of weights that a pass over gradients moves on a CPU: whole ones are added, partitioned ones copied
-# into a bucket. More is in the speeds that are measured there.
-_CPU_ADDS = (3, 2)
-# Of a weight of DeepSpeed's partition: its gradient is flattened (8), normed (4) and clipped (8), the fused
-# update moves 28, and the new weight is converted (6).
-_PARTITION_UPDATE_BYTES = 54
 # A checkpoint holds weights and both moments in fp32.
 CHECKPOINT_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one layout would be like.
+    """Memory and speed of one layout.
 
     Attributes:
         layout: how it is spread.
@@ -105,69 +90,6 @@ class Bill:
     goodput: Goodput
 
 
-def software_of(config: Config, layout: Layout, *, base_bytes: float = 0.0) -> Software:
-    """Return how distllm holds and exchanges what ``config`` trains."""
-    compute, stage, on_gpu = config.precision.compute, layout.zero_stage, config.cluster.device == "cuda"
-    element = 4 if compute == "fp32" else 2
-    own_masters = compute == "bf16" or stage > 0
-    wide = compute == "bf16" and stage >= 2
-    gated, compares = config.model.gated, config.task.name == "dpo"
-    buckets = 0.0 if config.engine.name == "local" else _BUCKETS[stage]
-    # a contrastive step embeds all its pairs before the first backward pass
-    passes = 2 if config.task.name == "contrastive" else 1
-    # where a CPU is measured, its rotation counts as two passes, as here
-    fused = on_gpu and config.engine.kernels == "triton"
-    rotation = _TORCH_ROTATION_PASSES if on_gpu and not fused else 2
-    between = _between_passes(layout, 1 + passes) if on_gpu else (_CPU_ADDS[stage >= 2], 0)
-    return Software(
-        weight_bytes=element,
-        grad_bytes=element,
-        accumulated_bytes=4 if wide else 0,
-        flattened_bytes=4 if stage > 0 else 0,
-        reduced_bytes=element,
-        optimizer_bytes=(12 if own_masters else 8) + (0 if config.optim.ema is None else 4),
-        element_bytes=element,
-        mlp_saved=4 if gated else 2,
-        norm_saved=2 if on_gpu else 3,  # torch fuses norms only on a GPU
-        rotation_passes=rotation if config.model.positions == "rope" else 0,
-        fused=fused,
-        bias_sums=config.model.mlp_bias,
-        fragmentation=0.0 if on_gpu else _CPU_FRAGMENTATION,
-        logits_tokens=0 if compares else _CHUNK_TOKENS,
-        logits_bytes=element
-        + (_COMPARED_LOGIT_BYTES if compares else 4)
-        + (element if compute == "bf16" else 0),
-        reference_bytes=element if compares else 0,
-        forward_passes=passes,
-        gathers=1 + passes,
-        compiled=config.engine.compile,
-        adding_bytes=between[0] * element if layout.accumulation > 1 or stage >= 2 else 0,
-        clipping_bytes=between[1] * element,
-        update_bytes=_PARTITION_UPDATE_BYTES if on_gpu and stage > 0 else Software().update_bytes,
-        sums_whole=config.engine.name != "local",  # DeepSpeed's use_multi_rank_bucket_allreduce
-        bucket_params=0 if config.engine.name == "local" else config.engine.bucket_bytes // element,
-        live_params=_MAX_LIVE_PARAMS,
-        # DeepSpeed copies gathered weights out of a buffer, which glibc's heap does not use again at once
-        gather_copies=0 if on_gpu else 1,
-        bucket_bytes=int(buckets * config.engine.bucket_bytes) if layout.replicas > 1 or stage else 0,
-        base_bytes=base_bytes,
-    )
-
-
-def _between_passes(layout: Layout, gathers: int) -> tuple[int, int]:
-    """Return arrays of all weights that DeepSpeed moves after each micro-batch, and once a step, on a GPU.
-
-    To sum gradients it copies them into a bucket and divides them, and below stage 3 flattens the bucket once
-    more (stage_1_and_2.py, stage3.py); gathered weights are put together by ``torch.cat``.
-    """
-    added, summed = 3, 6
-    if layout.zero_stage == 3:
-        return 4 + 2 * gathers, 0
-    if layout.zero_stage == 2:
-        return summed, 0
-    return added, summed * layout.zero_stage
-
-
 def estimate(
     work: Work,
     layout: Layout,
@@ -175,11 +97,10 @@ def estimate(
     machine: Machine,
     *,
     reserve: float = 0.0,
-    base_bytes: float = 0.0,
     efficiency: Efficiency = FITTED,
 ) -> Estimate:
     """Return memory and speed of ``layout``."""
-    software = software_of(config, layout, base_bytes=base_bytes)
+    software = software_of(config, layout)
     time = step_time(work, layout, software, machine, efficiency)
     tokens_per_second = layout.tokens_per_step / time.total
     flops = CONVENTIONS[CONVENTION](work, layout.seq_len)

@@ -1,4 +1,4 @@
-"""Seconds of a step in exchanges between ranks, by what is exchanged, and what work they may hide behind."""
+"""Seconds of a step that exchanges between ranks take, and the work that may hide them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from distllm.plan.work import Work
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Seconds of exchanges of one step, and the micro-batches of work that they may hide behind."""
+    """Seconds of exchanges in one step, and the micro-batches of work that may hide them."""
 
     seconds: float
     window: float = 0.0
 
 
 def tensor_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
-    """Exchanges of one block for one micro-batch, hidden or not.
+    """Seconds of one block's exchanges for one micro-batch, hidden or not.
 
     Two scatters and two gathers forward, as many backward (Megatron: two all-reduces each way).
     """
@@ -55,7 +55,7 @@ def expert_seconds(work: Work, layout: Layout, software: Software, machine: Mach
 
 
 def message_seconds(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
-    """One message between a pipeline's stages: activations of a micro-batch, or their gradients.
+    """Seconds of one message between stages: activations of a micro-batch, or their gradients.
 
     Stages are the outermost dimension of ranks: all wait for those whose neighbour is in another node.
     """
@@ -66,7 +66,7 @@ def message_seconds(work: Work, layout: Layout, software: Software, machine: Mac
 
 
 def data_exchanges(work: Work, layout: Layout, software: Software, machine: Machine) -> list[Exchange]:
-    """Return the exchanges of weights and gradients: among replicas, and of what two stages both hold."""
+    """Return the exchanges of weights and gradients, also of an embedding that two stages hold."""
     found = _rest_exchanges(work, layout, software, machine)
     if layout.expert > 1:
         found += _expert_sums(work, layout, software, machine)
@@ -78,7 +78,8 @@ def data_exchanges(work: Work, layout: Layout, software: Software, machine: Mach
 def sent_bytes(work: Work, layout: Layout, software: Software, machine: Machine) -> dict[str, float]:
     """Return the bytes that a rank sends in one step, by what they are.
 
-    They are the seconds of the same exchanges by rings on links of one byte a second without latency.
+    These are the seconds that the same exchanges take by rings on links of one byte a second, without
+    latency.
     """
     counter = replace(
         machine,
@@ -107,7 +108,7 @@ def _tied_sum(work: Work, layout: Layout, software: Software, machine: Machine) 
 
 
 def _expert_sums(work: Work, layout: Layout, software: Software, machine: Machine) -> list[Exchange]:
-    """Gradients, then weights, of a rank's experts go to and fro among those with the same, once a step."""
+    """Once a step, ranks with the same experts sum their gradients; from stage 1 on they gather weights."""
     own = work.layers * work.expert_params / (layout.pipeline * layout.tensor * layout.expert)
     equals = Group.strided(layout.replicas // layout.expert, layout.tensor * layout.expert, machine)
     if layout.zero_stage == 0:

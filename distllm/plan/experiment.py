@@ -11,9 +11,6 @@ from distllm.machine import total_memory
 from distllm.plan.layout import Layout, Offload
 from distllm.plan.search import Space
 
-# What a CPU rank holds before it has a model, pages of files excepted: the interpreter, torch and DeepSpeed
-# (measured).
-CPU_PROCESS_BYTES = 480e6
 _SHARING_RANKS = (1, 2, 4, 8)
 
 
@@ -73,8 +70,3 @@ def host_memory(resolved: Resolved) -> float:
     room = resolved.config.cluster.hardware.host_memory_gb
     on_gpu = resolved.config.cluster.device == "cuda"  # what a CPU rank offloads to are files
     return room * 1e9 if on_gpu and room is not None else math.inf
-
-
-def base_bytes(config: Config) -> float:
-    """Return what a rank holds before it has a model; on a GPU the reserve of the profile covers it."""
-    return CPU_PROCESS_BYTES if config.cluster.device == "cpu" else 0.0

@@ -1,4 +1,4 @@
-"""What failures cost: checkpoint interval, expected goodput and the time a run takes with them."""
+"""What failures cost: the best checkpoint interval, the expected goodput, the time of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels that a program launches, and the time that takes its host.
+"""The kernels that a program launches, and what launching them takes its host.
 
 An eager program launches a kernel for each operation, and each costs its host torch's own work and the
 driver's. Where kernels are shorter than that, the device waits for its host: small models on fast devices.
@@ -21,7 +21,7 @@ _CHUNK = 19
 def forward_kernels(work: Work, software: Software) -> float:
     """Return the kernels of one block's forward pass.
 
-    An attention has a norm, two products, the attention itself and an addition, besides rotations; an MLP a
+    An attention has a norm, two products, the attention itself, an addition and rotations; an MLP has a
     norm, two products for each expert, an activation and an addition. A compiler, and only it, joins norms
     and additions; it, and kernels written for it, join a rotation's parts, and an activation with its gate.
     """

@@ -1,4 +1,4 @@
-"""How a step is spread over ranks, and the habits of the software that runs it."""
+"""How a step is spread over ranks, and how the program that runs it works."""
 
 from __future__ import annotations
 
@@ -69,47 +69,50 @@ class Layout:
 class Software:
     """What differs between programs that run the same layout.
 
+    Sizes are bytes of one weight, gradient, activation or logit; traffic is the bytes of it that memory
+    reads and writes.
+
     Attributes:
-        weight_bytes: a weight in forward and backward.
-        grad_bytes: a gradient while it is computed.
-        accumulated_bytes: a gradient kept in a wider format besides; 0 where there is none.
-        flattened_bytes: a partitioned gradient as the optimizer's flat buffer holds it once more.
-        reduced_bytes: a gradient on its way between ranks.
-        optimizer_bytes: moments, and the copy of the weight they update.
-        update_bytes: memory traffic of one weight's update.
-        element_bytes: an activation.
-        mlp_saved: arrays of the MLP's width that backward needs (4 unfused gated, 3 fused, 2 plain).
+        weight_bytes: size of a weight in forward and backward.
+        grad_bytes: size of a gradient as it is computed.
+        accumulated_bytes: size of a second, wider copy of a gradient; 0 if there is none.
+        flattened_bytes: size of a partitioned gradient in the optimizer's flat buffer.
+        reduced_bytes: size of a gradient that is exchanged.
+        optimizer_bytes: size of the moments and of the weight they update.
+        update_bytes: traffic of a weight's update.
+        element_bytes: size of an activation.
+        mlp_saved: arrays as wide as the MLP that backward needs (4 unfused gated, 3 fused, 2 plain).
         mlp_in_place: backward of the gate writes over the gate's inputs (Liger's kernels).
-        norm_saved: arrays of the stream's width that one norm and the products after it need.
-        attention_saved: multiples of the query (and of key and value) width that backward needs.
+        norm_saved: arrays as wide as the stream that one norm and the products after it need.
+        attention_saved: multiples of the width of queries (and of keys and values) that backward needs.
         logits_tokens: tokens whose logits exist at once; 0 means all.
-        logits_bytes: bytes of one logit over all its copies.
-        logits_traffic: bytes that loss and gradient move for one logit; 0 means three times its copies.
+        logits_bytes: size of a logit over all its copies.
+        logits_traffic: traffic of a logit in loss and gradient; 0 means three times its copies.
         forward_passes: of a micro-batch in a step, one of them with backward.
         keeps_half: selective checkpointing computes every second product again (torchtitan).
-        norm_passes: arrays of the stream's width that an uncompiled norm moves, forward (2: one kernel).
-        rotation_passes: the same of queries and keys, to rotate them.
+        norm_passes: arrays as wide as the stream that an uncompiled norm moves forward (2: one kernel).
+        rotation_passes: arrays as wide as queries and keys that rotating them moves.
         compiled: element-wise operations are fused.
         fused: rotations and gates are one kernel each, without a compiler.
-        bias_sums: gradients of biases are summed in passes of their own over what products put out.
+        bias_sums: gradients of biases are summed by passes of their own over what products put out.
         reduces_each_pass: stage 2 reduces after every forward pass, not once a step.
-        gathers: times that partitioned weights are gathered for each forward pass.
+        gathers: times that partitioned weights are gathered for each micro-batch.
         tensor_exposed: share of the exchanges of tensor parallelism that nothing hides.
         stage_messages: exchanges between stages in a micro-batch that nothing hides.
-        overlaps_data: gradients are reduced behind backward and stage 1's weights gathered behind forward,
-            as much as fits, whatever share the fit found for programs that leave it to chance.
+        overlaps_data: gradients are reduced behind backward, and stage 1's weights gathered behind forward,
+            as much as fits; otherwise the fitted share of them is hidden.
         sums_whole: stages 1 and 2 sum gradients by all-reduces, of which a rank keeps its part (DeepSpeed).
         sums_late: stage 1 sums gradients by one all-reduce after backward, and gathers tensor by tensor.
         gather_pieces: tensors of a block that such a gather copies one by one for each rank.
         bucket_params: gradients that are exchanged at once below stage 3; 0 means all.
-        adding_bytes: memory traffic of a gradient that is added to those of earlier micro-batches.
-        clipping_bytes: memory traffic of a gradient between backward and update, partitioned or not.
+        adding_bytes: traffic of a gradient that is added to those of earlier micro-batches.
+        clipping_bytes: traffic of a gradient between backward and update, partitioned or not.
         weighs_stages: a pipeline's stages are cut by weights, not into equally many blocks.
         live_params: weights that stage 3 keeps gathered; 0 means two blocks.
-        gather_copies: how often gathered weights are held besides, by buffers that they were copied from.
-        bucket_bytes: buffers of the exchanges, in sum.
-        reference_bytes: a weight of the frozen copy that each rank compares with (DPO), held whole; 0: none.
-        base_bytes: what a process holds before there is a model.
+        gather_copies: further copies of gathered weights, in the buffers that they were copied from.
+        bucket_bytes: all buffers of exchanges.
+        reference_bytes: size of a weight of the frozen copy that DPO compares with, held whole; 0: none.
+        base_bytes: memory of a process before it has a model.
         fragmentation: memory lost between allocations, as a share of activations and gathered weights.
     """
 

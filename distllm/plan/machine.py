@@ -1,4 +1,4 @@
-"""The machine a plan is made for: one accelerator, its links, and how many of them."""
+"""The machine that a plan is made for: an accelerator, its links, and how many share a node."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Machine:
     """Hardware as its makers and others' measurements describe it.
 
     Attributes:
-        name: what is shown.
+        name: as it is shown.
         gemm_flops: best FLOP/s of a matrix product in the format of the computation, measured.
-        peak_flops: what the maker prints; utilisations are shares of it.
+        peak_flops: of its data sheet; utilisations are shares of it.
         memory_bytes: of one device.
         memory_bandwidth: bytes/s of one device's memory.
         local_bandwidth: bytes/s a rank sends to its neighbour inside a node.
@@ -33,10 +33,10 @@ class Machine:
         disk_bandwidth: bytes/s of local disks for one rank's share of a node.
         base_seconds, local_seconds, network_seconds: latency of a collective, of a step inside a
             node and of a step between nodes.
-        launch_seconds: of a device's host for one kernel of an eager program; 0: it is in measured speeds.
+        launch_seconds: what launching a kernel takes an eager program; 0: the measured speeds have it.
         update_bandwidth: bytes/s of the optimizer; 0 means that of other element-wise operations.
-        hides_traffic: the speed of products was measured with their operands' traffic in it.
-        link_efficiency: bandwidth of a large collective over the rated one of the link, as nccl-tests see it.
+        hides_traffic: the speed of products was measured with the traffic of their operands.
+        link_efficiency: bandwidth of a large collective over that of the link, as nccl-tests measure it.
         stream_efficiency: memory bandwidth of a pass over large arrays, over the rated one.
         attention_flops: FLOP/s of fused attention alone, both passes, on long causal rows with heads of 128;
             0 means the share of the peak that FlashAttention-2 has on an H100.
@@ -91,12 +91,12 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """What training reaches of what hardware can do.
+    """The share of what hardware can do that training reaches.
 
     Attributes:
         gemm: arithmetic of matrix products over the best product measured on the device.
-        operands: bandwidth at which operands and results of products seem to move, over the rated one: what
-            a kernel's beginning and end do not hide behind arithmetic.
+        operands: bandwidth at which operands and results of products seem to move, over the rated one: the
+            part that a kernel does not hide behind its arithmetic.
         overlap: share of the exchanges with other data-parallel ranks that hides behind work.
     """
 

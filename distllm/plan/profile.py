@@ -1,4 +1,4 @@
-"""From a cluster profile to the machine the planner reckons with."""
+"""From a cluster profile to the machine that a plan is made for."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from distllm.config.resolve import Resolved
 from distllm.plan.admission import overrides
 from distllm.plan.conventions import CONVENTIONS
 from distllm.plan.estimate import CONVENTION, Bill, Estimate, bill, estimate
-from distllm.plan.experiment import base_bytes, layout_of, space_of
+from distllm.plan.experiment import layout_of, space_of
 from distllm.plan.layout import Layout
 from distllm.plan.machine import Efficiency, Machine
 from distllm.plan.search import Found, layouts, search
@@ -62,7 +62,6 @@ def make_plan(resolved: Resolved, machine: Machine, efficiency: Efficiency) -> P
             config,
             machine,
             reserve=reserve,
-            base_bytes=base_bytes(config),
             efficiency=efficiency,
         )
 

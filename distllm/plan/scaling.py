@@ -1,4 +1,4 @@
-"""The same model and batch for each device on ever more devices: what exchanges and failures take."""
+"""One model with the same batch on each device, on more and more devices."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Seconds of one optimizer step: products, attention, element-wise work, exchanges, update.
 
-Every time is a number of operations or bytes over a speed that was measured alone. What training
-reaches of it (`Efficiency`) is fitted once, on one published table, and is the same for every model,
-layout and machine.
+Each is a number of operations or bytes over a speed that was measured alone, times the share of it that
+training reaches (`Efficiency`): fitted once, on one published table, for all models, layouts and machines.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from distllm.plan.machine import Efficiency, Machine
 from distllm.plan.stages import stages_of
 from distllm.plan.work import Work
 
-# Bytes of host memory that DeepSpeed moves for an offloaded weight besides the update: its gradient
-# arrives in fp32 (4), is scaled where it lies (8), and the new weight is converted (4 + 2).
+# Bytes of host memory that DeepSpeed moves for an offloaded weight around its update: its gradient
+# arrives in fp32 (4), is scaled in place (8), and the new weight is converted (4 + 2).
 _AROUND_UPDATE = 18
 # How much longer work takes beside an exchange, which takes multiprocessors and memory bandwidth from it: on
 # average over GPT and LLaMA models on four H100, A100, MI210 or MI250 (Lee et al. 2025, arXiv 2507.03114).
@@ -36,13 +35,13 @@ class StepTime:
     """Seconds of a step by where they go.
 
     Attributes:
-        tensor_exchange: of tensor parallelism, what nothing hides.
-        exposed: of exchanges with other data-parallel ranks, what nothing hides.
-        hidden: of these, what work hides; no part of the step.
-        slowed: what work loses to the exchanges that it hides.
-        launching: what the device waits for its host to launch kernels.
-        bubble: what a pipeline's longest stage waits for the others.
-        uneven: what all wait for the longest stage.
+        tensor_exchange: those of tensor parallelism that nothing hides.
+        exposed: exchanges with other data-parallel ranks that nothing hides.
+        hidden: those that work hides; not part of the step.
+        slowed: what work loses to exchanges beside it.
+        launching: the device waits for its host to launch kernels.
+        bubble: a pipeline's longest stage waits for the others.
+        uneven: the other stages wait for the longest one.
     """
 
     gemm: float
@@ -70,7 +69,7 @@ class StepTime:
 
     @property
     def _launched(self) -> float:
-        """All that the host launches for micro-batches, and what the device waits for it."""
+        """All work of micro-batches, and the waiting for its launches."""
         parts = (self.gemm, self.attention, self.elementwise, self.head, self.reference, self.recompute)
         exchanges = (self.tensor_exchange, self.sequence_exchange, self.expert_exchange, self.stage_exchange)
         return sum(parts) + sum(exchanges) + self.launching
@@ -105,53 +104,64 @@ def step_time(
     work: Work, layout: Layout, software: Software, machine: Machine, efficiency: Efficiency
 ) -> StepTime:
     """Return where the seconds of one step go."""
-    forward, backward = block_passes(work, layout, software, machine, efficiency)
-    blocks = work.layers / layout.pipeline
-    head = head_seconds(work, layout, software, machine, efficiency) / layout.pipeline
-    reference = 0.0
-    if software.reference_bytes:
-        reference = blocks * forward.total + head / (2 + work.trainable_share)
-    again = _again_seconds(work, layout, software, forward)
-    # embedding and output projection have half of a block's exchanges of tensor parallelism
-    shared = (blocks + 0.5 / layout.pipeline) * tensor_seconds(work, layout, software, machine)
-    tensor = software.tensor_exposed * shared
-    sequence = blocks * sequence_seconds(work, layout, software, machine)
-    expert = blocks * expert_seconds(work, layout, software, machine)
-    message = message_seconds(work, layout, software, machine)
-    stages = software.stage_messages * message
-    # an interleaved pipeline hides what each chunk of blocks receives and sends, forward and backward
-    beside = shared - tensor + (2 * layout.virtual_stages * message if layout.virtual_stages > 1 else 0.0)
-    adding = _streaming_seconds(work, layout, software.adding_bytes, machine)
-    micro = blocks * (forward.total + backward.total + again) + head + reference + adding
-    micro += tensor + sequence + expert + stages
-    launching = max(0.0, host_seconds(work, layout, software, machine) - micro)
-    micro += launching
-    count = layout.accumulation
-    slowest = _slowest_stage(work, layout, software, micro, head * layout.pipeline)
+    parts = _micro_batch(work, layout, software, machine, efficiency)
+    parts["launching"] = max(0.0, host_seconds(work, layout, software, machine) - sum(parts.values()))
+    micro, count = sum(parts.values()), layout.accumulation
+    slowest = _slowest_stage(work, layout, software, micro, parts["head"] * layout.pipeline)
     exchanges = data_exchanges(work, layout, software, machine)
     overlap = 1.0 if software.overlaps_data else efficiency.overlap
     # Their windows overlap, and the links carry one after another: no second of work hides two of them.
     hidden = sum(min(overlap * exchange.seconds, exchange.window * micro) for exchange in exchanges)
     hidden = min(hidden, count * micro)
+    beside = count * _hidden_in_micro_batch(work, layout, software, machine)
     return StepTime(
-        gemm=count * blocks * (forward.gemm + backward.gemm),
-        attention=count * blocks * (forward.attention + backward.attention),
-        elementwise=count * (blocks * (forward.elementwise + backward.elementwise) + adding),
-        head=count * head,
-        reference=count * reference,
-        recompute=count * blocks * again,
-        tensor_exchange=count * tensor,
-        sequence_exchange=count * sequence,
-        expert_exchange=count * expert,
-        stage_exchange=count * stages,
+        **{name: count * seconds for name, seconds in parts.items()},
         exposed=sum(exchange.seconds for exchange in exchanges) - hidden,
         hidden=hidden,
-        slowed=(1 - 1 / (1 + _SLOWED)) * (hidden + count * beside),
-        launching=count * launching,
+        slowed=(1 - 1 / (1 + _SLOWED)) * (hidden + beside),
         bubble=(layout.pipeline * micro - slowest) / layout.virtual_stages,
         uneven=count * (slowest - micro),
         update=_update_seconds(work, layout, software, machine),
     )
+
+
+def _micro_batch(
+    work: Work, layout: Layout, software: Software, machine: Machine, efficiency: Efficiency
+) -> dict[str, float]:
+    """Return the seconds of one micro-batch in an average stage by where they go, launches left out."""
+    forward, backward = block_passes(work, layout, software, machine, efficiency)
+    blocks = work.layers / layout.pipeline
+    head = head_seconds(work, layout, software, machine, efficiency) / layout.pipeline
+    compares = blocks * forward.total + head / (2 + work.trainable_share)
+    adding = _streaming_seconds(work, layout, software.adding_bytes, machine)
+    return {
+        "gemm": blocks * (forward.gemm + backward.gemm),
+        "attention": blocks * (forward.attention + backward.attention),
+        "elementwise": blocks * (forward.elementwise + backward.elementwise) + adding,
+        "head": head,
+        "reference": compares if software.reference_bytes else 0.0,
+        "recompute": blocks * _again_seconds(work, layout, software, forward),
+        "tensor_exchange": software.tensor_exposed * _tensor_exchanges(work, layout, software, machine),
+        "sequence_exchange": blocks * sequence_seconds(work, layout, software, machine),
+        "expert_exchange": blocks * expert_seconds(work, layout, software, machine),
+        "stage_exchange": software.stage_messages * message_seconds(work, layout, software, machine),
+    }
+
+
+def _tensor_exchanges(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+    """Return the seconds of a stage's exchanges of tensor parallelism for one micro-batch, hidden or not."""
+    # embedding and output projection have half of a block's
+    blocks = (work.layers + 0.5) / layout.pipeline
+    return blocks * tensor_seconds(work, layout, software, machine)
+
+
+def _hidden_in_micro_batch(work: Work, layout: Layout, software: Software, machine: Machine) -> float:
+    """Return the seconds of exchanges inside a micro-batch that work hides."""
+    hidden = (1 - software.tensor_exposed) * _tensor_exchanges(work, layout, software, machine)
+    if layout.virtual_stages > 1:
+        # an interleaved pipeline hides what each chunk of blocks receives and sends, forward and backward
+        hidden += 2 * layout.virtual_stages * message_seconds(work, layout, software, machine)
+    return hidden
 
 
 def _again_seconds(work: Work, layout: Layout, software: Software, forward: Pass) -> float:

@@ -1,4 +1,4 @@
-"""Which blocks a pipeline's stages have: whole ones, so one has more than its share, and sets the pace."""
+"""The blocks of a pipeline's stages: whole ones, so the longest stage sets the pace."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What one model asks of a machine, reduced to the numbers the planner needs.
 
-The rest of ``plan`` reads a `Work`, never a configuration: published models with other blocks than
-ours (a plain MLP, learned positions) are planned by the same arithmetic.
+The arithmetic of ``plan`` reads a `Work`, never a configuration, so that published models with other
+blocks than ours (a plain MLP, learned positions) can be planned too.
 """
 
 from __future__ import annotations

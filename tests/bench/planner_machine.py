@@ -29,7 +29,7 @@ from distllm.config.compose import compose
 from distllm.config.resolve import resolve
 from distllm.plan.calibration import machine_of_calibration, read_calibration
 from distllm.plan.estimate import estimate
-from distllm.plan.experiment import base_bytes, layout_of
+from distllm.plan.experiment import layout_of
 from distllm.plan.work import work_of
 from distllm.train.calibrate import calibrate
 
@@ -125,7 +125,6 @@ def predicted(root, dataset, case):
         layout_of(run),
         run.config,
         machine,
-        base_bytes=base_bytes(run.config),
         efficiency=found.efficiency,
     )
 

@@ -9,9 +9,9 @@ from tiny import WORDS, distllm, overrides, prepare, steps
 from distllm.config.compose import compose
 from distllm.config.resolve import resolve
 from distllm.data.tokenizer import Tokenizer
-from distllm.plan.estimate import software_of
-from distllm.plan.experiment import base_bytes, layout_of
+from distllm.plan.experiment import layout_of
 from distllm.plan.memory import peak_memory
+from distllm.plan.software import software_of
 from distllm.plan.work import work_of
 
 CASES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (3, "selective"), (2, "full")]
@@ -51,8 +51,7 @@ def peak(records):
 def predicted(asked):
     run = resolve(compose(asked), starts_here=False)
     layout = layout_of(run)
-    software = software_of(run.config, layout, base_bytes=base_bytes(run.config))
-    return peak_memory(work_of(run.shape), layout, software)
+    return peak_memory(work_of(run.shape), layout, software_of(run.config, layout))
 
 
 @pytest.mark.slow

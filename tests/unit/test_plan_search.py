@@ -15,8 +15,8 @@ from distllm.config.schema_hardware import HardwareConfig
 from distllm.errors import IntegrityError
 from distllm.plan.admission import check_memory, overrides
 from distllm.plan.calibration import Calibration, machine_of_calibration, read_calibration, write_calibration
-from distllm.plan.estimate import bill, estimate, software_of
-from distllm.plan.experiment import base_bytes, device_memory, layout_of, space_of
+from distllm.plan.estimate import bill, estimate
+from distllm.plan.experiment import device_memory, layout_of, space_of
 from distllm.plan.fitted import FITTED
 from distllm.plan.layout import Layout
 from distllm.plan.machine import Machine
@@ -24,6 +24,7 @@ from distllm.plan.profile import machine_of_hardware, missing_figures
 from distllm.plan.report import describe, make_plan
 from distllm.plan.scaling import LARGEST, scale_out
 from distllm.plan.search import Space, layouts, search
+from distllm.plan.software import software_of
 from distllm.plan.work import Work, work_of
 
 WORK = Work(
@@ -264,11 +265,11 @@ def test_a_bare_profile_says_what_it_lacks():
 
 def test_a_device_has_the_memory_of_its_profile(monkeypatch):
     assert device_memory(RUN) == 85e9
-    assert base_bytes(RUN.config) == 0
+    assert software_of(RUN.config, layout_of(RUN)).base_bytes == 0
     here = resolve(compose(["train.max_steps=1", "cluster.procs_per_node=2"]), starts_here=False)
     monkeypatch.setattr("distllm.plan.experiment.total_memory", lambda: 20e9)
     assert device_memory(here) == 10e9
-    assert base_bytes(here.config) > 0
+    assert software_of(here.config, layout_of(here)).base_bytes > 200e6
 
 
 def test_scaling_keeps_a_ranks_batch():

@@ -11,10 +11,10 @@ from distllm.config.compose import compose
 from distllm.config.schema_model import ModelConfig
 from distllm.config.shape import settle_shape
 from distllm.plan.calibration import Calibration, write_calibration
-from distllm.plan.estimate import software_of
 from distllm.plan.fitted import FITTED
 from distllm.plan.launches import forward_kernels, host_seconds
 from distllm.plan.layout import Layout, Software
+from distllm.plan.software import software_of
 from distllm.plan.speed import step_time
 from distllm.plan.work import Work, work_of
 
