@@ -1,7 +1,7 @@
-"""Bytes and seconds of collectives: a ring over ranks that fill nodes one after the other.
+"""Bytes and seconds of collectives over a ring of ranks that fill nodes one after the other.
 
-The cost is the one NCCL's own model uses: a start, a latency for each step of the ring, and bytes
-over the slower of the two links.
+The cost is that of NCCL's own model: a start, a latency for each step of the ring, and bytes over the
+slower of the two links.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TREE_SHARE = 0.92 * 0.85
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Ranks that exchange something: how many, and how many of them share a node."""
+    """Ranks that exchange something, and how many of them share a node."""
 
     size: int
     per_node: int

@@ -27,12 +27,12 @@ def causal(work: Work, seq_len: int) -> float:
 
 
 def full_square(work: Work, seq_len: int) -> float:
-    """6N without the input embedding, and all of attention (nanotron, Megatron-LM to r0.8, torchtitan)."""
+    """6N without the input embedding, and all of attention (Megatron-LM to r0.8, torchtitan)."""
     return _products(work, work.multiplied_params) + _attention(work, seq_len, 1.0)
 
 
 def all_params(work: Work, seq_len: int) -> float:
-    """6N with every parameter, and all of attention (PaLM's appendix B, llm-foundry, nanoGPT)."""
+    """6N with every parameter, and all of attention (PaLM's appendix B, llm-foundry, nanotron, nanoGPT)."""
     return _products(work, work.params) + _attention(work, seq_len, 1.0)
 
 

@@ -133,6 +133,8 @@ def _rest_exchanges(work: Work, layout: Layout, software: Software, machine: Mac
     gather = calls * gather_seconds(weights, group, machine)
     # chunks of an interleaved pipeline end their backward pass one after the other, in turns of all stages
     turns = layout.pipeline if layout.virtual_stages > 1 else 1
+    if layout.zero_stage == 0 and software.flattened_sums:
+        return [Exchange(reduce_seconds(learning * software.reduced_bytes, group, machine))]
     if layout.zero_stage == 0:
         return [Exchange(calls * reduce_seconds(gradients, group, machine), turns * 2 / 3)]
     if layout.zero_stage == 1 and software.sums_late:

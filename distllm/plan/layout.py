@@ -105,6 +105,8 @@ class Software:
         sums_late: stage 1 sums gradients by one all-reduce after backward, and gathers tensor by tensor.
         gather_pieces: tensors of a block that such a gather copies one by one for each rank.
         bucket_params: gradients that are exchanged at once below stage 3; 0 means all.
+        flattened_sums: gradients that stage 0 flattens into a buffer for one sum after backward (DeepSpeed);
+            0 if it sums buckets behind backward.
         adding_bytes: traffic of a gradient that is added to those of earlier micro-batches.
         clipping_bytes: traffic of a gradient between backward and update, partitioned or not.
         weighs_stages: a pipeline's stages are cut by weights, not into equally many blocks.
@@ -113,7 +115,8 @@ class Software:
         bucket_bytes: all buffers of exchanges.
         reference_bytes: size of a weight of the frozen copy that DPO compares with, held whole; 0: none.
         base_bytes: memory of a process before it has a model.
-        fragmentation: memory lost between allocations, as a share of activations and gathered weights.
+        heap_loss: memory that the heap loses between allocations, as a multiple of what one block keeps for
+            backward and of the gradients that wait for further micro-batches.
     """
 
     weight_bytes: int = 2
@@ -147,6 +150,7 @@ class Software:
     sums_late: bool = False
     gather_pieces: int = 0
     bucket_params: int = 0
+    flattened_sums: int = 0
     adding_bytes: int = 0
     clipping_bytes: int = 0
     weighs_stages: bool = False
@@ -155,4 +159,4 @@ class Software:
     bucket_bytes: int = 0
     reference_bytes: int = 0
     base_bytes: float = 0.0
-    fragmentation: float = 0.0
+    heap_loss: float = 0.0

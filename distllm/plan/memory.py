@@ -102,12 +102,24 @@ def _stage_memory(work: Work, layout: Layout, software: Software, place: int, st
         reference=work.params * software.reference_bytes,
         activations=activations,
         logits=_logits(work, layout, software) if stage.last else 0.0,
-        buffers=software.bucket_bytes,
-        fragmentation=software.fragmentation * (activations + held.gathered),
+        buffers=_buffers(work, layout, software, stage),
+        fragmentation=software.heap_loss * _in_pieces(work, layout, software, held),
         base=software.base_bytes,
         host=held.host,
         disk=held.disk,
     )
+
+
+def _buffers(work: Work, layout: Layout, software: Software, stage: Stage) -> float:
+    learning = _stage_params(work, layout, stage) * work.trainable_share
+    return software.bucket_bytes + min(software.flattened_sums, learning) * software.reduced_bytes
+
+
+def _in_pieces(work: Work, layout: Layout, software: Software, held: _State) -> float:
+    """Return the bytes that come and go among others that stay: one block's, and gradients that wait."""
+    tokens = layout.tokens_per_rank / layout.tensor
+    block = saved_per_token(work, software, "none") * tokens * software.element_bytes
+    return block + (held.gradients if layout.accumulation > 1 else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +131,6 @@ class _State:
     optimizer: float
     host: float
     disk: float
-    gathered: float
 
 
 def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _State:
@@ -130,7 +141,7 @@ def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _Sta
     shards = layout.replicas
     learning = params * work.trainable_share
     whole = learning / shards
-    weights, gathered = params * software.weight_bytes, 0.0
+    weights = params * software.weight_bytes
     gradients = learning * (software.grad_bytes + software.accumulated_bytes)
     optimizer = learning * software.optimizer_bytes
     if layout.zero_stage >= 1:
@@ -160,7 +171,7 @@ def _state(work: Work, layout: Layout, software: Software, stage: Stage) -> _Sta
     weights += own * software.weight_bytes
     gradients += own * software.grad_bytes + share * _MASTER_BYTES
     optimizer += share * max(software.optimizer_bytes, 3 * _MASTER_BYTES)
-    return _State(weights, gradients, optimizer, host, disk, gathered)
+    return _State(weights, gradients, optimizer, host, disk)
 
 
 def _stage_params(work: Work, layout: Layout, stage: Stage) -> float:

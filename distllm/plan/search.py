@@ -1,7 +1,6 @@
 """The fastest layout that fits: every micro-batch, stage, checkpointing, sequence and expert degree is tried.
 
-There are a few hundred combinations and each costs microseconds, so nothing is pruned and nothing
-can be missed.
+There are a few hundred combinations and each costs microseconds, so none is pruned.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def search(candidates: Iterator[Layout], judge: Callable[[Layout], Estimate]) ->
     for layout in candidates:
         found = judge(layout)
         tried += 1
-        if nearest is None or _distance(found) < _distance(nearest):
+        if nearest is None or found.memory.device < nearest.memory.device:
             nearest = found
         if not found.fits:
             continue
@@ -109,7 +108,3 @@ def search(candidates: Iterator[Layout], judge: Callable[[Layout], Estimate]) ->
     # equally fast ones: the one that leaves more memory first
     order = sorted(best.values(), key=lambda found: (found.time.total, found.memory.device))
     return Found(order, nearest, tried)
-
-
-def _distance(found: Estimate) -> float:
-    return found.memory.device

@@ -9,9 +9,11 @@ from distllm.plan.layout import Layout, Software
 # DeepSpeed, then what its partitioning stages import (measured with a model of 40 000 weights).
 _PROCESS_BYTES, _DEEPSPEED_BYTES, _PARTITIONING_BYTES = 264e6, 114e6, 51e6
 # DeepSpeed's buffers of exchanges, in buckets, by stage: measured with two sizes of bucket.
-_BUCKETS = {0: 1.0, 1: 2.5, 2: 2.5, 3: 4.0}
-# glibc's heap, which keeps what it once had, over what a CPU rank's activations need: measured.
-_CPU_FRAGMENTATION = 0.25
+_BUCKETS = {0: 0.0, 1: 2.5, 2: 2.5, 3: 4.0}
+# On a CPU, glibc's heap: arrays fill the holes between others only in part (measured on eleven kinds of run).
+_CPU_HEAP_LOSS = 1.2
+# Gradients that DeepSpeed without partitioning flattens for one sum (its MEMORY_OPT_ALLREDUCE_SIZE).
+_FLATTENED_SUMS = 500_000_000
 _CHUNK_TOKENS = 512
 # Of log-probabilities of answers: one more copy in backward, and gradients of two operations (measured).
 _COMPARED_LOGIT_BYTES = 12
@@ -37,7 +39,7 @@ def software_of(config: Config, layout: Layout) -> Software:
     passes = 2 if config.task.name == "contrastive" else 1
     fused = on_gpu and config.engine.kernels == "triton"
     between, after = _gradient_passes(layout, 1 + passes, on_gpu)
-    buckets = _BUCKETS[stage] if deepspeed and (layout.replicas > 1 or stage) else 0.0
+    flattens = deepspeed and stage == 0 and layout.replicas > 1
     return Software(
         weight_bytes=element,
         grad_bytes=element,
@@ -51,7 +53,7 @@ def software_of(config: Config, layout: Layout) -> Software:
         rotation_passes=_rotation_passes(config, on_gpu and not fused),
         fused=fused,
         bias_sums=config.model.mlp_bias,
-        fragmentation=0.0 if on_gpu else _CPU_FRAGMENTATION,
+        heap_loss=0.0 if on_gpu else _CPU_HEAP_LOSS,
         logits_tokens=0 if compares else _CHUNK_TOKENS,
         logits_bytes=_logit_bytes(compute, compares),
         reference_bytes=element if compares else 0,
@@ -66,7 +68,8 @@ def software_of(config: Config, layout: Layout) -> Software:
         live_params=_MAX_LIVE_PARAMS,
         # DeepSpeed copies gathered weights out of a buffer, which glibc's heap does not use again at once
         gather_copies=0 if on_gpu else 1,
-        bucket_bytes=int(buckets * config.engine.bucket_bytes),
+        flattened_sums=_FLATTENED_SUMS if flattens else 0,
+        bucket_bytes=int(_BUCKETS[stage] * config.engine.bucket_bytes) if deepspeed else 0,
         base_bytes=0.0 if on_gpu else _process_bytes(deepspeed, stage),
     )
 
@@ -93,7 +96,8 @@ def _gradient_passes(layout: Layout, gathers: int, on_gpu: bool) -> tuple[int, i
     """Return arrays of all weights that are moved after each micro-batch, and once a step.
 
     To sum gradients DeepSpeed copies them into a bucket and divides them, and below stage 3 flattens the
-    bucket once more (stage_1_and_2.py, stage3.py); gathered weights are put together by ``torch.cat``.
+    bucket once more or copies it back (engine.py, stage_1_and_2.py, stage3.py); gathered weights are put
+    together by ``torch.cat``.
     """
     if not on_gpu:
         return (_CPU_BUCKETED if layout.zero_stage >= 2 else _CPU_ADDED), 0
@@ -102,4 +106,4 @@ def _gradient_passes(layout: Layout, gathers: int, on_gpu: bool) -> tuple[int, i
         return 4 + 2 * gathers, 0
     if layout.zero_stage == 2:
         return summed, 0
-    return added, summed * layout.zero_stage
+    return added, summed if layout.replicas > 1 or layout.zero_stage else 0

@@ -28,10 +28,10 @@ class Work:
         tied: the embedding is also the output projection.
         experts: MLPs of a block.
         active_experts: MLPs of a block that a token passes through.
-        causal_attentions: attentions of a block in which positions see what precedes them, on average.
-        full_attentions: attentions of a block in which positions see everything, on average.
+        causal_attentions: attentions of an average block in which positions see what precedes them.
+        full_attentions: attentions of an average block in which positions see everything.
         extra_params: parameters beyond those of blocks and embeddings.
-        extra_multiplied: weights beyond those that multiply a token.
+        extra_multiplied: weights that multiply a token beyond those of blocks and output projection.
         trainable_share: parameters that learn, as a share of all; the others have neither gradients nor
             moments.
     """
@@ -99,7 +99,7 @@ class Work:
 
 
 def work_of(shape: ModelShape, trainable_params: int | None = None) -> Work:
-    """Return the work of a settled model; what a block does not explain becomes ``extra``.
+    """Return the work of a settled model; parameters outside of equal blocks become ``extra``.
 
     An encoder-decoder is taken for one stack, with source and target equally long.
 

@@ -37,6 +37,8 @@ STEPS, WARM = 16, 4
 RANKS = 2
 CASES = {
     "hidden 192, 4 layers, ZeRO-0": ["engine=zero0", "model.hidden_size=192", "model.num_layers=4"],
+    "hidden 192, 4 layers, ZeRO-3": ["engine=zero3", "model.hidden_size=192", "model.num_layers=4"],
+    "hidden 192, 16 layers, ZeRO-1": ["engine=zero1", "model.hidden_size=192", "model.num_layers=16"],
     "hidden 256, 8 layers, ZeRO-1": ["engine=zero1", "model.hidden_size=256", "model.num_layers=8"],
     "hidden 384, 4 layers, ZeRO-2": ["engine=zero2", "model.hidden_size=384", "model.num_layers=4"],
     "hidden 512, 4 layers, ZeRO-3": ["engine=zero3", "model.hidden_size=512", "model.num_layers=4"],

@@ -269,7 +269,15 @@ def test_a_device_has_the_memory_of_its_profile(monkeypatch):
     here = resolve(compose(["train.max_steps=1", "cluster.procs_per_node=2"]), starts_here=False)
     monkeypatch.setattr("distllm.plan.experiment.total_memory", lambda: 20e9)
     assert device_memory(here) == 10e9
-    assert software_of(here.config, layout_of(here)).base_bytes > 200e6
+
+
+def test_a_cpu_process_holds_what_it_imports():
+    def held(*words):
+        run = resolve(compose(["train.max_steps=1", *words]), starts_here=False)
+        return software_of(run.config, layout_of(run)).base_bytes
+
+    local, whole, parted = held("engine=local"), held("engine=zero0"), held("engine=zero1")
+    assert 200e6 < local < whole < parted == held("engine=zero3")
 
 
 def test_scaling_keeps_a_ranks_batch():

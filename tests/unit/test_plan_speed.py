@@ -14,6 +14,7 @@ from distllm.plan.calibration import Calibration, write_calibration
 from distllm.plan.fitted import FITTED
 from distllm.plan.launches import forward_kernels, host_seconds
 from distllm.plan.layout import Layout, Software
+from distllm.plan.memory import peak_memory, saved_per_token
 from distllm.plan.software import software_of
 from distllm.plan.speed import step_time
 from distllm.plan.work import Work, work_of
@@ -208,9 +209,41 @@ def test_what_deepspeed_moves_between_passes_is_counted_on_gpus():
 
     whole = [software("h100", stage) for stage in range(4)]
     assert [one.adding_bytes for one in whole] == [0, 0, 12, 16]
-    assert [one.clipping_bytes for one in whole] == [0, 12, 0, 0]
+    assert [one.clipping_bytes for one in whole] == [12, 12, 0, 0]
     assert [one.update_bytes for one in whole] == [28, 54, 54, 54]
     assert software("h100", 1, accumulation=2).adding_bytes == 6
     assert all(one.sums_whole for one in whole)
     here = [software("local", stage) for stage in range(4)]
     assert {one.update_bytes for one in here} == {28}  # more is in what was measured
+
+
+def test_without_partitioning_deepspeed_sums_gradients_after_backward():
+    config = compose(["cluster=h100", "precision=bf16"])
+    layout = Layout(ranks=8, seq_len=2048, micro_batch=8, accumulation=1)
+    after = software_of(config, layout)
+    behind = replace(after, flattened_sums=0)
+    assert step_time(TINY, layout, after, H100, FITTED).hidden == 0
+    assert step_time(TINY, layout, behind, H100, FITTED).hidden > 0
+    assert peak_memory(TINY, layout, after).buffers > peak_memory(TINY, layout, behind).buffers
+
+
+def test_a_block_keeps_for_backward_what_autograd_keeps():
+    """Two blocks more keep twice what the planner counts for one, where torch does not fuse norms."""
+    import torch
+
+    from distllm.models.init import build_model
+
+    def kept(num_layers):
+        options = {"hidden_size": 192, "num_layers": num_layers, "num_heads": 8, "num_kv_heads": 2}
+        shape = settle_shape(ModelConfig(**options), vocab_size=64, seq_len=64)
+        model, tokens = build_model(shape, seed=0), torch.zeros(2, 64, dtype=torch.long)
+        positions, saved = torch.arange(64).repeat(2, 1), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+            model(tokens, positions, torch.zeros_like(positions), tokens)
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in saved}
+        weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        return sum(size for at, size in storages.items() if at not in weights), work_of(shape)
+
+    (three, work), (five, _) = kept(3), kept(5)
+    counted = saved_per_token(work, Software(norm_saved=3), "none") * 2 * 64 * 4
+    assert (five - three) / 2 == pytest.approx(counted, rel=0.01)
