@@ -115,8 +115,8 @@ class Software:
         bucket_bytes: all buffers of exchanges.
         reference_bytes: size of a weight of the frozen copy that DPO compares with, held whole; 0: none.
         base_bytes: memory of a process before it has a model.
-        heap_loss: memory that the heap loses between allocations, as a multiple of what one block keeps for
-            backward and of the gradients that wait for further micro-batches.
+        heap_loss: share of activations that a heap loses between them, and then as much again as what comes
+            and goes: arrays of one block, and gradients that wait for further micro-batches; 0: no loss.
     """
 
     weight_bytes: int = 2

@@ -103,7 +103,7 @@ def _stage_memory(work: Work, layout: Layout, software: Software, place: int, st
         activations=activations,
         logits=_logits(work, layout, software) if stage.last else 0.0,
         buffers=_buffers(work, layout, software, stage),
-        fragmentation=software.heap_loss * _in_pieces(work, layout, software, held),
+        fragmentation=_fragmentation(work, layout, software, held.gradients, activations),
         base=software.base_bytes,
         host=held.host,
         disk=held.disk,
@@ -115,11 +115,16 @@ def _buffers(work: Work, layout: Layout, software: Software, stage: Stage) -> fl
     return software.bucket_bytes + min(software.flattened_sums, learning) * software.reduced_bytes
 
 
-def _in_pieces(work: Work, layout: Layout, software: Software, held: _State) -> float:
-    """Return the bytes that come and go among others that stay: one block's, and gradients that wait."""
+def _fragmentation(
+    work: Work, layout: Layout, software: Software, gradients: float, activations: float
+) -> float:
+    if not software.heap_loss:
+        return 0.0
     tokens = layout.tokens_per_rank / layout.tensor
-    block = saved_per_token(work, software, "none") * tokens * software.element_bytes
-    return block + (held.gradients if layout.accumulation > 1 else 0.0)
+    comes_and_goes = saved_per_token(work, software, "none") * tokens * software.element_bytes
+    if layout.accumulation > 1:
+        comes_and_goes += gradients
+    return software.heap_loss * activations + comes_and_goes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from distllm.plan.layout import Layout, Software
 _PROCESS_BYTES, _DEEPSPEED_BYTES, _PARTITIONING_BYTES = 264e6, 114e6, 51e6
 # DeepSpeed's buffers of exchanges, in buckets, by stage: measured with two sizes of bucket.
 _BUCKETS = {0: 0.0, 1: 2.5, 2: 2.5, 3: 4.0}
-# On a CPU, glibc's heap: arrays fill the holes between others only in part (measured on eleven kinds of run).
-_CPU_HEAP_LOSS = 1.2
+# Of glibc's heap: arrays fill the holes between others only in part (measured on thirteen kinds of run).
+_CPU_HEAP_LOSS = 0.15
 # Gradients that DeepSpeed without partitioning flattens for one sum (its MEMORY_OPT_ALLREDUCE_SIZE).
 _FLATTENED_SUMS = 500_000_000
 _CHUNK_TOKENS = 512
