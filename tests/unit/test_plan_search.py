@@ -271,15 +271,6 @@ def test_a_device_has_the_memory_of_its_profile(monkeypatch):
     assert device_memory(here) == 10e9
 
 
-def test_a_cpu_process_holds_what_it_imports():
-    def held(*words):
-        run = resolve(compose(["train.max_steps=1", *words]), starts_here=False)
-        return software_of(run.config, layout_of(run)).base_bytes
-
-    local, whole, parted = held("engine=local"), held("engine=zero0"), held("engine=zero1")
-    assert 200e6 < local < whole < parted == held("engine=zero3")
-
-
 def test_scaling_keeps_a_ranks_batch():
     rows = scale_out(RUN.config, work_of(RUN.shape), RUN, machine_of_profile("h100"))
     assert rows[-1].ranks == LARGEST

@@ -1,4 +1,4 @@
-"""What work waits for: launches, exchanges beside it, a pipeline's other stages."""
+"""What work waits for (launches, exchanges, other stages), and what the software of a rank holds."""
 
 import json
 from dataclasses import replace
@@ -8,9 +8,11 @@ from planner_tables import machine_of_profile
 
 from distllm.commands.plan import run as plan_command
 from distllm.config.compose import compose
+from distllm.config.resolve import resolve
 from distllm.config.schema_model import ModelConfig
 from distllm.config.shape import settle_shape
 from distllm.plan.calibration import Calibration, write_calibration
+from distllm.plan.experiment import layout_of
 from distllm.plan.fitted import FITTED
 from distllm.plan.launches import forward_kernels, host_seconds
 from distllm.plan.layout import Layout, Software
@@ -247,3 +249,12 @@ def test_a_block_keeps_for_backward_what_autograd_keeps():
     (three, work), (five, _) = kept(3), kept(5)
     counted = saved_per_token(work, Software(norm_saved=3), "none") * 2 * 64 * 4
     assert (five - three) / 2 == pytest.approx(counted, rel=0.01)
+
+
+def test_a_cpu_process_holds_what_it_imports():
+    def held(*words):
+        run = resolve(compose(["train.max_steps=1", *words]), starts_here=False)
+        return software_of(run.config, layout_of(run)).base_bytes
+
+    local, whole, parted = held("engine=local"), held("engine=zero0"), held("engine=zero1")
+    assert 200e6 < local < whole < parted == held("engine=zero3")
