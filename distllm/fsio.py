@@ -233,11 +233,22 @@ def append_line_whole(path: Path, line: bytes) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole records of a JSON-lines file; a torn last line (a killed writer) is ignored."""
+    """Yield the whole records of a JSON-lines file; a torn last line (a killed writer) is ignored.
+
+    Raises:
+        IntegrityError: another line holds no JSON.
+    """
     with Path(path).open(encoding="utf-8") as stream:
-        for line in stream:
-            if line.endswith("\n"):
-                yield json.loads(line)
+        try:
+            for line in stream:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise IntegrityError(
+                f"a line of {path} is not valid JSON: {error}",
+                where=str(path),
+                remedy="take that line out of the file, or restore it from a copy",
+            ) from error
 
 
 def read_tail(path: Path, size: int) -> bytes:

@@ -214,12 +214,33 @@ def set_aside(path: Path) -> Path:
     return target
 
 
+def newest_state(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint whose ``state.json`` is as written, and what it holds; None without one.
+
+    Its other files are not read: a resumed run looks at them, and may begin at an older checkpoint.
+    """
+    for path in list_checkpoints(directory):
+        try:
+            return path, read_state(path)
+        except CheckpointError as error:
+            _log.warning("checkpoint %s is damaged (%s)", path.name, error.cause)
+    return None
+
+
 def read_state(path: Path) -> dict[str, Any]:
-    """Read ``state.json`` of a verified checkpoint.
+    """Read ``state.json`` of a checkpoint, whose other files may be damaged.
 
     Raises:
-        CheckpointError: another version of distllm wrote it in a format this one does not know.
+        CheckpointError: the checkpoint was never committed, this file is not as written, or another
+            version of distllm wrote it in a format this one does not know.
     """
+    try:
+        record = listed_files(path).get(STATE)
+        if record is None:
+            raise _damaged(path / MANIFEST, f"lists no {STATE}")
+        _verify_file(path / STATE, record)
+    except OSError as error:
+        raise _damaged(path, f"cannot be read: {error}") from error
     state: dict[str, Any] = json.loads((path / STATE).read_bytes())
     if state["format"] != FORMAT:
         raise CheckpointError(

@@ -275,8 +275,7 @@ def _check_dataset(resolved: Resolved, problems: Problems) -> None:
 
 def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list[str]:
     """Check that the run may go on from the newest checkpoint in its directory, if there is one."""
-    from distllm.checkpoint.format import STATE, list_checkpoints
-    from distllm.fsio import read_json
+    from distllm.checkpoint.format import list_checkpoints, newest_state
 
     config, checkpoints = resolved.config, list_checkpoints(run_dir / "checkpoints")
     if not checkpoints:
@@ -296,8 +295,17 @@ def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list
     )
     from distllm.train.resume import check_configuration
 
+    found = newest_state(run_dir / "checkpoints")
+    if found is None:
+        problems.add(
+            f"every checkpoint in {run_dir} is damaged",
+            where=f"{run_dir}/checkpoints",
+            remedy="restore one from a copy (distllm checkpoint verify says what is damaged), or choose "
+            "another name=...",
+        )
+        return []
+    newest, facts = found[0], found[1]["facts"]
     try:
-        facts = read_json(newest / STATE)["facts"]
         notes = check_configuration(facts["config"], config, run_dir, allow_schedule=False)
         if not Manifest.load(dataset_directory(config.data)).follows(facts["dataset"]):
             raise ConfigError("the dataset changed since then", where=config.data.out, remedy="restore it")

@@ -70,15 +70,15 @@ def witnesses(runs: Path, directory: Path, removal: Removal) -> Iterator[Witness
             yield Witness(file.parent, unknown=error.cause)
             continue
         same_place = Path(config.data.out).resolve() == directory.resolve()
-        excluded = excluded_samples(file.parent / "checkpoints")
-        samples, digests = _consumed(file.parent, config, excluded)
-        if same_place or any(removal.manifest.follows(digest) for digest in digests):
-            try:
+        try:
+            excluded = excluded_samples(file.parent / "checkpoints")
+            samples, digests = _consumed(file.parent, config, excluded)
+            if same_place or any(removal.manifest.follows(digest) for digest in digests):
                 step_N = _steps(directory, removal, config, samples, excluded)
                 idle_N = np.isin(step_N, idle_steps(file.parent))
                 yield Witness(file.parent, _stretches(step_N[~idle_N]), _stretches(step_N[idle_N]))
-            except DistllmError as error:
-                yield Witness(file.parent, unknown=error.cause)
+        except DistllmError as error:
+            yield Witness(file.parent, unknown=error.cause)
 
 
 def _consumed(run: Path, config: Config, excluded: Ranges) -> tuple[int, set[str]]:
@@ -87,22 +87,18 @@ def _consumed(run: Path, config: Config, excluded: Ranges) -> tuple[int, set[str
     Both the checkpoints and the steps that were logged count: a run that was stopped between two
     checkpoints has consumed what it logged.
     """
-    from distllm.checkpoint.format import STATE, list_checkpoints
+    from distllm.checkpoint.format import list_checkpoints, read_state
     from distllm.config.steps import StepSizes
-    from distllm.fsio import read_json, read_json_lines
+    from distllm.observe.sinks import METRICS_FILE, highest_steps
     from distllm.train.excluded import first_sample
 
     samples, digests = 0, set()
     for path in list_checkpoints(run / "checkpoints"):
-        if (path / STATE).is_file():
-            state = read_json(path / STATE)
-            samples = max(samples, state["train_state"]["samples"])
-            digests.add(state["facts"]["dataset"])
-    metrics = run / "metrics.jsonl"
-    if metrics.is_file():
-        steps = [line["step"] for line in read_json_lines(metrics) if line["kind"] == "step"]
-        if steps:
-            samples = max(samples, first_sample(max(steps) + 1, StepSizes.from_config(config), excluded))
+        state = read_state(path)
+        samples = max(samples, state["train_state"]["samples"])
+        digests.add(state["facts"]["dataset"])
+    if logged := highest_steps(run / METRICS_FILE).get("step"):
+        samples = max(samples, first_sample(logged + 1, StepSizes.from_config(config), excluded))
     return samples, digests
 
 

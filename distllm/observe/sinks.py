@@ -28,6 +28,7 @@ from distllm.redact import redact_text
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_DIRECTORY = "samples"
 _TAIL_BLOCK = 1 << 16
+_OF_A_STEP = ("step", "eval", "sample")
 _REMEDY = "take that line out of the file, or restore it from a copy"
 
 _log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def replay(path: Path, sink: Sink, *, before_attempt: int) -> None:
     Raises:
         DataError: a line is not a record of this version.
     """
-    for line in _lines(path):
+    for line in metric_lines(path):
         kind, values = line["kind"], _from_json(_without(line, "kind"))
         if line["attempt"] >= before_attempt:
             continue
@@ -177,7 +178,7 @@ def last_attempt(path: Path) -> int:
     """
     if not path.exists():
         return 0
-    return max((line["attempt"] for line in _lines(path)), default=0)
+    return max((line["attempt"] for line in metric_lines(path)), default=0)
 
 
 def last_steps(path: Path) -> dict[int, LastStep]:
@@ -186,7 +187,7 @@ def last_steps(path: Path) -> dict[int, LastStep]:
     Raises:
         DataError: a line is not a record.
     """
-    steps = (line for line in _lines(path) if line["kind"] == "step") if path.exists() else ()
+    steps = (line for line in metric_lines(path) if line["kind"] == "step") if path.exists() else ()
     return {line["attempt"]: LastStep(line["step"], line["time"]) for line in steps if "time" in line}
 
 
@@ -197,14 +198,14 @@ def highest_steps(path: Path) -> dict[str, int]:
         DataError: a line is not a record.
     """
     highest: dict[str, int] = {}
-    for line in _lines(path) if path.exists() else ():
+    for line in metric_lines(path) if path.exists() else ():
         highest[line["kind"]] = max(highest.get(line["kind"], 0), line.get("step", 0))
     return highest
 
 
 def _newest(path: Path, kind: str, build: Callable[[dict[str, Any]], Record]) -> tuple[Record, ...]:
     newest: dict[int, dict[str, Any]] = {}
-    for line in _lines(path):
+    for line in metric_lines(path):
         if line.pop("kind") != kind:
             continue
         known = newest.get(line["step"])
@@ -220,19 +221,24 @@ def _newest(path: Path, kind: str, build: Callable[[dict[str, Any]], Record]) ->
         ) from error
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of ``metrics.jsonl``; what is no record is an error, a torn tail is not."""
+def metric_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of ``metrics.jsonl``; a torn last one is left out.
+
+    Raises:
+        IntegrityError: there is no such file, or a line of it is no record.
+    """
     try:
         for line in read_json_lines(path):
-            if not (isinstance(line, dict) and "kind" in line and "attempt" in line):
+            if not (isinstance(line, dict) and "attempt" in line and _has_step(line)):
                 raise DataError("a line of the metrics is not a record", where=str(path), remedy=_REMEDY)
             yield line
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist", where=str(path), remedy="train the run first") from error
-    except ValueError as error:
-        raise DataError(
-            f"a line of {path} is not valid JSON: {error}", where=str(path), remedy=_REMEDY
-        ) from error
+
+
+def _has_step(line: dict[str, Any]) -> bool:
+    """Whether a line says what it is of, and those of a step which one."""
+    return "kind" in line and (line["kind"] not in _OF_A_STEP or isinstance(line.get("step"), int))
 
 
 def _without(line: dict[str, Any], name: str) -> dict[str, Any]:

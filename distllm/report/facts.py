@@ -16,10 +16,10 @@ from typing import Any
 
 from distllm.config.explain import EXPLANATION_FILE, read_explanation
 from distllm.errors import DataError, DistllmError
-from distllm.fsio import read_json, read_json_lines
+from distllm.fsio import read_json
 from distllm.observe.ledger import LEDGER_FILE, Event, read_events
 from distllm.observe.logbook import Logbook, read_logbook
-from distllm.observe.sinks import METRICS_FILE, last_steps
+from distllm.observe.sinks import METRICS_FILE, last_steps, metric_lines
 
 ENVIRONMENT_FILE = "environment.json"
 MAX_POINTS = 1500
@@ -98,7 +98,7 @@ def gather(path: Path, batch_text: BatchText) -> RunFacts:
     Raises:
         DataError: there are no metrics, or they or the ledger cannot be read.
     """
-    lines = list(_metrics(path / METRICS_FILE))
+    lines = list(metric_lines(path / METRICS_FILE))
     steps, evals = _newest(lines, "step"), [_parted(row) for row in _newest(lines, "eval")]
     if not steps and not evals:
         raise DataError(
@@ -134,18 +134,6 @@ def columns(rows: Sequence[Row], limit: int = MAX_POINTS) -> dict[str, list[Any]
     kept = _thinned(rows, limit)
     names = sorted({name for row in kept for name, value in row.items() if _is_number(value)})
     return {name: [_finite(row.get(name)) for row in kept] for name in names}
-
-
-def _metrics(path: Path) -> list[Row]:
-    if not path.exists():
-        raise DataError(f"{path} does not exist", where=str(path), remedy="train the run: distllm train")
-    try:
-        lines = list(read_json_lines(path))
-    except ValueError as error:
-        raise DataError(
-            f"a line of {path} is not valid JSON: {error}", where=str(path), remedy="take that line out"
-        ) from error
-    return [line for line in lines if isinstance(line, dict) and "kind" in line]
 
 
 def _newest(lines: Sequence[Row], kind: str) -> list[Row]:

@@ -14,20 +14,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.checkpoint.format import STATE, list_checkpoints
+from distllm.checkpoint.format import newest_state
 from distllm.config.steps import StepSizes
-from distllm.fsio import read_json
 
 Ranges = Sequence[list[int]]
 
 
 def excluded_samples(checkpoints: Path) -> Ranges:
     """Return the excluded ranges that the newest checkpoint of a run records."""
-    for path in list_checkpoints(checkpoints):
-        if (path / STATE).is_file():
-            ranges: Ranges = read_json(path / STATE)["train_state"].get("excluded", [])
-            return ranges
-    return []
+    newest = newest_state(checkpoints)
+    ranges: Ranges = newest[1]["train_state"].get("excluded", []) if newest else []
+    return ranges
 
 
 def first_sample(step: int, sizes: StepSizes, excluded: Ranges) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from prepared import byte_tokenizer, write_dataset, write_sources
+from transactions import transaction
 
 from distllm.cli import main
 from distllm.commands.witnesses import Witness, witnesses
@@ -147,12 +148,13 @@ def write_run(runs, name, config, *, samples=None, logged=None, digest="another"
     (directory / "config.yaml").write_text(to_yaml(asdict(config)))
     if samples is not None:
         for held in (PER_STEP, samples):
-            state = directory / "checkpoints" / f"step-{held // PER_STEP:09d}" / "state.json"
-            state.parent.mkdir(exist_ok=True)
-            state.write_text(json.dumps({"train_state": {"samples": held}, "facts": {"dataset": digest}}))
+            state = {"format": 1, "train_state": {"samples": held}, "facts": {"dataset": digest}}
+            with transaction(directory / "checkpoints", held // PER_STEP) as files:
+                files.write("state.json", json.dumps(state).encode())
     if logged is not None:
         lines = [{"kind": "note", "text": "x"}, *({"kind": "step", "step": i + 1} for i in range(logged))]
-        (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        text = "".join(json.dumps({"attempt": 1, **line}) + "\n" for line in lines)
+        (directory / "metrics.jsonl").write_text(text)
 
 
 def test_stats_say_what_packing_wastes(tmp_path, capsys):
@@ -205,14 +207,18 @@ def test_runs_are_found_by_their_dataset_and_by_how_far_they_came(marked, tmp_pa
     write_run(runs, "both", config, samples=60 * PER_STEP, logged=1)
     write_run(runs, "never", config)
     write_run(runs, "other", config_of(tmp_path / "other"), samples=60 * PER_STEP)
+    for name, file in (("damaged", "checkpoints/step-000000060/state.json"), ("torn", "metrics.jsonl")):
+        write_run(runs, name, config, samples=60 * PER_STEP, logged=60)
+        content = (runs / name / file).read_bytes()
+        (runs / name / file).write_bytes(b"x" + content[1:])
     (runs / "broken").mkdir()
     (runs / "broken" / "config.yaml").write_text("data: {no_such_key: 1}")
     found = {w.run.name: w for w in witnesses(runs, marked, forget(marked, ["train-40"]))}
-    assert set(found) == {"both", "broken", "early", "elsewhere", "logged", "never"}
+    assert set(found) == {"both", "broken", "damaged", "early", "elsewhere", "logged", "never", "torn"}
     assert found["elsewhere"].steps == found["logged"].steps == found["both"].steps != ()
     assert found["never"].steps == ()
     assert "did not see" in str(found["never"])
-    assert "cannot be told" in str(found["broken"])
+    assert all("cannot be told" in str(found[name]) for name in ("broken", "damaged", "torn"))
 
 
 def test_steps_that_changed_no_weight_are_told_apart(marked, tmp_path):

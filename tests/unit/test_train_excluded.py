@@ -5,6 +5,7 @@ import json
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from transactions import transaction
 
 from distllm.config.steps import StepSizes
 from distllm.train.excluded import excluded_samples, first_sample, steps_of
@@ -54,16 +55,21 @@ def test_samples_belong_to_the_steps_that_took_them(excluded, samples):
 def test_the_newest_checkpoint_says_what_was_left_out(tmp_path):
     assert excluded_samples(tmp_path) == []
     for step, excluded in ((4, []), (8, [[16, 24]])):
-        directory = tmp_path / f"step-{step:09d}"
-        directory.mkdir()
-        (directory / "state.json").write_text(json.dumps({"train_state": {"excluded": excluded}}))
+        save(tmp_path, step, {"excluded": excluded})
     assert excluded_samples(tmp_path) == [[16, 24]]
     (tmp_path / "step-000000012").mkdir()
     assert excluded_samples(tmp_path) == [[16, 24]], "a checkpoint without its state says nothing"
+    save(tmp_path, 16, {"excluded": [[16, 24], [32, 40]]})
+    state = tmp_path / "step-000000016" / "state.json"
+    state.write_text(state.read_text().replace("32", "33"))
+    assert excluded_samples(tmp_path) == [[16, 24]], "a damaged state says nothing"
+
+
+def save(directory, step, state):
+    with transaction(directory, step) as files:
+        files.write("state.json", json.dumps({"format": 1, "train_state": state}).encode())
 
 
 def test_checkpoints_of_older_versions_left_nothing_out(tmp_path):
-    directory = tmp_path / "step-000000004"
-    directory.mkdir()
-    (directory / "state.json").write_text(json.dumps({"train_state": {"samples": 3}}))
+    save(tmp_path, 4, {"samples": 3})
     assert excluded_samples(tmp_path) == []
