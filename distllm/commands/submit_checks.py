@@ -304,8 +304,9 @@ def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list
             "another name=...",
         )
         return []
-    newest, facts = found[0], found[1]["facts"]
+    newest, state = found
     try:
+        facts = state["facts"]
         notes = check_configuration(facts["config"], config, run_dir, allow_schedule=False)
         if not Manifest.load(dataset_directory(config.data)).follows(facts["dataset"]):
             raise ConfigError("the dataset changed since then", where=config.data.out, remedy="restore it")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from login_node import login_node, refused, words
+from transactions import transaction
 
 from distllm.checkpoint.format import STATE
 from distllm.cli import main
@@ -175,9 +176,12 @@ def test_a_run_that_is_queued_already_is_refused(slurm, capsys):
 
 
 def checkpoint(config, dataset):
-    path = Path("runs/mine/checkpoints/step-000000004")
-    path.mkdir(parents=True)
-    (path / STATE).write_text(json.dumps({"facts": {"config": config, "dataset": dataset}}))
+    keep({"facts": {"config": config, "dataset": dataset}})
+
+
+def keep(state):
+    with transaction(Path("runs/mine/checkpoints"), 4) as files:
+        files.write(STATE, json.dumps({"format": 1, **state}).encode())
 
 
 def configuration():
@@ -211,8 +215,10 @@ def test_another_dataset_or_a_strange_checkpoint_is_refused(slurm, capsys):
     config, _ = configuration()
     checkpoint(config, "another")
     assert "the dataset changed" in refused(capsys, "submit", *words())
-    (Path("runs/mine/checkpoints/step-000000004") / STATE).write_text("{}")
+    keep({})
     assert "facts" in refused(capsys, "submit", *words())
+    (Path("runs/mine/checkpoints/step-000000004") / STATE).write_text("{}")
+    assert "every checkpoint in runs/mine is damaged" in refused(capsys, "submit", *words())
 
 
 def test_resume_never_holds_for_the_first_start_only(slurm):
