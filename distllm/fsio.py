@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import xxhash
 
-from distllm.errors import ConfigError, IntegrityError, StorageError
+from distllm.errors import ConfigError, DataError, IntegrityError, StorageError
 
 TEMPORARY_SUFFIX = ".tmp"
 _BLOCK = 1 << 20
@@ -236,7 +236,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole records of a JSON-lines file; a torn last line (a killed writer) is ignored.
 
     Raises:
-        IntegrityError: another line holds no JSON.
+        DataError: another line holds no JSON.
     """
     with Path(path).open(encoding="utf-8") as stream:
         try:
@@ -244,7 +244,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 if line.endswith("\n"):
                     yield json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise IntegrityError(
+            raise DataError(
                 f"a line of {path} is not valid JSON: {error}",
                 where=str(path),
                 remedy="take that line out of the file, or restore it from a copy",

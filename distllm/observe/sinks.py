@@ -225,7 +225,7 @@ def metric_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of ``metrics.jsonl``; a torn last one is left out.
 
     Raises:
-        IntegrityError: there is no such file, or a line of it is no record.
+        DataError: there is no such file, or a line of it is no record.
     """
     try:
         for line in read_json_lines(path):
