@@ -24,6 +24,7 @@ _LINKED = ("kernels", "launch", "slurm")
 _ARTICLES = frozenset({"a", "an", "the"})
 _LONGEST = 10
 _VAGUE = 3
+_LEAVES = (ast.Name, ast.Constant, ast.expr_context, ast.operator, ast.cmpop, ast.alias, ast.arg)
 _NOTES = ("add", "check")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Spell = Callable[[ast.expr], str]
@@ -68,8 +69,7 @@ class Message:
 
 def all_messages() -> list[Message]:
     """Return the messages of every file, in the order of paths and lines."""
-    files = {*PACKAGE.rglob("*.py"), *(file for room in _LINKED for file in (PACKAGE / room).rglob("*.py"))}
-    return [message for file in sorted(files) for message in messages_of(file)]
+    return [message for file in _files() for message in messages_of(file)]
 
 
 def messages_named(name: str) -> list[Message]:
@@ -78,15 +78,25 @@ def messages_named(name: str) -> list[Message]:
     Raises:
         ConfigError: there is none.
     """
-    known = all_messages()
-    found = [message for message in known if message.name == name]
+    words = [word.encode() for word in name.split("-")]
+    texts = ((file, file.read_bytes().lower()) for file in _files())
+    able = (file for file, text in texts if all(word in text for word in words))
+    found = [message for file in able for message in messages_of(file) if message.name == name]
     if not found:
+        known = all_messages()
         raise ConfigError(
             f"no error is called {name!r}",
             where=f"error={name}",
             remedy=did_you_mean(name, {message.name for message in known}),
         )
     return found
+
+
+def _files() -> list[Path]:
+    """Return the files of the source, in order of their paths."""
+    return sorted(
+        {*PACKAGE.rglob("*.py"), *(file for room in _LINKED for file in (PACKAGE / room).rglob("*.py"))}
+    )
 
 
 def messages_of(file: Path, line: int | None = None) -> list[Message]:
@@ -126,9 +136,11 @@ def shown(error: DistllmError) -> str:
 def _walk(
     node: ast.AST, parents: tuple[ast.AST, ...], line: int | None
 ) -> Iterator[tuple[ast.AST, tuple[ast.AST, ...]]]:
-    """Yield every node below ``node``, or around ``line``, with those it stands in, the innermost last."""
+    """Yield the nodes with children below ``node``, or around ``line``, with those that they stand in."""
     inside = (*parents, node)
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, _LEAVES):  # most nodes, and no call
+            continue
         if line is None or getattr(child, "lineno", 0) <= line <= getattr(child, "end_lineno", line):
             yield child, inside
             yield from _walk(child, inside, line)
