@@ -88,7 +88,7 @@ def test_symlinked_directories_and_hidden_names_are_dropped_with_a_reason(tmp_pa
     ],
 )
 def test_a_file_that_is_no_utf8_text_is_dropped(tmp_path, content, rule, reason):
-    (tmp_path / "good.txt").write_text("gut gemacht: ä", encoding="utf-8")
+    (tmp_path / "good.txt").write_text("gut gemacht: ä", encoding="utf-8-sig")
     (tmp_path / "bad.txt").write_bytes(content)
     documents, dropped = read("text", tmp_path)
     assert list(documents.values()) == ["gut gemacht: ä"]

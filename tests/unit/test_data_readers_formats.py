@@ -236,6 +236,10 @@ def test_pairs_of_delimited_and_json_lines(tmp_path):
     assert fields(items[:1]) == PAIR
     assert items[0].language == "en"
     assert rules(items) == ["unpaired", "wrong_columns"]
+    (tmp_path / "c.csv").write_bytes(b"\xef\xbb\xbfSource, target\r\nhouse,Haus\r\n")
+    assert fields(items_of("pairs", tmp_path / "c.csv")) == PAIR
+    (tmp_path / "d.csv").write_bytes(b"\xef\xbb\xbfhouse,Haus")
+    assert fields(items_of("pairs", tmp_path / "d.csv")) == PAIR
     (tmp_path / "b.jsonl").write_text('{"en": "house", "de": "Haus"}\n{"en": "tree"}\n')
     items = items_of("pairs", tmp_path / "b.jsonl", fields=("en", "de"))
     assert fields(items[:1]) == PAIR
@@ -392,9 +396,14 @@ def test_conversations_of_both_forms(tmp_path, record):
 
 
 def test_preferences(tmp_path):
-    lines = [{"prompt": "p", "chosen": "good", "rejected": "bad"}, {"prompt": "p", "chosen": " "}]
+    lines = [
+        {"prompt": "p", "chosen": "good", "rejected": "bad"},
+        {"prompt": "p", "chosen": " "},
+        {"prompt": "p", "chosen": [{"role": "assistant", "content": "good"}], "rejected": "bad"},
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     items = items_of("preferences", tmp_path)
     assert fields(items[:1]) == [lines[0]]
-    assert rules(items) == ["incomplete"]
-    assert items[1].reason == "no text in chosen, rejected"
+    assert rules(items) == ["incomplete", "incomplete"]
+    assert items[1].reason == "no text in chosen, rejected; it has 'prompt', 'chosen'"
+    assert items[2].reason.endswith("and lists of messages are no text: chosen")

@@ -53,8 +53,8 @@ def _json_record(name: str, line: bytes, read: ReadConfig) -> tuple[str, dict[st
 def delimited_records(file: Path, part: Part, read: ReadConfig, columns: tuple[str, ...] = ()) -> Records:
     """Yield the name and columns of every row of a CSV or TSV file.
 
-    The first row names the columns, unless ``columns`` does. Rules of refusal: ``undecodable``,
-    ``not_text``, ``wrong_columns``, ``record_too_long``.
+    The first row names the columns, unless ``columns`` does; one that repeats them is no record. Rules of
+    refusal: ``undecodable``, ``not_text``, ``wrong_columns``, ``record_too_long``.
     """
     delimiter = read.delimiter or ("\t" if ".tsv" in file.name else ",")
     csv.field_size_limit(read.max_document_bytes)
@@ -85,16 +85,18 @@ def _rows(rows: Iterator[list[str]], part: Part, read: ReadConfig, columns: tupl
             if not columns:
                 return  # nothing names the columns of what follows
             continue
+        if number == 1 and row:
+            row[0] = row[0].removeprefix("\ufeff")
         if number == 1 and not columns:
-            columns = tuple(cell.removeprefix("\ufeff") for cell in row)
-        elif not row:
+            columns = tuple(row)
+        elif not row or (number == 1 and tuple(cell.strip().lower() for cell in row) == columns):
             continue
         elif len(row) < len(columns):
             yield Dropped(
                 name, "wrong_columns", f"{len(row)} columns, expected {len(columns)}", excerpt(str(row))
             )
         elif any("\udc80" <= letter <= "\udcff" for cell in row for letter in cell):
-            yield Dropped(name, "undecodable", f"not {read.encoding}", excerpt(ascii(row)))
+            yield Dropped(name, "undecodable", f"not {read.encoding}, data.encoding", excerpt(ascii(row)))
         else:
             yield name, dict(zip(columns, row, strict=False))
 

@@ -61,7 +61,10 @@ def read_preferences(file: Path, part: Part, read: ReadConfig) -> Iterator[Docum
         texts = {key: content.get(key) for key in (PROMPT, CHOSEN, REJECTED)}
         lacking = [key for key, text in texts.items() if not isinstance(text, str) or not text.strip()]
         if lacking:
-            yield Dropped(name, "incomplete", f"no text in {', '.join(lacking)}", excerpt(str(content)))
+            reason = f"no text in {', '.join(lacking)}; it has {', '.join(map(repr, content))}"
+            if lists := [key for key in lacking if isinstance(texts[key], list)]:
+                reason += f", and lists of messages are no text: {', '.join(lists)}"
+            yield Dropped(name, "incomplete", reason, excerpt(str(content)))
         else:
             yield named(name, {key: str(text) for key, text in texts.items()}, content, read)
 

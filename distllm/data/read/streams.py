@@ -157,9 +157,11 @@ def decode(content: bytes, name: str, read: ReadConfig) -> str | Dropped:
     if (nul := content.find(b"\0")) >= 0 and read.encoding.lower().startswith("utf-8"):
         return Dropped(name, "not_text", f"NUL byte at offset {nul}")
     try:
-        return content.decode(read.encoding)
+        return content.decode(read.encoding).removeprefix("\ufeff")  # no text, but a mark of the encoding
     except UnicodeDecodeError as error:
-        reason = f"byte {content[error.start]:#04x} at offset {error.start} is not {read.encoding}"
+        reason = (
+            f"byte {content[error.start]:#04x} at offset {error.start} is not {read.encoding}, data.encoding"
+        )
         return Dropped(name, "undecodable", reason)
     except LookupError as error:
         raise DataError(

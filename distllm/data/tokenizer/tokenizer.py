@@ -132,9 +132,8 @@ class Tokenizer:
             settings["chat_template"] = folder.read_template(chat_template)
         loaded = cls(serialized, str(file), settings, backend)
         if not loaded.lossless:
-            warnings.warn(
-                f"the tokenizer {file} loses text: {loaded.lossless_reason}", LossyTokenizer, stacklevel=2
-            )
+            reason = f"the tokenizer {file} loses text: {loaded.lossless_reason}"
+            warnings.warn(reason, LossyTokenizer, stacklevel=1)  # from here: once a process, whoever loads it
         return loaded
 
     def save(self, directory: Path, *, max_length: int | None = None, encloses: bool = False) -> None:
