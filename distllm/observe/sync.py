@@ -189,9 +189,14 @@ def _upload(command: list[str], file: Path, report: _Report, writer: _Writer, *,
     follows = is_newest and writer.lives()
     if not follows:
         _end_file(file)
-    words = [*command, *(["--live"] if follows else []), str(file)]
+    words = [*command, *(["--live"] if follows else []), str(file.absolute())]
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        cwd=file.parents[2],  # it writes logs below wandb/ of where it stands: the run directory
     ) as process:
         reader = threading.Thread(target=report.read, args=(process,))
         reader.start()

@@ -111,6 +111,10 @@ def _errors(app: FastAPI) -> None:
 def _describe(problem: Mapping[str, Any]) -> str:
     """Return ``messages.0.role: Input should be ...``, without a place if the whole body is meant."""
     place = ".".join(map(str, problem["loc"][1:]))
+    if problem["type"] == "json_invalid":
+        return f"the body is no JSON, at character {place}: {problem['ctx']['error']}"
+    if not place and isinstance(problem["input"], bytes):
+        return "the body is not read as JSON: send it with the header Content-Type: application/json"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 

@@ -164,6 +164,23 @@ def test_errors_say_what_is_wrong(address, path, body, told):
     assert told in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "told"),
+    [
+        (
+            "application/json",
+            b'{"prompt": 5',
+            "the body is no JSON, at character 12: Expecting ',' delimiter",
+        ),
+        ("application/x-www-form-urlencoded", b'{"prompt": "x"}', "header Content-Type: application/json"),
+    ],
+)
+def test_a_body_that_is_not_read_as_json_is_told_so(address, kind, body, told):
+    answer = httpx.post(f"{address}/v1/completions", content=body, headers={"content-type": kind})
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]["message"]
+
+
 def test_what_asks_for_nothing_is_taken_and_what_is_nowhere_is_said(address):
     nothing = {"tools": [], "logprobs": None, "response_format": {"type": "text"}, "max_tokens": None}
     asked = {"prompt": "the", "stop": ["e"], "user": "me", "stream_options": None, **nothing}
