@@ -1,4 +1,3 @@
-import json
 import struct
 import tracemalloc
 import zipfile
@@ -6,27 +5,12 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from reading import fields, items_of, rules
 
 from distllm.config.schema_read import ReadConfig
-from distllm.data.read import FIELDS, find_parts, read_part
+from distllm.data.read import find_parts
 from distllm.data.records import Document, Dropped
 from distllm.errors import DataError
-
-
-def items_of(source, *paths, part_bytes=1 << 26, **keys):
-    config = ReadConfig(source=source, paths=tuple(map(str, paths)), **keys)
-    parts, dropped = find_parts(source, config, part_bytes=part_bytes)
-    items = [*dropped, *(item for part in parts for item in read_part(part, config))]
-    assert all(tuple(item.fields) == FIELDS[source] for item in items if isinstance(item, Document))
-    return items
-
-
-def fields(items):
-    return [item.fields for item in items]
-
-
-def rules(items):
-    return [item.rule for item in items if isinstance(item, Dropped)]
 
 
 @pytest.fixture
@@ -320,90 +304,3 @@ def test_pairs_of_gettext_catalogues(tmp_path):
     (tmp_path / "b.mo").write_bytes(b"no catalogue at all")
     with pytest.raises(DataError, match="not a gettext catalogue"):
         items_of("pairs", tmp_path / "b.mo")
-
-
-SQUAD = {
-    "version": "v2.0",
-    "data": [
-        {
-            "title": "T",
-            "paragraphs": [
-                {
-                    "context": "Paris is in France.",
-                    "qas": [
-                        {
-                            "id": "q1",
-                            "question": "Where?",
-                            "answers": [{"text": "France", "answer_start": 12}],
-                        },
-                        {"id": "q2", "question": "When?", "is_impossible": True, "answers": []},
-                        {"id": "q3", "question": "Who?", "answers": [{"text": "France", "answer_start": 0}]},
-                    ],
-                }
-            ],
-        }
-    ],
-}
-
-
-def test_squad_files(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps(SQUAD))
-    items = items_of("qa", tmp_path)
-    assert [item.id for item in items] == ["q1", "q2", "q3"]
-    assert items[0].fields == {
-        "context": "Paris is in France.",
-        "question": "Where?",
-        "answers": '[{"text": "France", "start": 12}]',
-    }
-    assert items[1].fields["answers"] == "[]"
-    assert rules(items) == ["wrong_answer"]
-
-
-@pytest.mark.parametrize(
-    ("answers", "expected"),
-    [
-        ({"text": ["France"], "answer_start": [12]}, [{"text": "France", "start": 12}]),
-        ("France", [{"text": "France", "start": None}]),
-        (["France", "Gaul"], [{"text": "France", "start": None}, {"text": "Gaul", "start": None}]),
-        (None, []),
-    ],
-)
-def test_flat_questions(tmp_path, answers, expected):
-    record = {"context": "Paris is in France.", "question": "Where?", "answers": answers, "key": "k"}
-    (tmp_path / "a.jsonl").write_text(json.dumps(record) + '\n{"question": "?"}\n')
-    items = items_of("qa", tmp_path, id_key="key")
-    assert items[0].id == "k"
-    assert json.loads(items[0].fields["answers"]) == expected
-    assert rules(items) == ["no_question"]
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
-        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
-    ],
-)
-def test_conversations_of_both_forms(tmp_path, record):
-    (tmp_path / "a.json").write_text(json.dumps([record, {"messages": [{"role": 1}]}, {"x": 1}, 3]))
-    items = items_of("chat", tmp_path)
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    assert json.loads(items[0].fields["messages"]) == messages
-    assert rules(items) == ["wrong_message", "no_messages", "not_an_object"]
-    (tmp_path / "a.json").write_text('[{"messages": ')
-    with pytest.raises(DataError, match="not JSON"):
-        items_of("chat", tmp_path)
-
-
-def test_preferences(tmp_path):
-    lines = [
-        {"prompt": "p", "chosen": "good", "rejected": "bad"},
-        {"prompt": "p", "chosen": " "},
-        {"prompt": "p", "chosen": [{"role": "assistant", "content": "good"}], "rejected": "bad"},
-    ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    items = items_of("preferences", tmp_path)
-    assert fields(items[:1]) == [lines[0]]
-    assert rules(items) == ["incomplete", "incomplete"]
-    assert items[1].reason == "no text in chosen, rejected; it has 'prompt', 'chosen'"
-    assert items[2].reason.endswith("and lists of messages are no text: chosen")

@@ -15,6 +15,7 @@ from distllm.data.read.streams import DamagedFile, decode, read_whole
 from distllm.data.records import Document, Dropped, excerpt
 
 _LINES = (".jsonl", ".ndjson")
+_ANSWERS = ("answers", "answer")
 _MESSAGES = ("messages", "conversations", "conversation")
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
@@ -23,8 +24,8 @@ def read_qa(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dro
     """Yield every question of a SQuAD file (1.1 or 2.0), or of JSON lines with its keys.
 
     The field ``answers`` is a JSON list of ``{"text", "start"}``, empty where there is no answer.
-    Rules of refusal: those of JSON, ``no_question``, ``wrong_answer`` (an answer is not text, or the
-    context does not contain it at the given place).
+    Rules of refusal: those of JSON, ``no_question``, ``no_answers`` (nor a word that there are none),
+    ``wrong_answer`` (an answer is not text, or the context does not contain it at the given place).
     """
     for record in _records(file, part, read):
         if isinstance(record, Dropped):
@@ -85,11 +86,18 @@ def _questions(name: str, content: Mapping[str, Any]) -> Iterator[tuple[str, dic
 
 def _question(name: str, content: dict[str, Any], read: ReadConfig) -> Document | Dropped:
     context, question = content.get("context"), content.get("question")
+    has = ", ".join(map(repr, content))
     if not isinstance(context, str) or not isinstance(question, str):
-        return Dropped(name, "no_question", f"no context or question; it has {', '.join(map(repr, content))}")
-    answers = [] if content.get("is_impossible") else _answers(content.get("answers"))
+        return Dropped(name, "no_question", f"no context or question; it has {has}")
+    key = next((key for key in _ANSWERS if key in content), None)
+    if key is None and not content.get("is_impossible"):
+        return Dropped(
+            name, "no_answers", f"no {' or '.join(_ANSWERS)}; it has {', '.join(map(repr, content))}"
+        )
+    found = content.get(key) if key else None
+    answers = [] if content.get("is_impossible") else _answers(found)
     if answers is None:
-        return Dropped(name, "wrong_answer", "an answer is not text", excerpt(str(content["answers"])))
+        return Dropped(name, "wrong_answer", "an answer is not text", excerpt(str(found)))
     for answer in answers:
         start, text = answer["start"], answer["text"]
         if start is not None and (start < 0 or context[start : start + len(text)] != text):
