@@ -10,6 +10,9 @@ from distllm.errors import ConfigError
 T = TypeVar("T")
 
 
+_READABLE = 40
+
+
 def edit_distance(a: str, b: str) -> int:
     """Return the insertions, deletions, substitutions and swaps of neighbours that turn a into b.
 
@@ -61,13 +64,24 @@ def ending_with(name: str, paths: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return a remedy sentence: those that end with the name, or the closest candidate, or all of them."""
+    """Return a remedy sentence: those that end with the name, or the closest candidate, or all of them.
+
+    Of more than can be read at once, the groups; and only their number, where there are no groups.
+    """
     options = sorted(candidates)
     found = ending_with(name, options)
     closest = suggest(name, options) if len(found) != 1 else found[0]
+    if closest is None and not found and (last := suggest(name, {one.rpartition(".")[2] for one in options})):
+        found = ending_with(last, options)
+        closest = found[0] if len(found) == 1 else None
     if closest is not None:
         return f"did you mean {closest!r}?"
-    return f"use one of: {', '.join(found or options)}"
+    shown = found or options
+    if len(shown) > _READABLE:
+        shown = sorted({option.partition(".")[0] for option in shown})
+    if len(shown) > _READABLE:
+        return f"none of the {len(shown)} names is like it"
+    return f"use one of: {', '.join(shown)}"
 
 
 class Registry(Generic[T]):

@@ -39,9 +39,9 @@ def run(words: Sequence[str]) -> int:
     try:
         shown = select(table, wanted[0]) if wanted else table
     except ConfigError as unknown:
-        if unsettled is None:
+        if unsettled is None or "." in wanted[0] or str(unknown.remedy).startswith("did you mean"):
             raise
-        # It may be a quantity that these keys do not settle.
+        # It may be a quantity that these keys do not settle: those have names of one word.
         raise ConfigProblems([*unsettled.problems, unknown]) from None
     print(render(shown))
     if unsettled is not None and not wanted:

@@ -62,6 +62,10 @@ def test_among_equals_the_first_by_name_wins_and_a_closer_one_beats_it():
 def test_the_remedy_is_one_name_or_all_of_them():
     assert did_you_mean("adamv", ["sgd", "adamw"]) == "did you mean 'adamw'?"
     assert did_you_mean("nonsense", ["sgd", "adamw"]) == "use one of: adamw, sgd"
+    assert did_you_mean("lrr", ["seed", "optim.lr", "model.dropout"]) == "did you mean 'optim.lr'?"
+    many = [f"{group}.key{number}" for group in ("a", "b") for number in range(30)]
+    assert did_you_mean("nonsense", many) == "use one of: a, b"
+    assert did_you_mean("nonsense", map(str, range(99))) == "none of the 99 names is like it"
     assert did_you_mean("adamv", iter(["sgd", "adamw"])) == "did you mean 'adamw'?"
 
 
