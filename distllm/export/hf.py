@@ -58,8 +58,7 @@ def export_hf(
     """
     pairs = model_state.items() if isinstance(model_state, Mapping) else model_state
     model_type, content = write_config(shape)
-    classes = ARCHITECTURES[model_type].classes
-    name = classes.get("lm" if head == "masked_lm" else head)
+    name = _class_of(model_type, head)
     if name is None:
         raise ConfigError(
             f"transformers has no {model_type} for the head {head} that computes what ours does",
@@ -80,6 +79,18 @@ def export_hf(
         if embeds:
             write_sentence_encoder(folder, shape)
         atomic_write_json(folder / FACTS, {"kind": "distllm export", "facts": dict(facts)})
+
+
+def is_known_to_transformers(shape: ModelShape, head: HeadName) -> bool:
+    """Whether a model of this shape, with this head on an encoder, can be exported."""
+    try:
+        return _class_of(write_config(shape)[0], head) is not None
+    except ConfigError:
+        return False
+
+
+def _class_of(model_type: str, head: HeadName) -> str | None:
+    return ARCHITECTURES[model_type].classes.get("lm" if head == "masked_lm" else head)
 
 
 def _special_ids(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, int]:

@@ -38,10 +38,18 @@ class ConsoleSink:
         total_steps: length of the run, shown beside each step.
         stream: where to print; standard output if ``None``.
         run: how commands name the run; with it, the end says what to do next.
+        when_done: commands that a run which is done is for.
     """
 
-    def __init__(self, total_steps: int, stream: TextIO | None = None, run: str | None = None) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        stream: TextIO | None = None,
+        run: str | None = None,
+        when_done: Sequence[str] = ("evaluate", "report", "export"),
+    ) -> None:
         self._run = run
+        self._when_done = when_done
         self._losses: list[float] = []
         self._total = total_steps
         self._printers = _printers(sys.stdout if stream is None else stream, total_steps)
@@ -102,7 +110,7 @@ class ConsoleSink:
         losses = " -> ".join(map(_number, self._losses))
         figures = f", validation loss {losses}" if losses else ""
         self._line(f"== {ending} at step {int(event.number('step'))}{figures}", "bold green")
-        commands = ("report", "ledger") if event.kind == "stopped" else ("evaluate", "report", "export")
+        commands = ("report", "ledger") if event.kind == "stopped" else self._when_done
         steps = [f"distllm {command} run={self._run}" for command in commands]
         if event.kind == "stopped":
             steps.insert(0, "run the same command again: it goes on from here")

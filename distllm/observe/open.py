@@ -36,7 +36,8 @@ def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
     if logger.console:
         from distllm.observe.console import ConsoleSink
 
-        console = ConsoleSink(total_steps, run=str(run.directory))
+        done = ("evaluate", "report", *(["export"] if run.is_exportable else []))
+        console = ConsoleSink(total_steps, run=str(run.directory), when_done=done)
         sinks.append(console)
         report = partial(console.log_note, 0)
     chosen: dict[str, tuple[bool, Callable[[TrackedRun], Sink]]] = {

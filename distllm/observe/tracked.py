@@ -31,6 +31,7 @@ class TrackedRun:
         environment: see `distllm.provenance.environment`.
         dataset: digest of the dataset's manifest.
         tokenizer: fingerprint of its tokenizer.
+        is_exportable: whether transformers has a class for the model.
         shown: the highest step that earlier attempts have shown in this dashboard, by kind of record.
     """
 
@@ -42,6 +43,7 @@ class TrackedRun:
     environment: Mapping[str, Any] = field(default_factory=dict)
     dataset: str = ""
     tokenizer: str = ""
+    is_exportable: bool = True
     shown: Mapping[str, int] = field(default_factory=dict)
 
     def configuration(self) -> dict[str, Any]:

@@ -30,7 +30,9 @@ from distllm.dist.collectives import sum_over_ranks
 from distllm.dist.topology import Topology
 from distllm.errors import StorageError
 from distllm.evaluate.canaries import CanaryWatch
+from distllm.export.hf import is_known_to_transformers
 from distllm.heartbeat import BEATS_DIRECTORY, HEARTBEAT
+from distllm.models.heads import head_of
 from distllm.observe.ledger import LEDGER_FILE, Event, Ledger
 from distllm.observe.metrics import StepRecord
 from distllm.observe.open import build_sinks
@@ -273,15 +275,17 @@ def _recorded_steps(directory: RunDirectory, topology: Topology) -> Sequence[Ste
 
 def _tracked(attempt: Attempt, made_with: dict[str, Any], facts: dict[str, object]) -> TrackedRun:
     """Return what dashboards show of the run."""
+    resolved = attempt.resolved
     return TrackedRun(
-        config=attempt.resolved.config,
+        config=resolved.config,
         directory=attempt.directory.path,
         attempt=attempt.number,
         run_id=str(facts[RUN_ID_FACT]),
-        derived={name: found.value for name, found in attempt.resolved.derivations.items()},
+        derived={name: found.value for name, found in resolved.derivations.items()},
         environment=made_with,
         dataset=str(facts["dataset"]),
         tokenizer=str(facts["tokenizer"]),
+        is_exportable=is_known_to_transformers(resolved.shape, head_of(resolved.config.task.name)),
     )
 
 

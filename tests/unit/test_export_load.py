@@ -11,7 +11,7 @@ from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import CheckpointError, ConfigError, IntegrityError
-from distllm.export.hf import export_hf
+from distllm.export.hf import export_hf, is_known_to_transformers
 from distllm.export.load import load_model, load_weights, shape_of, stored_head
 from distllm.models.init import bare_model, build_model
 
@@ -73,6 +73,9 @@ def test_a_head_without_a_class_is_refused(tmp_path, tokenizer):
     with pytest.raises(ConfigError, match="no modernbert for the head span"):
         exported(tmp_path / "hf", tokenizer, "span", **options)
     assert not (tmp_path / "hf").exists()
+    shape = exported(tmp_path / "hf", tokenizer, "masked_lm", **options).shape
+    assert is_known_to_transformers(shape, "masked_lm")
+    assert not is_known_to_transformers(shape, "span")
 
 
 def test_a_missing_head_stays_as_it_was_drawn_and_is_named(tmp_path, tokenizer):

@@ -180,9 +180,9 @@ def test_each_line_is_flushed_at_once():
 
 
 def test_the_end_says_what_became_of_the_run_and_what_to_do_next():
-    def ended(kind):
+    def ended(kind, **options):
         stream = io.StringIO()
-        sink = ConsoleSink(120, stream, run="runs/demo")
+        sink = ConsoleSink(120, stream, run="runs/demo", **options)
         sink.log_eval(replace(EVAL, step=0, loss=8.5))
         sink.log_eval(EVAL)
         sink.log_event(Event(1.0, 1, "saved", {"step": 120}))
@@ -195,5 +195,6 @@ def test_the_end_says_what_became_of_the_run_and_what_to_do_next():
         "   next: distllm report run=runs/demo",
         "   next: distllm export run=runs/demo",
     ]
+    assert ended("done", when_done=["report"])[1:] == ["   next: distllm report run=runs/demo"]
     assert ended("stopped")[1] == "   next: run the same command again: it goes on from here"
     assert ended("failed") == []
