@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from distllm.commands.settle import dataset_facts
 from distllm.config.explain import read_explanation
+from distllm.config.keys import flatten
 from distllm.config.memory_limit import read_memory_limit
 from distllm.config.problems import Problems
 from distllm.config.resolve import Resolved, World, resolve
@@ -15,7 +17,7 @@ from distllm.config.schema import Config
 from distllm.config.validate import build
 from distllm.config.yaml import from_yaml
 from distllm.data.mirror import dataset_directory
-from distllm.errors import ConfigError
+from distllm.errors import ConfigError, IntegrityError
 from distllm.train.run_directory import RunDirectory, locate_run
 
 T = TypeVar("T")
@@ -59,12 +61,35 @@ def run_of(name: str, runs_dir: str) -> StoredRun:
     Raises:
         ConfigError: there is no such run.
         ConfigProblems: its configuration is of another version.
+        IntegrityError: its configuration is damaged.
     """
     directory = locate_run(name, runs_dir)
-    problems = Problems()
-    config = build(Config, from_yaml(directory.config), problems)
+    problems, content = Problems(), from_yaml(directory.config)
+    config = build(Config, content, problems)
     problems.raise_if_any()
+    _require_whole(directory, content)
     return StoredRun(directory, config)
+
+
+def _require_whole(directory: RunDirectory, content: Mapping[str, Any]) -> None:
+    """Refuse a configuration that was cut off, whose lost keys would have their defaults without a word.
+
+    The run wrote the same keys into its explanation. A key that neither has is of a later version.
+    """
+    if not directory.explanation.exists():
+        return
+    given = flatten(content)
+    lost = [
+        key
+        for key, entry in read_explanation(directory.explanation).items()
+        if entry["from"] != "derived" and key not in given
+    ]
+    if lost:
+        raise IntegrityError(
+            f"{directory.config} has lost {len(lost)} of its keys, such as {lost[0]}",
+            where=str(directory.config),
+            remedy="restore it from a copy, or resume the run with its command, which writes it again",
+        )
 
 
 def require(value: T | None, name: str, command: str) -> T:

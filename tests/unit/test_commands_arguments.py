@@ -10,6 +10,7 @@ import pytest
 from distllm.commands.arguments import parse_config_arguments, parse_options
 from distllm.commands.runs import require, run_of
 from distllm.commands.settle import dataset_facts
+from distllm.config.keys import flatten
 from distllm.config.options import option
 from distllm.config.problems import Problems
 from distllm.config.schema import Config, DataConfig
@@ -265,6 +266,18 @@ def test_a_stored_run_settles_for_the_ranks_it_ran_on(runs, dataset):
         atomic_write_json(runs / "one" / "explain.json", damaged)
         with pytest.raises(IntegrityError, match=r"explain\.json (is not what|holds no JSON object)"):
             stored.resolved()
+
+
+def test_a_configuration_that_was_cut_off_is_not_filled_with_defaults(runs):
+    keys = flatten(asdict(Config()))
+    table = {key: {"value": None, "from": "schema", "detail": "", "help": ""} for key in keys}
+    table["world_size"] = {"value": 1, "from": "derived", "detail": "", "help": ""}
+    atomic_write_json(runs / "one" / "explain.json", table)
+    assert run_of("one", "runs").config == Config(name="one")
+    file = runs / "one" / "config.yaml"
+    file.write_text(file.read_text().partition("optim:")[0])
+    with pytest.raises(IntegrityError, match=r"config\.yaml has lost \d+ of its keys"):
+        run_of("one", "runs")
 
 
 def test_an_option_that_must_be_given_is_named_with_its_command():
