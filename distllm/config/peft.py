@@ -16,7 +16,7 @@ from typing import Any
 from distllm.config.huggingface_names import BASES, LAYERS
 from distllm.config.schema_lora import PARTS, PROJECTIONS, LoraConfig, Projection
 from distllm.config.weight_files import holds_model, tensor_sizes
-from distllm.errors import ConfigError
+from distllm.errors import ConfigError, IntegrityError
 from distllm.fsio import read_json
 
 CONFIG = "adapter_config.json"
@@ -49,11 +49,21 @@ class Adapter:
     said: Mapping[str, Any]
 
     def scale(self, module: str, rank: int) -> float:
-        """Return what the product of a module's adapter is multiplied by."""
+        """Return what the product of a module's adapter is multiplied by.
+
+        Raises:
+            ConfigError: the folder says it in no way that peft does.
+        """
         patterns = self.said.get("alpha_pattern") or {}
-        fits = (key for key in patterns if re.match(rf"(.*\.)?({key})$", module))
-        key = next(fits, None)
-        alpha = float(self.said.get("lora_alpha", _ALPHA) if key is None else patterns[key])
+        try:
+            key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
+            alpha = float(self.said.get("lora_alpha", _ALPHA) if key is None else patterns[key])
+        except (TypeError, ValueError, re.error) as error:
+            raise ConfigError(
+                f"the adapter in {self.folder} has no alpha: {error}",
+                where=f"{self.folder / CONFIG}: lora_alpha, alpha_pattern",
+                remedy="get the folder again, or write there what it was trained with",
+            ) from error
         return alpha / (math.sqrt(rank) if self.said.get("use_rslora") else rank)
 
 
@@ -173,7 +183,16 @@ def with_settled_lora(asked: LoraConfig, model_type: str) -> LoraConfig:
 def _stored_config(folder: Path) -> dict[str, Any] | None:
     """Return what `distllm export` says of adapters of its own, which peft's words do not: joined parts."""
     said = read_json(folder / FACTS).get("lora") if (folder / FACTS).is_file() else None
-    return said and {"rank": said["rank"], "alpha": said["alpha"], "targets": tuple(said["targets"])}
+    if said is None:
+        return None
+    try:
+        return {"rank": int(said["rank"]), "alpha": float(said["alpha"]), "targets": tuple(said["targets"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{folder / FACTS} does not say what its adapters are: {error!r}",
+            where=f"{folder / FACTS}: lora",
+            remedy="export the run again, or get the folder again",
+        ) from error
 
 
 def _projections(model_type: str, module: str) -> tuple[Projection, ...]:

@@ -70,10 +70,11 @@ def stored_head(folder: Path) -> HeadName:
     if is_adapter(folder):
         task = read_json(folder / CONFIG).get("task_type")
         return _TASKS.get(str(task)) or stored_head(base_of(folder))
-    (name, *_) = read_json(folder / "config.json").get("architectures") or [""]
-    if str(name).endswith("ForQuestionAnswering"):
+    classes = read_json(folder / "config.json").get("architectures")
+    name = str(classes[0]) if isinstance(classes, list) and classes else ""
+    if name.endswith("ForQuestionAnswering"):
         return "span"
-    return "embedding" if str(name).endswith("Model") else "masked_lm"
+    return "embedding" if name.endswith("Model") else "masked_lm"
 
 
 @torch.no_grad()

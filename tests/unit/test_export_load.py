@@ -298,6 +298,7 @@ def test_the_card_names_the_class_to_load(tmp_path, tokenizer, head, options, lo
         (["BertForMaskedLM"], "masked_lm"),
         (["LlamaForCausalLM"], "masked_lm"),
         ([], "masked_lm"),
+        (3, "masked_lm"),
     ],
 )
 def test_the_head_of_a_folder_is_told_by_its_class(tmp_path, names, head):

@@ -9,6 +9,8 @@ import transformers
 from distllm.commands.models import ModelOptions, open_model
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.data.tokenizer import Tokenizer
+from distllm.errors import IntegrityError
+from distllm.export.prompts import prompt_builder_of
 from distllm.infer.generate import write_texts
 
 BOS = "<s>"
@@ -68,3 +70,12 @@ def test_a_text_is_continued_as_by_transformers(tokenizer, tmp_path, kind):
     ours = open_model(ModelOptions(model=str(tmp_path)), "generate").prompts
     assert ours.begin == [eos]
     assert ours.translates
+
+
+@pytest.mark.parametrize(
+    "facts", [[], {"config": 1}, {"config": {"task": None}}, {"config": {"task": {"prompt": 3}}}]
+)
+def test_a_damaged_note_of_the_task_is_named(tokenizer, tmp_path, facts):
+    (tmp_path / "distllm.json").write_text(json.dumps({"facts": facts}))
+    with pytest.raises(IntegrityError, match="does not say what the model was trained on"):
+        prompt_builder_of(tmp_path, tokenizer[0], "decoder")

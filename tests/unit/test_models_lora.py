@@ -14,7 +14,7 @@ from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_tokenizer import TokenizerConfig
 from distllm.config.shape import settle_shape
 from distllm.data.tokenizer import Tokenizer
-from distllm.errors import CheckpointError, ConfigError
+from distllm.errors import CheckpointError, ConfigError, IntegrityError
 from distllm.export.adapter import export_adapter
 from distllm.export.base import adapt
 from distllm.export.hf import export_hf
@@ -202,6 +202,23 @@ def test_what_an_adapter_computes_otherwise_is_refused_by_name(tmp_path, said):
     with pytest.raises(ConfigError, match=next(iter(said))) as caught:
         read_adapter(tmp_path)
     assert "merge_and_unload" in str(caught.value)
+
+
+def test_a_damaged_description_of_an_adapter_is_named(tmp_path):
+    for said in ({"lora_alpha": "much"}, {"alpha_pattern": ["q_proj"]}, {"alpha_pattern": {"(": 1}}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, **said}))
+        (tmp_path / "adapter_model.safetensors").touch()
+        with pytest.raises(ConfigError, match="has no alpha"):
+            read_adapter(tmp_path).scale("q_proj", 3)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for said in (
+        {},
+        {"rank": 2, "alpha": None, "targets": ["q_proj"]},
+        {"rank": 2, "alpha": 2, "targets": 3},
+    ):
+        (tmp_path / "distllm.json").write_text(json.dumps({"lora": said}))
+        with pytest.raises(IntegrityError, match="does not say what its adapters are"):
+            with_settled_lora(LoraConfig(init_from=str(tmp_path)), "llama")
 
 
 @pytest.mark.parametrize(
