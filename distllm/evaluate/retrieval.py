@@ -1,4 +1,4 @@
-"""Finding passages: exact and approximate search of vectors, BM25, and how good a ranking is.
+"""Finding passages by vectors (exactly or approximately) and by words (BM25), and measures of rankings.
 
 Shapes: Q queries, P passages, C channels, K places of a ranking.
 """
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distllm.data.shingles import UNSPACED
 from distllm.extras import require
 
-WORD = re.compile(r"\w+")
+WORD = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
+"""A run of letters and digits; one character of a script that is written without spaces."""
 _HNSW_LINKS, _HNSW_EFFORT = 32, 64
 
 
@@ -89,8 +91,8 @@ class BM25:
 
     Args:
         passages: the texts.
-        k1: how soon repetitions of a word stop to count.
-        b: how much long passages pay for their length.
+        k1: how fast repetitions of a word stop counting.
+        b: how much scores are reduced for long passages, from 0 to 1.
     """
 
     def __init__(self, passages: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
@@ -110,7 +112,7 @@ class BM25:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> BM25:
-        """Return what `to_arrays` was asked of."""
+        """Return the index whose `to_arrays` made ``arrays``."""
         read = cls.__new__(cls)
         (read._total,) = arrays["total"].tolist()
         words = arrays["words"].tobytes().decode().splitlines()
@@ -120,7 +122,7 @@ class BM25:
         return read
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return words (UTF-8, a line each), where the entries of each end, and the entries: all there is."""
+        """Return the words (UTF-8, one a line), where the entries of each end, and the entries."""
         known = sorted(self._scores.items())
         places = [place for _, (place, _) in known]
         scores = [score for _, (_, score) in known]
@@ -137,28 +139,28 @@ class BM25:
         return np.array([_best(self._scored(query), k) for query in queries], dtype=np.int64)
 
     def matching(self, query: str, k: int) -> NDArray[np.int64]:
-        """Return at most K passages that hold a telling word of the query, best first, found_K."""
-        score_P = self._scored(" ".join(self.telling(query)))
+        """Return at most K passages that hold an informative word of the query, best first, found_K."""
+        score_P = self._scored(" ".join(self.informative_words(query)))
         holding = np.flatnonzero(score_P > 0)
         best_K: NDArray[np.int64] = holding[_best(score_P[holding], k)]
         return best_K
 
-    def telling(self, query: str) -> list[str]:
-        """Return the words of a query that at most half of the passages hold; all known ones if none does."""
+    def informative_words(self, query: str) -> list[str]:
+        """Return the words of a query in at most half of the passages; if there are none, all known ones."""
         known = [word for word in dict.fromkeys(words_of(query)) if word in self._scores]
         rare = [word for word in known if 2 * self._scores[word][0].size <= self._total]
         return rare or known
 
-    def marking(self, query: str) -> list[str]:
-        """Return those of the `telling` words that say nearly as much as the rarest of them.
+    def highlighted_words(self, query: str) -> list[str]:
+        """Return the informative words whose rarity, in nats, is at least a third of the rarest one's.
 
-        Others, such as articles in a small corpus, would make half of a text stand out.
+        Others, such as articles in a small corpus, would highlight half of a text.
         """
-        says = {
-            word: math.log(self._total / self._scores[word][0].size) for word in self.telling(query)
-        }  # nats, by the share of passages that hold it
-        most = max(says.values(), default=0.0)
-        return [word for word, nats in says.items() if nats >= most / 3]
+        rarity = {
+            word: math.log(self._total / self._scores[word][0].size) for word in self.informative_words(query)
+        }
+        most = max(rarity.values(), default=0.0)
+        return [word for word, nats in rarity.items() if nats >= most / 3]
 
     def _scored(self, query: str) -> NDArray[np.float64]:
         score_P = np.zeros(self._total)
@@ -179,11 +181,11 @@ def _best(score_P: NDArray[Any], k: int) -> NDArray[np.int64]:
 
 
 def score_rankings(found_QK: NDArray[np.int64], right: Sequence[set[int]], k: int = 10) -> dict[str, float]:
-    """Return nDCG, MRR and recall at ``k``, of rankings of passages that are right or not.
+    """Return nDCG, MRR and recall at ``k`` with binary relevance.
 
     Args:
         found_QK: passages of each query, best first, at least ``k`` of them.
-        right: the right passages of each query, at least one.
+        right: the relevant passages of each query, at least one.
         k: how many places count.
 
     Raises:
@@ -207,7 +209,7 @@ def score_rankings(found_QK: NDArray[np.int64], right: Sequence[set[int]], k: in
 
 
 def agreement(found_QK: NDArray[np.int64], exact_QK: NDArray[np.int64]) -> float:
-    """Return the share of the exact ranking's passages that an approximate one has found."""
+    """Return the share of the exact ranking's passages that are in the approximate one."""
     pairs = zip(found_QK.tolist(), exact_QK.tolist(), strict=True)
     return sum(len(set(ours) & set(theirs)) for ours, theirs in pairs) / exact_QK.size
 

@@ -1,8 +1,8 @@
-"""Building an index: texts cut, embedded by all ranks, and written as one directory that is whole or absent.
+"""Building an index: all ranks cut and embed the texts, and rank 0 writes a directory, whole or not at all.
 
-The bytes do not depend on the number of ranks, nor on how often the build was ended and begun again:
-batches are those of the whole corpus, each is embedded by one rank with one thread, and rank 0 puts the
-vectors in the order of the passages. Until then they lie beside the index, in ``OUT.work``.
+The bytes do not depend on the number of ranks, nor on how often the build was stopped and started again:
+batches are formed from the whole corpus, one rank with one thread embeds each, and rank 0 puts the
+vectors into the order of the passages. Until then they lie beside the index, in ``OUT.work``.
 
 Shapes: P passages, C channels.
 """
@@ -10,7 +10,8 @@ Shapes: P passages, C channels.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,10 +24,11 @@ from numpy.typing import NDArray
 
 from distllm.config.schema_read import ReadConfig
 from distllm.data.records import Progress
+from distllm.data.tokenizer import Tokenizer
 from distllm.dist.agree import agree, agree_after_work
-from distllm.dist.collectives import barrier
+from distllm.dist.collectives import barrier, sum_over_ranks
 from distllm.dist.topology import Topology
-from distllm.errors import DataError
+from distllm.errors import DataError, DistllmError
 from distllm.evaluate.retrieval import BM25, VectorIndex, agreement, require_faiss, search_exact
 from distllm.fsio import (
     atomic_directory,
@@ -36,13 +38,14 @@ from distllm.fsio import (
     fsync_file,
     refuse_other_kind,
 )
-from distllm.search.corpus import Tell, Written, read_passages, write_passages
+from distllm.search.corpus import Corpus, PassageWriter, Tell, find_corpus, read_passages
 from distllm.search.encoder import Precision, TextEncoder
 from distllm.search.index import FORMAT, MANIFEST, PASSAGES, VECTORS, WORDS
 from distllm.search.parts import Part, parts_of
 
 BATCH = 32
 _PROBES, _PLACES = 100, 10
+_POLL_SECONDS = 5.0
 
 
 def build_index(
@@ -58,7 +61,7 @@ def build_index(
 ) -> dict[str, Any]:
     """Write an index of a corpus to the directory ``out``; return its manifest. Collective.
 
-    A build that was ended goes on with the vectors it had made.
+    A build that was stopped goes on with the passages and vectors that it has made.
 
     Args:
         encoder: the model.
@@ -66,13 +69,13 @@ def build_index(
         out: the directory, on a file system that all ranks see; an earlier index there is replaced.
         topology: this rank's place.
         passage_tokens: ids of a passage at most.
-        exact: whether vectors are compared with all; else with part of them, in a graph.
+        exact: whether a query is compared with all vectors, or with some of them in a graph.
         precision: of the matrix products that make the vectors.
-        tell: shown how far this rank has come.
+        tell: shown how far this rank is.
 
     Raises:
         MissingDependency: faiss is not installed.
-        ConfigError: ``out`` is something else than an index.
+        ConfigError: ``out`` is not an index.
         DataError: the corpus holds no text.
         StorageError: the directory cannot be written.
     """
@@ -80,45 +83,72 @@ def build_index(
     torch.set_num_threads(1)  # sums in an order that no number of cores changes
     agree(topology, lambda: refuse_other_kind(out, MANIFEST))
     work = out.with_name(f"{out.name}.work")
-    longest = min(passage_tokens, encoder.room)
-    told = agree_after_work(topology, lambda: asdict(_read(read, encoder, longest, work, tell)))
+    told = _read(read, encoder.tokenizer, min(passage_tokens, encoder.room), work / PASSAGES, topology, tell)
     texts = [passage.text for passage in read_passages((work / PASSAGES).read_bytes())]
-    facts = encoder.facts
-    follows_from = f"{facts['digest']} {precision} {topology.device.type}"
-    parts = parts_of(batches_of(encoder.sizes(texts)), texts, work, follows_from, facts["channels"])
+    facts = encoder.facts()
+    inputs = f"{facts['digest']} {precision} {topology.device.type}"
+    parts = parts_of(batches_of(encoder.sizes(texts)), texts, work, inputs, facts["channels"])
     missing = agree_after_work(topology, lambda: _missing(parts, tell))
     _embed_own(encoder, texts, parts, missing, precision, topology, tell)
     barrier(topology)
-    vectors = {"exact": exact, "agreement": None, "precision": precision}
     manifest = {
         "format": FORMAT,
         "model": facts,
         "texts": {**told, "source": read.source, "paths": list(read.paths)},
-        "vectors": vectors,
+        "vectors": {"exact": exact, "agreement": None, "precision": precision},
     }
-    written: dict[str, Any] = agree_after_work(
-        topology, lambda: _write(texts, parts, manifest, work, out, tell)
-    )
-    return written
+    return dict(agree_after_work(topology, lambda: _write(texts, parts, manifest, work, out, tell)))
 
 
-def _read(read: ReadConfig, encoder: TextEncoder, longest: int, work: Path, tell: Tell) -> Written:
-    """Write the passages; of a corpus that cannot be read nothing is left behind."""
-    try:
-        return write_passages(read, encoder.tokenizer, longest, work / PASSAGES, tell)
-    finally:
-        with suppress(OSError):
-            work.rmdir()  # only where it is empty
+def _read(
+    read: ReadConfig, tokenizer: Tokenizer, longest: int, path: Path, topology: Topology, tell: Tell
+) -> dict[str, Any]:
+    """Write the passages of the corpus to ``path``; return the counts. Collective.
+
+    All ranks cut groups of the corpus, and rank 0 joins them. What a rank cannot read is left to rank 0,
+    whose error all ranks raise.
+    """
+    found = agree_after_work(topology, lambda: asdict(find_corpus(read)))
+    writer = PassageWriter(Corpus.from_json(found), read, tokenizer, longest, path, tell)
+
+    def write_own_share() -> None:
+        with suppress(DistllmError):
+            writer.write_share(topology.rank, topology.world_size)
+
+    def write() -> dict[str, Any]:
+        try:
+            return asdict(writer.write())
+        finally:
+            with suppress(OSError):
+                path.parent.rmdir()  # only if it is empty: of a corpus that cannot be read nothing is left
+
+    if topology.world_size > 1:
+        _work_together(topology, write_own_share)
+    return dict(agree_after_work(topology, write))
+
+
+def _work_together(topology: Topology, work: Callable[[], None]) -> None:
+    """Run ``work`` on every rank until all have ended, however long that takes. Collective.
+
+    No rank waits in one exchange for more than a few seconds, so none reaches the timeout of the group.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        job = thread.submit(work)
+        running = True
+        while running:
+            wait([job], timeout=_POLL_SECONDS)
+            running = sum_over_ranks([float(not job.done())], topology)[0] > 0
+        job.result()
 
 
 def batches_of(sizes: Sequence[int]) -> list[list[int]]:
-    """Return the passages of each batch, by their ids: of like lengths, so little is padding."""
+    """Return the passages of each batch, by number; those of a batch have similar lengths."""
     order = sorted(range(len(sizes)), key=lambda place: (sizes[place], place))
     return [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
 
 
 def _missing(parts: Sequence[Part], tell: Tell) -> list[int]:
-    """Return which parts have yet to be made."""
+    """Return which parts are not on the disk yet."""
     if not any(part.file.is_file() for part in parts):
         return list(range(len(parts)))
     tell(Progress("check", 0, len(parts), "parts"))
@@ -136,7 +166,7 @@ def _embed_own(
     topology: Topology,
     tell: Tell,
 ) -> None:
-    """Embed every R-th part that is missing, the longest texts first: what needs most memory shows early."""
+    """Embed every R-th missing part, the longest texts first, so that a lack of memory shows early."""
     own = [parts[number] for number in missing[::-1][topology.rank :: topology.world_size]]
     total, done = sum(len(part.places) for part in own), 0
     note = f"rank {topology.rank} of {topology.world_size}" if topology.world_size > 1 else ""
@@ -153,7 +183,7 @@ def _gathered(parts: Sequence[Part]) -> NDArray[np.float32]:
     """Return the vectors_PC of all parts in the order of the passages.
 
     Raises:
-        DataError: a part is not seen.
+        DataError: a part is missing.
     """
     vector_PC = np.empty((sum(len(part.places) for part in parts), parts[0].channels), dtype=np.float32)
     for part in parts:
@@ -177,7 +207,7 @@ def _write(
     out: Path,
     tell: Tell,
 ) -> dict[str, Any]:
-    """Write the index on rank 0, remove what it was made of, and return its manifest."""
+    """Write the index, remove the work directory, and return the manifest. On rank 0 only."""
     tell(Progress("index", 0, len(texts), "passages"))
     vector_PC = _gathered(parts)
     index = VectorIndex(vector_PC, exact=manifest["vectors"]["exact"])
@@ -200,7 +230,7 @@ def _write(
 
 
 def _agreement(index: VectorIndex, vector_PC: NDArray[np.float32]) -> float:
-    """Return how much of the true neighbours of some passages the graph finds."""
+    """Return the share of the true neighbours of some passages that the graph finds."""
     probe_QC = vector_PC[:: max(1, len(vector_PC) // _PROBES)]
     places = min(_PLACES, len(vector_PC))
     return agreement(index.search(probe_QC, places), search_exact(probe_QC, vector_PC, places))

@@ -1,4 +1,4 @@
-"""The texts that are searched: documents of a folder or file, cut into passages that a model can read.
+"""The texts that are searched: documents of a folder or file, cut into passages that fit the model.
 
 Shapes: N pieces of one document.
 """
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 from distllm.config.schema_read import ReadConfig
 from distllm.data.read import Part, find_parts, read_part
@@ -29,17 +30,18 @@ _KINDS = {
     ".warc": "warc", ".wet": "warc",
 }  # fmt: skip
 Tell = Callable[[Progress], None]
-_VERSION = 1
-"""Of the rules by which documents are cut."""
+_VERSION = 2
+"""Version of the rules by which documents are cut."""
 _GROUP_BYTES, _GROUP_PARTS = 4 * 2**20, 1024
 _COUNTS = ".json"
-_PIECE = re.compile(r"\S+\s*")
+_PIECE = re.compile(r"[^\s。！？；]+[。！？；]*\s*|[。！？；]+\s*")
+"""A word and the space behind it; a sentence where words have none between them, as in Chinese."""
 _HEADING = re.compile(r"(?:\A|(?<=\n\n))#{1,6} +\S[^\n]*(?=\n\n|\n?\Z)")
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document, named like it: what is embedded and found."""
+    """A piece of a document, which is embedded and found, and the document's name."""
 
     document: str
     text: str
@@ -47,14 +49,14 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: how many documents and passages, and what was left out by which rule."""
+    """How many documents and passages were written, and how many were left out by which rule."""
 
     documents: int = 0
     passages: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     def plus(self, other: Written) -> Written:
-        """Return what was written in both."""
+        """Return the sum of both."""
         dropped = Counter(self.dropped) + Counter(other.dropped)
         return Written(
             self.documents + other.documents,
@@ -63,65 +65,161 @@ class Written:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The parts of a corpus in order, and how many files were left out by which rule."""
+
+    parts: tuple[Part, ...]
+    dropped: Mapping[str, int]
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Corpus:
+        """Return the corpus whose ``asdict`` went through JSON."""
+        parts = (Part(**{**part, "paths": tuple(part["paths"])}) for part in facts["parts"])
+        return cls(tuple(parts), facts["dropped"])
+
+
 def kind_of(path: str) -> str:
-    """Return the kind of input that a file's name tells; a directory and any other name are ``text``."""
+    """Return the kind of input by the suffix of a file; a directory and any other name are ``text``."""
     for suffix in reversed(Path(path).suffixes):
         if suffix.lower() in _KINDS:
             return _KINDS[suffix.lower()]
     return "text"
 
 
-def write_passages(
-    read: ReadConfig, tokenizer: Tokenizer, longest: int, path: Path, tell: Tell = lambda _: None
-) -> Written:
-    """Write the passages of a corpus as JSON lines, in the order of its documents.
-
-    Groups of its parts are written beside ``path`` first, each whole or absent and named by the digest of
-    what it follows from: a call that was ended goes on after the last of them.
-
-    Args:
-        read: the corpus.
-        tokenizer: counts ids.
-        longest: ids of a passage at most, but for a single word that has more.
-        path: the file.
-        tell: shown how far it has come.
+def find_corpus(read: ReadConfig) -> Corpus:
+    """Return the parts of a corpus.
 
     Raises:
-        DataError: there is no such corpus, or it holds no text.
-        StorageError: the file cannot be written.
+        DataError: there is no such corpus.
     """
-    written, files = Written(), list[Path]()
     with _own_words():
         parts, dropped = find_parts("corpus", read)
-        written = written.plus(Written(dropped=Counter(item.rule for item in dropped)))
-        total, begun = sum(part.size for part in parts), 0
-        for group in _groups(parts):
-            file = path.with_name(f"{_mark(group, read, tokenizer, longest)}.passages")
-            place = _Place(tell, begun, sum(part.size for part in group), total, written.documents)
-            written = written.plus(_group(group, read, tokenizer, longest, file, place))
-            files.append(file)
-            begun += place.size
-    tell(Progress("read", total, total, "bytes", f"{format_count(written.documents)} documents"))
-    if written.passages == 0:
-        for file in files:
-            file.unlink()
-            file.with_suffix(_COUNTS).unlink()
+    return Corpus(tuple(parts), dict(Counter(item.rule for item in dropped)))
+
+
+@dataclass(frozen=True, slots=True)
+class PassageWriter:
+    """Writes the passages of a corpus as JSON lines, group by group of its parts.
+
+    A group is written to a file of its own, named by the digest of all that it depends on. So a build that
+    was stopped goes on after the groups that it has, and any number of processes can share the groups.
+
+    Attributes:
+        corpus: what is read.
+        read: how it is read.
+        tokenizer: counts ids.
+        longest: ids of a passage at most.
+        path: the file of all passages; groups lie beside it.
+        tell: shown how far the writing is.
+    """
+
+    corpus: Corpus
+    read: ReadConfig
+    tokenizer: Tokenizer
+    longest: int
+    path: Path
+    tell: Tell = lambda _: None
+
+    def write_share(self, rank: int, ranks: int) -> None:
+        """Write every ``ranks``-th group, from number ``rank`` on.
+
+        Raises:
+            DataError: a part cannot be read.
+            StorageError: a file cannot be written.
+        """
+        own = list(self._groups())[rank::ranks]
+        self._write_groups(own)
+
+    def write(self) -> Written:
+        """Write the groups that nobody has written yet, then all of them as one file.
+
+        Raises:
+            DataError: a part cannot be read, or there is no text.
+            StorageError: a file cannot be written.
+        """
+        groups = list(self._groups())
+        written, files = self._write_groups(groups)
+        written = written.plus(Written(dropped=self.corpus.dropped))
+        if written.passages == 0:
+            for file in files:
+                file.unlink()
+                file.with_suffix(_COUNTS).unlink()
+            raise self._no_text(written)
+        with atomic_open(self.path) as stream:
+            for file in files:
+                with file.open("rb") as group_stream:
+                    shutil.copyfileobj(group_stream, stream)
+        return written
+
+    def _groups(self) -> Iterator[list[Part]]:
+        """Yield neighbouring parts of some megabytes together."""
+        group, size = list[Part](), 0
+        for part in self.corpus.parts:
+            group.append(part)
+            size += part.size
+            if size >= _GROUP_BYTES or len(group) == _GROUP_PARTS:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _write_groups(self, groups: Sequence[Sequence[Part]]) -> tuple[Written, list[Path]]:
+        written, files = Written(), list[Path]()
+        total, begun = sum(part.size for group in groups for part in group), 0
+        with _own_words():
+            for group in groups:
+                files.append(self.path.with_name(f"{self._digest(group)}.passages"))
+                place = _Place(self.tell, begun, sum(part.size for part in group), total, written.documents)
+                written = written.plus(self._write_group(group, files[-1], place))
+                begun += place.size
+        self.tell(Progress("read", total, total, "bytes", f"{format_count(written.documents)} documents"))
+        return written, files
+
+    def _digest(self, group: Sequence[Part]) -> str:
+        """Return the digest of everything that the passages of a group depend on."""
+        keys = {key: value for key, value in asdict(self.read).items() if key != "stall_seconds"}
+        facts = [_VERSION, keys, self.tokenizer.fingerprint, self.longest, [asdict(part) for part in group]]
+        return digest_bytes(json.dumps(facts, sort_keys=True, default=str).encode())
+
+    def _write_group(self, group: Sequence[Part], file: Path, place: _Place) -> Written:
+        """Write the passages of some parts, and then their counts, unless an earlier call has."""
+        counts = file.with_suffix(_COUNTS)
+        if counts.is_file() and file.is_file():
+            return Written(**read_json(counts))
+        documents = passages = done = 0
+        paths, dropped = self.read.paths, Counter[str]()
+        folder = f"{paths[0].rstrip('/')}/" if len(paths) == 1 else ""
+        with atomic_open(file) as stream:
+            for document in chain.from_iterable(read_part(part, self.read) for part in group):
+                if isinstance(document, Dropped):
+                    dropped[document.rule] += 1
+                    continue
+                documents += 1
+                done += len(document.text)  # characters: about bytes, and packed files hold more
+                place.told(done, documents)
+                whole = document.text.encode("utf-8", "replace").decode()  # lone surrogates are no characters
+                for text in passages_of(whole, self.tokenizer, self.longest):
+                    name = document.id.removeprefix(folder)
+                    line = json.dumps({"document": name, "text": text}, ensure_ascii=False)
+                    stream.write(line.encode() + b"\n")
+                    passages += 1
+        written = Written(documents, passages, dict(sorted(dropped.items())))
+        atomic_write_json(counts, asdict(written))
+        return written
+
+    def _no_text(self, written: Written) -> DataError:
         left_out = ", ".join(f"{count} by {rule}" for rule, count in sorted(written.dropped.items()))
-        raise DataError(
+        return DataError(
             f"the corpus holds no text: {written.documents} documents, left out {left_out or 'none'}",
-            where=", ".join(read.paths) or read.source,
+            where=", ".join(self.read.paths) or self.read.source,
             remedy="name a folder or file with text; source=... says how it is read, text_key=... which key",
         )
-    with atomic_open(path) as stream:
-        for file in files:
-            with file.open("rb") as group_stream:
-                shutil.copyfileobj(group_stream, stream)
-    return written
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a group begins in the corpus, in bytes and documents, and how large both are."""
+    """Where a group begins among all groups to write, in bytes and documents, and the sizes of both."""
 
     tell: Tell
     begun: int
@@ -130,63 +228,10 @@ class _Place:
     documents: int
 
     def told(self, done: int, documents: int) -> None:
-        """Show how far reading has come: so many bytes and documents of the group."""
+        """Show that so many bytes and documents of the group are done."""
         count = format_count(self.documents + documents)
         at = self.begun + min(done, self.size)
         self.tell(Progress("read", at, self.total, "bytes", f"{count} documents"))
-
-
-def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Yield neighbouring parts of some megabytes together."""
-    group = list[Part]()
-    for part in parts:
-        group.append(part)
-        if sum(each.size for each in group) >= _GROUP_BYTES or len(group) == _GROUP_PARTS:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _mark(group: Sequence[Part], read: ReadConfig, tokenizer: Tokenizer, longest: int) -> str:
-    """Return the digest of all that the passages of a group follow from."""
-    asked = {key: value for key, value in asdict(read).items() if key != "stall_seconds"}
-    told = [_VERSION, asked, tokenizer.fingerprint, longest, [asdict(part) for part in group]]
-    return digest_bytes(json.dumps(told, sort_keys=True, default=str).encode())
-
-
-def _group(
-    group: Sequence[Part],
-    read: ReadConfig,
-    tokenizer: Tokenizer,
-    longest: int,
-    file: Path,
-    place: _Place,
-) -> Written:
-    """Write the passages of some parts, and then their counts, unless an earlier call has."""
-    counts = file.with_suffix(_COUNTS)
-    if counts.is_file() and file.is_file():
-        return Written(**read_json(counts))
-    documents = passages = done = 0
-    folder = f"{read.paths[0].rstrip('/')}/" if len(read.paths) == 1 else ""
-    dropped: Counter[str] = Counter()
-    with atomic_open(file) as stream:
-        for document in chain.from_iterable(read_part(part, read) for part in group):
-            if isinstance(document, Dropped):
-                dropped[document.rule] += 1
-                continue
-            documents += 1
-            done += len(document.text)  # characters: about bytes, and packed files hold more
-            place.told(done, documents)
-            whole = document.text.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
-            for text in passages_of(whole, tokenizer, longest):
-                name = document.id.removeprefix(folder)
-                line = json.dumps({"document": name, "text": text}, ensure_ascii=False)
-                stream.write(line.encode() + b"\n")
-                passages += 1
-    written = Written(documents, passages, dict(sorted(dropped.items())))
-    atomic_write_json(counts, asdict(written))
-    return written
 
 
 def read_passages(content: bytes) -> list[Passage]:
@@ -195,12 +240,12 @@ def read_passages(content: bytes) -> list[Passage]:
 
 
 def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[str]:
-    """Cut a document into passages of ``longest`` ids, each of which says what it is about.
+    """Cut a document into passages of at most ``longest`` ids.
 
-    Sections, which begin at a heading (``# ...`` between empty lines), stay together and whole where
-    they fit. Each passage begins with the title of the document, its first heading, and what continues
-    a section repeats the section's: the words around a piece are often the only ones that name its
-    subject. A text without headings is `cut`.
+    A section begins at a heading (``# ...`` between empty lines) and stays whole where it fits. Each
+    passage begins with the document's title, its first heading; a passage that continues a section
+    repeats the section's heading. Without them a piece often does not name its subject. A text without
+    headings is `cut`.
     """
     title = _HEADING.search(text)
     if title is None:
@@ -224,7 +269,7 @@ def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[str]:
 
 
 def _sections(text: str) -> list[str]:
-    """Return what stands before the first heading, if anything, and each heading with what follows it."""
+    """Return the text before the first heading, if there is any, and each heading with its text."""
     begins = [0, *(found.start() for found in _HEADING.finditer(text)), len(text)]
     return [text[begin:end] for begin, end in pairwise(begins) if begin < end]
 
@@ -238,7 +283,7 @@ def _long_section(section: str, tokenizer: Tokenizer, room: int) -> list[str]:
 
 
 def _fitting(heading: str, tokenizer: Tokenizer, longest: int) -> str:
-    """Return a heading as a line, or nothing where it would take more than a quarter of a passage."""
+    """Return a heading as a line, or nothing if it takes more than a quarter of a passage."""
     line = f"{heading}\n"
     return line if 4 * _size(line, tokenizer) <= longest else ""
 
@@ -248,11 +293,15 @@ def _size(text: str, tokenizer: Tokenizer) -> int:
 
 
 def cut(text: str, tokenizer: Tokenizer, longest: int) -> list[str]:
-    """Cut a text between its lines, or words where a line is too long, into pieces of ``longest`` ids."""
+    """Cut a text into pieces of at most ``longest`` ids.
+
+    It is cut between lines; within a line that is too long, between words or Chinese sentences; within a
+    word that is too long, between ids.
+    """
     pieces = list[str]()
     lines = text.splitlines(keepends=True)
     for line, size in zip(lines, _sizes(lines, tokenizer), strict=True):
-        pieces += _PIECE.findall(line) if size > longest else [line]
+        pieces += _words(line, tokenizer, longest) if size > longest else [line]
     passages, current, held = list[str](), list[str](), 0
     for piece, size in zip(pieces, _sizes(pieces, tokenizer), strict=True):
         if current and held + size > longest:
@@ -264,13 +313,25 @@ def cut(text: str, tokenizer: Tokenizer, longest: int) -> list[str]:
     return [passage.strip() for passage in passages if passage.strip()]
 
 
+def _words(line: str, tokenizer: Tokenizer, longest: int) -> Iterator[str]:
+    """Yield the words of a line, those that are too long in pieces."""
+    words = _PIECE.findall(line)
+    for word, size in zip(words, _sizes(words, tokenizer), strict=True):
+        if size <= longest:
+            yield word
+        else:
+            starts = tokenizer.places(word)[::longest, 0].tolist()
+            borders = sorted({0, *starts, len(word)})
+            yield from (word[begin:end] for begin, end in pairwise(borders))
+
+
 def _sizes(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     return [len(ids) for ids in tokenizer.encode_batch(texts)] if texts else []
 
 
 @contextmanager
 def _own_words() -> Iterator[None]:
-    """Tell what is wrong with a corpus in the words of this command."""
+    """Rename the configuration keys of preparation in errors to the options of this command."""
     try:
         yield
     except DataError as error:

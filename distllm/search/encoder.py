@@ -1,4 +1,4 @@
-"""The model that turns texts into vectors, of a run or of a Hugging Face folder, and what identifies it.
+"""The model that turns texts into vectors, from a run or a Hugging Face folder, and its identity.
 
 Shapes: N texts, C channels, T positions.
 """
@@ -33,7 +33,7 @@ _REMEDY = "use an encoder: a run of task=contrastive (experiment=embed), its exp
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a model came from, as an index remembers it.
+    """Where a model came from, as an index records it.
 
     Attributes:
         kind: ``run`` or ``folder``.
@@ -46,7 +46,7 @@ class Origin:
     step: int | None = None
 
     def __str__(self) -> str:
-        """The words of a command line that name it."""
+        """The arguments that name it on a command line."""
         if self.kind == "folder":
             return f"model={self.path}"
         return f"run={self.path}" + (f" step={self.step}" if self.step is not None else "")
@@ -61,18 +61,17 @@ class TextEncoder:
         origin: where it came from.
 
     Attributes:
-        room: ids of a text that the model reads at most.
+        room: the most ids of a text that the model reads.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, origin: Origin) -> None:
         self.model, self.tokenizer, self.origin = model, tokenizer, origin
         self.room = model.shape.max_seq_len - 2
 
-    @property
     def facts(self) -> dict[str, Any]:
-        """What an index says of its model; ``digest`` tells whether another one gives the same vectors."""
+        """Return what an index records of its model; equal digests mean equal vectors. Reads all weights."""
         shape = self.model.shape
-        # An export's tokenizer has another fingerprint than the run's, and gives the same ids.
+        # The ids of a text, not the fingerprint: an export's differs from the run's for the same tokenizer.
         ids = self.tokenizer.enclosed(self.tokenizer.encode(_PROBE)).tolist()
         digest = xxhash.xxh3_128(f"{shape.pooling} {self.tokenizer.vocab_size} {ids}".encode())
         for name, weight in sorted(self.model.named_parameters()):
@@ -88,7 +87,7 @@ class TextEncoder:
         }
 
     def sizes(self, texts: Sequence[str]) -> list[int]:
-        """Return the ids of each text, without those around it."""
+        """Return how many ids each text has, without those that enclose it."""
         return [len(ids) for ids in self.tokenizer.encode_batch(texts)] if texts else []
 
     @torch.no_grad()
@@ -97,8 +96,7 @@ class TextEncoder:
 
         Args:
             texts: any number.
-            precision: of matrix products; ``bf16`` rounds what goes into them, and keeps norms and
-                softmax in fp32.
+            precision: of matrix products; norms and softmax stay in fp32.
         """
         kind = next(self.model.parameters()).device.type
         with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
@@ -119,7 +117,7 @@ def encoder_of_run(directory: Path, resolved: Resolved, step: int | None = None)
     """Load the encoder of a run, from its newest checkpoint or that of ``step``.
 
     Raises:
-        ConfigError: it has learned something else than vectors of texts.
+        ConfigError: the run was not trained to embed texts.
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
     task = resolved.config.task.name
@@ -138,7 +136,7 @@ def encoder_of_folder(folder: Path) -> TextEncoder:
     """Load the encoder of a Hugging Face folder.
 
     Raises:
-        ConfigError: it is no encoder.
+        ConfigError: it is not an encoder.
         CheckpointError: its weights do not fit.
         TokenizerError: it holds no tokenizer that can be used.
     """

@@ -1,6 +1,6 @@
-"""An index on disk, and its answers: passages ranked by their words and by their vectors, fused.
+"""A search index: rankings of passages by words (BM25) and by vectors, fused into one.
 
-A directory holds ``manifest.json`` (which model, which texts, digests of all files), ``passages.jsonl``
+Its directory holds ``manifest.json`` (the model, the texts, digests of all files), ``passages.jsonl``
 (the texts), ``vectors.faiss`` (faiss's own format) and ``words.safetensors`` (BM25).
 
 Shapes: K places of a ranking, P passages.
@@ -26,22 +26,22 @@ from distllm.search.snippets import snippet
 FORMAT = 1
 MANIFEST, PASSAGES, VECTORS, WORDS = "manifest.json", "passages.jsonl", "vectors.faiss", "words.safetensors"
 RRF_K = 60
-"""What is added to each place before its reciprocal is taken (Cormack, Clarke & Büttcher 2009)."""
+"""Added to each rank before its reciprocal is taken (Cormack, Clarke & Büttcher 2009)."""
 DEPTH = 100
-"""Places of each ranking that are fused, if not more are asked for."""
+"""Places of each ranking that are fused, unless more results are wanted."""
 
 Mode = Literal["hybrid", "vectors", "words"]
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document that was found, by its best passage.
+    """A document that was found, with its best passage.
 
     Attributes:
         title: name of the document.
         score: sum of the reciprocal ranks of the passage.
         snippet: the part of the passage that is shown.
-        matches: where in it words of the query stand, [begin, end).
+        matches: [begin, end) of each word of the query in the snippet.
         passage: the whole passage.
     """
 
@@ -80,7 +80,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def model_of(manifest: dict[str, Any]) -> Origin:
-    """Return where the model of an index lies, or lay."""
+    """Return where the model of an index was when the index was built."""
     model = manifest["model"]
     return Origin(model["kind"], model["path"], model["step"])
 
@@ -113,7 +113,7 @@ class SearchIndex:
         return list(dict.fromkeys(passage.document for passage in self._passages))
 
     def hits(self, query: str, top: int, mode: Mode = "hybrid") -> list[Hit]:
-        """Return the documents that fit a query best, best first.
+        """Return the ``top`` documents for a query, best first.
 
         Raises:
             ConfigError: the query is empty.
@@ -127,7 +127,7 @@ class SearchIndex:
         if mode != "words":
             found_K = self._vectors.search(self.encoder.embed([query]), depth)[0]
             rankings.append(found_K[found_K >= 0].tolist())
-        marked = self._words.marking(query)
+        marked = self._words.highlighted_words(query)
         best: dict[str, Hit] = {}
         for place, score in fuse(rankings):
             passage = self._passages[place]
@@ -145,7 +145,10 @@ class SearchIndex:
 
 
 def fuse(rankings: Iterable[list[int]]) -> list[tuple[int, float]]:
-    """Return passages by the sum of 1 / (60 + place) over rankings, best first; of equal ones the first."""
+    """Return passages and scores, the sum of 1 / (60 + rank) over all rankings, best first.
+
+    Of equal scores the lower passage number comes first.
+    """
     scores: dict[int, float] = defaultdict(float)
     for ranking in rankings:
         for place, passage in enumerate(ranking, 1):
@@ -154,7 +157,7 @@ def fuse(rankings: Iterable[list[int]]) -> list[tuple[int, float]]:
 
 
 def _require_same(manifest: dict[str, Any], encoder: TextEncoder, directory: Path) -> None:
-    made, given = manifest["model"]["digest"], encoder.facts["digest"]
+    made, given = manifest["model"]["digest"], encoder.facts()["digest"]
     if made != given:
         raise ConfigError(
             f"the index was made with {model_of(manifest)} (digest {made[:12]}), "

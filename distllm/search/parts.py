@@ -1,9 +1,8 @@
-"""Vectors of a corpus in parts on disk, so that a build that was ended goes on where it was.
+"""Vectors of a corpus in parts on disk, so that a build that was stopped can go on.
 
-A part is some batches of the corpus. Its file is named by what its vectors follow from (the model, the
-precision, the kind of device, the texts), and begins with the digest of what it holds: a part that is
-found under its name and is whole is what this build would compute, whoever computed it and on however
-many ranks. So there is nothing to compare or to invalidate when a build begins again.
+A part is some batches of the corpus. Its file is named by the digest of all inputs (the model, the
+precision, the kind of device, the texts), and begins with the digest of its content. So an undamaged part
+found under its name is exactly what this build would compute, and nothing has to be invalidated.
 
 Shapes: N passages of a part, C channels.
 """
@@ -33,7 +32,7 @@ class Part:
 
     Attributes:
         file: where its vectors are, or will be.
-        batches: passages of each batch, by their place in the corpus.
+        batches: passages of each batch, by their number in the corpus.
         channels: of a vector.
     """
 
@@ -43,7 +42,7 @@ class Part:
 
     @property
     def places(self) -> list[int]:
-        """Its passages, batch after batch."""
+        """The numbers of its passages, batch after batch."""
         return list(chain.from_iterable(self.batches))
 
     def store(self, vectors_NC: NDArray[np.float32]) -> None:
@@ -65,7 +64,7 @@ class Part:
 
 
 def parts_of(
-    batches: Sequence[Sequence[int]], texts: Sequence[str], directory: Path, follows_from: str, channels: int
+    batches: Sequence[Sequence[int]], texts: Sequence[str], directory: Path, inputs: str, channels: int
 ) -> list[Part]:
     """Return the parts of a corpus.
 
@@ -73,13 +72,13 @@ def parts_of(
         batches: of the whole corpus.
         texts: its passages.
         directory: where the files lie.
-        follows_from: what the vectors follow from beside the texts.
+        inputs: names everything that the vectors depend on, except the texts.
         channels: of a vector.
     """
     parts = []
     for first in range(0, len(batches), PART):
         own = batches[first : first + PART]
-        mark = xxhash.xxh3_128(follows_from.encode())
+        mark = xxhash.xxh3_128(inputs.encode())
         for batch in own:
             mark.update(f"\n{len(batch)}".encode())
             for place in batch:

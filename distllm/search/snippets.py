@@ -1,4 +1,4 @@
-"""The part of a passage that is shown, and where in it words of the query stand."""
+"""The part of a passage that is shown in a result, and the words of the query in it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _CUT = "…"
 
 
 def snippet(text: str, words: Iterable[str], width: int = WIDTH) -> tuple[str, list[tuple[int, int]]]:
-    """Return a stretch of ``text`` in one line, and the [begin, end) of each match in it.
+    """Return a part of ``text`` as one line, and the [begin, end) of each match in it.
 
-    It is the first of those with the most different words of the query; cut ends show ``…``.
+    It is the first part with the most different words of the query. Ends that were cut show ``…``.
 
     Args:
         text: a passage.
@@ -27,7 +27,7 @@ def snippet(text: str, words: Iterable[str], width: int = WIDTH) -> tuple[str, l
 
 
 def around(text: str, place: tuple[int, int], width: int = WIDTH) -> tuple[str, list[tuple[int, int]]]:
-    """Return the stretch of ``text`` around ``place``, [begin, end), and where the place is in it."""
+    """Return the part of ``text`` around ``place``, [begin, end), and where the place is in it."""
     first, last = place
     width = max(width, last - first)
     begin = max(0, first - (width - (last - first)) // 2)
@@ -38,7 +38,7 @@ def around(text: str, place: tuple[int, int], width: int = WIDTH) -> tuple[str, 
 def _shown(
     line: str, found: list[tuple[int, int]], begin: int, width: int, least: int = 0
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Return what is shown from ``begin`` on, cut at a space from ``least`` on, and the places in it."""
+    """Return what is shown from ``begin`` on, cut at a space not before ``least``, and the places in it."""
     end = len(line)
     if end - begin > width:
         end = line.rfind(" ", begin, begin + width + 1)
@@ -50,7 +50,7 @@ def _shown(
 
 
 def _best_start(line: str, found: list[tuple[int, int]], width: int) -> int:
-    """Return where a stretch begins, at a word, some words before the first match that it shows."""
+    """Return the start of the part to show: at a word, a little before its first match."""
     best, start = 0, 0
     for first, _ in found:
         shown = {line[a:b].lower() for a, b in found if first <= a and b <= first + 2 * width // 3}

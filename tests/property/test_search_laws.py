@@ -82,7 +82,7 @@ def test_word_scores_come_back_from_their_arrays_and_only_matches_are_found(pass
     found = again.matching(query, 5).tolist()
     assert found == words.matching(query, 5).tolist()
     assert all(set(words_of(passages[place])) & set(words_of(query)) for place in found)
-    assert set(again.telling(query)) <= set(words_of(query))
+    assert set(again.informative_words(query)) <= set(words_of(query))
 
 
 @given(st.lists(st.integers(0, 128), max_size=100), st.integers(1, 5))

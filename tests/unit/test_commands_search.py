@@ -167,7 +167,7 @@ def test_a_run_is_embedded_between_ends_of_texts(place, tmp_path, monkeypatch):
     monkeypatch.setattr(encoders, "load_trained", lambda checkpoints, resolved, step: trained)
     run = encoder_of_run(tmp_path, resolved("contrastive"))
     assert run.origin == Origin("run", str(tmp_path), 12)
-    assert run.facts["digest"] == folder.facts["digest"]  # an export is the same model
+    assert run.facts()["digest"] == folder.facts()["digest"]  # an export is the same model
     np.testing.assert_array_equal(run.embed(["a token"]), folder.embed(["a token"]))
 
 
@@ -223,4 +223,4 @@ def test_an_index_is_opened_with_the_model_it_names(place, tmp_path):
     words = serving.tokenizer()
     run = TextEncoder(index.encoder.model, words, Origin("run", "r"))
     assert words.fingerprint != index.encoder.tokenizer.fingerprint  # the folder's encloses texts by itself
-    assert run.facts["digest"] == index.encoder.facts["digest"]
+    assert run.facts()["digest"] == index.encoder.facts()["digest"]

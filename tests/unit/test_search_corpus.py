@@ -1,5 +1,7 @@
 """Search: how the documents of a corpus are cut into passages, and read on after an end."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,11 @@ from search_folders import corpus_file
 
 from distllm.config.schema_read import ReadConfig
 from distllm.search import corpus
-from distllm.search.corpus import cut, kind_of, passages_of, read_passages, write_passages
+from distllm.search.corpus import PassageWriter, cut, find_corpus, kind_of, passages_of, read_passages
+
+
+def write_passages(read, tokenizer, longest, path, tell=lambda _: None):
+    return PassageWriter(find_corpus(read), read, tokenizer, longest, path, tell).write()
 
 
 def test_passages_are_whole_lines_or_words_and_lose_nothing():
@@ -117,3 +123,44 @@ def test_how_far_reading_has_come_is_told(tmp_path):
     assert told[-1].done == size
     assert told[-1].note == "4 documents"
     assert [one.done for one in told] == sorted(one.done for one in told)
+
+
+def test_texts_without_spaces_and_words_without_end_are_cut_to_size():
+    words = serving.tokenizer()
+    sentence = "模型读取一个词元，然后预测下一个词元。"
+    found = cut(sentence * 20, words, 128)
+    assert "".join(found) == sentence * 20
+    assert max(len(words.encode(piece)) for piece in found) <= 130
+    assert all(piece.endswith("。") for piece in found)
+    blob = "0123456789abcdef" * 40
+    pieces = cut(f"the {blob} model", words, 30)
+    assert "".join(pieces).replace(" ", "") == f"the{blob}model"
+    assert max(len(words.encode(piece)) for piece in pieces) <= 32
+
+
+def test_ranks_share_the_groups_and_the_last_joins_them(tmp_path, monkeypatch):
+    folder, words = tmp_path / "in", serving.tokenizer()
+    folder.mkdir()
+    for name in "abcde":
+        (folder / f"{name}.txt").write_text(f"{name}: the model reads a token " * 9)
+    monkeypatch.setattr("distllm.search.corpus._GROUP_BYTES", 1)
+    read = ReadConfig(source="text", paths=(str(folder),))
+    found = corpus.Corpus.from_json(json.loads(json.dumps(asdict(find_corpus(read)))))
+    assert found == find_corpus(read)
+    alone = PassageWriter(found, read, words, 16, tmp_path / "alone" / "all.jsonl")
+    (tmp_path / "alone").mkdir()
+    alone.write()
+    shared, seen, plain = replace(alone, path=tmp_path / "all.jsonl"), [], corpus.read_part
+
+    def counted(part, read):
+        seen.append(Path(part.path).name)
+        return plain(part, read)
+
+    monkeypatch.setattr(corpus, "read_part", counted)
+    shared.write_share(1, 2)
+    assert seen == ["b.txt", "d.txt"]
+    shared.write_share(0, 2)
+    seen.clear()
+    shared.write()
+    assert not seen
+    assert shared.path.read_bytes() == alone.path.read_bytes()

@@ -89,7 +89,7 @@ def test_pooling_is_part_of_the_model_and_survives_its_folder(tmp_path):
     first = encoder_of_folder(encoder_folder(tmp_path / "mean"))
     second = encoder_of_folder(encoder_folder(tmp_path / "cls", pooling="cls"))
     assert shape_of(tmp_path / "cls").pooling == "cls"
-    assert first.facts["digest"] != second.facts["digest"]
+    assert first.facts()["digest"] != second.facts()["digest"]
     assert not np.allclose(first.embed(["a token"]), second.embed(["a token"]))
 
 
@@ -201,7 +201,7 @@ def test_bm25_and_vectors_come_back_from_their_bytes():
     again = BM25.from_arrays(words.to_arrays())
     np.testing.assert_array_equal(words.search(["water mill", "x"], 4), again.search(["water mill", "x"], 4))
     assert again.matching("water zebra", 9).tolist() == words.matching("water", 9).tolist()
-    assert again.telling("the water zebra Night") == ["water", "night"]
+    assert again.informative_words("the water zebra Night") == ["water", "night"]
     assert BM25.from_arrays(BM25([""]).to_arrays()).matching("x", 3).tolist() == []
     vector_PC = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
     for exact in (True, False):
@@ -212,6 +212,12 @@ def test_bm25_and_vectors_come_back_from_their_bytes():
 
 
 LONG = "one two three four five six seven eight nine ten " * 9 + "needle in the hay " + "more and more " * 30
+
+
+def test_words_of_a_script_without_spaces_are_found_one_by_one():
+    words = BM25(["模型读取词元。", "今天下雨。", "the model reads"])
+    assert words.matching("读取模型", 9).tolist() == [0]
+    assert words.matching("Model", 9).tolist() == [2]
 
 
 def test_a_snippet_shows_matches_within_its_width():
