@@ -18,7 +18,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(answer: str) -> str:
-    """Return what of an answer counts."""
+    """Return an answer in the form that is compared."""
     bare = answer.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
@@ -48,16 +48,16 @@ def version_of(right: Mapping[str, Sequence[str]]) -> Version:
 def score_answers(
     given: Mapping[str, str], right: Mapping[str, Sequence[str]], version: Version | None = None
 ) -> dict[str, float]:
-    """Return exact match and F1 in percent over all questions, as the official script of a version does.
+    """Return exact match and F1 in percent over all questions, as the official script of the version does.
 
-    Of version 2.0, where there are questions with and without an answer, both kinds apart as well. The
-    versions differ in two more points: an answer of nothing but articles and punctuation is none in 2.0,
-    and a question that was given nothing at all is wrong in 1.1 and not counted in 2.0.
+    Version 2.0 also scores questions with and without an answer separately. The versions differ in two
+    more points: an answer of only articles and punctuation counts as none in 2.0, and a question without
+    a given answer is wrong in 1.1 and not counted in 2.0.
 
     Args:
         given: an answer for each question.
         right: the right answers of each question; none if it has no answer.
-        version: whose rules; None: see `version_of`.
+        version: whose rules are used; None: see `version_of`.
 
     Raises:
         ValueError: there are no questions, or 2.0 counts none of them.

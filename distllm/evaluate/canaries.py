@@ -1,4 +1,4 @@
-"""What a model memorises of planted canaries, as exposure: exact, over all that could have been planted.
+"""How well a model remembers planted canaries: their exact exposure among all possible canaries.
 
 Shapes: N canaries there could be, B rows of a forward pass, T positions, V vocabulary.
 """
@@ -49,11 +49,11 @@ class CanaryWatch:
         return replace(record, exposure=self.exposure(model, between))
 
     def exposure(self, model: nn.Module, between: Callable[[], None] = lambda: None) -> Mapping[str, float]:
-        """Return the mean exposure of the canaries planted equally often, by ``x<times>``. Collective.
+        """Return the mean exposure of canaries that were planted equally often, by ``x<times>``. Collective.
 
-        In bits: log2 of how many canaries there could be, less log2 of the rank of one by its likelihood
-        among all of them: 0 for the least likely, and 1.4 on average where nothing is remembered.
-        ``between`` is called before every forward pass, on all ranks equally often, and may raise.
+        The exposure, in bits, is log2 of the number of possible canaries minus log2 of a canary's rank
+        among them by likelihood: 0 for the least likely, 1.4 on average if nothing is remembered.
+        ``between`` is called before every forward pass, equally often on all ranks, and may raise.
         """
         nll_N = self._nll(model, between)
         bits: dict[int, list[float]] = {}
@@ -66,8 +66,8 @@ class CanaryWatch:
     def _nll(self, model: nn.Module, between: Callable[[], None]) -> NDArray[np.float64]:
         """Return the negative log-likelihood of every canary, nll_N, in nats.
 
-        The rows of a forward pass do not depend on the number of ranks, so neither does a bit of the
-        result. All ranks make as many passes, those without rows of their own with some of others.
+        The rows of a forward pass do not depend on the number of ranks, so the result does not either, to
+        the last bit. All ranks run equally many passes; one without rows of its own repeats others.
         """
         was_training, device, topology = model.training, device_of(model), self._topology
         model.eval()

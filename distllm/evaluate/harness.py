@@ -1,8 +1,8 @@
-"""Our decoders behind the interface of the lm-evaluation-harness, so that its tasks measure them as they are.
+"""A decoder behind the model interface of the lm-evaluation-harness.
 
-Tokens, contexts and windows are handled as the harness handles a transformers model, so the figures are
-those of the exported folder (`tests/unit/test_evaluate_harness.py`). Task files of one's own are looked up
-in a folder; what they read is local. One that names Python functions is refused: reading it would run them.
+Tokens, contexts and windows are handled as the harness does for a transformers model, so the scores equal
+those of the exported folder (`tests/unit/test_evaluate_harness.py`). A user's own task files come from a
+folder. A file that names Python functions is refused, because reading it would run them.
 
 Shapes: B rows, T positions, V vocabulary.
 """
@@ -43,7 +43,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         batch_size: rows of one forward pass.
 
     Raises:
-        ConfigError: the model is no decoder: the harness scores continuations.
+        ConfigError: the model is not a decoder.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, batch_size: int = 16) -> None:
@@ -84,7 +84,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
-        """Return for each continuation its log-likelihood, and whether each id was the likeliest."""
+        """Return for each continuation its log-likelihood, and whether all its ids were the likeliest ones."""
         rows = [(context + said)[-(self.max_length + 1) :] for _, context, said in requests]
         found = [(0.0, False)] * len(rows)
         for places in self._batches([len(row) for row in rows]):
@@ -98,7 +98,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         return found
 
     def _logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Return logits_BTV; rows end in padding that nothing before it sees."""
+        """Return logits_BTV; rows are padded at the end, where causal attention cannot see."""
         longest = max(map(len, rows))
         padded = [[*row, *[self.eot_token_id] * (longest - len(row))] for row in rows]
         positions_BT = torch.arange(longest).expand(len(rows), -1)
@@ -106,13 +106,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         return logits_BTV
 
     def _batches(self, sizes: Sequence[int]) -> Iterator[list[int]]:
-        """Yield places of texts that are computed together: of like size, so little is padding."""
+        """Yield the places of texts of similar size, which are computed together with little padding."""
         order = sorted(range(len(sizes)), key=lambda place: sizes[place])
         for at in range(0, len(order), self._batch_size):
             yield order[at : at + self._batch_size]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return what the model writes after each context, up to the first stop."""
+        """Return what the model writes after each context, up to the first stop text."""
         alike: dict[tuple[int, float], list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
             asked = request.args[1]
@@ -126,7 +126,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         return texts
 
     def _write(self, contexts: Sequence[str], longest: int, temperature: float) -> list[str]:
-        """Return how each context goes on, at most ``longest`` tokens."""
+        """Return the continuation of each context, at most ``longest`` tokens."""
         kept = max(1, self.max_length - longest)
         prompts = [self.tok_encode(context)[-kept:] or [self.eot_token_id] for context in contexts]
         texts = [""] * len(prompts)
@@ -154,7 +154,7 @@ def measure_harness(
         model: in evaluation mode.
         tokenizer: of the model.
         tasks: names.
-        folder: of task files of one's own.
+        folder: of the user's own task files.
         limit: documents of each task; None takes all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a trained model does with held-out documents of its task: text, answers or rankings, scored.
+"""Scores of a trained model on held-out documents of its task: generated text, answers or rankings.
 
 Shapes: B rows of a batch, T positions, C channels, W windows of one question.
 """
@@ -52,10 +52,12 @@ def measure_task(
 ) -> Measures:
     """Score ``model``, in evaluation mode on the CPU, on the first ``limit`` documents of a split.
 
-    ``seq2seq`` and pairs of ``instruct``: BLEU, chrF and ROUGE, next to BLEU and chrF of copying the source.
-    Questions: exact match and F1. ``contrastive``: nDCG, MRR and recall among the passages of these
-    documents, next to those of BM25. Nothing for tasks whose loss says it all. ``show`` is called for each
-    document. ``search`` is for tasks that generate text.
+    - ``seq2seq`` and pairs of ``instruct``: BLEU, chrF and ROUGE; BLEU and chrF of copying the source.
+    - questions: exact match and F1.
+    - ``contrastive``: nDCG, MRR and recall among the passages of these documents; the same for BM25.
+    - other tasks: nothing, their loss is the measure.
+
+    ``show`` is called for each document; ``search`` is used by tasks that generate text.
     """
     documents = list(islice(split.documents(), limit))
     if task == "contrastive":
@@ -105,9 +107,9 @@ def _said(
     longest: int,
     search: Search,
 ) -> list[str]:
-    """Return the likeliest text after each prompt or, of an encoder-decoder, for each source.
+    """Return the likeliest text after each prompt or, with an encoder-decoder, for each source.
 
-    What fills the model's context, as training drops or cuts it, is answered with nothing.
+    A prompt or source that fills the model's context gets an empty text.
     """
     inner: Any = model
     framed = [(framing, framing.frame(record, 0)) for framing, record in documents]
@@ -139,7 +141,7 @@ def _said(
 
 
 def _prompt(example: Example) -> list[int]:
-    """Return what stands before the first target."""
+    """Return the ids before the first target."""
     (segment,) = example.segments
     first = int(np.flatnonzero(segment.targets_P != IGNORE_INDEX)[0])
     ids: list[int] = segment.tokens_P[: first + 1].tolist()
@@ -186,7 +188,7 @@ def _extracted(
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of a context, by its first and last id, and by how much it is likelier than no answer."""
+    """A part of a context, by its first and last id, and its score minus that of "no answer"."""
 
     first: int
     last: int
@@ -195,10 +197,10 @@ class Span:
 
 @torch.no_grad()
 def find_span(model: nn.Module, framing: AnswerSpans, record: Record, eot_id: int) -> Span:
-    """Return the likeliest stretch over all windows of a question.
+    """Return the likeliest span over all windows of a question.
 
-    A span of at most 30 ids is worth its start and its end; "no answer" is worth the first position,
-    in the window that thinks least of it (Devlin et al. 2019, section 4.3).
+    The score of a span of at most 30 ids is the sum of its start and end logits; that of "no answer" is the
+    sum at the first position, the lowest of all windows (Devlin et al. 2019, section 4.3).
     """
     sizes = {name: np.array([ids.size]) for name, ids in record.items()}
     parts = framing.measure(sizes, lambda _: record).part_E.tolist()

@@ -28,9 +28,9 @@ class Perplexity:
 
     Attributes:
         nll_sum: the sum.
-        tokens: loss targets: tokens, or the windows or pairs that a task counts instead.
-        text_bytes: UTF-8 bytes of the text that the targets stand for; 0 where they stand for none.
-        sources: loss of each source that was measured, where there are several.
+        tokens: number of targets: tokens, or the windows or pairs that a task counts instead.
+        text_bytes: UTF-8 bytes of the targets' text; 0 where targets are not text.
+        sources: loss of each source, if there are several.
         unit: what ``tokens`` counts.
     """
 
@@ -42,15 +42,15 @@ class Perplexity:
 
     @property
     def loss(self) -> float:
-        """Nats per target."""
-        return self.nll_sum / self.tokens
+        """Nats per target; NaN without any target, as in a split whose documents were all forgotten."""
+        return self.nll_sum / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self) -> float | None:
-        """exp(loss), infinite where that overflows; None where targets are no tokens."""
+        """exp(loss), infinite where that overflows; None where targets are not tokens."""
         if self.unit != "token":
             return None
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss > 700 else math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -94,10 +94,9 @@ def evaluate_perplexity(
     """Measure ``model`` on about ``max_tokens`` tokens of ``split``, evenly spread (all of it if None).
 
     Collective: every rank runs the same number of forward passes, the last ones perhaps on rows
-    that count nothing, because under ZeRO-3 a forward pass is itself a collective. The split's
-    samples are taken in their own order, which training never sees; those of one source together,
-    so that each has a loss of its own. ``between`` is called before every batch, on all ranks equally
-    often; what it raises gives the measurement up.
+    without targets, because under ZeRO-3 a forward pass is itself a collective. Samples are taken in
+    the order of the split, source by source, so that each source has its own loss. ``between`` is called
+    before every batch, equally often on all ranks; an error that it raises ends the measurement.
     """
     wanted = split.num_samples if max_tokens is None else max(1, max_tokens // split.seq_len)
     sample_N = _spread(split.num_samples, min(split.num_samples, wanted))
@@ -129,7 +128,7 @@ def evaluate_perplexity(
 
 
 def _spread(total: int, count: int) -> NDArray[np.int64]:
-    """Return ``count`` of ``total`` samples, evenly spread, so that every source has its part."""
+    """Return ``count`` of ``total`` samples, evenly spread over all sources."""
     return np.arange(count, dtype=np.int64) * total // count
 
 
@@ -147,21 +146,24 @@ class _ByteCounter:
 
 
 def _byte_counter(task: Task, split: Split, tokenizer: Tokenizer) -> _ByteCounter:
-    """Return what counts bytes, or nothing where the targets are not the whole text."""
+    """Return a counter of bytes; it counts 0 where the targets are not the whole text."""
     if not task.reads_text:
         return _ByteCounter(None, 0.0)
     return _ByteCounter(tokenizer.token_byte_lengths(), split.bytes_per_token)
 
 
 def _share(split: Split, sample_N: NDArray[np.int64], size: int, topology: Topology) -> Iterator[Batch]:
-    """Yield this rank's batches: samples rank, rank + world, ...; short ones are filled with nothing."""
+    """Yield this rank's batches (samples rank, rank + world, ...), all of one size.
+
+    Short ones are filled up with rows without targets.
+    """
     if not sample_N.size:
         return
     stride = size * topology.data_ranks
     for start in range(0, sample_N.size, stride):
         place_B = start + topology.data_rank + topology.data_ranks * np.arange(size)
         samples_B = sample_N[np.minimum(place_B, sample_N.size - 1)]
-        # a name of its own for every row, also for those that count nothing
+        # Every row has its own sample id, also a row without targets.
         batch = split.batch(samples_B, np.where(place_B < sample_N.size, samples_B, -1 - place_B))
         counted_B1 = (place_B < sample_N.size)[:, None]
         yield replace(batch, targets_BT=np.where(counted_B1, batch.targets_BT, IGNORE_INDEX))

@@ -19,9 +19,9 @@ def measure_preferences(task: DPO, model: nn.Module, split: Split, *, limit: int
 
     Returns:
         ``preferred``: the share of pairs whose preferred answer is likelier than the other;
-        ``preferred_by_reference``: the same of the model that training began with;
-        ``reward_accuracy``: the share of which the preferred answer has gained more than the other since;
-        ``reward_margin``: how much more, the mean over all pairs, times ``task.beta``.
+        ``preferred_by_reference``: the same for the model that training began with;
+        ``reward_accuracy``: the share of pairs whose preferred answer gained more likelihood in training;
+        ``reward_margin``: the mean difference of the two gains, times ``task.beta``.
     """
     own, known, pairs = [], [], 0
     for row in range(split.num_samples):

@@ -1,4 +1,4 @@
-"""Adapters that `peft` has written: added to the weights of a model, or as adapters to go on with.
+"""Adapters written by `peft`: merged into the weights of a model, or loaded as adapters to train further.
 
 Shapes: C inputs, I outputs of one of their matrices, R rank.
 """
@@ -23,7 +23,7 @@ from distllm.models.lora import AdaptedLinear, adapters_of, learned_beside
 
 @torch.no_grad()
 def add_adapter(model: nn.Module, shape: ModelShape, base: Path, folder: Path) -> list[str]:
-    """Add the products of an adapter's matrices to a model, in place, and replace what it holds whole.
+    """Merge an adapter into a model, in place, and replace the weights that the adapter holds whole.
 
     Args:
         model: with the weights of ``base``.
@@ -32,11 +32,11 @@ def add_adapter(model: nn.Module, shape: ModelShape, base: Path, folder: Path) -
         folder: the adapter's.
 
     Returns:
-        The names of the weights that it replaced.
+        The names of the weights that were replaced.
 
     Raises:
-        ConfigError: the adapter is of a kind that has no counterpart here.
-        CheckpointError: a weight of it has no place in the model, or the wrong size, or is damaged.
+        ConfigError: the kind of adapter is not supported.
+        CheckpointError: one of its weights does not belong to the model, has the wrong size or is damaged.
     """
     parameters = dict(model.named_parameters())
     source = _Source(folder, base, shape)
@@ -58,7 +58,7 @@ def add_adapter(model: nn.Module, shape: ModelShape, base: Path, folder: Path) -
 
 @torch.no_grad()
 def begin_adapters(model: nn.Module, shape: ModelShape, base: Path, folder: Path) -> None:
-    """Give the adapters of a model, and the head that learns beside them, the values of a folder.
+    """Load a folder's values into the adapters of a model and the head that is trained with them.
 
     Args:
         model: with adapters of the folder's rank, at its projections.
@@ -67,8 +67,8 @@ def begin_adapters(model: nn.Module, shape: ModelShape, base: Path, folder: Path
         folder: the adapter's.
 
     Raises:
-        ConfigError: the adapter is of a kind that has no counterpart here.
-        CheckpointError: it lacks a projection that is to learn, or has a weight that is not to.
+        ConfigError: the kind of adapter is not supported.
+        CheckpointError: it lacks a projection that is to be trained, or has one that is not.
     """
     adapters, beside = adapters_of(model), learned_beside(model)
     source = _Source(folder, base, shape)
@@ -93,10 +93,10 @@ def begin_adapters(model: nn.Module, shape: ModelShape, base: Path, folder: Path
 def _begin(
     ours: AdaptedLinear, names: Sequence[str], wanted: Sequence[str], source: _Source, pair: _Pair
 ) -> None:
-    """Copy one adapter of theirs, of the projections ``names``, into those of ours that are ``wanted``.
+    """Copy one peft adapter of the projections ``names`` into our adapters of those that are ``wanted``.
 
-    Where they are several (GPT-2's ``c_attn``), an export of ours has the parts of ``a`` stacked and those
-    of ``b`` on the diagonal. In one of peft's own, all share ``a``: each of ours begins with a copy of it.
+    For several projections (GPT-2's ``c_attn``), our export stacks their ``a`` matrices and puts their ``b``
+    matrices on the diagonal. In an adapter of peft's own they share ``a``: each of ours gets a copy of it.
     """
     module, a_RC, b_IR = pair
     rank, width = ours.adapter(wanted[0])[0].shape
@@ -113,11 +113,11 @@ def _begin(
 
 
 _Pair = tuple[str, Tensor, Tensor]
-"""The module of theirs that an adapter belongs to, a_RC and b_IR."""
+"""The name of the adapted module in transformers, a_RC and b_IR."""
 
 
 class _Source:
-    """The tensors of an adapter's folder, and which of them were asked for."""
+    """The tensors of an adapter's folder, and which of them were used."""
 
     def __init__(self, folder: Path, base: Path, shape: ModelShape) -> None:
         self._adapter = read_adapter(folder)
@@ -134,16 +134,16 @@ class _Source:
         self._unread = set(self._tensors)
 
     def rules(self, names: Iterable[str]) -> list[Rule]:
-        """Return the rules of those of our weights ``names`` that the architecture has a name for."""
+        """Return the rules of our weights ``names``, except heads that the architecture does not have."""
         known = (name for name in names if not name.startswith("head.") or is_named(self._model_type, name))
         return rules(self._model_type, self._shape, known)
 
     def scale(self, module: str, rank: int) -> float:
-        """Return what the product of an adapter is multiplied by."""
+        """Return the factor of an adapter's product."""
         return self._adapter.scale(module, rank)
 
     def adapter(self, weight: str) -> Iterator[_Pair]:
-        """Yield the adapter of their weight of this name, if there is one."""
+        """Yield the adapter of a weight, named as in transformers, if there is one."""
         for name in stored_names(self._model_type, weight, tied=False):
             module = name.removesuffix(".weight")
             pair = self._modules.get(module, ())
@@ -154,7 +154,7 @@ class _Source:
                 return
 
     def whole(self, rule: Rule) -> Tensor | None:
-        """Return our weight from theirs that are stored as they are; None if none of them is."""
+        """Return our weight if the folder stores it whole, else None."""
         stored = [
             self._whole[name]
             for theirs in rule.theirs
@@ -170,7 +170,7 @@ class _Source:
             raise self.refusal(f"its size of {name} is {tuple(found)}, not {tuple(wanted)}")
 
     def check_unread(self) -> None:
-        """Refuse weights that have no place in the model: left out, it would compute something else."""
+        """Refuse weights that were not used: without them the model would compute something else."""
         if self._unread:
             raise self.refusal(f"{min(self._unread)} has no place in it")
 

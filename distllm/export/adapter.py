@@ -1,15 +1,15 @@
 """Adapters as a folder that `peft` loads on top of the model they were trained on.
 
-Where their architecture keeps in one matrix what ours adapts part by part (GPT-2's ``c_attn``), the
-parts become one adapter: their ``a`` stacked, their ``b`` on the diagonal, and rank and scale as many
-times larger, which is the same product.
+Where an architecture of transformers has one matrix for several of our projections (GPT-2's ``c_attn``),
+their adapters become one: the ``a`` matrices stacked, the ``b`` matrices on the diagonal, and rank and
+alpha multiplied by their number. The product is the same.
 
 Shapes: C inputs, I outputs of one of their matrices, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ _TASKS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
 
 @dataclass(frozen=True, slots=True)
 class _Adapter:
-    """One adapter of theirs: the matrix it belongs to, and how many of ours it holds."""
+    """One adapter in peft's layout: the module it belongs to, and how many of our adapters it holds."""
 
     module: str
     a_RC: Tensor
@@ -55,7 +55,7 @@ def export_adapter(
 
     Args:
         adapters: the adapted matrices by name.
-        learned: weights that learnt as they are, by name: those of a head.
+        learned: weights trained as a whole, by name: those of a head.
         shape: the model's.
         config: rank and scale.
         base: the folder of the model that is adapted.
@@ -64,7 +64,7 @@ def export_adapter(
         head: what stands on an encoder.
 
     Raises:
-        ConfigError: ``out`` holds something that is no export, or transformers has no such model.
+        ConfigError: ``out`` holds something that is not an export, or transformers has no such model.
         StorageError: the folder cannot be written.
     """
     model_type, _ = write_config(shape)
@@ -73,43 +73,52 @@ def export_adapter(
         for rule in rules(model_type, shape, [f"{name}.weight" for name in adapters])
         for adapter in _adapters(rule, adapters[rule.ours.removesuffix(".weight")])
     ]
-    tensors = {}
-    for adapter in found:
-        tensors[f"{_PREFIX}{adapter.module}.lora_A.weight"] = adapter.a_RC
-        tensors[f"{_PREFIX}{adapter.module}.lora_B.weight"] = adapter.b_IR
-    whole = {
-        name: part
-        for rule in rules(model_type, shape, learned)
-        for name, part in rule.split(learned[rule.ours])
-    }
-    tensors |= {_PREFIX + name: weight for name, weight in whole.items()}
-    joined = [adapter for adapter in found if adapter.parts > 1]
+    whole = dict(
+        pair for rule in rules(model_type, shape, learned) for pair in rule.split(learned[rule.ours])
+    )
     content = {
-        "peft_type": "LORA",
         "task_type": "QUESTION_ANS" if head == "span" else _TASKS.get(shape.family),
         "base_model_name_or_path": base,
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
+        "fan_in_fan_out": model_type == "gpt2",
+        **_peft_fields(found, config),
+    }
+    lora = {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)}
+    with atomic_directory(Path(out), FACTS) as folder:
+        blob = safetensors.torch.save(_tensors(found, whole), metadata={"format": "pt"})
+        atomic_write_bytes(folder / WEIGHTS, blob)
+        atomic_write_json(folder / CONFIG, content)
+        atomic_write_json(folder / FACTS, {"kind": "distllm export", "lora": lora, "facts": dict(facts)})
+
+
+def _peft_fields(found: Sequence[_Adapter], config: LoraConfig) -> dict[str, Any]:
+    """Return the fields of ``adapter_config.json`` that describe the adapters."""
+    joined = [adapter for adapter in found if adapter.parts > 1]
+    return {
+        "peft_type": "LORA",
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": [adapter.module for adapter in found],
         "rank_pattern": {adapter.module: adapter.parts * config.rank for adapter in joined},
         "alpha_pattern": {adapter.module: adapter.parts * config.alpha for adapter in joined},
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
-        "fan_in_fan_out": model_type == "gpt2",
         "bias": "none",
         "inference_mode": True,
     }
-    with atomic_directory(Path(out), FACTS) as folder:
-        kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        blob = safetensors.torch.save(kept, metadata={"format": "pt"})
-        atomic_write_bytes(folder / WEIGHTS, blob)
-        atomic_write_json(folder / CONFIG, content)
-        lora = {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)}
-        atomic_write_json(folder / FACTS, {"kind": "distllm export", "lora": lora, "facts": dict(facts)})
+
+
+def _tensors(found: Sequence[_Adapter], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of ``adapter_model.safetensors`` under peft's names."""
+    tensors = {}
+    for adapter in found:
+        tensors[f"{_PREFIX}{adapter.module}.lora_A.weight"] = adapter.a_RC
+        tensors[f"{_PREFIX}{adapter.module}.lora_B.weight"] = adapter.b_IR
+    tensors |= {_PREFIX + name: weight for name, weight in whole.items()}
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def _adapters(rule: Rule, module: AdaptedLinear) -> Iterator[_Adapter]:
-    """Yield the adapters of their matrices that one of ours is made of."""
+    """Yield the adapters, in peft's layout, of one of our matrices."""
     if len(rule.theirs) == len(module.rows):
         for theirs, name in zip(rule.theirs, module.rows, strict=True):
             if name in module.adapted:

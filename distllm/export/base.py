@@ -1,4 +1,4 @@
-"""The frozen weights below adapters: read from their folder by every attempt, never part of a checkpoint."""
+"""The frozen base weights of adapters: every attempt reads them from their folder; no checkpoint has them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from distllm.models.lora import add_adapters
 def adapt(model: Model, config: ModelConfig, seed: int, known: str | None = None) -> str:
     """Give a model the weights of ``config.init_from``, frozen, and adapters.
 
-    Adapters are fresh, or those of ``config.lora.init_from`` where no checkpoint brings them.
+    Adapters are new or, unless a checkpoint provides them, those of ``config.lora.init_from``.
 
     Args:
         model: of the folder's shape.
         config: its keys; ``lora.rank`` is at least 1.
         seed: root of the adapters' random streams.
-        known: fingerprint of the weights that the adapters of a checkpoint belong to.
+        known: fingerprint of the base weights of a checkpoint's adapters.
 
     Returns:
         The fingerprint of the frozen weights, as 16 hexadecimal digits.
 
     Raises:
-        CheckpointError: the folder is gone, lacks a frozen weight, or holds other weights than ``known``.
+        CheckpointError: the folder is missing, lacks a frozen weight, or its fingerprint is not ``known``.
     """
     folder = Path(str(config.init_from))
     if not folder.is_dir() or not (base_of(folder) / "config.json").is_file():

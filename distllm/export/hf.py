@@ -1,7 +1,7 @@
 """A trained model as a folder that `transformers` loads.
 
-The folder is written under a temporary name and renamed when it is whole. Weights go to disk in
-shards; one, and its encoded bytes, are in memory at a time.
+The folder is written under a temporary name and renamed when it is complete. Weights are written in
+shards; one shard and its encoded bytes are in memory at a time.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def export_hf(
         tokenizer: the one it was trained with.
         out: the folder; an earlier export there is replaced.
         facts: plain values of the run, for the card and ``distllm.json``.
-        shard_bytes: weights are split into files of at most this size, or of one tensor.
-        head: what stands on an encoder.
+        shard_bytes: largest file of weights; a larger tensor gets a file of its own.
+        head: the head of an encoder.
 
     Raises:
-        ConfigError: ``out`` holds something that is no export, or transformers has no such model.
+        ConfigError: ``out`` holds something that is not an export, or transformers has no such model.
         CheckpointError: a weight is missing, unknown or of the wrong size.
         StorageError: the folder cannot be written.
     """
@@ -101,7 +101,7 @@ def _special_ids(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def generation_config(shape: ModelShape, eot_id: int, num_ids: int) -> dict[str, Any]:
-    """Return the content of ``generation_config.json``; ids that pad the vocabulary are suppressed."""
+    """Return the content of ``generation_config.json``; padding ids of the vocabulary are suppressed."""
     padding = list(range(num_ids, shape.vocab_size))
     suppress = {"suppress_tokens": padding} if padding else {}
     return {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id, **suppress}
@@ -110,7 +110,7 @@ def generation_config(shape: ModelShape, eot_id: int, num_ids: int) -> dict[str,
 def _renamed(
     pairs: Iterable[tuple[str, Tensor]], shape: ModelShape, model_type: str, head: HeadName
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights as `transformers` names them; check that all come, and each once."""
+    """Yield the weights under the names of `transformers`; check that each comes exactly once."""
     with torch.device("meta"):
         bare = bare_model(shape, head=head)
     bare.tie_weights()
@@ -137,7 +137,7 @@ def _renamed(
 
 
 def _write_weights(pairs: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int) -> None:
-    """Write shards, then name them as `transformers` expects, which depends on how many there are."""
+    """Write shards, then rename them as `transformers` expects, which depends on their number."""
     shards: list[dict[str, int]] = []
     for tensors in _groups(pairs, shard_bytes):
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}

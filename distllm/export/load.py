@@ -1,4 +1,4 @@
-"""Beginning with the weights of a Hugging Face folder, one tensor in memory at a time."""
+"""Loading the weights of a Hugging Face folder, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from distllm.models.init import Model, bare_model
 _PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _TASKS: Mapping[str, HeadName] = {"QUESTION_ANS": "span", "FEATURE_EXTRACTION": "embedding"}
 POOLING = "1_Pooling/config.json"
-"""Where sentence-transformers says how one vector is made of those of all tokens."""
+"""Where sentence-transformers stores how token vectors are pooled into one."""
 
 
 def load_model(folder: Path, *, head: HeadName = "masked_lm") -> Model:
     """Build the model that ``folder`` describes, in evaluation mode in fp32 on the CPU.
 
     Raises:
-        ConfigError: it is no folder of a known architecture.
-        CheckpointError: a weight is missing or of the wrong size, also one of the head.
+        ConfigError: it does not hold a model of a known architecture.
+        CheckpointError: a weight, also one of the head, is missing or of the wrong size.
     """
     shape = shape_of(folder)
     model = bare_model(shape, head=head)
@@ -66,7 +66,7 @@ def shape_of(folder: Path) -> ModelShape:
 
 
 def stored_head(folder: Path) -> HeadName:
-    """Return what stands on the encoder in ``folder``, by the class it was saved as or an adapter's task."""
+    """Return the head of the encoder in ``folder``, by the class in config.json or an adapter's task type."""
     if is_adapter(folder):
         task = read_json(folder / CONFIG).get("task_type")
         return _TASKS.get(str(task)) or stored_head(base_of(folder))
@@ -79,10 +79,10 @@ def stored_head(folder: Path) -> HeadName:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, shape: ModelShape, folder: Path) -> list[str]:
-    """Copy the weights of ``folder`` into ``model``; return the names of its head's that are not there.
+    """Copy the weights of ``folder`` into ``model``; return the names of missing weights of the head.
 
-    Tensors are mapped from the files, joined and copied one after another. An adapter is added to those
-    of the model below it.
+    Tensors are mapped from the files, joined and copied one after another. For an adapter, the weights of
+    its base model are loaded, and the adapter is added to them.
 
     Raises:
         CheckpointError: a weight is missing or of the wrong size, or a file is damaged.
@@ -114,7 +114,7 @@ def _copy(parameter: nn.Parameter, rule: Rule, files: _Files) -> None:
             remedy="its config.json does not describe its weights: get the folder again",
         )
     parameter.copy_(weight)
-    if not parameter.sum().isfinite():  # a single one shows in the sum, which is read as fast as memory is
+    if not parameter.sum().isfinite():  # one pass over memory: a value that is not finite spoils the sum
         raise CheckpointError(
             f"{rule.theirs[0]} holds values that are no finite numbers",
             where=str(files.folder),
@@ -123,7 +123,7 @@ def _copy(parameter: nn.Parameter, rule: Rule, files: _Files) -> None:
 
 
 def _check_unread(names: list[str], folder: Path) -> None:
-    """Refuse weights of layers that the model which config.json describes has no place for."""
+    """Refuse weights of layers that do not exist in the model that config.json describes."""
     if names:
         raise CheckpointError(
             f"{len(names)} weights of its layers have no place in the model, such as {min(names)}",
@@ -133,7 +133,7 @@ def _check_unread(names: list[str], folder: Path) -> None:
 
 
 class _Files:
-    """The tensors of a folder's safetensors files, by name, read when they are asked for."""
+    """The tensors of a folder's safetensors files by name, read on demand."""
 
     def __init__(self, folder: Path, model_type: str, *, tied: bool) -> None:
         self.folder = folder
@@ -187,7 +187,7 @@ class _Files:
         return tensor
 
     def unread(self) -> list[str]:
-        """Return the names of the tensors that were not asked for."""
+        """Return the names of the tensors that were not read."""
         return [name for name in self._home if name not in self._read]
 
     def _stored(self, name: str) -> str | None:

@@ -1,7 +1,8 @@
 """The weights of each architecture: their names in distllm and in transformers, and their layout.
 
-One table serves both directions. A rule joins several of their matrices by rows into one of ours
-(queries, keys and values), or copies one, transposed where GPT-2 stores it so.
+One table serves both directions. "Ours" are weights of distllm, "theirs" those of transformers. A rule
+joins several of their matrices by rows into one of ours (queries, keys and values), or copies one,
+transposed for GPT-2.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ class Rule:
         yield from zip(self.theirs, parts, strict=True)
 
 
-# Names by which a weight is found too: T5's embedding as its stacks have it, norms as BERT's first had them.
+# Other names of a weight: T5's embedding in its stacks, norms in BERT's first checkpoints.
 _STACKS = tuple(f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
 _ALSO = {"shared.weight": _STACKS}
 _FIRST_ENDS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-# In layers, but no weights that a model needs: tables that it computes, and a leftover of T5 1.0.
+# Tensors in layers that no model needs: tables that it computes itself, and a leftover of T5 1.0.
 _NEEDLESS = (
     ".rotary_emb.inv_freq",
     ".attn.bias",

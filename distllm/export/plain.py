@@ -1,4 +1,4 @@
-"""A model without the multipliers that no architecture of transformers has."""
+"""Removing multipliers that no architecture of transformers has."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from distllm.models.layers import Norm
 
 @torch.no_grad()
 def fold_output_multiplier(model: Model) -> None:
-    """Move the factor of logits that comes with muP into the norm before the output projection, in place.
+    """Move muP's factor of the logits into the norm before the output projection, in place.
 
-    A model without muP, or without such a norm, stays as it is.
+    A model without muP, or without such a norm, is not changed.
     """
     if isinstance(model, Encoder):
         inside = isinstance(model.head, MaskedLMHead)

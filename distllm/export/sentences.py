@@ -1,4 +1,4 @@
-"""What `sentence-transformers` reads beside a model: how hidden states become the vector of a text."""
+"""The files of `sentence-transformers`: how hidden states become the vector of a text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 def write_sentence_encoder(folder: Path, shape: ModelShape) -> None:
-    """Add to an exported encoder the files with which ``SentenceTransformer(folder)`` is our embedding.
+    """Add the files with which ``SentenceTransformer(folder)`` gives the same vectors as our encoder.
 
-    The pooling is the shape's, and vectors have the length 1; texts are cut at the longest context.
+    They hold the shape's pooling, the normalisation to length 1, and the longest text.
 
     Raises:
         StorageError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""Proof that an exported folder computes what the trained model computes.
+"""A check that an exported folder computes the same as the trained model.
 
 Shapes: B rows, T positions, V vocabulary.
 """
@@ -61,7 +61,7 @@ def verify_export(out: Path, model: Model, seed: int = 0) -> float:
 
 @contextmanager
 def _without_bars(logging: Any) -> Iterator[None]:
-    """Let `transformers` draw no bar for what takes a moment."""
+    """Switch the progress bars of `transformers` off."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -73,9 +73,9 @@ def _without_bars(logging: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def largest_difference(model: Model, theirs: Any, tokens_BT: Tensor) -> float:
-    """Return how far the outputs of a model and of its twin in `transformers` are apart.
+    """Return the largest difference between the outputs of a model and of its export in `transformers`.
 
-    Of an encoder-decoder the tokens are the target, and reversed the source.
+    An encoder-decoder gets the tokens as target, and reversed as source.
     """
     positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
     if model.shape.family == "encoder_decoder":

@@ -154,6 +154,7 @@ def test_figures_that_mean_nothing_are_not_given():
     assert hidden.perplexity == pytest.approx(math.exp(2))
     assert "bits/byte" not in str(hidden)
     assert Perplexity(1e6, 1, 0).perplexity == math.inf
+    assert math.isnan(Perplexity(0.0, 0, 0).perplexity)
 
 
 def test_hidden_tokens_have_no_bytes(dataset):

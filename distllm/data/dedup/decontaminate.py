@@ -1,4 +1,4 @@
-"""Documents that share a run of words with an evaluation set, and would contaminate it.
+"""Dropping documents that share a run of words with an evaluation set.
 
 The test is that of GPT-3 (Brown et al. 2020, appendix C): an overlap of 13 words, after case folding
 and without punctuation. An evaluation item of fewer words counts if all of it stands in a document.
@@ -44,7 +44,7 @@ class Decontaminator:
 
     @cached_property
     def digest(self) -> str:
-        """What decisions depend on: the content of the evaluation sets and the length of a run.
+        """Digest of everything that decisions depend on: the evaluation sets and the length of a run.
 
         Raises:
             DataError: an evaluation set is missing.
@@ -53,7 +53,7 @@ class Decontaminator:
         return digest_bytes("\n".join(parts).encode())
 
     def __call__(self, document: Document) -> Document | Dropped:
-        """Return ``document``, or why it spoils an evaluation."""
+        """Return ``document``, or why it is dropped."""
         if not self._paths:
             return document
         words = words_of(document.text)
@@ -127,7 +127,7 @@ def _texts(path: Path) -> Iterator[str]:
 def _record(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line) if line.strip() else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"line {number} of the evaluation set {path} is not JSON: {error}",
             where=f"{path}:{number}",

@@ -1,8 +1,8 @@
-"""More processes on this machine for the same preparation: each walks through the same stages.
+"""Helper processes on this machine that share the tasks of a preparation.
 
 An assistant reads the configuration from the first line of its standard input and ends when that
-pipe closes, so it never outlives the process that started it, however that ends. What goes wrong in
-an assistant is not passed on: its tasks stay undone, and whoever takes them has the same problem.
+pipe closes, so it never outlives the process that started it. Its errors are not reported: its tasks
+stay undone, and the process that takes them meets the same error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 from distllm.config.schema import Config
@@ -26,20 +26,17 @@ def assistants(config: Config, assisting: bool) -> Iterator[None]:
     threads = str(max(1, available_cores() // config.data.workers))
     environment = {**os.environ, "RAYON_NUM_THREADS": threads, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "distllm.data.pipeline.assistant"]
-    helpers = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True
-        )
-        for _ in range(count)
-    ]
+    helpers: list[subprocess.Popen[str]] = []
     try:
-        for helper in helpers:
+        for _ in range(count):
+            helper = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True
+            )
+            helpers.append(helper)
             assert helper.stdin is not None
-            try:
+            with suppress(BrokenPipeError):  # it died at once; the others do its part
                 helper.stdin.write(json.dumps(asdict(config)) + "\n")
                 helper.stdin.flush()
-            except BrokenPipeError:
-                continue  # it died at birth; the others do its part
         yield
     finally:
         for helper in helpers:
