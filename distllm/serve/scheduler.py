@@ -143,7 +143,7 @@ class Scheduler:
         self._wake.set()
 
     def close(self) -> None:
-        """Stop the thread; requests that run or wait are cancelled, other work that waits is dropped."""
+        """Stop the thread; requests are cancelled, and other waiting work fails with ``Stopped``."""
         with self._entry:
             self._stopping = True
         self._wake.set()
