@@ -84,7 +84,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
-        """Return for each continuation its log-likelihood, and whether all its ids were the likeliest ones."""
+        """Return for each continuation its log-likelihood, and whether all its ids were the likeliest."""
         rows = [(context + said)[-(self.max_length + 1) :] for _, context, said in requests]
         found = [(0.0, False)] * len(rows)
         for places in self._batches([len(row) for row in rows]):
