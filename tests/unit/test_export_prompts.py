@@ -73,7 +73,7 @@ def test_a_text_is_continued_as_by_transformers(tokenizer, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "facts", [[], {"config": 1}, {"config": {"task": None}}, {"config": {"task": {"prompt": 3}}}]
+    "facts", [[], {"config": 1}, {"config": {"task": None}}, {"config": {"task": {"name": "none"}}}]
 )
 def test_a_damaged_note_of_the_task_is_named(tokenizer, tmp_path, facts):
     (tmp_path / "distllm.json").write_text(json.dumps({"facts": facts}))
