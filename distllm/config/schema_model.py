@@ -39,16 +39,16 @@ class RopeConfig:
         4.0, "llama3: turns in original_len above which nothing is", on_resume="identity", minimum=0.0
     )
     beta_fast: float = option(
-        32.0, "yarn: turns above which nothing is stretched", on_resume="identity", minimum=0.0
+        32.0, "yarn: turns above which nothing is stretched", on_resume="identity", minimum=1e-3
     )
     beta_slow: float = option(
-        1.0, "yarn: turns below which all is stretched", on_resume="identity", minimum=0.0
+        1.0, "yarn: turns below which all is stretched", on_resume="identity", minimum=1e-3
     )
     attention_factor: float | None = option(
         None,
         "yarn: factor of rotated queries and keys; null means 0.1 ln(factor) + 1",
         on_resume="identity",
-        minimum=0.0,
+        minimum=1e-3,
     )
 
 
@@ -126,10 +126,10 @@ class ModelConfig:
         None, "longest context; null means data.seq_len", on_resume="identity", minimum=1
     )
     rope_theta: float = option(
-        10000.0, "base of the rotary position frequencies", on_resume="identity", minimum=1.0
+        10000.0, "base of the rotary position frequencies", on_resume="identity", minimum=2.0
     )
     rope_theta_local: float | None = option(
-        None, "that base in sliding-window layers; null means rope_theta", on_resume="identity", minimum=1.0
+        None, "that base in sliding-window layers; null means rope_theta", on_resume="identity", minimum=2.0
     )
     rope: RopeConfig = option(None, "scaling of rotary positions to longer contexts", factory=RopeConfig)
     relative_buckets: int = option(32, "buckets of relative positions", on_resume="identity", minimum=4)

@@ -42,12 +42,13 @@ class OptimConfig:
     lr: float = option(1e-3, "peak learning rate", on_resume="schedule", minimum=0.0)
     beta1: float = option(
         0.9, "decay of the first moment; momentum of sgd and muon", on_resume="schedule",
-        minimum=0.0, maximum=1.0,
+        minimum=0.0, maximum=0.999999999,
     )  # fmt: skip
     beta2: float = option(
-        0.95, "decay of the second moment, of lion's momentum", on_resume="schedule", minimum=0.0, maximum=1.0
-    )
-    eps: float = option(1e-8, "added to the root of the second moment", on_resume="schedule", minimum=0.0)
+        0.95, "decay of the second moment, of lion's momentum", on_resume="schedule",
+        minimum=0.0, maximum=0.999999999,
+    )  # fmt: skip
+    eps: float = option(1e-8, "added to the root of the second moment", on_resume="schedule", minimum=1e-30)
     weight_decay: float = option(
         0.1, "decay of matrices, never of norms and biases; of adam and sgd, an L2 penalty",
         on_resume="schedule", minimum=0.0,

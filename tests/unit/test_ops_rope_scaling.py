@@ -1,9 +1,11 @@
 """Stretched rotary positions are those of transformers, whose checkpoints rely on them."""
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 
-from distllm.config.schema_model import RopeConfig
+from distllm.config.schema_model import ModelConfig, RopeConfig
 from distllm.ops.rope import rotation
 
 HEAD_DIM, THETA = 64, 10000.0
@@ -79,3 +81,13 @@ def test_llama3_and_yarn_leave_the_fastest_pair_alone():
         torch.testing.assert_close(
             rotation(place, HEAD_DIM, THETA, torch.float64, rope)[0][..., 0], plain[0][..., 0]
         )
+
+
+@pytest.mark.parametrize("key", ["factor", "original_len", "beta_fast", "beta_slow", "attention_factor"])
+def test_the_least_value_of_every_key_makes_a_rotation(key):
+    (item,) = (item for item in fields(RopeConfig) if item.name == key)
+    (theta,) = (item.metadata["minimum"] for item in fields(ModelConfig) if item.name == "rope_theta")
+    rope = replace(RopeConfig("yarn", 4.0, 512), **{key: item.metadata["minimum"]})
+    cos, sin = rotation(torch.tensor([[37]]), 8, theta, torch.float32, rope)
+    assert cos.isfinite().all()
+    assert sin.isfinite().all()

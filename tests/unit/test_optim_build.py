@@ -1,8 +1,12 @@
+from dataclasses import fields
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
 from distllm.config.schema import ModelConfig, OptimConfig
+from distllm.config.schema_optim import OptimizerName
 from distllm.config.shape import settle_shape
 from distllm.errors import ConfigError
 from distllm.models.init import build_model
@@ -69,3 +73,21 @@ def test_unknown_names_are_refused_with_a_hint():
     with pytest.raises(ConfigError, match="cosin") as caught:
         rate.at(10)
     assert "cosine" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["beta1", "beta2", "eps", "weight_decay", "ema", "lr"])
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_the_ends_of_every_range_make_an_update(name, key):
+    """Weights that have had no gradient yet, such as embeddings of unseen ids, stay numbers too."""
+    (item,) = (item for item in fields(OptimConfig) if item.name == key)
+    for end in (item.metadata["minimum"], item.metadata["maximum"]):
+        if end is None:
+            continue
+        subject = nn.Linear(4, 4, dtype=torch.bfloat16 if name == "adamw_bf16" else torch.float32)
+        optimizer = build_optimizer(subject, OptimConfig(name=name, **{key: end}))
+        for _ in range(2):
+            for weight in subject.parameters():
+                weight.grad = torch.zeros_like(weight)
+            subject.weight.grad[0] = 1.0
+            optimizer.step()
+        assert all(weight.isfinite().all() for weight in subject.parameters()), end
