@@ -70,6 +70,8 @@ class Wandb:
         artifacts: by id: the variables of `CreateArtifact` and whether it was committed.
         used: ids of artifacts that a run declared as its inputs.
         asked: name of every GraphQL operation, in order.
+        sweep: the configuration that was registered, as JSON.
+        trials: arguments of what an agent is told to run, one each time it asks; then it is told to end.
         delay: seconds before every answer.
         status: answer everything with this HTTP status instead.
     """
@@ -82,7 +84,8 @@ class Wandb:
     status: int | None = None
     url: str = ""
     lock: threading.RLock = field(default_factory=threading.RLock)
-    sweep: dict[str, Any] = field(default_factory=dict)
+    sweep: str = ""
+    trials: list[dict[str, Any]] = field(default_factory=list)
 
     def environment(self, root, key=KEY):
         """Variables by which a client finds this server, and keeps its own files below ``root``."""
@@ -205,6 +208,35 @@ class Wandb:
     def _UseArtifact(self, values):
         self.used.append(values["input"]["artifactID"])
         return {"useArtifact": {"artifact": {"id": values["input"]["artifactID"]}}}
+
+    def _UpsertSweep(self, values):
+        self.sweep = values["config"]
+        project = {"name": values["projectName"], "entity": {"name": ENTITY}}
+        return {"upsertSweep": {"sweep": {"name": "s1", "project": project}, "configValidationWarnings": []}}
+
+    def _SweepWithRuns(self, _values):
+        sweep = {"id": "s1", "name": "s1", "state": "RUNNING", "config": self.sweep, "runs": {"edges": []}}
+        return {"project": {"sweep": sweep}}
+
+    def _GetSweepState(self, _values):
+        return {"project": {"sweep": {"state": "RUNNING"}}}
+
+    def _CreateAgent(self, _values):
+        return {"createAgent": {"agent": {"id": "g1"}}}
+
+    def _Heartbeat(self, values):
+        commands: list[dict[str, Any]] = [{"type": "exit"}]
+        if any(json.loads(values["runState"]).values()):
+            commands = []  # one at a time
+        elif self.trials:
+            args = {key: {"value": value} for key, value in self.trials.pop(0).items()}
+            commands = [
+                {"type": "run", "run_id": f"trial{len(self.trials)}", "args": args, "program": "distllm"}
+            ]
+        return {"agentHeartbeat": {"agent": {"id": "g1"}, "commands": json.dumps(commands)}}
+
+    def _ArtifactType(self, _values):
+        return {"project": {"artifact": None}}
 
     def _XXHashDigestsEnabled(self, _values):
         return {"entity": {"xxhashDigestsEnabled": False}}

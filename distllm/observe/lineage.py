@@ -6,7 +6,9 @@ say which bytes are meant, and where they lie is in the metadata.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,30 @@ from distllm.data.mirror import dataset_directory
 from distllm.fsio import atomic_write_json
 from distllm.observe.tracked import TrackedRun
 
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _at_best() -> Iterator[None]:
+    """Warn of a server that refuses artifacts, by quota or permission: it may take the rest."""
+    import wandb
+
+    try:
+        yield
+    except (ValueError, wandb.Error) as error:  # a ValueError is an answer of another form than expected
+        _log.warning(
+            "Weights & Biases takes no artifact (%s: %s); it shows the rest", type(error).__name__, error
+        )
+
 
 def log_inputs(wandb_run: Any, run: TrackedRun) -> None:
-    """Name the dataset and its tokenizer as what the run uses."""
-    if not run.dataset:
-        return
+    """Name the dataset and its tokenizer as what the run uses; warn where that is refused."""
+    if run.dataset:
+        with _at_best():
+            _log_inputs(wandb_run, run)
+
+
+def _log_inputs(wandb_run: Any, run: TrackedRun) -> None:
     directory = dataset_directory(run.config.data)
     dataset = _artifact(
         f"dataset-{run.dataset[:12]}", "dataset", {"digest": run.dataset, "path": str(directory)}
@@ -35,9 +56,13 @@ def log_inputs(wandb_run: Any, run: TrackedRun) -> None:
 
 
 def log_outputs(wandb_run: Any, run: TrackedRun, step: int | None, measures: Mapping[str, float]) -> None:
-    """Name the newest checkpoint and the newest evaluation as what the attempt produced."""
-    if step is None:
-        return
+    """Name the newest checkpoint and evaluation as what the attempt produced; warn where that is refused."""
+    if step is not None:
+        with _at_best():
+            _log_outputs(wandb_run, run, step, measures)
+
+
+def _log_outputs(wandb_run: Any, run: TrackedRun, step: int, measures: Mapping[str, float]) -> None:
     directory = run.directory / "checkpoints" / f"step-{step:09d}"
     parents = {"step": step, "dataset": run.dataset, "tokenizer": run.tokenizer}
     checkpoint = _artifact(f"{run.run_id}-checkpoint", "model", {**parents, "path": str(directory)})

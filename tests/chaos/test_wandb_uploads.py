@@ -1,9 +1,13 @@
 """``logger=wandb_online`` with a server: all of a run arrives, once, whatever happens to run and server."""
 
 import logging
+import os
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -34,14 +38,23 @@ def wait_for(what, seconds=60):
         time.sleep(0.1)
 
 
-def test_a_run_that_was_killed_and_restarted_is_one_whole_run(tmp_path):
-    tiny.prepare(tmp_path)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.prepare(tmp_path_factory.mktemp("data"))
+
+
+def overrides(data, root, *more):
+    """Of a tiny run of one rank in ``root``."""
+    return tiny.overrides(data, f"runs_dir={root}/runs", "engine=local", "cluster.procs_per_node=1", *more)
+
+
+def test_a_run_that_was_killed_and_restarted_is_one_whole_run(data, tmp_path):
     more = (
-        "engine=local", "logger=wandb_online", "logger.group=arms", "train.max_steps=10",
-        "chaos.faults=[kill@7:0]", "cluster.max_restarts=1", "cluster.procs_per_node=1",
+        "logger=wandb_online", "logger.group=arms", "train.max_steps=10", "chaos.faults=[kill@7:0]",
+        "cluster.max_restarts=1",
     )  # fmt: skip
     with wandb_server.serve() as server:
-        done = tiny.distllm("train", *tiny.overrides(tmp_path, *more), **server.environment(tmp_path))
+        done = tiny.distllm("train", *overrides(data, tmp_path, *more), **server.environment(tmp_path))
         assert done.returncode == 0, done.stderr
         ((run_id, run),) = server.runs.items()
     recorded = tiny.steps(tmp_path)
@@ -71,6 +84,26 @@ def test_a_run_that_was_killed_and_restarted_is_one_whole_run(tmp_path):
     assert done.stdout.count(f"Weights & Biases: {server.url}/team/distllm/runs/{run_id}") >= 1
     assert "Weights & Biases: all of it is uploaded" in done.stdout
     assert "wandb:" not in done.stdout + done.stderr
+
+
+def test_an_agent_runs_the_trials_of_a_sweep(data, tmp_path):
+    more = ("logger=wandb_online", "train.max_steps=2", "eval=none", "optim.lr=1e-4..1e-2")
+    made = tiny.distllm("sweep", *overrides(data, tmp_path, *more), f"sweep.out={tmp_path}/sweep.yaml")
+    assert made.returncode == 0, made.stderr
+    with wandb_server.serve() as server:
+        server.trials.append({"optim.lr": 0.003})
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = tiny.environment(PATH=path, **server.environment(tmp_path))
+        for words in (["sweep", "--project", "p", "sweep.yaml"], ["agent", "--count", "1", "team/p/s1"]):
+            command = [sys.executable, "-m", "wandb", *words]
+            subprocess.run(
+                command, cwd=tmp_path, env=environment, check=True, timeout=120, capture_output=True
+            )
+        ((run_id, run),) = server.runs.items()
+    assert (run_id, run.fields["sweep"], run.exits) == ("trial0", "s1", [0])
+    assert run.config["optim"]["lr"] == 0.003
+    assert [step for step, _ in rows(run, "train/loss")] == [1, 2]
+    assert (tmp_path / "runs" / "tiny-trial0").is_dir()
 
 
 @pytest.fixture
