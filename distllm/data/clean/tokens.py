@@ -123,7 +123,8 @@ def _end_or_begin(word: str) -> str:
 
 
 def _kinds(chunk: str) -> str:
-    return "".join(map(_kind, _WORDS[chunk]))
+    words = _WORDS[chunk]
+    return LETTERS * len(words) if chunk.isalpha() else "".join(map(_kind, words))
 
 
 def _kind(word: str) -> str:
@@ -139,7 +140,10 @@ def _words_of_chunk(chunk: str) -> Words:
         return tuple(word for piece in _PIECES.findall(chunk) for word in _PLAIN_WORD.findall(piece))
     if chunk.isascii() or not _UNSPACED_CHARACTER.search(chunk):
         return _split(chunk, make_rules())
-    return tuple(word for piece in _PIECES.findall(chunk) for word in _split(piece, make_rules()))
+    words: list[str] = []
+    for piece in _PIECES.findall(chunk):
+        words += (piece,) if len(piece) == 1 else _split(piece, make_rules())
+    return tuple(words)
 
 
 def _split(chunk: str, rules: Rules) -> Words:
