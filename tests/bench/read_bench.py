@@ -7,15 +7,15 @@ order from the same permutation. Contestants alternate within one run, and CPU s
 because the machine may be shared. Freed memory stays with each process, as it does in training on a CPU.
 
 First everybody reads in the thread that takes the rows (litData with ``num_workers=0``), one row after
-the other. Then as training has it: a step of 64 rows is followed by 2 ms in which the interpreter is free,
-as it is while a step is computed, and the next rows are read meanwhile: by distllm in a thread, by litData
-in a worker process (``num_workers=1``), whose CPU seconds count.
+the other. Then as training has it: a step of 64 rows is followed by ``--step-ms`` in which the interpreter is
+free, as it is while a step is computed, and the next rows are read meanwhile: by distllm in a thread, by
+litData in a worker process (``num_workers=1``), whose CPU seconds count.
 
 The first batch is timed from opening the dataset, at the beginning and at half of an epoch, after the
 kernel was asked to drop the shards from its cache; importing Python modules is not part of it.
 
 usage: read_bench.py [--dataset DIR] [--mb 64] [--rows 8192] [--rounds 5] [--seq-len 2048]
-                     [--packing window] [--peer-python VENV/bin/python]
+                     [--packing window] [--step-ms 2] [--peer-python VENV/bin/python]
 
 Without a dataset one of ``--mb`` megabytes of random ids is written: reading does not look at them.
 The bars: at least half of the memory map; at least litData, without and with reading ahead; reading
@@ -48,7 +48,6 @@ from distllm.data.stream import PackedSplit, StepStream
 from distllm.dist.memory import keep_freed_memory
 
 MICRO, PER_STEP, LOCATED = 8, 64, 1024
-STEP_SECONDS = 0.002
 WANTED = (
     ("distllm", "memmap", 0.5),
     ("distllm", "litdata", 1.0),
@@ -170,22 +169,20 @@ class Peer:
 
 
 def measure(directory, scratch, options):
-    rows, seq_len = options.rows, options.seq_len
+    rows, seq_len, rest = options.rows, options.seq_len, options.step_ms / 1000
     ids, ids_M = raw_ids(directory, scratch)
     split = PackedSplit(directory, "train", seq_len, packing=options.packing)
     print(f"{ids_M.nbytes / 1e6:.1f} MB of ids, {split.num_samples} rows, {split.padding:.2%} padding")
     contestants = {
         "distllm": lambda: per_cpu_second(lambda: read_distllm(split, rows, SameThread()), rows),
-        "distllm step": lambda: per_cpu_second(
-            lambda: read_distllm(split, rows, SameThread(), STEP_SECONDS), rows
-        ),
-        "distllm ahead": lambda: per_cpu_second(lambda: read_distllm(split, rows, None, STEP_SECONDS), rows),
+        "distllm step": lambda: per_cpu_second(lambda: read_distllm(split, rows, SameThread(), rest), rows),
+        "distllm ahead": lambda: per_cpu_second(lambda: read_distllm(split, rows, None, rest), rows),
         "memmap": lambda: per_cpu_second(lambda: read_memmap(ids_M, rows, seq_len), rows),
     }
     peer = Peer(options.peer_python, ids, scratch, seq_len, rows) if options.peer_python else None
     if peer is not None:
         contestants["litdata"] = lambda: peer.read(0, 0.0)
-        contestants["litdata ahead"] = lambda: peer.read(1, STEP_SECONDS)
+        contestants["litdata ahead"] = lambda: peer.read(1, rest)
     for run in contestants.values():
         run()
     found = {name: [] for name in contestants}
@@ -208,6 +205,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--packing", default="window")
+    parser.add_argument("--step-ms", type=float, default=2)
     parser.add_argument("--peer-python")
     options = parser.parse_args()
     keep_freed_memory()
