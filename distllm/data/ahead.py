@@ -1,4 +1,4 @@
-"""Fetching shards of a mirrored dataset before the reader comes to them."""
+"""Fetching shards of a mirrored dataset before the reader needs them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ ShardUse: TypeAlias = tuple[int, int, int]
 
 
 class ShardsAhead:
-    """Has shards fetched in the order of their first use, a few ahead of the reader.
+    """Fetches shards in the order of their first use, a few ahead of the reader.
 
-    One thread fetches one shard at a time. What fails here is not reported: the reader asks for
-    the same shard when it needs it, tries again, and raises the error if it stays.
+    One thread fetches one shard at a time. Errors are not reported here: the reader fetches the
+    shard again when it needs it, and raises the error if it persists.
 
     Args:
         fetch: makes a shard, given by source and number, a local file.
@@ -29,7 +29,7 @@ class ShardsAhead:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="distllm-shards")
 
     def plan(self, uses: Sequence[ShardUse]) -> None:
-        """Say which shards come next, instead of what was planned before."""
+        """Replace the plan by these shards."""
         self._coming = sorted(uses)
         self._asked.clear()
 
@@ -42,5 +42,5 @@ class ShardsAhead:
                 self._thread.submit(self._fetch, source, shard)
 
     def close(self) -> None:
-        """Forget what is not being fetched yet, and wait for what is."""
+        """Drop the plan, and wait for the shard that is being fetched."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What a step is computed from: the micro-batches of one rank, as plain arrays.
+"""The micro-batches of one rank, as plain arrays.
 
 Shapes: B rows of a micro-batch, T = seq_len positions, S = source_len positions.
 """
@@ -19,7 +19,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What an example reads besides its own tokens: a text to translate, a query.
+    """The source of an example besides its own tokens: a text to translate, a query.
 
     Segment ``k`` of a row belongs to segment ``k`` of the row's tokens. The last column of every row
     is padding.
@@ -50,7 +50,7 @@ class Batch:
         positions_BT: place in the segment; restarts at 0 with each.
         segments_BT: 0, 1, 2 … along a row, never decreasing.
         sample_ids_B: position of each row in the run's global order.
-        source: what the rows read besides their tokens, for tasks that have it.
+        source: the sources of the rows, for tasks that have them.
     """
 
     tokens_BT: NDArray[np.int32]

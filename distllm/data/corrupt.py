@@ -1,7 +1,7 @@
 """Objectives that hide part of a plain text: masked tokens, and spans behind sentinels.
 
-What is hidden follows from the seed and the name of the row alone, so the same sample of a run is
-corrupted alike on any rank, and another way in the next epoch.
+What is hidden follows only from the seed and the row's position in the run. So a row is corrupted in
+the same way on any rank, and a sample in another way in the next epoch.
 
 Shapes: B rows, T positions, V ids of the vocabulary, P positions of one segment, K spans.
 """
@@ -20,7 +20,7 @@ from distllm.seeds import derive_seed
 
 _KEPT, _RANDOM = 0.1, 0.1
 _SHORTEST = 16
-"""Stretches of text with fewer ids have no spans: nothing would be left to guess them from."""
+"""Texts with fewer ids have no spans: too little would be left to predict them from."""
 
 
 class Masking:
@@ -30,8 +30,8 @@ class Masking:
     Args:
         seed: root of the choices.
         fraction: share of the ids to be chosen.
-        mask_id: what stands for a hidden id.
-        eot_id: never chosen, nor put in place of another.
+        mask_id: replaces a hidden id.
+        eot_id: never chosen, and never replaces another id.
         word_starts_V: for each id whether it begins a word, to choose whole words; None chooses ids.
         vocab_size: V.
     """
@@ -73,7 +73,7 @@ class Masking:
         if self._word_starts_V is None:
             word_T = np.arange(ids_T.size)
         else:
-            # A word is called by its place: how many stand before it in other documents is nothing to it.
+            # A word is named by its first position, so it does not depend on words of other documents.
             starts_T = self._word_starts_V[ids_T] | (np.diff(segments_T, prepend=-1) != 0)
             word_T = np.maximum.accumulate(np.where(starts_T, np.arange(ids_T.size), 0))
         drawn_T: NDArray[np.bool_] = numbers.random(ids_T.size)[word_T] < self._fraction
@@ -82,11 +82,11 @@ class Masking:
 
 
 class SpanCorruption:
-    """T5's objective (Raffel et al. 2020): spans are replaced by sentinels, and are to be written after them.
+    """T5's objective (Raffel et al. 2020): sentinels replace spans, and the target gives the spans.
 
-    Every document of a row, or tail of one, is corrupted for itself: the source is its text with
-    spans replaced, and EOT; the target each sentinel with its span, and EOT. A row of P ids needs a
-    source of at most P + 2.
+    Every document of a row, or tail of one, is corrupted separately: the source is its text with
+    spans replaced, and EOT; the target is each sentinel with its span, and EOT. A row of P ids needs
+    a source of at most P + 2 ids.
 
     Args:
         seed: root of the choices.

@@ -11,11 +11,11 @@ from distllm.data.tokenizer import Tokenizer
 
 
 def describe_batch(batch: Batch, tokenizer: Tokenizer, origins: Sequence[str] = ()) -> str:
-    """Return the exact text of every row, its documents apart, with sample ids and counts.
+    """Return the exact text of every row, separated by documents, with sample ids and counts.
 
     A document that began in an earlier window is marked as continued. The EOT that opens a document
     is counted and not printed; ``next`` is the target of the row's last input. EOT alone without loss
-    is padding, a forgotten document or a damaged row. What a segment reads beside its tokens stands
+    is padding, a forgotten document or a damaged row. The source of a segment is printed
     before it.
 
     Args:

@@ -36,7 +36,7 @@ class LengthWarmup:
         return length_N
 
     def prefix(self, position: int) -> list[int]:
-        """Return what lengths before ``position`` depend on: the first position of each length."""
+        """Return the first position of each length before ``position``, which determine the lengths."""
         doublings = (self.seq_len // self.start).bit_length() - 1
         firsts = [-(-self.tokens * done // (doublings * self.seq_len)) for done in range(1, doublings + 1)]
         return [self.start, *(first for first in firsts if first < position)]

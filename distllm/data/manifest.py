@@ -1,9 +1,9 @@
-"""The manifest of a prepared dataset: what it holds, what made it, and the digests that prove it.
+"""The manifest of a prepared dataset: its content, its configuration, and the digests to verify it.
 
 A dataset directory is ``manifest.json``, ``index.json``, ``tokenizer.json``, ``removed.jsonl`` and
 the shards ``<source>/<split>/00000.tar``. The manifest is written last: a directory without one is
-no dataset, and a manifest that its own digest contradicts is refused. It is never changed but by
-forgetting documents, and then names the digests it had before.
+not a dataset, and a manifest whose own digest is wrong is refused. Only forgetting documents changes
+it; then it also names its earlier digests.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class SplitRecord:
 
 @dataclass(frozen=True, slots=True)
 class SourceCounts:
-    """What became of a source: of ``read`` items it offered, ``kept`` became documents.
+    """The counts of a source: of ``read`` items, ``kept`` became documents.
 
     The others are counted in ``dropped`` by rule; ``edited`` counts the documents that each rule
     changed.
@@ -102,10 +102,10 @@ class Manifest:
 
     Attributes:
         pipeline: the configuration keys that determine the content.
-        inputs: digest of what the sources were read from; empty where it is not known.
+        inputs: digest of the input of the sources; empty if it is not known.
         sources: the splits of each source, by name.
         fields: the fields of each source's documents, in the order of their members.
-        counts: what became of each source.
+        counts: the counts of each source.
         files: digests of the small files beside the manifest.
         lineage: digests of the manifests that this one followed, oldest first: the same samples at
             the same places, but documents were forgotten or shards packed again.
@@ -158,7 +158,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The xxh3-128 digest of the content: two datasets are the same exactly if it is equal."""
+        """The xxh3-128 digest of the content: two datasets are the same if and only if it is equal."""
         return _content_digest(asdict(self))
 
     def save(self, directory: Path) -> None:
@@ -189,7 +189,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """Read the manifest alone, for commands that repair the files beside it.
+        """Read only the manifest, for commands that repair the other files.
 
         Raises:
             DataError: there is none, it was changed after it was written, or it is of another format.
@@ -220,7 +220,7 @@ class Manifest:
         return problems
 
     def check_sizes(self, directory: Path, split: str | None = None) -> None:
-        """Check that every shard, of one split or of all, has its size; costs one stat a shard.
+        """Check that every shard, of one split or of all, has its size; costs one stat per shard.
 
         Raises:
             DataError: a shard is missing or of another size, or there is no such split.
@@ -244,7 +244,7 @@ def _content_digest(content: Mapping[str, Any]) -> str:
 
 
 def _decode(document: Any) -> Manifest | None:
-    """Return the manifest, or None if its content and its digest contradict each other."""
+    """Return the manifest, or None if its digest is not that of its content."""
     if document["format"] != FORMAT:
         raise ValueError(f"it is of format {document['format']}")
     content = {item.name: document[item.name] for item in dataclass_fields(Manifest)}
@@ -277,7 +277,7 @@ def _split_record(record: Mapping[str, Any]) -> SplitRecord:
 
 
 def size_problem(directory: Path, shard: ShardRecord) -> str | None:
-    """Say what is wrong with a shard's file at a glance, or None."""
+    """Return a shard file's problem of existence or size, or None."""
     file = directory / shard.path
     if not file.is_file():
         return None if (directory / MIRROR_FILE).is_file() else "it is missing"

@@ -59,7 +59,7 @@ def _mirrored(url: str, root: Path, limit: int | None, stall_seconds: float) -> 
 def local_shard(directory: Path, record: ShardRecord) -> Path:
     """Return the file of a shard, fetched first if ``directory`` is a mirror that does not have it.
 
-    Another process may remove the file of a mirror at any time, to make room: whoever opens it asks again.
+    Another process may remove the file of a mirror to make room; if opening fails, call this again.
 
     Raises:
         DataError: it cannot be reached, or what comes is not what the manifest says.
@@ -117,7 +117,7 @@ def _evict(directory: Path, keep: Path, limit: int | None) -> None:
 
 @contextmanager
 def _locked(directory: Path, name: str) -> Iterator[None]:
-    """Let one process of this machine at a time do what ``name`` says."""
+    """Hold the lock ``name``, which one process of this machine can have at a time."""
     with storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / f"{_LOCK}-{name}", os.O_RDWR | os.O_CREAT, 0o644)

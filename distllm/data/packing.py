@@ -1,16 +1,16 @@
 """How the ids of a source become rows of seq_len inputs: windows of the stream, or whole documents.
 
 - ``window``: row k holds the ids at k * seq_len of the source's stream. Nothing is padded; documents
-  are cut where rows end; the tail that fills no row is not seen.
+  are cut where rows end; the tail that does not fill a row is not used.
 - ``greedy``: documents in their order; a new row where the next one does not fit.
 - ``best_fit``: the longest first, each into the fullest row that still holds it ("Fewer Truncations
   Improve Language Modeling", arXiv:2404.10830).
 - ``single``: each document has a row of its own.
 
-The last three lay out each shard for itself. The rest of a row is padding without loss. A document longer
-than a row is cut into full rows and a rest, so that every id of the split is an input exactly once an
-epoch, and the id after it its target: at a document's end that is EOT, which opens the next. Only of
-``single`` a rest would be a second row: the policy for what is too long decides.
+The last three lay out each shard separately. The rest of a row is padding without loss. A document longer
+than a row is cut into full rows and a rest, so every id of the split is an input exactly once per
+epoch, and its target is the id after it: at a document's end that is EOT, which opens the next. With
+``single`` a document may have only one row, so ``too_long`` decides what happens to the rest.
 
 Shapes: B rows asked for, D documents, K shards, P pieces of documents, R runs of ids.
 """
@@ -112,13 +112,13 @@ class WindowLayout:
 
 
 class DocumentLayout:
-    """Rows of whole documents. Held in memory: 16 bytes a document, and 8 a row.
+    """Rows of whole documents. Takes 16 bytes of memory per document, and 8 per row.
 
     Args:
         ends: for each shard, where its documents end.
         seq_len: inputs of a row.
         packing: ``"greedy"``, ``"best_fit"`` or ``"single"``.
-        too_long: of ``"single"``, what becomes of a document that is longer than a row.
+        too_long: for ``"single"``: what to do with a document that is longer than a row.
 
     Raises:
         DataError: there is such a document, and the policy is ``"fail"``.

@@ -1,4 +1,4 @@
-"""What flows between the stages of a preparation: documents, reasons to drop them, progress."""
+"""Values that pass between the stages of a preparation: documents, reasons to drop them, progress."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Document:
 
     @property
     def text(self) -> str:
-        """All fields, one below the other: what digests, signatures and counts are taken of."""
+        """All fields, joined by line breaks, for digests, signatures and counts."""
         return "\n".join(self.fields.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Something a source offered and a rule refused: counted by ``rule`` and logged with ``reason``.
+    """An item of a source that a rule refused; counted by ``rule`` and logged with ``reason``.
 
     ``sample`` shows how the refused text begins.
     """
@@ -57,7 +57,7 @@ class Dropped:
 def excerpt(text: str, most: int = _SAMPLE_CHARS) -> str:
     """Return how ``text`` begins, in at most so many characters and whole words.
 
-    Half an address would not be known as one, and would stay where personal data is replaced.
+    Words stay whole, because half an e-mail address would not be recognised as personal data.
     """
     if len(text) <= most:
         return text

@@ -1,7 +1,7 @@
 """Files on other machines: found, identified and copied through fsspec, with retries and deadlines.
 
-A copy is made under another name, checked for its size, and renamed; a transfer that brings no byte
-for ``stall_seconds`` is given up and tried again, a few times, before it is an error.
+A copy is made under another name, checked for its size, and renamed; a transfer without progress
+for ``stall_seconds`` is ended and tried again, a few times, before it is an error.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def send(content: Path | bytes, url: str, stall_seconds: float) -> None:
 
 
 def remove(url: str, stall_seconds: float) -> None:
-    """Remove the file ``url``; that it does not exist is no error.
+    """Remove the file ``url`` if it exists.
 
     Raises:
         StorageError: it cannot be removed.
@@ -203,7 +203,7 @@ def _copy(system: Any, path: str, target: Path, size: int | None) -> None:
 
 
 def _beating(target: Path) -> Any:
-    """Return what fsspec calls for each piece that comes: a slow shard is no hang."""
+    """Return a callback for fsspec that reports each piece, so a slow transfer is not taken for a hang."""
     fsspec = require("fsspec", "reading a URL")
     return fsspec.callbacks.Callback(hooks={"beat": lambda *_, **__: HEARTBEAT.reading(target)})
 

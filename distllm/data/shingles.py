@@ -1,8 +1,8 @@
 """Texts as sets of hashed word n-grams.
 
 Words are runs of letters and digits, case folded; a character of a script that is written without
-spaces (Chinese, Japanese, Thai and their like) is a word of its own. Hashes are xxh3-64 of the UTF-8
-of a word, combined over an n-gram as a polynomial, so they depend on nothing but the text.
+spaces (such as Chinese, Japanese, Thai) is a word by itself. Hashes are xxh3-64 of the UTF-8
+of a word, combined over an n-gram as a polynomial, so they depend only on the text.
 
 Shapes: N words of a text, G n-grams.
 """
@@ -52,7 +52,7 @@ def hash_ngrams(words_N: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scatter 64 bits over 64 bits (the finaliser of MurmurHash3; products wrap by intention)."""
+    """Scatter 64 bits over 64 bits (the finaliser of MurmurHash3; products are meant to wrap)."""
     values = (values ^ (values >> _SHIFT)) * _MIX_1
     values = (values ^ (values >> _SHIFT)) * _MIX_2
     return values ^ (values >> _SHIFT)

@@ -38,7 +38,7 @@ _READ_IDS = 1 << 18
 class PackedSplit:
     """One split of a dataset directory, memory-mapped, with random access to its samples.
 
-    Two EOT in a row, which is what a forgotten document consists of, carry no loss.
+    There is no loss where EOT follows EOT, as in a forgotten document.
 
     Args:
         directory: the dataset directory.
@@ -152,7 +152,7 @@ class PackedSplit:
         samples_B: NDArray[np.int64],
         sample_ids_B: NDArray[np.int64],
     ) -> Batch:
-        """Return the samples ``samples_B`` as one batch whose rows are called ``sample_ids_B``.
+        """Return the samples ``samples_B`` as one batch with the row ids ``sample_ids_B``.
 
         Raises:
             IndexError, DataError: as ``read``.
@@ -264,7 +264,7 @@ class StepStream:
     def step(self, first_sample: int, number: int = 0) -> list[Batch]:
         """Return this rank's micro-batches of the global batch that starts at ``first_sample``.
 
-        ``number`` counts the steps before it, where their sizes differ. An error of the reading thread
+        ``number`` is the number of earlier steps, if their sizes differ. An error of the reading thread
         is raised here.
 
         Raises:
@@ -312,7 +312,7 @@ class StepStream:
     def _locate_from(
         self, first_sample: int, size: int, offset_B: NDArray[np.int64]
     ) -> dict[int, NDArray[np.int64]]:
-        """Return this rank's samples of this step and some of its size that follow, by their firsts."""
+        """Return this rank's samples of this and some later steps, by the first position of each."""
         steps = max(1, min(_LOCATED, self._split.num_samples) // offset_B.size)
         firsts = first_sample + np.arange(steps) * size
         source_N, _, sample_N = self.order.locate((firsts[:, None] + offset_B).ravel())
@@ -336,7 +336,7 @@ class StepStream:
 
 
 def _check_fields(directory: Path, manifest: Manifest, split: str) -> None:
-    """Refuse sources whose documents are no plain text: they have no stream of ids to cut."""
+    """Refuse sources whose documents are not plain text, because they have no stream of ids to cut."""
     for name, splits in manifest.sources.items():
         fields = manifest.fields[name]
         if split in splits and tuple(fields) != (TEXT,):

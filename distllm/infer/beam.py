@@ -1,4 +1,4 @@
-"""Beam search: keep the K likeliest continuations of a text instead of the likeliest token.
+"""Beam search: keep the K most likely continuations of a text instead of only the best one.
 
 A finished text is scored by its log-probability divided by its length to the power of
 ``length_penalty``. Ties, the rules by which a row is done, and the treatment of the longest length

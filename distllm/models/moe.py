@@ -1,4 +1,4 @@
-"""A mixture of experts in place of an MLP: each token is answered by the few that its router prefers.
+"""A mixture of experts in place of an MLP: a router chooses a few experts for each token.
 
 No token is dropped and no expert has a capacity, so a text's logits do not depend on what else is in
 the batch.
@@ -25,7 +25,7 @@ _BLOCK_ROWS = 32
 
 
 class MixtureOfExperts(nn.Module):
-    """Gated MLPs of which each token uses the k likeliest, weighted by their router's softmax.
+    """Gated MLPs; each token uses the k most likely ones, weighted by the router's softmax.
 
     Shazeer et al. 2017; Jiang et al. 2024. The experts' matrices are stacked: ``gate_up_proj`` is
     (E, 2 I, C), gate before up, and ``down_proj`` (E, C, I). Where ranks hold different experts
@@ -90,9 +90,9 @@ class MixtureOfExperts(nn.Module):
 
 
 def part_experts(model: nn.Module, group: ExpertGroup) -> OwnExperts:
-    """Leave a rank the experts that are its own, and let tokens travel to the others, in place.
+    """Keep only this rank's experts, and send tokens to the ranks of the others, in place.
 
-    Their weights are no parameters of the model any more; they are returned, with the names they had.
+    The weights are no longer parameters of the model; they are returned by their former names.
     """
     own = {}
     for name, module in model.named_modules():

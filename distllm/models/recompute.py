@@ -1,8 +1,8 @@
-"""Activation checkpointing: keep less of forward, and compute it again in backward.
+"""Activation checkpointing: keep less of the forward pass, and compute it again in the backward pass.
 
-``full`` keeps only the input of each block (Chen et al. 2016). ``selective`` keeps what matrix
-products and attention put out and computes the cheap rest again (Korthikanti et al. 2022): nearly
-the memory of the element-wise operations is saved for a few per cent of time.
+``full`` keeps only the input of each block (Chen et al. 2016). ``selective`` keeps the outputs of
+matrix products and attention and computes the rest again, which is cheap (Korthikanti et al. 2022):
+it saves the memory of element-wise operations for a few per cent of time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ _ATTENTION = ("attention", "_documents")
 
 
 def recompute_blocks(model: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
-    """Let each block of a stack keep less for backward, in place.
+    """Make each block of a stack keep less for the backward pass, in place.
 
-    Blocks are wrapped inside their hooks, so that an engine may gather weights around and inside
-    them, in forward and once more in backward. What a block draws at random is drawn alike again.
+    Blocks are wrapped inside their hooks, so that an engine can gather weights around and inside
+    them, in the forward pass and again in the backward pass. Random numbers of a block are the same
+    both times.
     """
     if mode == "none":
         return
@@ -53,16 +54,16 @@ def _recomputed(forward: Callable[..., Any], options: dict[str, Any]) -> Callabl
 
 
 def _keeping_contexts() -> tuple[TorchDispatchMode, TorchDispatchMode]:
-    """Return what forward and its repetition run in: results that forward kept are not computed again."""
+    """Return contexts for the forward pass and its repetition, which does not recompute kept results."""
     forward, again = create_selective_checkpoint_contexts(_keep)  # type: ignore[no-untyped-call]
     return _Narrowed(forward), _Narrowed(again)
 
 
 class _Narrowed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Shows a mode of selective checkpointing products and attention, and nothing else.
+    """Passes only products and attention to a mode of selective checkpointing.
 
-    The mode requires the repetition to call what forward called, each operator as often. What an engine
-    does around layers to gather weights and to free them differs between the two: it looks ahead.
+    The mode requires the repetition to call the same operators equally often. But an engine that gathers
+    and frees weights around layers, and prefetches them, calls other operators in the repetition.
     """
 
     def __init__(self, mode: TorchDispatchMode) -> None:

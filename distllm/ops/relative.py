@@ -40,8 +40,8 @@ def relative_buckets(distance_R: Tensor, num_buckets: int, farthest: int, *, cau
 def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
     """Return slopes_H: each head's penalty per position of distance (Press et al. 2022, section 3).
 
-    Slopes are geometric, from 2 ** (-8 / H) on; for a number of heads that is no power of two the
-    missing ones are every other slope of twice as many heads.
+    Slopes are geometric and begin with 2 ** (-8 / H). If H is not a power of two, the missing ones are
+    every other slope for twice as many heads.
     """
     whole = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8 * (head + 1) / whole) for head in range(whole)]

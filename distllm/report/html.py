@@ -30,7 +30,7 @@ def cells(values: Iterable[str], kind: str = "") -> str:
 
 
 def number(value: Any) -> str:
-    """``7.1234``, ``1.2e+09``; what is no finite number as it is."""
+    """Return a number as ``7.1234`` or ``1.2e+09``, and any other value as ``str`` does (None: a dash)."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return "–" if value is None else str(value)
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.5g}"

@@ -149,7 +149,7 @@ def _lane(run: RunFacts, logbook: Logbook) -> str:
 
 
 def _day_and_time(seconds: float) -> str:
-    """Return a date and a time of day, each whole on a line where there is no room for both."""
+    """Return a date and a time of day, which a line break may separate but not split."""
     return " ".join(f"<span>{part}</span>" for part in clock(seconds).split())
 
 

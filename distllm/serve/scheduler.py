@@ -54,7 +54,7 @@ class Request:
         tell: called on the scheduler's thread with each new piece of text, and finally with an `Ending`.
         new_ids: the ids drawn so far.
         text: their text.
-        sent: how many characters of it were told.
+        sent: how many characters of it were sent.
         cancelled: may be set by any thread to give the request up.
     """
 

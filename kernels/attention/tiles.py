@@ -33,7 +33,7 @@ class Tile:
     streams: bool = False
 
 
-# Head widths that are no power of two use the row of the next one. A row holds the tiles of the forward
+# Head widths that are not a power of two use the row of the next power. A row holds the tiles of the forward
 # pass, of dK and dV, and of dQ.
 _ROWS: dict[tuple[int, int, Width], tuple[Tile, Tile, Tile]] = {
     (80, 64, "half"): (Tile(128, 64, 8, 3), Tile(32, 128, 8, 2), Tile(128, 64, 8, 2)),

@@ -1,13 +1,13 @@
-"""The global decision: which documents, lines and paragraphs go, and for which they make way.
+"""The global decision: which documents, lines and paragraphs are dropped, and which are kept instead.
 
-Of equal or similar documents the one of highest *precedence* stays: lowest priority number of its
-source, then longest, then lowest hash of its id. Precedence depends on the documents alone, so the
+Of equal or similar documents the one of highest *precedence* is kept: lowest priority number of its
+source, then longest, then lowest hash of its id. Precedence depends only on the documents, so the
 decision is the same for any order of input and any division into units.
 
-Memory does not grow with the corpus: what there is of every document lies in mapped files (`scratch`),
-about 150 bytes each while the decision is made; lines and paragraphs are sorted by ranges of their hashes
-on the disk (`spill`). Documents are named by their rank, 0 the highest precedence, wherever precedence
-matters: the first of a group is then its lowest number. What goes is spelled out for one unit at a time.
+Memory does not grow with the corpus: facts about every document are kept in mapped files (`scratch`),
+about 150 bytes each during the decision; lines and paragraphs are sorted on disk by ranges of their
+hashes (`spill`). Where precedence matters, documents are named by their rank (0 is the highest), so the
+first of a group has the lowest number. The decision is listed for one unit at a time.
 
 Shapes: N documents of all units together, D documents of one unit, M some of all, L pieces of text.
 """
@@ -56,7 +56,7 @@ class Unit:
 
 
 def decide(units: Sequence[Unit], config: DedupConfig, scratch: Path | None = None) -> Sequence[Decision]:
-    """Return what goes from each unit.
+    """Return what each unit loses.
 
     Args:
         units: the signed documents, in any order and division.
@@ -139,16 +139,16 @@ class _Corpus:
 
 
 def _mark(verdicts: Verdicts, place_N: NDArray[np.uint64], rule: str) -> None:
-    """Note which of the documents that are left make way by ``rule`` to one of equal place.
+    """Drop, by ``rule``, all but the first of the remaining documents with equal place.
 
-    Only those that are left are compared: a document that has gone must take no other with it.
+    Dropped documents are not compared, so they cannot cause another to be dropped.
     """
     for again_M, first_M in repeats_of(verdicts.staying_by_place(place_N)):
         verdicts.mark(again_M, first_M, rule)
 
 
 def _pieces_that_go(corpus: _Corpus, verdicts: Verdicts, scratch: Path | None) -> NDArray[np.uint64]:
-    """Of equal lines or paragraphs the first of the document of highest precedence stays.
+    """Return the repeated lines or paragraphs; the first in the document of highest precedence is kept.
 
     Returns:
         For each of the others the number of its document, above its number in there, ascending.
@@ -164,7 +164,7 @@ def _pieces_that_go(corpus: _Corpus, verdicts: Verdicts, scratch: Path | None) -
 
 
 def _pieces(corpus: _Corpus, verdicts: Verdicts) -> Iterator[NDArray[Any]]:
-    """Yield the pieces of the documents that stay, unit by unit."""
+    """Yield the pieces of the documents that are kept, unit by unit."""
     for unit, start in zip(corpus.units, corpus.starts, strict=False):
         hashes_L, places_L2 = unit.signed.pieces()
         rank_L = corpus.rank_N[places_L2[:, 0] + start]

@@ -1,4 +1,4 @@
-"""What the global decision says, kept in files and spelled out for one unit at a time.
+"""The global decision, kept in files and listed for one unit at a time.
 
 Shapes: N documents of all units together, M some of them, D documents of one unit, L lines or paragraphs
 that go.
@@ -25,12 +25,12 @@ RULES = ("", DUPLICATE, DUPLICATE_ID, NEAR_DUPLICATE)
 
 @dataclass(slots=True)
 class Decision:
-    """What goes from one unit.
+    """What one unit loses.
 
     Attributes:
         kind: what pieces are, as in ``dedup.pieces``.
-        documents: row → rule and id of the document that stays.
-        pieces: row → numbers of the lines or paragraphs that go.
+        documents: row → rule, and id of the document that is kept.
+        pieces: row → numbers of the dropped lines or paragraphs.
     """
 
     kind: str
@@ -39,9 +39,9 @@ class Decision:
 
 
 class Verdicts:
-    """For which document each makes way, itself if it stays, and by which of `RULES`, [N], by rank.
+    """The document kept instead of each (itself if it is kept), and the rule of `RULES`, [N], by rank.
 
-    Rank is precedence, 0 the highest; a document makes way only for one of lower rank.
+    Rank is precedence, 0 the highest; a document is only replaced by one of lower rank.
 
     Args:
         order_N: numbers of the documents by rank.
@@ -56,16 +56,16 @@ class Verdicts:
         self._keep(order_N.size)
 
     def stays(self, rank_M: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Return which of the documents make way for none."""
+        """Return which of the documents are kept."""
         return np.asarray(self.keeper_N[rank_M] == rank_M)
 
     def mark(self, rank_M: NDArray[np.uint64], keeper_M: NDArray[np.uint64], rule: str) -> None:
-        """Note that documents make way."""
+        """Note that documents are dropped in favour of others."""
         self.keeper_N[rank_M] = keeper_M
         self.rule_N[rank_M] = RULES.index(rule)
 
     def staying_by_place(self, place_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Return the place, above the rank, of each document that stays so far, ascending, [M].
+        """Return the place (high bits) and rank (low bits) of each document kept so far, ascending, [M].
 
         Args:
             place_N: what is compared, by number.
@@ -79,7 +79,7 @@ class Verdicts:
         return ordered_M
 
     def settle(self, fixed: int) -> None:
-        """Let the first ``fixed`` documents stay, and the others make way for such as stay themselves."""
+        """Keep the first ``fixed`` documents, and replace each other one by a kept document."""
         for span in spans(self.keeper_N.size):
             for _ in range(2):  # each of the three rules may take what an earlier one made way for
                 self.keeper_N[span] = self.keeper_N[self.keeper_N[span]]
@@ -91,12 +91,12 @@ class Verdicts:
 
 
 class Decisions(Sequence[Decision]):
-    """What goes from each unit, spelled out when it is asked for.
+    """What each unit loses, listed on request.
 
     Args:
         kind: what pieces are.
         units: all signed documents, whose numbers follow on across units.
-        verdicts: what becomes of each document.
+        verdicts: the decision on each document.
         pieces_L: lines or paragraphs that go: number of the document, above its own in there, ascending.
     """
 

@@ -35,7 +35,7 @@ class Decontaminator:
 
     Args:
         paths: text files, JSON lines, or dataset directories (their valid split).
-        ngram: words in a row that may not be shared.
+        ngram: how many consecutive words may not be shared.
     """
 
     def __init__(self, paths: Sequence[str], ngram: int) -> None:

@@ -1,8 +1,8 @@
-"""Order and equality of more values than memory holds.
+"""Sorting and comparing more values than fit into memory.
 
-All arrays of a value a document lie in files (`scratch`) and are gone through a span at a time. Only
-arrays of uint64 are sorted, in place, which needs no memory. Whatever is to be ordered is therefore
-first replaced by its *place*, the number of different values below it, which has 32 bits: a pair of
+Arrays with a value for each document are kept in files (`scratch`) and processed in spans. Only
+arrays of uint64 are sorted, in place, which needs no memory. Values to be ordered are therefore
+first replaced by their *place*, the number of different values below it, which has 32 bits: a pair of
 places, or a place and the number of a document, then sorts as one uint64.
 
 Shapes: N documents, M some of them.

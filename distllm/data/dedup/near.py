@@ -1,12 +1,12 @@
 """Nearly equal documents: candidates by bands of MinHash signatures, each checked against its keeper.
 
 In every band the documents of one bucket are compared with the bucket's first by precedence. A
-document goes only if its estimated similarity *to the document that stays* reaches the bound: where
-the first has itself gone, the comparison is with what it made way for. So a chain of documents, each
-like the next, does not end as one cluster whose ends have nothing in common.
+document is dropped only if its estimated similarity *to a document that is kept* reaches the bound: if
+the first has been dropped itself, the comparison is with the document that replaced it. So a chain of
+documents, each similar to the next, does not become one cluster whose ends have nothing in common.
 
-Documents are named by their rank, 0 the highest precedence. Pairs of a document and the first of a bucket
-of it, nearly always the same one in all bands, lie in a file (`scratch`), 8 bytes each and band.
+Documents are named by their rank; 0 is the highest precedence. Pairs of a document and the first of its
+bucket (nearly always the same in all bands) are kept in a file (`scratch`), 8 bytes per pair and band.
 
 Shapes: N documents of all units, M some of them, E pairs, P permutations.
 """
@@ -33,12 +33,12 @@ def mark_near_duplicates(
     config: DedupConfig,
     files: Scratch,
 ) -> None:
-    """Let each document that is like one of higher precedence make way for it.
+    """Drop each document that is similar to one of higher precedence.
 
     Args:
         units: the signatures.
         starts: number of each unit's first document.
-        verdicts: documents that go by another rule are not compared.
+        verdicts: documents dropped by another rule are not compared.
         config: bands, rows and the bound.
         files: for what there is of every document.
     """

@@ -23,11 +23,11 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Removals:
-    """What goes from one unit, read when the first document asks, and held until another unit is asked.
+    """What one unit loses; read for its first document, and kept until another unit is read.
 
     Attributes:
         path: the file that `save` wrote.
-        digest: of that file: what follows depends on nothing else.
+        digest: digest of that file; later stages depend only on it.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Removals:
         return cls(path, digest_bytes(content))
 
     def apply(self, row: int, document: Document) -> Document | Dropped:
-        """Return ``document`` without the lines and paragraphs that go, or the reason why all of it goes."""
+        """Return ``document`` without its dropped lines and paragraphs, or why all of it is dropped."""
         if (verdict := self._content["documents"].get(str(row))) is not None:
             rule, keeper = verdict
             return Dropped.of(document, rule, _REASONS[rule].format(keeper=keeper))
@@ -59,7 +59,7 @@ class Removals:
         return Document(document.id, {**document.fields, TEXT: left.strip("\n")}, document.language)
 
     def cut(self, row: int, document: Document) -> Dropped | None:
-        """Return what is cut out of ``document`` while the rest of it stays, with the first such piece."""
+        """Return what is cut out of ``document`` if the rest is kept, with the first such piece."""
         gone = self._content["pieces"].get(str(row), ())
         if not gone or TEXT not in document.fields:
             return None

@@ -1,4 +1,4 @@
-"""What the decision on duplicates needs to know of each document, in a few arrays.
+"""Arrays of facts about each document for the decision on duplicates.
 
 MinHash signatures (Broder, "On the resemblance and containment of documents", 1997) are of word
 n-grams, cut into bands (Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4): two
@@ -48,7 +48,7 @@ class Ids:
 
 @dataclass(frozen=True, slots=True)
 class SignedDocuments:
-    """The signatures of one unit, read from ``directory`` as they are asked for."""
+    """The signatures of one unit, read from ``directory`` on request."""
 
     directory: Path
 

@@ -1,8 +1,8 @@
-"""What occurs again among more records than memory holds.
+"""Finding repeats among more records than fit into memory.
 
-Records are sorted a bounded number at a time. What repeats within one such batch is known at once;
-the firsts of each batch go to files by range of their hash, and each file is sorted once more. So a
-hash that occurs often costs no more than one record a batch, and every file is of bounded size.
+A bounded number of records is sorted at a time, which finds the repeats within one batch. The first
+record of each hash is written to a file for its range of hashes, and each file is sorted again. So a
+frequent hash takes at most one record per batch, and every file has a bounded size.
 
 Shapes: L records, P parts (files).
 """

@@ -1,4 +1,4 @@
-"""The documents of a prepared dataset, decoded: what `against` and evaluation sets are compared by."""
+"""The decoded documents of a prepared dataset, for `against` and for evaluation sets."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Questions with answers as a dataset keeps them, and where the ids of a context stand in its text.
+"""How a dataset stores questions with answers, and which characters of a context its ids cover.
 
-An answer is a stretch of characters of its context. Ids of a lossless tokenizer are bytes of the text, so
-both are found from the ids. Others (WordPiece, SentencePiece) change text before they cut it: then the
-field of the answers holds the bytes of a JSON object, with the answers and the context as it was, and
-the places of ids are what the tokenizer says of that text.
+An answer is a range of characters of its context. A lossless tokenizer gives the text back, so its ids
+are enough. Others (WordPiece, SentencePiece) normalise text first: then the field of the answers holds
+the bytes of a JSON object with the answers and the original context, and the tokenizer says which
+characters of that context each id covers.
 
 Shapes: C ids of a context.
 """
@@ -27,7 +27,7 @@ CONTEXT, QUESTION = "context", "question"
 
 
 def encode_answers(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Packed:
-    """Return what the field of the answers holds, of documents with the fields of questions."""
+    """Return the content of the field ``answers`` for documents with the fields of questions."""
     if tokenizer.lossless:
         return tokenizer.encode_packed([fields[ANSWERS] for fields in documents])
     whole = [
@@ -40,7 +40,7 @@ def encode_answers(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer)
 
 
 def question_record(question: Ids, context: str, tokenizer: Tokenizer) -> Record:
-    """Return the record of a question that nobody has answered."""
+    """Return the record of a question without an answer."""
     held = encode_answers([{CONTEXT: context, ANSWERS: "[]"}], tokenizer).ids_M
     ids = np.array(tokenizer.encode(context), dtype=np.int64)
     return {CONTEXT: ids, QUESTION: question, ANSWERS: held.astype(np.int64)}
@@ -56,7 +56,7 @@ def answers_of(record: Record, tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 
 def context_of(record: Record, tokenizer: Tokenizer) -> str:
-    """Return the context as it was.
+    """Return the original context.
 
     Raises:
         DataError: the record does not hold it.
@@ -69,7 +69,7 @@ def context_of(record: Record, tokenizer: Tokenizer) -> str:
 def places_of(
     record: Record, context: str, tokenizer: Tokenizer
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where in its text each id of a context begins, and where it ends, in characters.
+    """Return the characters of the text at which each id of a context begins and ends.
 
     An id that is a part of a character begins and ends with it.
 

@@ -1,6 +1,6 @@
-"""Framings of documents that hold JSON: conversations, and questions to be answered in words.
+"""Framings of documents that hold JSON: conversations, and questions with generated answers.
 
-Their ids are decoded, rendered and encoded again, once to measure them and once for each use.
+Their ids are decoded, rendered and encoded again: once to know the length, and again for each use.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def messages_of(record: Record, tokenizer: Tokenizer) -> list[Any]:
 
 
 class _Rendered:
-    """What measures documents by framing them."""
+    """Measures documents by framing them."""
 
     fields: tuple[str, ...]
     one_a_row = False
@@ -61,10 +61,10 @@ class _Rendered:
 
 
 class Conversations(_Rendered):
-    """A conversation in the tokenizer's chat template; the loss is on what the assistant says.
+    """A conversation in the tokenizer's chat template; the loss is on the assistant's messages.
 
-    That includes the mark that ends its message. Without a template it is ChatML, whose marks are ids
-    where the tokenizer has them as special tokens, and spelled out where it has not.
+    That includes the token that ends a message. Without a template it is ChatML; its marks are written
+    as text if the tokenizer does not have them as special tokens.
 
     Args:
         tokenizer: of the dataset.
@@ -111,7 +111,7 @@ class AnsweredQuestions(_Rendered):
         self.unanswerable = unanswerable
 
     def answer(self, record: Record) -> Ids:
-        """Return the ids of the answer to be learnt."""
+        """Return the ids of the answer that is trained on."""
         answers = answers_of(record, self._tokenizer)
         text = answers[0]["text"] if answers else self.unanswerable
         return np.array(self._tokenizer.encode(text), dtype=np.int64)

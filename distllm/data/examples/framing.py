@@ -1,4 +1,4 @@
-"""What a framing does: from a document with several fields to the segments of ids a task trains on.
+"""Framings: from a document with several fields to the segments of ids that a task trains on.
 
 Shapes: N documents of a shard, E examples, P positions of one segment.
 """
@@ -20,7 +20,7 @@ Record = Mapping[str, Ids]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Inputs and targets of one stretch of positions that sees nothing outside itself."""
+    """Inputs and targets of consecutive positions that attend only to each other."""
 
     tokens_P: Ids
     targets_P: Ids
@@ -44,7 +44,7 @@ class Segment:
         return Segment.unscored(self.tokens_P)
 
     def cut(self, length: int) -> Segment:
-        """Return the first positions of it."""
+        """Return the segment cut to its first positions."""
         return Segment(self.tokens_P[:length], self.targets_P[:length])
 
 
@@ -57,13 +57,13 @@ class Example:
 
 
 def forgotten(record: Record, eot_id: int) -> bool:
-    """Whether a document was removed: all of its ids have become EOT."""
+    """Whether a document was forgotten: all its ids are EOT."""
     return all(bool((ids == eot_id).all()) for ids in record.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The examples of a shard, in order: their document, which of its examples they are, their sizes."""
+    """The examples of a shard in order: the document, the number in the document, and the sizes of each."""
 
     row_E: NDArray[np.int64]
     part_E: NDArray[np.int64]
@@ -72,7 +72,7 @@ class Measured:
 
     @classmethod
     def one_each(cls, tokens_N: NDArray[np.int64], source_N: NDArray[np.int64] | None = None) -> Measured:
-        """Return one example a document with these sizes."""
+        """Return one example for each document, with these sizes."""
         nothing_N = np.zeros_like(tokens_N)
         sources = nothing_N if source_N is None else source_N
         return cls(np.arange(tokens_N.size), nothing_N, tokens_N, sources)
@@ -86,7 +86,7 @@ class Framing(Protocol):
     """How a task frames documents. A pure function of the ids of a document.
 
     Attributes:
-        fields: the fields a document must have; each must hold something.
+        fields: the fields that a document must have; none may be empty.
         one_a_row: whether a row holds one example only.
         has_source: whether an example reads a source.
     """

@@ -1,6 +1,6 @@
-"""Framings of documents whose fields are texts: what they become follows from the number of ids.
+"""Framings of documents whose fields are texts; sizes follow from the number of ids.
 
-``eot`` ends texts, and opens those that a model writes, unless one from elsewhere begins with another id;
+``eot`` ends texts, and begins those that a model writes, unless an imported model begins with another id;
 ``fixed`` texts between the fields are encoded once.
 """
 
@@ -63,10 +63,10 @@ def rendered_size(parts: list[str | Ids], sizes: Sizes) -> NDArray[np.int64]:
 
 
 class EncoderDecoderPairs:
-    """Source and EOT for the encoder; the decoder goes from its beginning through the target to EOT.
+    """Source and EOT for the encoder; the decoder's text is its first id, the target and EOT.
 
     Attributes:
-        begin: the id that the decoder begins with; EOT, as in all that is trained here, if none is given.
+        begin: the first id of the decoder; EOT if none is given, as for all models trained here.
     """
 
     fields: tuple[str, ...] = (SOURCE, TARGET)
@@ -118,7 +118,7 @@ class DecoderPairs:
 
 
 class ContrastivePairs:
-    """A query and the passage that answers it, each enclosed and in a row of its own."""
+    """A query and its passage, each between EOTs and in its own row."""
 
     fields: tuple[str, ...] = (SOURCE, TARGET)
     one_a_row = True
@@ -140,7 +140,7 @@ class ContrastivePairs:
 
 
 class PreferencePairs:
-    """Two segments in one row, the prompt with the answer that was preferred and with the other."""
+    """Two segments in one row: the prompt with the preferred answer, and the prompt with the other."""
 
     fields: tuple[str, ...] = (PROMPT, CHOSEN, REJECTED)
     one_a_row = False

@@ -1,4 +1,4 @@
-"""Prompts of a trained model: framed as its training examples were, up to where the model takes over."""
+"""Prompts for a trained model: the frame of its training examples up to the text that it generates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distllm.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is given.
+    """The input of a model.
 
     Attributes:
         ids: what the decoder's text begins with.

@@ -1,4 +1,4 @@
-"""The documents of one shard, field by field, every block proven before it is used.
+"""The documents of one shard, field by field, every block verified before it is used.
 
 Shapes: N documents, M ids of one field.
 """
@@ -65,7 +65,7 @@ class ShardRecords:
         return record
 
     def name(self, row: int) -> str:
-        """Return how messages call document ``row``."""
+        """Return the name of document ``row`` in messages."""
         return repr(shard_ids(self._directory, self._shard)[row] or "a forgotten document")
 
     def holding(self, start: int, stop: int) -> NDArray[np.int64]:

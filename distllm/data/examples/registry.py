@@ -58,7 +58,7 @@ def framing_of(
 ) -> Framing:
     """Return the framing of a source's documents for the task of ``config``.
 
-    ``begin`` is what texts begin with for a model from elsewhere that was not trained to begin with EOT.
+    ``begin`` is the first id of texts, for an imported model that was not trained to begin with EOT.
 
     Raises:
         DataError: the task has no use for documents with these fields.

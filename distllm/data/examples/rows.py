@@ -1,7 +1,7 @@
 """How the examples of a source become rows: whole, in order, as many as fit both widths.
 
-Examples never cross shards, so a row belongs to one shard. The last column of a row's source stays
-padding, so that the padding of its tokens has something to look at.
+Examples never cross shards, so a row belongs to one shard. The last column of a row's source is always
+padding, so that the padding of its tokens has something to attend to.
 
 Shapes: E examples of a shard, R rows of a shard.
 """
@@ -34,15 +34,15 @@ class SourceExamples:
         framing: what the task makes of a document.
         seq_len: T, the tokens of a row.
         source_len: S, the source tokens of a row.
-        too_long: what becomes of an example that no row holds.
-        eot_id: what the ids of a forgotten document are.
-        one_a_row: whether each example has a row of its own, whatever the task.
+        too_long: what to do with an example that is longer than a row.
+        eot_id: the id that fills forgotten documents.
+        one_a_row: whether each example has its own row, for any task.
 
     Attributes:
         samples: how many rows each shard has.
         examples: examples of all rows.
         dropped: examples that were too long.
-        tokens: positions in all rows that are no padding, of the tokens.
+        tokens: ids in all rows, without padding and without sources.
 
     Raises:
         DataError: a document is empty, cannot be framed, or is too long and the policy is ``fail``.
@@ -131,7 +131,7 @@ class SourceExamples:
         return shard, sample - int(self._ends_K[shard]) + self.samples[shard]
 
     def _fitting(self, records: ShardRecords, measured: Measured) -> Measured:
-        """Return the examples that rows can hold, after what the policy does with the others."""
+        """Return the examples that fit into rows, after the policy was applied to the others."""
         limit, source_limit = self._seq_len, self._source_len - 1
         long_E = (measured.tokens_E > limit) | (measured.source_E > source_limit)
         if not long_E.any():

@@ -26,7 +26,7 @@ from distllm.errors import DataError
 class ExampleSplit:
     """Rows of whole examples, for the task of a configuration; see `PackedSplit` for plain text.
 
-    The examples of a row depend on the dataset and the configuration alone. Within a row each segment
+    The examples of a row depend only on the dataset and the configuration. Within a row each segment
     of an example is a segment of the batch, and padding is the last one.
 
     Args:
@@ -103,7 +103,7 @@ class ExampleSplit:
         return self._rows[source].holding(shard, start, stop)
 
     def batch(self, samples_B: NDArray[np.int64], sample_ids_B: NDArray[np.int64]) -> Batch:
-        """Return the samples ``samples_B`` as one batch whose rows are called ``sample_ids_B``."""
+        """Return the samples ``samples_B`` as one batch with the row ids ``sample_ids_B``."""
         return self.read(samples_B, sample_ids_B)[0]
 
     def read(

@@ -1,10 +1,9 @@
 """Extractive questions: windows of the context, and the places where an answer starts and ends.
 
-A window is EOT (``[CLS]`` where the tokenizer has one), the question, EOT, a stretch of the context,
-EOT. A long context has several, each
-``stride`` ids after the one before (Devlin et al. 2019, section 4.2). The targets of a window are
-flags: ``CANDIDATE`` where an answer may start or end (the context, and the first position, which
-stands for "no answer here"), ``START`` and ``END`` added where it does.
+A window is EOT (``[CLS]`` where the tokenizer has one), the question, EOT, a part of the context,
+EOT. A long context has several windows, each ``stride`` ids after the one before (Devlin et al. 2019,
+section 4.2). The targets of a window are flags: ``CANDIDATE`` where an answer may start or end (the
+context, and the first position, which means "no answer here"), plus ``START`` and ``END`` where it does.
 
 Shapes: N documents, W windows, P positions of a window, C ids of a context.
 """
@@ -33,7 +32,7 @@ _MARKS = 3
 
 
 class AnswerSpans:
-    """Windows of questions; answers are found by their place in the context, in characters.
+    """Windows of questions; the position of an answer is given in characters of the context.
 
     Args:
         tokenizer: of the dataset.
@@ -94,7 +93,7 @@ class AnswerSpans:
         return part * self._stride
 
     def stretch(self, record: Record, first: int, last: int) -> tuple[int, int]:
-        """Return where the ids ``first`` to ``last`` of a context begin and end in its text, in characters.
+        """Return the characters at which the ids ``first`` to ``last`` of a context begin and end.
 
         Without the spaces around them.
         """
@@ -105,7 +104,7 @@ class AnswerSpans:
         return begin + len(found) - len(found.lstrip()), end - len(found) + len(found.rstrip())
 
     def answer_text(self, record: Record, first: int, last: int) -> str:
-        """Return the text of the ids ``first`` to ``last`` of a context, as it stands there."""
+        """Return the text of the ids ``first`` to ``last`` of a context, as it is written there."""
         begin, end = self.stretch(record, first, last)
         return context_of(record, self._tokenizer)[begin:end]
 

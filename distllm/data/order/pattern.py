@@ -1,12 +1,12 @@
-"""Which source each slot of a mixture belongs to: integer quotas in a block, spread as evenly as can be.
+"""Which source each slot of a mixture belongs to: integer quotas in a block, spread evenly.
 
 The slots are assigned by Tijdeman's rule ("The chairman assignment problem", 1980): of the sources
 whose next turn has come, the one with the earliest deadline. With k sources and shares w_s, after
-every prefix of n slots each source was drawn n * w_s times, give or take 1 - 1 / (2k - 2), which no
-other rule can lower for all shares. A block repeats, so the bound holds without end.
+every prefix of n slots each source was drawn n * w_s times, with a deviation of at most
+1 - 1 / (2k - 2). No other rule has a lower bound for all shares. A block repeats, so the bound always holds.
 
-A block is held as a table. Shares that need a longer one, such as those of sources drawn as often as
-they have samples, are dealt out by ``TreePattern`` instead, with a slightly wider bound.
+A block is stored as a table. Shares that need too long a table, such as sources drawn in proportion to
+their samples, use ``TreePattern`` instead, with a slightly wider bound.
 
 Shapes: B slots of a block, N slots.
 """
@@ -60,7 +60,7 @@ class Pattern(Protocol):
     """The endless slots of a mixture.
 
     Attributes:
-        quotas: of ``sum(quotas)`` slots, how many belong to each source.
+        quotas: slots of each source in ``sum(quotas)`` slots.
     """
 
     quotas: tuple[int, ...]

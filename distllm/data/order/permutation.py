@@ -1,4 +1,4 @@
-"""Permutations of any range that need no memory.
+"""Permutations of any range in constant memory.
 
 A keyed Feistel network permutes the smallest power-of-two range that holds the samples; values
 outside are walked along their cycle until they fall inside (Black and Rogaway, "Ciphers with
@@ -84,7 +84,7 @@ def _feistel(value_N: NDArray[np.uint64], bits: int, keys: tuple[np.uint64, ...]
 def _inverse_feistel(
     value_N: NDArray[np.uint64], bits: int, keys: tuple[np.uint64, ...]
 ) -> NDArray[np.uint64]:
-    """Undo ``_feistel``: an even number of rounds leaves the two widths where they were."""
+    """Undo ``_feistel``: after an even number of rounds both widths are the original ones."""
     low_bits, high_bits = bits // 2, bits - bits // 2
     low_N = value_N & _mask(low_bits)
     high_N = value_N >> np.uint64(low_bits)
@@ -100,7 +100,7 @@ def _mask(bits: int) -> np.uint64:
 
 
 def _mix(value_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scatter 64 bits over 64 bits (the finaliser of SplitMix64; products wrap by intention)."""
+    """Scatter 64 bits over 64 bits (the finaliser of SplitMix64; products are meant to wrap)."""
     value_N = (value_N ^ (value_N >> _SHIFT_1)) * _MIX_1
     value_N = (value_N ^ (value_N >> _SHIFT_2)) * _MIX_2
     return value_N ^ (value_N >> _SHIFT_3)

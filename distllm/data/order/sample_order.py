@@ -1,9 +1,9 @@
-"""What a run sees at each position: a pure function of (sources, phases, seed, position).
+"""The sample at each position of a run: a pure function of (sources, phases, seed, position).
 
-Nothing is stored that grows with the samples: a position is found in its phase, in its block of the
-phase's pattern, in its source's count, and in that count's epoch, each by arithmetic. Phases are
-append-only: a source's count goes on from one phase to the next, so what comes later cannot change
-what came before, and no sample is lost or repeated where a phase begins.
+Memory does not grow with the number of samples: arithmetic finds a position's phase, its block of the
+phase's pattern, the count of its source, and the epoch of that count. Phases are append-only and a
+source's count continues from one phase to the next, so a later phase cannot change an earlier one, and
+no sample is lost or repeated where a phase begins.
 
 Shapes: N positions.
 """
@@ -101,7 +101,7 @@ class SampleOrder:
         return source_N, epoch_N, sample_N
 
     def positions_of(self, source: int, sample: int, below: int) -> list[int]:
-        """Return every position under ``below`` that holds this sample, ascending: one an epoch."""
+        """Return every position under ``below`` that holds this sample, ascending: one per epoch."""
         shuffle, found = self._shuffles[source], list[int]()
         drawn = self.drawn(below)[source]
         for epoch in range(-(-drawn // shuffle.total) if drawn else 0):

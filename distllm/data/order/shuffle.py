@@ -2,7 +2,7 @@
 
 Without a window all samples of an epoch are permuted. With a window of n shards, the shards are
 permuted first; then every n of them, in that order, form a window inside which samples are permuted.
-A reader of the second kind has n shards open at a time, which bounds a cache.
+With a window, a reader needs only n shards at a time, which bounds a cache.
 
 Shapes: N places in an epoch or samples, K shards.
 """
@@ -22,7 +22,7 @@ _LAYOUTS_KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class SourceSamples:
-    """A source as the order sees it: its name and how many samples begin in each of its shards."""
+    """A source's name, and how many samples begin in each of its shards."""
 
     name: str
     shards: tuple[int, ...]
@@ -43,7 +43,7 @@ class _Layout:
 
 
 class EpochShuffle:
-    """Permutes the samples of one source, in every epoch in another way.
+    """Permutes the samples of one source, differently in every epoch.
 
     Args:
         samples: the source.

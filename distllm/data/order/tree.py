@@ -1,11 +1,11 @@
-"""Slots of a mixture whose shares need more slots than a table can hold, dealt out by arithmetic.
+"""Slots of a mixture whose shares need more slots than a table can hold, assigned by arithmetic.
 
 The sources are the leaves of a binary tree. A node of weight w whose left side weighs a gives the
 left side floor((n * a + w // 2) / w) of its first n slots, and the right side the others. A split
-is at most half a slot away from its share, and what it deals on is weighed by the share of the side,
-so that after every prefix a source is 1 / 2 + p / 2 + p p' / 2 + … slots away at most, over the
-shares p of its path. Sides are of nearly equal weight, which keeps that below 1 for up to three
-sources and below 3 / 2 for up to eight. After a multiple of the total it is 0.
+deviates from its share by at most half a slot, and passes a deviation on in proportion to the share of
+the side. So after every prefix a source deviates by at most 1 / 2 + p / 2 + p p' / 2 + … slots, over the
+shares p of its path. The sides have nearly equal weight, which keeps the deviation below 1 for up to
+three sources and below 3 / 2 for up to eight. After a multiple of the total it is 0.
 
 Shapes: N slots, C of them at one node.
 """

@@ -1,7 +1,7 @@
 """The last stages: cut the encoded documents into shards, and put the dataset together.
 
 Documents of a split follow each other in canonical order (sources by name, parts by path), and
-where a shard ends depends on their lengths alone, so shards can be written by any process.
+where a shard ends depends only on their lengths, so shards can be written by any process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SplitPlan:
     fingerprint: str
 
     def tasks(self) -> list[Task]:
-        """Return one task a shard."""
+        """Return one task for each shard."""
         counts = [
             sum(each["documents"] for each in unit.facts["splits"][self.split].values())
             for unit in self.units
@@ -86,7 +86,7 @@ class SplitPlan:
         return Task(key, max(1, tokens * self.dtype.itemsize), perform)
 
     def _column(self, field: str, slices: Sequence[Slice], files: Scratch) -> Column:
-        """Return the ids of a shard's documents, in a file, and where each ends; one slice is held."""
+        """Return the ids of a shard's documents, as a file, and where each ends; one slice is in memory."""
         units = [self._unit(part.unit) for part in slices]
         spans = [unit.ends(field, part.start, part.stop) for unit, part in zip(units, slices, strict=True)]
         counts = [int(ends_N[-1]) for _, ends_N in spans]
@@ -104,7 +104,7 @@ def write_shards(
 ) -> list[list[Result]]:
     """Write the shards of every plan; return the results of each.
 
-    ``unless`` says when they are no longer wanted: once another process has finished the dataset.
+    ``unless`` says when they are no longer needed: once another process has finished the dataset.
     """
     tasks = [plan.tasks() for plan in plans]
     results = iter(work.run("shards", [task for group in tasks for task in group], unless))

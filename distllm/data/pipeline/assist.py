@@ -2,7 +2,7 @@
 
 An assistant reads the configuration from the first line of its standard input and ends when that
 pipe closes, so it never outlives the process that started it. Its errors are not reported: its tasks
-stay undone, and the process that takes them meets the same error.
+remain, and the process that takes them next gets the same error.
 """
 
 from __future__ import annotations

@@ -30,16 +30,16 @@ REMOVED_FILE = "removed.jsonl"
 SAMPLES_PER_RULE = 3
 _AROUND = 20
 _SECRETS = ("api_key", "private_key")
-_VERSIONS = {"read": 2, "clean": 3, "refine": 7}
+_VERSIONS = {"read": 3, "clean": 3, "refine": 7}
 
 
 class Output:
-    """What a stage keeps and drops of one unit, written as it comes.
+    """Writes what a stage keeps and drops of one unit.
 
     Args:
         directory: gets the documents and the log.
         fields: the fields of every document.
-        tick: called with the bytes of text that have gone through.
+        tick: called with the number of bytes of text seen so far.
     """
 
     def __init__(self, directory: Path, fields: tuple[str, ...], tick: Tick) -> None:
@@ -67,7 +67,7 @@ class Output:
             self._log.write(json.dumps(asdict(item)) + "\n")
 
     def plant(self, document: Document) -> None:
-        """Write a document that no source offered."""
+        """Write a document that is not from a source."""
         self.text_bytes += text_bytes(document)
         self._spool.add(document)
 
@@ -134,7 +134,7 @@ def clean_task(unit: Unit, read: Result, filters: Sequence[Sequence[str]] = ()) 
 
 
 class _Cuts:
-    """Documents that lost a part and stay, by the rule that cut it, with the first few as samples."""
+    """Counts documents that lost a part, by the rule that cut it, with the first few as samples."""
 
     def __init__(self) -> None:
         self._edited: Counter[str] = Counter()
@@ -153,7 +153,7 @@ class _Cuts:
 
 
 class _Replacements:
-    """Personal data that was replaced, by kind, with the first few of each as they stood in the text."""
+    """Counts replaced personal data by kind, with the first few of each in their original form."""
 
     def __init__(self, scrubber: Scrubber) -> None:
         self._scrubber = scrubber
@@ -197,7 +197,7 @@ def refine_task(
 ) -> Task:
     """Remove duplicates, decontaminate, replace personal data; note the range of the split hashes.
 
-    What is ``planted`` comes after the document of its row, whatever becomes of that.
+    A ``planted`` document follows the document of its row, even if that one is dropped.
     """
     scrubber = Scrubber(config.privacy)
 

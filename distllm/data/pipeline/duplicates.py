@@ -1,4 +1,4 @@
-"""The stages that decide what repeats: sign every unit, then one decision over all of them."""
+"""The stages that find duplicates: sign every unit, then decide over all of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BATCH = 1024
 def decide_duplicates(
     work: WorkDirectory, config: Config, units: Sequence[Unit], clean: Sequence[Result]
 ) -> list[Removals]:
-    """Return what goes from each unit."""
+    """Return what each unit loses."""
     seen = [(path, task) for path in config.dedup.against for task in _sign_dataset(Path(path), config.dedup)]
     fresh_tasks = [_sign_unit(result, config.dedup) for result in clean]
     signed = work.run("sign", [*(task for _, task in seen), *fresh_tasks])
@@ -59,7 +59,7 @@ def decide_duplicates(
 
 
 def decontaminator_of(config: Config) -> Decontaminator:
-    """Return what drops the documents that overlap with evaluation sets."""
+    """Return the filter that drops documents which overlap with evaluation sets."""
     return Decontaminator(config.dedup.decontaminate, config.dedup.decontaminate_ngram)
 
 
@@ -74,7 +74,7 @@ def _sign_unit(clean: Result, config: DedupConfig) -> Task:
 
 
 def _sign_dataset(directory: Path, config: DedupConfig) -> list[Task]:
-    """Return one task a shard of a dataset."""
+    """Return one task for each shard of a dataset."""
     shards, tokenizer = dedup.stored_shards(directory), Tokenizer.load(directory)
 
     def task(shard: IndexedShard) -> Task:
@@ -104,7 +104,7 @@ def _sign(
 
 
 def _signing_keys(config: DedupConfig) -> list[Any]:
-    """Return what signatures depend on; the bound of similarity and the others only matter later."""
+    """Return the keys that signatures depend on; the others only matter for the decision."""
     shingles = [config.ngram, config.permutations, config.minhash_seed] if config.near else []
     return [config.pieces, config.min_piece_chars, *shingles]
 

@@ -95,7 +95,7 @@ def _boundaries(splitters: Mapping[str, Splitter]) -> dict[str, int]:
 def encode_task(
     unit: Unit, refined: Result, splitter: Splitter, tokenizer: Result, backend: Backend = "tokenizers"
 ) -> Task:
-    """Encode the documents of one unit, apart by split; ``backend`` changes no byte of the result."""
+    """Encode the documents of one unit, each split separately; ``backend`` does not change the result."""
     sides = dict(zip(unit.source.fields, unit.source.read.languages, strict=False))
 
     def perform(directory: Path, tick: Tick) -> Mapping[str, Any]:
@@ -123,19 +123,22 @@ def encode_task(
 
 @lru_cache(maxsize=1)
 def encoder_of(directory: Path, backend: Backend) -> Tokenizer:
-    """Return the tokenizer of a preparation, one for all units: what a dropped one held is not all freed."""
+    """Return the tokenizer of a preparation.
+
+    All units share one, because not all memory of a deleted tokenizer is freed.
+    """
     return Tokenizer.load(directory, backend=backend)
 
 
 class _SplitOutput:
-    """The ids of one unit's documents of one split, written as they come.
+    """Writes the ids of one unit's documents of one split.
 
     Args:
         directory: gets the files.
         split: the split.
         fields: the fields of every document.
         tokenizer: makes the ids.
-        sides: the languages of those fields that have one of their own, as both sides of a pair do.
+        sides: the languages of fields that have their own, such as both sides of a pair.
     """
 
     def __init__(
@@ -187,7 +190,7 @@ class _SplitOutput:
             _count(counts, read, tokens)
 
     def sides(self) -> dict[str, dict[str, int]]:
-        """Return the counts of each language that a field has to itself."""
+        """Return the counts of the languages of single fields."""
         return {language: dict(counts) for language, counts in self._sides.items()}
 
     def close(self) -> dict[str, dict[str, int]]:
@@ -250,6 +253,6 @@ class EncodedUnit:
         return first, np.asarray(ends_N[start:stop]) - first
 
     def tokens(self, field: str, first: int, count: int) -> NDArray[Any]:
-        """Return ``count`` ids of ``field`` from number ``first`` on."""
+        """Return ``count`` ids of ``field``, starting with number ``first``."""
         path = self.directory / _TOKENS_FILE.format(split=self.split, field=field)
         return np.fromfile(path, dtype=self.dtype, count=count, offset=first * self.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""What a preparation did, in numbers and samples: counts per source and rule, languages, fertility."""
+"""The report of a preparation: counts and samples by source and rule, languages, fertility."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ REPORT_FILE = "report.json"
 
 @dataclass(slots=True)
 class SourceReport:
-    """What became of one source.
+    """The counts and samples of one source.
 
-    Of ``read`` items ``kept`` became documents; ``dropped`` counts the others by rule, ``samples``
+    Of ``read`` items ``kept`` became documents; ``dropped`` counts the others by rule, and ``samples``
     shows some of each. ``edited`` counts documents by the cleaning rule that changed them,
-    ``replaced`` personal data by kind, of which ``found`` has some as they stood: that is told, never
-    written. ``languages`` are documents, bytes, words and tokens by language: of pairs whose languages
-    are given each side for itself.
+    ``replaced`` counts personal data by kind. ``found`` has samples of that data in the original form:
+    they may be shown, but are never written to a file. ``languages`` counts documents, bytes, words and
+    tokens by language; the two sides of a pair are counted separately if their languages are given.
     """
 
     read: int = 0
@@ -118,7 +118,7 @@ def _line(source: str, item: Dropped, scrub: Callable[[str], str]) -> str:
 def as_json(reports: Mapping[str, SourceReport], scrub: Callable[[str], str]) -> dict[str, Any]:
     """Return the reports as JSON values, counts sorted by name.
 
-    ``scrub`` replaces personal data: a sample shows text as it was before that was done.
+    ``scrub`` replaces personal data: samples are taken before the text is changed.
     """
     return {
         name: {

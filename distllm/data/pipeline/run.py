@@ -49,8 +49,8 @@ _POLL_SECONDS = 0.1
 def prepare(config: Config, report: Report | None = None, *, assisting: bool = False) -> Manifest:
     """Make the dataset directory ``config.data.out`` and return its manifest.
 
-    A directory that the same configuration has made before is returned at once. Everything the
-    sources offered and a rule refused is listed in ``removed.jsonl`` with its reason.
+    A directory that the same configuration has made before is returned at once. Every item that
+    a rule refused is listed in ``removed.jsonl`` with its reason.
 
     Args:
         config: what to prepare.
@@ -110,12 +110,12 @@ def pipeline_identity(config: Config) -> dict[str, Any]:
 
 
 def _ignore(_: Progress) -> None:
-    """Report to nobody."""
+    """Do not report."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What the document stages left: per unit the results of each, the last being the documents."""
+    """The results of the document stages for each unit; the last ones are the documents."""
 
     config: Config
     work: WorkDirectory
@@ -129,7 +129,7 @@ class _Kept:
         return gather(self.units, self.passed_over, self.stages, encoded)
 
     def of_source(self, name: str, results: Sequence[Result]) -> tuple[Result, ...]:
-        """Return those of ``results``, one a unit, that belong to the source ``name``."""
+        """Return those of ``results``, one for each unit, that belong to the source ``name``."""
         return tuple(
             result for unit, result in zip(self.units, results, strict=True) if unit.source.name == name
         )
@@ -240,7 +240,8 @@ def _finish(
                     _assemble(config, kept, tokenizer, encoded, plans, shards, staging.directory)
                     staging.commit()
                 for result in itertools.chain(*shards):
-                    shutil.rmtree(result.directory)  # else a shard that is rewritten lives on in its link
+                    # This link would keep the content of a shard that is rewritten later.
+                    shutil.rmtree(result.directory)
         if whose is Claim.TAKEN:
             time.sleep(_POLL_SECONDS)
     return existing

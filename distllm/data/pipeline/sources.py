@@ -39,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one task works on: neighbouring parts of a source, of about 16 MiB together."""
+    """The input of one task: neighbouring parts of a source, about 16 MiB together."""
 
     source: Source
     parts: tuple[Part, ...]

@@ -1,6 +1,6 @@
 """Documents between two stages: an Arrow file, compressed, read back in bounded batches.
 
-Texts are kept as bytes, since what a reader yields may hold lone surrogates, which no UTF-8 text does.
+Texts are kept as bytes, because documents may contain lone surrogates, which UTF-8 text cannot.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Finished work by content address: what is done is never repeated, by whichever process.
+"""Results of tasks by content address, so that no process repeats finished work.
 
 A *task* is a pure function whose key is a digest of everything its result depends on. Its result is
 the directory ``<work>/<stage>/<key>``, built under another name and renamed when it is whole, so an
 interrupted task leaves nothing that could be taken for finished. Any number of processes, on one
-machine or on many that share the directory, run the same list of tasks: each takes what nobody has
-taken and waits for the rest.
+machine or on many that share the directory, run the same list of tasks: each takes tasks that no
+other has taken, and waits for the rest.
 
 A claim is an advisory lock that dies with its owner. It only saves work: if a file system has no
 locks and two processes do the same task, both make the same bytes and one result is discarded.
@@ -68,7 +68,7 @@ class Task:
 class Result:
     """A finished task: its directory, the facts it returned, and the digest of what it wrote.
 
-    What follows is addressed by ``digest``: a result that comes out as before changes nothing.
+    Later stages are addressed by ``digest``, so an unchanged result does not repeat them.
     """
 
     key: str
@@ -78,7 +78,7 @@ class Result:
 
 
 class Claim(Enum):
-    """Whose a task is: this process's, another's, or nobody's as the file system has no locks."""
+    """Who has a task: this process, another, or unknown because the file system has no locks."""
 
     MINE = "mine"
     TAKEN = "taken"
@@ -100,9 +100,9 @@ class WorkDirectory:
     def run(
         self, stage: str, tasks: Sequence[Task], unless: Callable[[], bool] | None = None
     ) -> list[Result]:
-        """Return the results of ``tasks`` in their order, performing those that nobody has done.
+        """Return the results of ``tasks`` in their order, performing those that no process has done.
 
-        ``unless`` says when the results are no longer wanted; then nothing is returned.
+        ``unless`` says when the results are no longer needed; then nothing is returned.
 
         Raises:
             StorageError: the disk is full or not writable.
@@ -156,13 +156,13 @@ def _result(home: Path, key: str) -> Result:
 
 
 def _digest(directory: Path) -> str:
-    """Return the digest of a result's files, logs excepted: they explain it and are not part of it."""
+    """Return the digest of a result's files, without logs, which are not part of it."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.suffix != LOG_SUFFIX)
     return address([[str(path.relative_to(directory)), digest_file(path)] for path in files])
 
 
 def _commit(partial: Path, final: Path) -> None:
-    """Make a result durable under its name, unless an equal one is there by now."""
+    """Make a result durable under its name, unless an equal one exists by now."""
     for parent, _, names in os.walk(partial):
         for name in names:
             fsync_file(Path(parent, name))
@@ -202,7 +202,7 @@ def lock(descriptor: int, kind: int) -> Claim:
 
 
 class _Board:
-    """Which tasks of a stage are done, by anyone, and how far this process is with its own."""
+    """Which tasks of a stage are done, and the progress of this process on its own."""
 
     def __init__(self, stage: str, home: Path, tasks: Sequence[Task], report: Report) -> None:
         self._stage, self._home, self._report = stage, home, report

@@ -47,7 +47,7 @@ class Page:
     def among_digits(
         self, pattern: re.Pattern[str], accept: Callable[[re.Match[str]], bool]
     ) -> Iterator[Span]:
-        """Yield the accepted matches near digits; after a refusal the search goes on one character on."""
+        """Yield the accepted matches near digits; after a refusal, search on from the next character."""
         for start, stop in self.windows:
             position = start
             while match := pattern.search(self.text, position, stop):

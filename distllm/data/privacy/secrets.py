@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from distllm.data.privacy.page import Page, Span
 
 _WORD = "[A-Za-z0-9_-]"
-# (what to look for, the whole token). A token begins where no word goes on, so that a text which
-# repeats a prefix is read once.
+# (prefix, the whole token). A token begins at the start of a word, so that a text which
+# repeats a prefix takes linear time.
 _TOKENS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (prefix, re.compile(rf"(?<![A-Za-z0-9_]){re.escape(prefix)}{rest}(?![A-Za-z0-9_])"))
     for prefixes, rest in (

@@ -24,7 +24,7 @@ def read_qa(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dro
     """Yield every question of a SQuAD file (1.1 or 2.0), or of JSON lines with its keys.
 
     The field ``answers`` is a JSON list of ``{"text", "start"}``, empty where there is no answer.
-    Rules of refusal: those of JSON, ``no_question``, ``no_answers`` (nor a word that there are none),
+    Rules of refusal: those of JSON, ``no_question``, ``no_answers`` (nor ``is_impossible``),
     ``wrong_answer`` (an answer is not text, or the context does not contain it at the given place).
     """
     for record in _records(file, part, read):
@@ -91,9 +91,7 @@ def _question(name: str, content: dict[str, Any], read: ReadConfig) -> Document 
         return Dropped(name, "no_question", f"no context or question; it has {has}")
     key = next((key for key in _ANSWERS if key in content), None)
     if key is None and not content.get("is_impossible"):
-        return Dropped(
-            name, "no_answers", f"no {' or '.join(_ANSWERS)}; it has {', '.join(map(repr, content))}"
-        )
+        return Dropped(name, "no_answers", f"no {' or '.join(_ANSWERS)}; it has {has}")
     found = content.get(key) if key else None
     answers = [] if content.get("is_impossible") else _answers(found)
     if answers is None:

@@ -53,7 +53,7 @@ def _json_record(name: str, line: bytes, read: ReadConfig) -> tuple[str, dict[st
 def delimited_records(file: Path, part: Part, read: ReadConfig, columns: tuple[str, ...] = ()) -> Records:
     """Yield the name and columns of every row of a CSV or TSV file.
 
-    The first row names the columns, unless ``columns`` does; one that repeats them is no record. Rules of
+    The first row names the columns, unless ``columns`` does; rows that repeat them are skipped. Rules of
     refusal: ``undecodable``, ``not_text``, ``wrong_columns``, ``record_too_long``.
     """
     delimiter = read.delimiter or ("\t" if ".tsv" in file.name else ",")

@@ -8,7 +8,7 @@ in source order. One document per help topic.
 Modules come from the standard library, then from the installed packages; of two with one name the
 first counts. Left out by name are tests (a part of the dotted name is one of ``TESTS``, starts with
 ``test_`` or ends with ``_test`` or ``_tests``), copies of other projects (a part is one of
-``VENDOR``), and files that cannot be imported by a dotted name.
+``VENDOR``), and files whose names are not identifiers, which cannot be imported.
 
 Documents come in the order of a hash of their names, so that the first bytes of the corpus are
 a spread over all packages and not the start of the alphabet.
@@ -97,7 +97,7 @@ def find_modules(roots: list[Path]) -> dict[str, Path]:
 
 
 def _python_files(directory: Path) -> Iterator[Path]:
-    """Yield files sorted by name; unreadable directories hold no modules for an import either."""
+    """Yield files sorted by name; skip unreadable directories, from which nothing can be imported."""
     try:
         entries = sorted(directory.iterdir())
     except OSError:

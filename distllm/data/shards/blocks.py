@@ -1,4 +1,4 @@
-"""Proof of the ids that a reader touches, block by block, as it touches them.
+"""Verifies the ids that a reader uses, block by block.
 
 Shapes: K blocks of one member.
 """
@@ -19,7 +19,7 @@ from distllm.fsio import digest_bytes
 
 
 class BlockVerifier:
-    """Compares blocks of a field's ids with their stored digests, each at most once if it is right.
+    """Compares blocks of a field's ids with their stored digests, each once unless it is damaged.
 
     Several threads may share one: at worst two of them verify the same block.
 
@@ -66,7 +66,7 @@ class BlockVerifier:
         return [block for block in range(first, last + 1) if not self._prove(block)]
 
     def check(self, start: int, stop: int) -> None:
-        """Prove the ids ``start`` to ``stop``.
+        """Verify the ids ``start`` to ``stop``.
 
         Raises:
             DataError: naming the shard, the first damaged block and its bytes in the file.

@@ -1,4 +1,4 @@
-"""One document among all: found by its name or its number, and read back exactly.
+"""Finding a document by its name or number, and reading it back exactly.
 
 Shapes: N ids of one field of a document.
 """
@@ -117,7 +117,7 @@ def document_at(directory: Path, index: Index, source: str, split: str, number: 
 def read_document(
     directory: Path, shard: IndexedShard, row: int, dtype: np.dtype[Any]
 ) -> dict[str, NDArray[Any]]:
-    """Return the ids_N of each field of a document, as they are stored, after proving their blocks.
+    """Return the ids_N of each field of a document, as they are stored, after verifying their blocks.
 
     Raises:
         DataError: the shard is damaged there.

@@ -1,10 +1,10 @@
-"""Removing documents afterwards: ids become EOT, names go, and no other sample moves.
+"""Forgetting documents: their ids become EOT, their names are removed, and no other sample moves.
 
-A document keeps its place and length, so every run's order stays what it was. New files are built
-in ``forget.partial``; ``forget.json`` then commits to them, names each with its digest, and is
-removed when all have taken their places, the manifest last. Killed before ``forget.json`` exists,
-the dataset is the old one; killed later, it is refused by every reader until the next call has
-finished the move.
+A document keeps its place and length, so the order of every run stays the same. New files are built
+in ``forget.partial``. Then ``forget.json`` is written, with the digest of each; it is
+removed when all files are in place, the manifest last. If the process is killed before ``forget.json``
+exists, the dataset is unchanged; if later, every reader refuses it until the next call has
+moved the remaining files.
 
 Shapes: M ids and D documents of one shard, N ids of one field of a document, V ids of a vocabulary.
 """
@@ -64,9 +64,9 @@ _IDENTIFYING = ("id", "reason", "sample")
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What a call of ``forget`` removed: the documents, and the manifest from now on.
+    """The result of ``forget``: the removed documents and the new manifest.
 
-    The documents are also those of an earlier call that was killed and finished by this one.
+    The documents include those of an earlier, killed call that this one finished.
     """
 
     places: tuple[Place, ...]
@@ -74,7 +74,7 @@ class Removal:
 
 
 def forget(directory: Path, ids: Collection[str], source: str | None = None) -> Removal:
-    """Remove the documents of these ids from every split, and their traces in the logs beside.
+    """Remove the documents of these ids from every split, and their traces in the logs of the dataset.
 
     An unfinished removal is finished first. With no ids, nothing else happens.
 
@@ -111,7 +111,7 @@ def forget(directory: Path, ids: Collection[str], source: str | None = None) -> 
 
 
 def name_hash(place: Place) -> str:
-    """Return what the manifest keeps of a forgotten document: a digest of its source and name."""
+    """Return the digest of a document's source and name that the manifest keeps."""
     return digest_bytes(f"{place.source}\0{place.id}".encode("utf-8", "surrogatepass"))
 
 
@@ -182,7 +182,7 @@ def _following(
     places: Sequence[Place],
     partial: Path,
 ) -> Manifest:
-    """Return the manifest that follows: the same places and lengths, other bytes."""
+    """Return the next manifest: the same places and lengths, with new digests."""
 
     def settle(source: str, split: str, record: SplitRecord) -> SplitRecord:
         shards = tuple(shard.record for shard in index[source][split])
@@ -204,7 +204,7 @@ def _following(
 
 
 def _commit(directory: Path, places: Sequence[Place]) -> None:
-    """Make what was staged durable, then the decision to use it."""
+    """Make the staged files durable, and then the decision to use them."""
     partial = directory / PARTIAL
     for parent, _, _ in os.walk(partial):
         fsync_directory(Path(parent))
@@ -213,10 +213,10 @@ def _commit(directory: Path, places: Sequence[Place]) -> None:
 
 
 def _finish(directory: Path) -> tuple[Place, ...]:
-    """Move every staged file into its place, the manifest last; a call may begin where one stopped.
+    """Move every staged file into its place, the manifest last; continues where a killed call stopped.
 
     Returns:
-        The documents that are gone with that.
+        The documents that were removed by this.
     """
     partial = directory / PARTIAL
     intent = read_json(directory / FORGET_FILE)
@@ -243,7 +243,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _stage_logs(directory: Path, ids: Collection[str], texts: Sequence[str]) -> None:
-    """Stage the logs beside the manifest, if they name a document or show a piece of it."""
+    """Stage the logs beside the manifest, if they name a document or quote it."""
     for name in _LOGS:
         file = directory / name
         if not file.is_file():
@@ -259,7 +259,7 @@ def _stage_logs(directory: Path, ids: Collection[str], texts: Sequence[str]) -> 
 
 
 def _scrub(value: Any, ids: Collection[str], texts: Sequence[str], *, sample: bool = False) -> Any:
-    """Return a JSON value without what names a document, describes it, or is a sample of it."""
+    """Return a JSON value without the parts that name, describe or quote a document."""
     if isinstance(value, dict) and value.get("id") in ids:
         return {key: REMOVED_MARK if key in _IDENTIFYING else item for key, item in value.items()}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The shard format: names of members, and what an index says of a shard.
+"""The shard format: the members of a tar, and the entries of an index.
 
 One shard is ``<source>/<split>/00000.tar``, one webdataset sample whose members are
 

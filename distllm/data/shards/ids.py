@@ -1,7 +1,7 @@
 """The file of document ids next to a shard: gzip of one escaped id a line, in the order of the documents.
 
 Only backslashes and line feeds are escaped. The line of a forgotten document is a sequence that no
-id is escaped to, so that the place stays and the name is gone.
+escaped id has, so its place is kept without its name.
 """
 
 from __future__ import annotations

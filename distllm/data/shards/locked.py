@@ -13,7 +13,7 @@ from distllm.errors import RunDirectoryBusy
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a dataset directory, which the kernel gives back however this process ends.
+    """Hold the lock of a dataset directory, which the kernel releases however this process ends.
 
     Raises:
         RunDirectoryBusy: another process holds it.

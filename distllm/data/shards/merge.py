@@ -29,7 +29,7 @@ from distllm.fsio import atomic_write_json, digest_file, read_json, storage_erro
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One of the datasets, and what its sources are called in the merged one."""
+    """One of the datasets, and the names of its sources in the merged one."""
 
     directory: Path
     manifest: Manifest
@@ -40,8 +40,8 @@ class _Part:
 def merge(directories: Sequence[Path], out: Path) -> Manifest:
     """Make the dataset ``out`` of all sources of ``directories``, in their order.
 
-    Every digest of the datasets is checked before. A source whose name is taken gets ``-2`` (``-3``
-    and so on) behind it, and its shards are rewritten, because a shard knows its source; other
+    Every digest of the datasets is checked first. ``-2`` (``-3`` and so on) is appended to the name of a
+    source that is taken, and its shards are rewritten, because a shard contains its source; other
     shards are hard-linked, or copied where the file system has no links. Canaries are counted together.
 
     Raises:

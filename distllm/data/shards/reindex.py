@@ -1,4 +1,4 @@
-"""``index.json`` again, from the tars alone."""
+"""Rebuilding ``index.json`` from the tars."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _MEMBER_LIMIT = 1 << 20
 
 
 def reindex(directory: Path) -> Manifest:
-    """Write the index that the tars of ``directory`` call for, and return the dataset's manifest.
+    """Write the index of the tars of ``directory``, and return the dataset's manifest.
 
-    Tars that were packed again, with the same members, get new records in the manifest, which then
-    follows the old one: its samples are the same.
+    Tars that were packed again, with the same members, get new records in a new manifest that follows
+    the old one, because its samples are the same.
 
     Raises:
         DataError: a tar is missing, damaged, or holds other documents than the manifest says.
@@ -55,7 +55,7 @@ def reindex(directory: Path) -> Manifest:
 
 
 def scan_shard(directory: Path, path: str) -> IndexedShard:
-    """Return the index entry of one tar, after proving each of its members.
+    """Return the index entry of one tar, after verifying each of its members.
 
     Raises:
         DataError: it is missing, cut, damaged, or no shard.
@@ -108,7 +108,7 @@ def _scan(file: Path) -> tuple[dict[str, Member], dict[str, Any]]:
 
 
 def _settle(directory: Path, record: SplitRecord, shards: list[IndexedShard]) -> SplitRecord:
-    """Return the split with the records of its tars, which must hold what they did."""
+    """Return the split with the records of its tars; their content must be the same as before."""
     for old, shard in zip(record.shards, shards, strict=True):
         if shard.record.content != old.content:
             raise _unusable(directory / old.path, "the manifest names a shard with other content", directory)

@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers.
+"""Statistics of a dataset.
 
 Shapes: D documents of one split.
 """
@@ -28,7 +28,7 @@ class SplitStats:
     Attributes:
         documents: places of documents, forgotten ones among them.
         tokens: ids of all fields but ``answers``, which no model reads.
-        text_bytes: UTF-8 bytes of what they spell.
+        text_bytes: UTF-8 bytes of their text.
         lengths: tokens of a document at each of ``QUANTILES``; empty without documents.
         disk_ratio: bytes of tars and lists of document ids over the bytes of all token ids.
         languages: documents by language, where the preparation recorded it.
@@ -45,7 +45,7 @@ class SplitStats:
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes a token stands for on average, EOT counted as one that stands for none."""
+        """UTF-8 bytes per token on average; EOT counts as a token without bytes."""
         return self.text_bytes / self.tokens if self.tokens else 0.0
 
 

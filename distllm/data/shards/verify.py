@@ -1,4 +1,4 @@
-"""Proof of a whole dataset: every digest of every file, and every problem at once."""
+"""Verifies a whole dataset: the digest of every file; all problems are reported together."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def verify(directory: Path) -> Manifest:
 
 
 def _file_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield the tars that are not what the manifest says; all that can be said without an index."""
+    """Yield the tars that differ from the manifest, which is all that can be checked without an index."""
     for split in manifest.splits.values():
         for record in split.shards:
             problem = size_problem(directory, record)
@@ -67,7 +67,7 @@ def _file_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _count_problems(manifest: Manifest) -> Iterator[str]:
-    """Yield what the manifest says of a split although its shards say something else."""
+    """Yield the facts of a split on which the manifest and the shards differ."""
     for source, splits in manifest.sources.items():
         for split, record in splits.items():
             said, held = record.documents, sum(shard.documents for shard in record.shards)
@@ -121,7 +121,7 @@ def _shard_problems(
 def _contradictions(
     directory: Path, manifest: Manifest, shard: IndexedShard, source: str, split: str
 ) -> Iterator[str]:
-    """Yield what a whole shard says of itself and the dataset says otherwise."""
+    """Yield the facts on which an undamaged shard and the dataset differ."""
     try:
         meta = read_meta(directory, shard)
     except DataError as error:

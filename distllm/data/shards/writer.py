@@ -1,4 +1,4 @@
-"""Writing shards: where one ends, and its bytes as a pure function of what it holds.
+"""Writing shards: where each ends; its bytes are a pure function of its content.
 
 Shapes: N ids of one document, or N documents of one split; M ids of one shard, D documents of one shard.
 """
@@ -48,7 +48,7 @@ class Stretch(NamedTuple):
 
 
 def plan_shards(lengths: Iterable[NDArray[Any]], capacity: int) -> Iterator[Stretch]:
-    """Cut documents into shards of at most ``capacity`` ids; a longer document gets one of its own.
+    """Cut documents into shards of at most ``capacity`` ids; a longer document gets its own shard.
 
     Args:
         lengths: ids of each document, part by part; one part is held at a time.
@@ -83,7 +83,7 @@ def write_shard(
 ) -> IndexedShard:
     """Write one shard and its file of ids; both appear whole or not at all.
 
-    The bytes written depend on the arguments and nothing else.
+    The bytes written depend only on the arguments.
 
     Args:
         directory: the dataset.
@@ -162,7 +162,7 @@ def _bytes(array: NDArray[Any], dtype: np.dtype[Any]) -> memoryview:
 
 
 def _write_tar(path: Path, key: str, payloads: Mapping[str, memoryview]) -> dict[str, Member]:
-    """Write a tar whose bytes depend on nothing but its arguments."""
+    """Write a tar whose bytes depend only on the arguments."""
     members: dict[str, Member] = {}
     with (
         atomic_open(path) as stream,
