@@ -34,7 +34,7 @@ STATE_FILE = "upload.json"
 LOG_FILE = "sync.log"
 RETRY_SECONDS = 30.0
 LAST_SECONDS = 120.0
-QUIET_SECONDS = 5.0
+QUIET_SECONDS = 3.0
 """How long a dead run's file has not grown when its writer, which outlives the run a little, is gone too."""
 SILENT_SECONDS = 3.0
 """When the client, which tries for ever, has said nothing for so long, the server is asked if it is there."""
