@@ -37,6 +37,7 @@ from distllm.observe.names import (
 )
 from distllm.observe.sinks import METRICS_FILE, replay
 from distllm.observe.sync import (
+    LAST_SECONDS,
     LOG_FILE,
     RETRY_SECONDS,
     Upload,
@@ -169,12 +170,17 @@ class WandbSink:
                 break
             time.sleep(0.1)
         self._tell_of_upload()
+        by_hand = f"wandb sync {' '.join(str(file.parent) for file in left)}"
         if not left:
             self._report("Weights & Biases: all of it is uploaded")
+        elif self._uploads:
+            self._report(
+                f"Weights & Biases: the upload goes on for up to {LAST_SECONDS:.0f} s "
+                f"({self._directory / LOG_FILE}); "
+                f"what is left then: {by_hand}"
+            )
         else:
-            parts = " ".join(str(file.parent) for file in left)
-            more = f"; what became of it: {self._directory / LOG_FILE}" if self._uploads else ""
-            self._report(f"Weights & Biases: not uploaded yet: wandb sync {parts}{more}")
+            self._report(f"Weights & Biases: not uploaded: {by_hand}")
 
     def _alert_of_previous_attempt(self) -> None:
         """Raise the alerts that the attempt before could not raise, because it hung or was killed."""
