@@ -146,7 +146,14 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
                 " ".join(str(error).split()), where="configuration", remedy="repair the file that it names"
             )
             problems.raise_if_any()
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except RecursionError as error:
+            problems.add(
+                f"a file chooses itself, or nests values too deeply: {error}",
+                where="configuration",
+                remedy="take the circle out of the defaults of the files that were chosen, or nest less",
+            )
+            problems.raise_if_any()
+        except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
             note_hydra_error(error, overrides, problems)
             problems.raise_if_any()
     return {str(key): value for key, value in raw.items()}

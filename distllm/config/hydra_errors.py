@@ -52,9 +52,12 @@ def _note_word(word: str, problems: Problems) -> None:
 
 
 def _note_composition(cause: str, problems: Problems) -> None:
+    """Note an error that no single word has, with what cures those that users meet."""
     remedy = "quote values that hold spaces or punctuation, as in 'eval.prompt=\"a, b\"'"
     if cause.startswith("Could not append"):
         cause, remedy = cause.partition(". Either")[0], "write key=value, without the '+'"
     elif cause.startswith("Could not delete"):
         remedy = "write ~KEY alone, for a key that a chosen file sets; any other has its default already"
-    problems.add(cause, where="configuration", remedy=remedy)
+    elif "defaults" in cause:
+        remedy = "write defaults as a list of other choices of the group that ends with _self_"
+    problems.add(f"Hydra cannot compose it: {cause}", where="configuration", remedy=remedy)

@@ -197,15 +197,22 @@ def _overridden(entry: Any, choices: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _group(group: str, choice: Any, directories: Sequence[Path]) -> dict[str, Any]:
+def _group(
+    group: str, choice: Any, directories: Sequence[Path], above: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Return what a choice holds, above the choices of its own group that its defaults begin with."""
-    content, package = _read(group, choice, directories)
-    *bases, last = content.pop("defaults", ["_self_"])
-    if last != "_self_":
+    if choice in above:  # a circle
         raise _NotPlain
+    content, package = _read(group, choice, directories)
+    defaults = content.pop("defaults", ["_self_"])
+    if not isinstance(defaults, list) or defaults[-1:] != ["_self_"]:
+        raise _NotPlain
+    *bases, _ = defaults
     own = content if package == "_global_" else nested(package or group, content)
     empty: dict[str, Any] = {}
-    return reduce(_laid, [*(_group(group, base, directories) for base in bases), own], empty)
+    return reduce(
+        _laid, [*(_group(group, base, directories, (*above, choice)) for base in bases), own], empty
+    )
 
 
 def _read(group: str, choice: Any, directories: Sequence[Path]) -> tuple[dict[str, Any], str | None]:

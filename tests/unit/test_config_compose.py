@@ -3,7 +3,8 @@ from operator import attrgetter
 
 import pytest
 
-from distllm.config.compose import compose, composition_of, sources_of
+from distllm.config.compose import PACKAGE_CONF, compose, composition_of, sources_of
+from distllm.config.preview import compose_plain
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.errors import ConfigError, ConfigProblems
@@ -181,6 +182,29 @@ def test_a_file_that_is_no_yaml_is_one_problem(tmp_path):
     (problem,) = problems_of("model=own", config_dir=tmp_path)
     assert str(tmp_path / "model" / "own.yaml") in problem.cause
     assert "repair the file" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("defaults", "remedy"),
+    [
+        ("[own, _self_]", "take the circle out"),
+        ("null", "list of other choices"),
+        ("[1]", "list of other choices"),
+    ],
+)
+def test_defaults_that_choose_nothing_are_a_problem(tmp_path, defaults, remedy):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "own.yaml").write_text(f"defaults: {defaults}\nhidden_size: 8\n")
+    (problem,) = problems_of("model=own", config_dir=tmp_path)
+    assert remedy in problem.remedy
+    assert compose_plain(["model=own"], [tmp_path, PACKAGE_CONF]) is None
+
+
+def test_empty_defaults_choose_nothing_more(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "own.yaml").write_text("defaults: []\nhidden_size: 96\n")
+    assert compose(["model=own"], config_dir=tmp_path).model.hidden_size == 96
+    assert compose_plain(["model=own"], [tmp_path, PACKAGE_CONF]) is None
 
 
 def test_where_hydra_composes_nothing_no_further_problem_is_guessed():
