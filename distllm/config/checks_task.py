@@ -18,6 +18,12 @@ _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "dpo": ("decoder",),
 }
 
+# Which tasks have a metric: the others predict no tokens, or not all tokens of a text.
+_MEASURED_IN: Mapping[str, tuple[str, ...]] = {
+    "perplexity": ("causal_lm", "masked_lm", "span_corruption", "seq2seq", "instruct"),
+    "bits_per_byte": ("causal_lm",),
+}
+
 
 def check_task(config: Config, problems: Problems) -> None:
     """Check that the family can learn the task, and that the task can use what is asked of it."""
@@ -46,6 +52,14 @@ def check_task(config: Config, problems: Problems) -> None:
         "preference optimisation begins with a model that was trained, and compares with it",
         keys=["task.name", "model.init_from"],
         remedy="distllm export run=NAME, then model=hf model.init_from=runs/NAME/hf",
+    )
+    stopping = config.train.early_stopping
+    able = _MEASURED_IN.get(stopping.metric, tuple(_FAMILIES))
+    problems.check(
+        stopping.patience is None or task.name in able,
+        f"validation of task.name={task.name} has no {stopping.metric}, by which the run is to stop early",
+        keys=["train.early_stopping.metric", "task.name"],
+        remedy="train.early_stopping.metric=loss",
     )
     problems.check(
         task.name != "extractive_qa" or task.stride < config.data.seq_len,

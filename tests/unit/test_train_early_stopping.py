@@ -1,18 +1,26 @@
 """A run ends when it no longer gets better, by a state that survives a kill."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
+from torch import nn
 
 from distllm.config.checks import check_run
+from distllm.config.checks_task import check_task
 from distllm.config.problems import Problems
 from distllm.config.schema import Config, EvalConfig, TrainConfig
+from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_stopping import EarlyStoppingConfig
+from distllm.config.schema_task import TaskConfig, TaskName
+from distllm.config.shape import settle_shape
 from distllm.dist.topology import Topology
 from distllm.errors import ConfigError
 from distllm.evaluate.perplexity import Perplexity
+from distllm.tasks.registry import build_task
 from distllm.train.early_stopping import EarlyStopping
 from distllm.train.state import TrainState
 
@@ -98,3 +106,20 @@ def test_what_cannot_stop_a_run_is_refused(patience, metric, every, cause):
     found = [problem.cause for problem in problems.found if "early_stopping" in str(problem.where)]
     assert len(found) == (cause is not None)
     assert cause is None or cause in found[0]
+
+
+@pytest.mark.parametrize("name", get_args(TaskName))
+def test_metrics_that_a_task_has_not_are_refused_before_it_begins(name):
+    config = Config(task=TaskConfig(name=name))
+    task = build_task(config, settle_shape(ModelConfig(), 64, 16), nn.Identity())
+    for metric, has in (
+        ("loss", True),
+        ("perplexity", task.unit == "token"),
+        ("bits_per_byte", task.reads_text),
+    ):
+        train, problems = (
+            TrainConfig(early_stopping=EarlyStoppingConfig(patience=1, metric=metric)),
+            Problems(),
+        )
+        check_task(dataclasses.replace(config, train=train), problems)
+        assert any("by which the run is to stop early" in p.cause for p in problems.found) != has
