@@ -1,1 +1,1 @@
-"""Kernels and the plain references they are proven against."""
+"""Kernels and the plain references they are tested against."""

@@ -1,4 +1,4 @@
-"""The oracles: each operation written as its definition, slowly, in the precision of its inputs.
+"""The references: each operation as its definition, slow, in the precision of its inputs.
 
 Kernels and fast paths are tested against these, and these against torch's own. Feed them fp32 or
 fp64; every output has the dtype of the input.

@@ -1,4 +1,4 @@
-"""What kernels refuse before a launch, each with the argument's name and the value that was given."""
+"""Checks of arguments before a launch; errors give the argument's name and value."""
 
 from __future__ import annotations
 

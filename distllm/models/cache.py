@@ -13,7 +13,7 @@ from distllm.config.shape import ModelShape
 
 
 class LayerCache:
-    """Keys and values of one layer, preallocated; of a source, whatever the layer makes of it."""
+    """Preallocated keys and values of one layer, and those of the source."""
 
     def __init__(
         self, shape: ModelShape, num_rows: int, capacity: int, device: torch.device, dtype: torch.dtype

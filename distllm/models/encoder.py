@@ -16,7 +16,7 @@ from distllm.ops.cross_entropy import NO_TERMS, LossTerms
 
 
 class Encoder(nn.Module):
-    """Embedding, blocks that see both ways, and a head (Devlin et al. 2019; Warner et al. 2024).
+    """Embedding, bidirectional blocks, and a head (Devlin et al. 2019; Warner et al. 2024).
 
     Args:
         shape: its dimensions.

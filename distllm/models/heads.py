@@ -1,7 +1,7 @@
 """The heads on top of a stack: logits or their loss, answer spans, or the vector of a text.
 
-Each head owns the weights it uses, or shares one with the embedding: either way a weight is used
-inside the module that registers it, which is what ZeRO-3's gathering needs.
+Each head owns its weights, or shares one with the embedding. In both cases a weight is used inside
+the module that registers it, as ZeRO-3 requires for gathering.
 
 Shapes: B rows, T positions, C channels, V vocabulary, L labels.
 """
@@ -24,7 +24,7 @@ _HEADS: dict[str, HeadName] = {"extractive_qa": "span", "contrastive": "embeddin
 
 
 def head_of(task: str) -> HeadName:
-    """Return what stands on an encoder that learns ``task``."""
+    """Return the name of the head of an encoder for ``task``."""
     return _HEADS.get(task, "masked_lm")
 
 

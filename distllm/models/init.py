@@ -1,4 +1,4 @@
-"""Building a model, with initial weights that depend on the seed and each parameter's name only."""
+"""Building a model, with initial weights that depend only on the seed and each parameter's name."""
 
 from __future__ import annotations
 

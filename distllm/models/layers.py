@@ -28,7 +28,7 @@ from distllm.ops.rope import Rotation, rotate
 
 @dataclass(frozen=True)
 class Context:
-    """What a layer needs to know of a batch besides its activations.
+    """The input of a layer besides its activations.
 
     Attributes:
         plan: which positions share a document.
@@ -36,7 +36,7 @@ class Context:
         bias_HR: attention bias by distance, if positions are relative; of this rank's heads.
         slopes_H: ALiBi's penalty per position of distance, if positions are ALiBi; of this rank's heads.
         sequence: the ranks that share the batch's rows, if several do.
-        mask: given a cache, what its positions see instead of all that follows from the others.
+        mask: with a cache, what its positions can see; the other attributes are then not used for that.
     """
 
     plan: AttentionPlan
@@ -49,12 +49,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Source:
-    """What a decoder reads besides its own sequence.
+    """The source that a decoder attends to.
 
     Attributes:
         hidden_NSC: the encoder's output; with a cache, several rows may read each of N sources.
-        plan: who sees what of it, without a cache.
-        visible_N11S: what is seen of it, with one; None: everything.
+        plan: which positions see which of the source, without a cache.
+        visible_N11S: which positions of the source are seen, with a cache; None: all.
     """
 
     hidden_NSC: Tensor
@@ -269,7 +269,7 @@ class Block(nn.Module):
         return normed
 
     def _kept(self, x_BTC: Tensor) -> Tensor | None:
-        """Draw the rows that do not skip this block, scaled so that its mean stays (Huang et al. 2016)."""
+        """Draw the rows that do not skip this block, scaled to keep the mean (Huang et al. 2016)."""
         if not (self.training and self.layer_drop):
             return None
         kept_B11 = torch.rand(len(x_BTC), 1, 1, device=x_BTC.device) >= self.layer_drop

@@ -1,4 +1,4 @@
-"""Low-rank adapters: small matrices that learn while the model's own are frozen (Hu et al. 2021).
+"""Low-rank adapters: small matrices that are trained while the model's own are frozen (Hu et al. 2021).
 
 An adapter belongs to one projection. Where a matrix holds several (``qkv_proj``), each of them that is
 adapted has an adapter of its own, which is what `peft` does with models that keep them apart.
@@ -76,8 +76,8 @@ class AdaptedLinear(nn.Linear):
 def add_adapters(model: nn.Module, shape: ModelShape, config: LoraConfig, seed: int) -> None:
     """Freeze a model, and give each projection named in ``config.targets`` an adapter, in place.
 
-    A head that answers questions is new for each task: it is trained along with the adapters. Adapters begin
-    with ``b`` zero, so the model computes at first what it did before.
+    The head of `extractive_qa` is new, so it is trained with the adapters. Adapters begin
+    with ``b`` zero, so at first the model computes the same as without them.
 
     Args:
         model: with the weights to begin with.

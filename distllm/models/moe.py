@@ -70,10 +70,10 @@ class MixtureOfExperts(nn.Module):
         return torch.zeros_like(x_NC).index_add(0, token_M, weighted_MC).view_as(x_BTC)
 
     def _answer(self, x_MC: Tensor, counts: Sequence[int], *, rows: int | None) -> Tensor:
-        """Let each expert that is here answer its tokens; those of the first one come first.
+        """Apply each expert of this rank to its tokens, which are sorted by expert.
 
-        Products of few rows are rounded otherwise than those of many, so a token's answer shows by its last
-        bit how many tokens of other documents its expert has, unless all products have ``rows`` rows.
+        The rounding of a product depends on its number of rows, so the last bits of a token's result would
+        depend on the tokens of other documents, unless all products have ``rows`` rows.
         """
         answers = []
         parts = torch.split(x_MC, list(counts))

@@ -1,4 +1,4 @@
-"""What every family is made of: the embedding of tokens, and a stack of blocks.
+"""The common parts of all families: the embedding of tokens, and a stack of blocks.
 
 Shapes: B rows, T positions, S positions of the source, C channels, H heads, R distances.
 """
@@ -22,7 +22,7 @@ from distllm.ops.rope import Rotation, rotation
 
 
 class TokenEmbedding(nn.Embedding):
-    """Tokens, and what is added to them: absolute positions and token types; then norm and dropout."""
+    """Embeddings of tokens, absolute positions and token types; then norm and dropout."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__(shape.vocab_size, shape.hidden_size)
@@ -116,7 +116,7 @@ class Stack(nn.Module):
         cache: KVCache | None,
         sequence: SequenceGroup | None,
     ) -> tuple[Context, Context]:
-        """Return what layers must know that see everything, and those with a window."""
+        """Return the contexts of layers without and with a window."""
         shape, plan = self.shape, plan_attention(segments_BT, x_BTC.device)
         turns: list[Rotation | None] = [None]
         if shape.positions == "rope":

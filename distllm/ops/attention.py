@@ -1,7 +1,7 @@
 """Attention that never crosses a document, and the choice of how to compute it.
 
-What attention must know about a batch's documents is worked out once per forward pass
-(`plan_attention`) and handed to every layer; what a layer does with it is its `Pattern`.
+The facts about a batch's documents are computed once per forward pass (`plan_attention`) and given
+to every layer; a layer's own settings are its `Pattern`.
 
 Shapes: B rows, T positions, S keys, N sources, H query heads, K key/value heads, G = H / K heads that
 share keys, D head width, P pieces of the flattened batch, R = 2 T - 1 distances.
@@ -31,7 +31,7 @@ _BY_MASK = frozenset[Name]({"sdpa", "source", "flex"})
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What a layer's attention computes.
+    """The settings of a layer's attention.
 
     Attributes:
         causal: a query sees keys at its own position or earlier.
@@ -51,9 +51,9 @@ CAUSAL = Pattern()
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Which keys each query of a batch may see, whatever a layer's pattern hides.
+    """Which keys each query of a batch may see, before a layer's pattern hides more.
 
-    A plan holds what the backends of this process need; without documents that is nothing.
+    A plan holds what the backends of this process need; without documents it is empty.
 
     Attributes:
         device: the kind of device it was made for.
@@ -160,7 +160,7 @@ def attend(
 
 
 def _only(name: Name) -> AbstractContextManager[None]:
-    """Bind torch to the one implementation that was chosen: it raises where it cannot compute with it."""
+    """Restrict torch to the chosen implementation; torch raises an error if that one cannot compute."""
     if name == "cudnn":
         return sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
     if name in ("fa4", "fa3", "flash"):
@@ -271,7 +271,7 @@ def _masked(
     pattern: Pattern,
     bias_HR: Tensor | None,
 ) -> Tensor:
-    """Attend with everything that is hidden written as a mask; the last query is at the last key."""
+    """Attend with a mask for everything that is hidden; the last query is at the last key."""
     length, total = q_BTHD.shape[1], k_BSKD.shape[1]
     mask = _mask(length, total, visible_B1TS, pattern, bias_HR, q_BTHD.device, q_BTHD.dtype)
     is_causal = mask is None and pattern.causal and length > 1

@@ -1,7 +1,7 @@
 """Which kernels the operations run on, chosen once per process, and why.
 
-Attention has an order of backends (`distllm.config.attention`); ``engine.kernels`` names it. A process that
-was given no choice computes with what needs none: torch's fused attention, with a mask on a GPU. Norms,
+Attention has an order of backends (`distllm.config.attention`); ``engine.kernels`` names it. Without a
+choice, a process uses torch's fused attention, with a mask on a GPU. Norms,
 rotary positions, gates and the cross-entropy are distllm's under ``triton``, and torch's otherwise.
 """
 
@@ -38,7 +38,7 @@ _DEFAULT: tuple[Name, ...] = ("documents", "sdpa")
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """The kernels of this process, and why these; ``attention`` by what a layer needs."""
+    """The kernels of this process with the reasons; ``attention`` by the needs of a layer."""
 
     name: Kernels
     reason: str
@@ -162,7 +162,7 @@ def serving() -> frozenset[Name]:
 
 
 def triton_chosen() -> bool:
-    """Whether this process uses the Triton kernels for whatever they compute."""
+    """Whether this process uses the Triton kernels for everything that they compute."""
     return _state[0].kernels == "triton"
 
 

@@ -8,6 +8,6 @@ import sys
 def anything_compiled() -> bool:
     """Whether this process may have compiled something.
 
-    The compiler takes seconds to import, and nothing that is not compiled needs to pay for it.
+    Importing the compiler takes seconds, which a process without compiled code should not spend.
     """
     return "torch._dynamo" in sys.modules

@@ -24,7 +24,7 @@ CHUNK_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """What is added to the cross-entropy while training.
+    """Terms that are added to the cross-entropy in training.
 
     Attributes:
         label_smoothing: share of a target's probability spread over all ids (Szegedy et al. 2016).

@@ -1,8 +1,8 @@
-"""Attention on a CPU, one call per document, as operators the compiler leaves whole.
+"""Attention on a CPU, one call per document, as operators that the compiler does not break up.
 
-A mask hides what crosses a border only after it was computed; one call per document never computes
-it. `fused_documents` calls torch's fused kernel. `biased_documents` writes the scores out, for what
-that kernel does not have: a bias by distance with a gradient, and soft-capped scores.
+With a mask, scores across document borders are computed and then hidden; with one call per document
+they are never computed. `fused_documents` calls torch's fused kernel. `biased_documents` stores the scores,
+for what that kernel cannot do: a bias by distance with a gradient, and soft-capped scores.
 
 Shapes: B rows, T positions, S keys, H query heads, K key/value heads, D head width, P pieces (see
 `distllm.ops.pieces`), R distances (see `distllm.ops.relative`), X = B or 1, L queries and M keys of
@@ -60,7 +60,7 @@ class _Work:
         return total_BTH
 
     def sum_keys(self, parts: list[Tensor], like_BSK: Tensor) -> Tensor:
-        """Return one tensor in which what several pieces say of a key is added up."""
+        """Return one tensor with the sum of all pieces' values for each key."""
         if self.covers:
             return _join(parts, like_BSK.shape)
         total_BSK = torch.zeros_like(like_BSK, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""The speed of matrix products on this very device: what a step's speed is compared with."""
+"""The measured speed of matrix products on this device, to which the speed of a step is compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIZE = {"cpu": 1024, "cuda": 8192}
 def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
     """Return the FLOP/s of the fastest of the square products done in about ``seconds``.
 
-    Ranks that share a machine must measure at the same time, or each sees the whole of it.
+    Ranks that share a machine must measure at the same time, or each measures the whole machine.
     """
     size = _SIZE[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

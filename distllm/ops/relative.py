@@ -50,7 +50,7 @@ def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
 
 
 def alibi(slopes_H: Tensor, length: int) -> Tensor:
-    """Return bias_HR, what the slopes take from the scores of up to ``length`` positions."""
+    """Return bias_HR, the penalties that the slopes give for up to ``length`` positions."""
     return -slopes_H[:, None] * distances(length, slopes_H.device).abs()
 
 

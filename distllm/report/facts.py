@@ -1,7 +1,7 @@
-"""Everything the report of a run shows, gathered from its directory and nowhere else.
+"""Everything that the report of a run shows, read from its directory only.
 
-The columns of steps and evaluations are read as they are written, not through the record classes: a
-report of an older or newer run shows what it finds.
+The columns of steps and evaluations are read without the record classes, so that reports of older and
+newer runs work.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BatchText = Callable[[int, int], str]
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A step that the guard did not believe, and the text it was computed on."""
+    """A step that the guard skipped, and the text of its batch."""
 
     step: int
     reason: str
@@ -46,7 +46,7 @@ class Spike:
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """One attempt on the time axis (unix seconds): how it ended, empty if it never said so."""
+    """One attempt on the time axis (unix seconds): how it ended; empty if unknown."""
 
     number: int
     begin: float
@@ -62,16 +62,16 @@ class RunFacts:
         name: of the run.
         path: its directory.
         status: ``done``, ``stopped``, ``failed`` or ``unfinished``.
-        steps: step lines, each step once, newest attempt first served.
-        evals: evaluation lines, each step once; a measure that has parts is one column a part
+        steps: step lines, each step once, from its newest attempt.
+        evals: evaluation lines, each step once; each part of a measure has its own column
             (``exposure_x64``).
         samples: what the model wrote, oldest first.
-        logbook: where the time went and what happened; None without a ledger.
+        logbook: times and events; None without a ledger.
         events: the ledger.
         tries: attempts on the time axis.
         spikes: skipped steps with their batches.
         config: `explain.json`: value, origin and help of every key.
-        environments: what each attempt was made with, by its number.
+        environments: the environment of each attempt, by its number.
     """
 
     name: str
@@ -128,8 +128,8 @@ def gather(path: Path, batch_text: BatchText) -> RunFacts:
 def columns(rows: Sequence[Row], limit: int = MAX_POINTS) -> dict[str, list[Any]]:
     """Return rows as columns of finite numbers, None elsewhere, at most about ``limit`` of them.
 
-    Of a long run each stretch is shown by its first step, those with the least and the greatest loss,
-    and the skipped ones: a spike one step wide stays visible.
+    A long run is divided into intervals. Each keeps its first step, those with the lowest and the highest
+    loss, and the skipped ones, so that a spike of a single step stays visible.
     """
     kept = _thinned(rows, limit)
     names = sorted({name for row in kept for name, value in row.items() if _is_number(value)})

@@ -2,7 +2,7 @@
 
 Curves are drawn by a small script of ours, at the width of the screen they are on, in colours that
 follow its light or dark mode: a plotting library would be megabytes in every file. All else is plain
-HTML, and is there without the script.
+HTML and works without the script.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _SECTIONS = (
 
 
 def render(runs: Sequence[RunFacts]) -> str:
-    """Return the page of one run, or of several side by side; the first is what others differ from."""
+    """Return the page of one run, or of several side by side; the others are compared with the first."""
     data = page_data(runs)
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -120,7 +120,7 @@ def render(runs: Sequence[RunFacts]) -> str:
 
 
 def page_data(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """Return what the curves are drawn from: of each run the columns of its steps and evaluations."""
+    """Return the data of the curves: the columns of each run's steps and evaluations."""
     shown = [
         {"name": run.name, "steps": columns(run.steps), "evals": _with_time(run, columns(run.evals))}
         for run in runs
@@ -140,12 +140,12 @@ def page_data(runs: Sequence[RunFacts]) -> dict[str, Any]:
 
 
 def _by_number(column: str) -> tuple[int, str]:
-    """Let ``x8`` come before ``x64``."""
+    """Sort ``x8`` before ``x64``."""
     return len(column), column
 
 
 def _with_time(run: RunFacts, evals: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Add when each evaluation was: evaluations carry no time, the step before them does."""
+    """Add the time of each evaluation, which is that of the step before it."""
     times = {row["step"]: row["time"] for row in run.steps}
     latest, found = 0.0, []
     for step in evals.get("step", []):

@@ -22,7 +22,7 @@ _SHOWN_TIMELINE = 12
 
 
 def lead(runs: Sequence[RunFacts]) -> str:
-    """Say what is compared, or how the run stands."""
+    """Return the introduction: the compared runs, or the state of the run."""
     if len(runs) > 1:
         return f'<p class="lead">{len(runs)} runs side by side</p>'
     run = runs[0]
@@ -165,7 +165,7 @@ def _timeline(logbook: Logbook) -> str:
 
 
 def spikes(runs: Sequence[RunFacts]) -> str:
-    """Show each step that was not believed, with the text of its batch."""
+    """Show each skipped step with the text of its batch."""
     shown = "".join(_spike(run, spike, named=len(runs) > 1) for run in runs for spike in run.spikes)
     return f'<div class="card">{shown or "<p class=soft>No step was skipped.</p>"}</div>'
 
@@ -182,7 +182,7 @@ def _spike(run: RunFacts, spike: Spike, *, named: bool) -> str:
 
 
 def evaluations(runs: Sequence[RunFacts]) -> str:
-    """Show every evaluation; the best one by loss stands out."""
+    """Show every evaluation, and highlight the one with the lowest loss."""
     cards = []
     for run in runs:
         if not run.evals:
@@ -256,7 +256,7 @@ def _origin(entry: Mapping[str, Any]) -> str:
 
 
 def environments(runs: Sequence[RunFacts]) -> str:
-    """Show what each run's newest attempt was made with, and what differs in its earlier ones."""
+    """Show the environment of each run's newest attempt, and the differences of earlier ones."""
     known = [run for run in runs if run.environments]
     if not known:
         return _nothing("These runs did not note their environment.")

@@ -138,10 +138,10 @@ def launch_backward(
 def streamed(
     cut: Tile, features: Features, k_BSKD: Tensor, v_BSKD: Tensor
 ) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
-    """Describe keys and values to the tensor memory accelerator, if the tile wants that and they fit it.
+    """Describe keys and values to the tensor memory accelerator, if the tile uses it and they fit.
 
-    Under a window no tile is seen by all queries, so none is loaded whole. What the accelerator wants: heads
-    side by side, a power of two of channels, steps of 16 bytes (CUDA driver API, cuTensorMapEncodeTiled).
+    Under a window no tile is seen by all queries, so none is loaded whole. The accelerator requires adjacent
+    heads, a power of two of channels, and strides of 16 bytes (CUDA driver API, cuTensorMapEncodeTiled).
     """
     described = [_describe(x, cut.keys) for x in (k_BSKD, v_BSKD)]
     if not cut.streams or features.window or None in described:

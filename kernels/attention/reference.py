@@ -1,4 +1,4 @@
-"""The oracle of the attention kernels: every feature by its definition, one document at a time.
+"""The reference of the attention kernels: every feature by its definition, one document at a time.
 
 Shapes: B rows, T queries, S keys, H query heads, K key/value heads, D head width, E document borders.
 """

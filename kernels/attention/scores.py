@@ -24,7 +24,7 @@ def document(
     if QUERY_BORDERS is None:
         zero = z * 0
         return z, zero, zero + queries, zero, zero + keys
-    else:  # noqa: RET505  # without it the compiler would also compile this part when there are no borders
+    else:  # noqa: RET505  # the compiler would read on after a return, to where there are no borders
         first_query = tl.load(QUERY_BORDERS + z)
         first_key = tl.load(KEY_BORDERS + z)
         num_queries = tl.load(QUERY_BORDERS + z + 1) - first_query

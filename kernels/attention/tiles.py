@@ -1,6 +1,6 @@
 """Tile sizes of the attention kernels, one explicit row per architecture, head width and number format.
 
-Nothing is tuned at run time: what ships is what the compile gate has compiled. The rows are the largest
+Nothing is tuned at run time: all tiles were compiled by the compile gate. The rows are the largest
 tiles that compile without spills and with the architecture's own matrix instructions; they have not
 been timed on a device.
 """

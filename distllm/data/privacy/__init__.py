@@ -1,6 +1,6 @@
 """Personal data and secrets in text: found by kind, replaced by typed placeholders.
 
-A finding needs evidence beyond its looks wherever there is some: a check digit, an allocated range,
+Where possible a finding needs more evidence than its form: a check digit, an allocated range,
 a published prefix, or a word before it. Every search is linear in the length of the text.
 """
 

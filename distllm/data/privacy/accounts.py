@@ -66,7 +66,7 @@ def is_card(digits: str) -> bool:
 
 
 def luhn_sum(digits: str) -> int:
-    """Return the sum of which the Luhn digit, the last one, makes a multiple of ten."""
+    """Return the Luhn sum, a multiple of ten if the last digit is the right check digit."""
     return sum(map(int, digits[-1::-2])) + sum(sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
 
 

@@ -1,8 +1,8 @@
 """Canaries: texts with random digits, planted to measure what a model remembers of its training data.
 
-All canaries that could have been planted are a list that follows from the seed; those that are planted
-are drawn from it, each as often as asked. A model that has learnt nothing of them ranks them anywhere in
-the list; how far above it does is their exposure ("The Secret Sharer", arXiv:1802.08232, section 4).
+The seed determines a list of possible canaries; those that are planted are drawn from it, each as
+often as configured. A model that has not learnt them ranks them anywhere in the list; how much higher it
+ranks them is their exposure ("The Secret Sharer", arXiv:1802.08232, section 4).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Canaries:
 
     Attributes:
         texts: every canary that could have been planted.
-        planted: how often each was, by its number in ``texts``; 0 for one that is only watched.
+        planted: how often each was planted, by its number in ``texts``; 0 for one that is only measured.
     """
 
     texts: tuple[str, ...]
@@ -38,7 +38,7 @@ class Canaries:
 
     @classmethod
     def draw(cls, config: CanaryConfig, seed: int) -> Canaries:
-        """Return those that a configuration asks for."""
+        """Return the canaries of a configuration."""
         texts: dict[str, None] = {}
         number = 0
         while len(texts) < config.space:
@@ -50,7 +50,7 @@ class Canaries:
 
     @classmethod
     def load(cls, directory: Path) -> Canaries | None:
-        """Return those of a prepared dataset, or None if it has none."""
+        """Return the canaries of a prepared dataset, or None if it has none."""
         if not (directory / CANARIES_FILE).is_file():
             return None
         known = read_json(directory / CANARIES_FILE)
@@ -60,7 +60,7 @@ class Canaries:
         return cls.draw(asked, known["seed"])
 
     def places(self, seed: int, rows: Sequence[int]) -> list[dict[int, list[Document]]]:
-        """Return the copies to plant in units of so many ``rows``: for each unit, after which row which."""
+        """Return where to plant the copies in units of so many ``rows``: per unit, the copies after a row."""
         placed: list[dict[int, list[Document]]] = [{} for _ in rows]
         total = sum(rows)
         for number, copies in self.planted.items() if total else ():
@@ -74,7 +74,7 @@ class Canaries:
 
 
 def combine_canaries(known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what describes the canaries of all datasets of ``known`` together, which has one at least.
+    """Return the common description of the canaries of all datasets of ``known``, at least one.
 
     Raises:
         DataError: two of them drew from different lists, which one description cannot say.
@@ -96,7 +96,7 @@ def combine_canaries(known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def describe_canaries(config: CanaryConfig, seed: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what the dataset's directory says of its canaries: each with its text, ids and copies."""
+    """Return the description of a dataset's canaries: each with its text, ids and copies."""
     drawn = Canaries.draw(config, seed)
     return {
         "seed": seed,

@@ -98,7 +98,7 @@ def _ipv4(page: Page) -> Iterator[Span]:
 
 
 def _counts(address: ipaddress.IPv4Address) -> bool:
-    """Return whether a dotted quad is likelier a section or a version, if nothing says what it is."""
+    """Return whether a dotted quad without context is more likely a section or a version."""
     return len(set(address.packed)) > 1 and max(address.packed) < _SMALL
 
 
@@ -127,7 +127,7 @@ def _ipv6(page: Page) -> Iterator[Span]:
 
 
 def _is_ipv6(written: str, private: bool) -> bool:
-    """Return whether this is an address of interest; words that code joins by ``::`` are none."""
+    """Return whether this is an IPv6 address to find, and not words that code joins by ``::``."""
     try:
         address = ipaddress.IPv6Address(written)
     except ipaddress.AddressValueError:

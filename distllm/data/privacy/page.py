@@ -1,4 +1,4 @@
-"""What the detectors look at: a text, and the parts of it that hold enough digits to matter."""
+"""The input of the detectors: a text, and the parts of it with enough digits to be worth searching."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding:
 
 
 class Page:
-    """A text to be searched, and how strictly."""
+    """A text to be searched, and the configuration of the search."""
 
     def __init__(self, text: str, config: PrivacyConfig) -> None:
         self.text = text

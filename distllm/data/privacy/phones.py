@@ -68,7 +68,7 @@ def find_phones(page: Page) -> Iterator[Span]:
 
 
 def _phone_end(page: Page, match: re.Match[str], plans: ModuleType) -> int | None:
-    """Return where the number that begins here ends: at the last group of digits that leaves it valid."""
+    """Return where the number that begins here ends: after the last group with which it is valid."""
     written, before = match.group(), page.text[max(0, match.start() - 36) : match.start()]
     regions = page.config.phone_regions
     plus = written.lstrip("( ").startswith("+")
@@ -96,7 +96,7 @@ def _phone_end(page: Page, match: re.Match[str], plans: ModuleType) -> int | Non
 
 
 def _is_said(before: str) -> bool:
-    """Return whether a word for phone stands before, with no digit or line between."""
+    """Return whether a word for phone comes before, without digits or line breaks in between."""
     tail = _TAIL.match(before[::-1])
     return tail is not None and _SAID.search(tail.group()[::-1]) is not None
 

@@ -29,15 +29,15 @@ _DETECTORS: tuple[tuple[PrivacyKind, Callable[[Page], Iterator[Span]]], ...] = (
 
 
 def placeholder(kind: PrivacyKind) -> str:
-    """Return what a finding is replaced by. It holds nothing that any detector looks for."""
+    """Return the replacement of a finding. No detector finds anything in it."""
     return f"<{kind.upper()}>"
 
 
 class Scrubber:
     """Replaces personal data and secrets; pure, and picklable for worker processes.
 
-    Scrubbing is repeated until nothing is found, because a replacement can set free what stood next
-    to it: scrubbed text is never changed by scrubbing it again.
+    Scrubbing is repeated until nothing is found, because a replacement can make the text next to it
+    detectable. So scrubbing a text twice gives the same result as once.
 
     Raises:
         ConfigError: a region of ``phone_regions`` has no numbering plan.

@@ -85,7 +85,7 @@ def _is_random(value: str) -> bool:
 
 
 def find_private_keys(page: Page) -> Iterator[Span]:
-    """Yield PEM and PGP private keys, also those of which the beginning or the end is cut off."""
+    """Yield PEM and PGP private keys, also if the beginning or the end is cut off."""
     text, free = page.text, 0
     if "PRIVATE KEY" not in text:
         return

@@ -1,7 +1,7 @@
 """Raw input of every kind as documents.
 
 A reader yields a ``Document`` for each text it can read and a ``Dropped`` for each it cannot, in an
-order that depends on nothing but the input. What makes the whole source useless is a ``DataError``.
+order that depends only on the input. An error that makes the whole source unusable is a ``DataError``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Kind:
     Attributes:
         read: yields the documents of a part.
         fields: the fields of its documents.
-        suffixes: names that are taken from a directory, each also with a suffix of compression.
+        suffixes: endings of file names that are read in a directory, also with a suffix of compression.
         by_lines: whether a big file can be cut anywhere between lines.
     """
 

@@ -16,9 +16,9 @@ from distllm.errors import DataError
 def find_files(read: ReadConfig, suffixes: tuple[str, ...]) -> tuple[list[str], list[Dropped]]:
     """Return the files in order of their paths, and what was passed over.
 
-    A directory is walked whole, but hidden names (rule ``hidden``) and symbolic links to directories
-    (rule ``symlinked_directory``) are not entered, and of its files those ending in one of
-    ``suffixes`` are taken. An existing path is taken as it is, even if it looks like a glob.
+    A directory is searched for files that end in one of ``suffixes``, without hidden names (rule
+    ``hidden``) and symbolic links to directories (rule ``symlinked_directory``). An existing path is
+    taken literally, even if it looks like a glob.
 
     Raises:
         DataError: there are no entries, or one of them names nothing.

@@ -1,4 +1,4 @@
-"""Formats of one record a line: JSON lines and delimited text."""
+"""Formats with one record per line: JSON lines and delimited text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PEEK_BYTES = 4096
 
 
 def json_records(file: Path, part: Part, read: ReadConfig) -> Records:
-    """Yield the name and content of every JSON object, one a line.
+    """Yield the name and content of the JSON object on every line.
 
     Rules of refusal: ``line_too_long``, ``not_text``, ``undecodable``, ``broken_json``, ``not_an_object``.
     """
@@ -106,7 +106,7 @@ class _TooLong(Exception):
 
 
 class _Lines:
-    """The lines of ``text``, of which one with more than ``limit`` characters raises and is passed over."""
+    """The lines of ``text``; one with more than ``limit`` characters raises `_TooLong` and is skipped."""
 
     def __init__(self, text: io.TextIOWrapper, limit: int) -> None:
         self._text, self._limit = text, limit

@@ -49,7 +49,7 @@ def read_pairs(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | 
 
 
 def read_preferences(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
-    """Yield a prompt, the answer that was preferred and the other one, from JSON lines with these keys.
+    """Yield prompts with the preferred and the other answer, from JSON lines with these keys.
 
     Rules of refusal: those of JSON, ``incomplete`` (one of the three is missing or empty).
     """
@@ -182,13 +182,13 @@ def _tmx_sides(unit: ElementTree.Element) -> dict[str, str]:
 
 
 class _Bounded:
-    """A stream of which no more than ``limit`` bytes are read without an end in between."""
+    """A stream that limits the bytes between two calls of ``begin`` to ``limit``."""
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self._stream, self._limit, self._read = stream, limit, 0
 
     def begin(self) -> None:
-        """Note that what was read so far is done."""
+        """Start a new record, to which the limit applies."""
         self._read = 0
 
     def read(self, size: int = -1, /) -> bytes:

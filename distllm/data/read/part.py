@@ -13,7 +13,7 @@ class Part:
     Attributes:
         source: name of the source.
         paths: the files; more than one only where ``data.max_bytes`` makes reading sequential.
-        fingerprint: digest of what the documents depend on: content, range.
+        fingerprint: digest of the content and the range, which determine the documents.
         size: bytes, as far as they are known; at least 1.
         start: first byte, record group or row whose records belong to the part.
         stop: where the next part starts; None for the end.
@@ -28,7 +28,7 @@ class Part:
 
     @property
     def path(self) -> str:
-        """The file, where there is but one."""
+        """The file, if there is only one."""
         (path,) = self.paths
         return path
 

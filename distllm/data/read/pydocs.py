@@ -1,4 +1,4 @@
-"""The corpus every Python environment carries: docstrings and help topics.
+"""The corpus of every Python environment: docstrings and help topics.
 
 Docstrings are taken from the source files with ``ast``; no module is imported or executed, except
 ``pydoc_data.topics``, which is a table of texts. One document per module: its dotted name as
@@ -10,8 +10,8 @@ first counts. Left out by name are tests (a part of the dotted name is one of ``
 ``test_`` or ends with ``_test`` or ``_tests``), copies of other projects (a part is one of
 ``VENDOR``), and files whose names are not identifiers, which cannot be imported.
 
-Documents come in the order of a hash of their names, so that the first bytes of the corpus are
-a spread over all packages and not the start of the alphabet.
+Documents are ordered by a hash of their names, so that the first bytes of the corpus come from
+all packages and not from the start of the alphabet.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _BODIES = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 def read_pydocs(file: Path, part: Part, read: ReadConfig) -> Iterator[Document | Dropped]:
-    """Yield those documents of this environment that belong to the part; it takes no file.
+    """Yield the documents of this environment that belong to the part, which has no file.
 
     Rules of refusal: ``unreadable``, ``not_python`` (it does not parse), ``no_docstring``.
     """

@@ -25,7 +25,7 @@ COMPRESSED_SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
 
 
 class DamagedFile(Exception):
-    """A container cannot be read on: cut, or its bytes are not what its format says."""
+    """The rest of a file cannot be read: it is cut off, or not in its format."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def local_copy(path: str, read: ReadConfig) -> Iterator[Path]:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Open ``path`` for reading, decompressed if its first bytes say that it is compressed.
+    """Open ``path`` for reading, decompressed if its first bytes are those of a compressed file.
 
     Raises:
         DamagedFile: inside the block, where the compressed stream is cut or damaged.
@@ -153,7 +153,7 @@ def read_whole(path: Path, name: str, read: ReadConfig) -> bytes | Dropped:
 
 
 def decode(content: bytes, name: str, read: ReadConfig) -> str | Dropped:
-    """Return ``content`` as text, or why it is none."""
+    """Return ``content`` as text, or why it is not text."""
     if (nul := content.find(b"\0")) >= 0 and read.encoding.lower().startswith("utf-8"):
         return Dropped(name, "not_text", f"NUL byte at offset {nul}")
     try:

@@ -64,7 +64,7 @@ def _records(
 
 
 def _rows(batch: Any, read: ReadConfig) -> Iterator[dict[str, Any] | None]:
-    """Yield the columns of each row, None where the text is longer than it may be."""
+    """Yield the columns of each row, None if the text is too long."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

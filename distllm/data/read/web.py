@@ -75,7 +75,7 @@ def _document(record: Any, part: Part, read: ReadConfig, warc: Any) -> Document 
 def _decoded(body: bytes, headers: Mapping[str, str], name: str, read: ReadConfig) -> bytes | Dropped:
     """Return the page of an HTTP response, without transfer and content encoding.
 
-    Many archives hold a body that is decoded already beside headers that say otherwise, so the bytes decide.
+    Many archives contain a decoded body with headers that say otherwise, so the bytes decide.
     """
     fields = {key.lower(): value.lower() for key, value in headers.items()}
     if "chunked" in fields.get("transfer-encoding", ""):

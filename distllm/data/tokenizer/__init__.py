@@ -1,4 +1,4 @@
-"""Text to ids and back: train a lossless tokenizer, or use one of Hugging Face as it is."""
+"""Text to ids and back: train a lossless tokenizer, or use one of Hugging Face unchanged."""
 
 from distllm.data.tokenizer.folder import CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_FILES, read_template
 from distllm.data.tokenizer.packed import Backend

@@ -1,8 +1,8 @@
-"""Conversations as text and as ids, by the Jinja template that a tokenizer carries.
+"""Conversations as text and as ids, by the Jinja template of a tokenizer.
 
-Training, serving and the exported folder go by the same template, so that a model is asked as it was
-taught. Ids are those of ``transformers``' ``apply_chat_template``, but for one thing: a message that
-spells a special token is text, and cannot end itself or speak for another.
+Training, serving and the exported folder use the same template, so a model is prompted as in
+training. Ids are those of ``transformers``' ``apply_chat_template``, with one exception: a special token
+written in a message is text, so no message can end its turn or pose as another speaker.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 
 
 class Chat:
-    """A tokenizer's way with conversations.
+    """Renders conversations for a tokenizer.
 
     Args:
         tokenizer: the tokenizer.
         otherwise: the template if it has none.
 
     Attributes:
-        closing: what ends a message of the assistant, and is the last thing it says; empty if nothing.
+        closing: the text that the model writes to end a message of the assistant; may be empty.
     """
 
     def __init__(self, tokenizer: Tokenizer, otherwise: str) -> None:
@@ -103,7 +103,7 @@ class Chat:
         return ids, said
 
     def _probed(self) -> str:
-        """Return what follows the words of an assistant's message."""
+        """Return the text that follows the content of an assistant's message."""
         asked = {"role": "user", "content": _PROBE}
         try:
             text = self._rendered([asked, {**asked, "role": "assistant"}], answer_next=False)
@@ -139,7 +139,7 @@ class Chat:
         )
 
     def _ids(self, text: str) -> list[int]:
-        """Return the ids of a rendered text, in which the template's special tokens are special."""
+        """Return the ids of a rendered text, where only the template's special tokens are special."""
         shown = self._shown(text)
         if shown == text:
             return self._tokenizer.encode_marked(text)
@@ -157,7 +157,7 @@ def _as_condition(found: re.Match[str]) -> str:
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> Any:
-    """Return a template that reaches nothing of Python and changes nothing it is given.
+    """Return a template in a sandbox without access to Python, which cannot change its arguments.
 
     Raises:
         ConfigError: it is no Jinja.

@@ -1,4 +1,4 @@
-"""What a tokenizer.json says: its fingerprint, whether it keeps every byte, where text may be cut."""
+"""Facts from a tokenizer.json: its fingerprint, whether it keeps every byte, where text may be cut."""
 
 from __future__ import annotations
 
@@ -92,15 +92,15 @@ def why_lossy(description: Description, vocab: Mapping[str, int]) -> str | None:
 
 
 def added_plain(description: Description) -> Iterator[Mapping[str, Any]]:
-    """Yield the added tokens that are found in text."""
+    """Yield the added tokens that are recognised in text."""
     return (token for token in description.get("added_tokens", []) if not token["special"])
 
 
 def cuts_at_spaces(description: Description) -> bool:
     """Return whether text may be cut before a space or newline that follows a character.
 
-    True for GPT-2's rule alone, the one of every tokenizer trained here: whitespace never belongs
-    to what precedes it, and the rule looks back at nothing.
+    True only for GPT-2's rule, which every tokenizer trained here has: whitespace never belongs
+    to the text before it, and the rule has no look-behind.
     """
     splitters = list(parts(description, "pre_tokenizer", "pretokenizers"))
     return (
@@ -114,7 +114,7 @@ def cuts_at_spaces(description: Description) -> bool:
 
 
 def unspellable(description: Description) -> dict[str, Any]:
-    """Return a description that encodes equally but never makes a special token of text.
+    """Return a description that encodes in the same way, but never makes special tokens from text.
 
     The library leaves special tokens alone on request, but a unigram or word model still holds
     their names as pieces. Here they get names with a space inside, which no piece of text has.

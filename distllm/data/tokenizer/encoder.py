@@ -40,7 +40,7 @@ class Encoder:
 
     @property
     def backend(self) -> str:
-        """What encodes now."""
+        """The library that encodes now."""
         return "gigatoken" if self._fast and self._fast.trusted else "tokenizers"
 
     @property
@@ -63,7 +63,7 @@ class Encoder:
             raise surrogates_error(error) from error
 
     def _encode_slowly(self, texts: list[str]) -> Packed:
-        """Encode by `tokenizers` in groups of like size: a last one of few texts would leave cores idle."""
+        """Encode with `tokenizers` in groups of equal size; a small last group would leave cores idle."""
         chars = sum(map(len, texts))
         size = math.ceil(chars / max(1, round(chars / _GROUP_CHARS)))
         return join(self._encode_group(group) for group in groups(texts, size))

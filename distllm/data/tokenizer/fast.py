@@ -52,20 +52,20 @@ class GigatokenDisagrees(UserWarning):
 class FastEncoder:
     """gigatoken behind a verifier: the first difference from the reference turns it off for good.
 
-    Which texts are compared depends on the texts alone, so every process checks the same ones.
+    Which texts are compared depends only on the texts, so every process checks the same ones.
 
     gigatoken remembers the ids of every different word, without bound: of Chinese, written without
-    spaces, that is nearly all of the text. So it is made again when the process has come to hold
-    ``CACHE_BYTES`` more than after the first texts.
+    spaces, that is nearly all of the text. So it is replaced when the process has grown by
+    ``CACHE_BYTES`` since the first texts.
 
     Args:
         make: returns a new ``gigatoken.Tokenizer``.
-        reference: what gives the right ids.
+        reference: returns the right ids.
         probe: texts that must agree before the first use.
 
     Attributes:
         trusted: whether it is still in use.
-        mismatches: texts for which the two have differed.
+        mismatches: texts for which the two differed.
     """
 
     def __init__(self, make: Callable[[], Any], reference: Reference, probe: Sequence[str] = PROBE) -> None:
@@ -160,7 +160,7 @@ def _is_odd(text: str, encoded: bytes) -> bool:
 def fast_encoder(
     backend: Backend, description: Mapping[str, Any], vocab: Mapping[str, int], reference: Reference
 ) -> FastEncoder | None:
-    """Return gigatoken for this tokenizer, or None where it is not wanted, not there or not able.
+    """Return gigatoken for this tokenizer, or None if it is not wanted, not installed or not able.
 
     It is used for byte-level BPE whose added tokens are all special: the class compared in tests.
 

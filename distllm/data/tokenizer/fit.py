@@ -1,4 +1,4 @@
-"""Whether the ids of a dataset mean to a model what they meant where it was trained."""
+"""Whether the ids of a dataset are the same tokens for a model as in its training."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class _Ids:
 def misfit(dataset: Path, model: Path) -> str | None:
     """Name some ids that are one token in a dataset and another in a model's folder; None if none are.
 
-    Tokens that only one of them knows do no harm: a tokenizer may have grown since, or may have been cut.
-    What a folder without a tokenizer.json meant by its ids is not known: None.
+    Tokens that only one of them has are accepted: a tokenizer may have been extended or shortened. Without
+    a tokenizer.json in the folder nothing is known, and None is returned.
 
     Raises:
         ConfigError: the model's folder is that of an adapter, and the model below it is gone.

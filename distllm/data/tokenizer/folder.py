@@ -36,7 +36,7 @@ def read_description(path: Path) -> str:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return what lies beside a tokenizer.json: the end-of-text token and the chat template.
+    """Return the settings of a tokenizer.json: special tokens and the chat template.
 
     The keys are those of tokenizer_config.json; special_tokens_map.json gives way to it.
 
@@ -84,7 +84,7 @@ def begin_token(settings: Mapping[str, Any]) -> str | None:
 
 
 def named_token(settings: Mapping[str, Any], role: str) -> str | None:
-    """Return the token of a role, such as ``bos_token``; None if nothing is said of it."""
+    """Return the token of a role, such as ``bos_token``; None if it is not set."""
     token = settings.get(role)
     if isinstance(token, Mapping):
         token = token.get("content")
@@ -92,7 +92,7 @@ def named_token(settings: Mapping[str, Any], role: str) -> str | None:
 
 
 def chat_template(settings: Mapping[str, Any]) -> str | None:
-    """Return the chat template, of several the one named default."""
+    """Return the chat template; if there are several, the one named default."""
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = {entry["name"]: entry["template"] for entry in template}

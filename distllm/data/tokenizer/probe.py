@@ -1,4 +1,4 @@
-"""Texts on which two encoders must agree before one is trusted to stand for the other."""
+"""Texts on which two encoders must agree before one may replace the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which text a tokenizer is trained on: an even part of a corpus that is larger than its bound."""
+"""The text that a tokenizer is trained on: an even sample of a corpus above the limit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def training_texts(
     """Yield the text to train on: all of it, or about ``config.train_bytes`` and never more.
 
     A document is chosen by the hash of its id, so the choice depends neither on order nor on workers,
-    and is spread over all sources. Of documents above 64 Ki characters pieces are chosen, each by its
-    own hash: one long document counts neither wholly nor not at all.
+    and is spread over all sources. Documents above 64 Ki characters are divided into pieces,
+    each chosen by its own hash, so that no long document is taken or left as a whole.
 
     Args:
         pairs: id and text of every document; fields of one document share an id.

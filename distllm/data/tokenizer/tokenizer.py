@@ -1,8 +1,8 @@
 """Any text to ids and back, how many bytes each id stands for, and which id ends a text.
 
 Special tokens are never recognised inside text: a document that spells ``<|endoftext|>`` becomes
-ordinary ids, and cannot forge a boundary. What is trained here loses nothing, since its alphabet
-holds all 256 bytes; a tokenizer of another origin is used as it is and says whether it does.
+ordinary ids, and cannot forge a boundary. Tokenizers trained here are lossless, because their
+alphabet has all 256 bytes; an imported tokenizer says whether it is.
 
 Shapes: D documents, M ids of all of them, C ids of one text, V ids of the vocabulary.
 """
@@ -41,11 +41,11 @@ class Tokenizer:
     Attributes:
         vocab_size: one more than the largest id.
         eot_id: the id that ends (here: precedes) a document; no text contains it.
-        bot_id: the id that opens a text of its own for an encoder: ``[CLS]`` where the tokenizer has
-            one, else that of the end.
-        opening: the token that a chat template knows as ``bos_token``; that of the end if there is none.
+        bot_id: the id that begins a text for an encoder: ``[CLS]`` if the tokenizer has one,
+            otherwise ``eot_id``.
+        opening: the ``bos_token`` of chat templates; the end-of-text token if there is none.
         lossless: whether decoding gives back every text exactly.
-        lossless_reason: why it does or does not.
+        lossless_reason: the reason.
         chat_template: a Jinja template of conversations, or None.
     """
 
@@ -142,8 +142,8 @@ class Tokenizer:
         Args:
             directory: the folder.
             max_length: the longest input of the model it belongs to, in ids.
-            encloses: software that reads the folder puts texts between the ids of `enclosed`, of its
-                own accord, and pads them with the last. The fingerprint is then another one.
+            encloses: whether software that reads the folder puts texts between the ids of `enclosed` and
+                pads them with the last. This changes the fingerprint.
         """
         serialized = self._serialized
         if encloses:
@@ -193,7 +193,7 @@ class Tokenizer:
         return self._encoder.encode(texts)
 
     def encode_marked(self, text: str) -> list[int]:
-        """Return the ids of a text that we wrote: special tokens that it spells are those tokens.
+        """Return the ids of a trusted text, in which special tokens are recognised.
 
         Raises:
             TokenizerError: the text holds lone surrogates.
@@ -207,7 +207,7 @@ class Tokenizer:
     def places(self, text: str) -> NDArray[np.int64]:
         """Return where in ``text`` each of its ids begins and ends, in characters, places_C2.
 
-        The text as it is given, whatever the tokenizer makes of it before it cuts it into ids.
+        They are places in the given text, not in the tokenizer's normalised one.
 
         Raises:
             TokenizerError: the text holds lone surrogates.
@@ -220,7 +220,7 @@ class Tokenizer:
 
     @property
     def backend(self) -> str:
-        """What encodes now: ``tokenizers``, or ``gigatoken`` while it has agreed."""
+        """The library that encodes now: ``tokenizers``, or ``gigatoken`` as long as it agrees."""
         return self._encoder.backend
 
     @property
@@ -234,12 +234,12 @@ class Tokenizer:
         return text
 
     def special_ids(self, names: Sequence[str]) -> list[int]:
-        """Return the ids of special tokens; empty if one of them is none of this tokenizer."""
+        """Return the ids of special tokens; empty if the tokenizer lacks one of them."""
         return [self._vocab[name] for name in names] if self.special_tokens.issuperset(names) else []
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
-        """The names of the tokens that no text spells."""
+        """The names of the special tokens, which are never recognised in text."""
         added = self._description.get("added_tokens", [])
         return frozenset(token["content"] for token in added if token["special"])
 
@@ -305,7 +305,7 @@ class Tokenizer:
         )
 
     def _require_unforgeable(self, where: str) -> None:
-        """Refuse an EOT that is an ordinary piece: text that spells it would end documents."""
+        """Refuse an EOT that is an ordinary token, because text could then end documents."""
         name = self._eot
         for text in (name, f" {name}", f"a{name}b", f"{name} {name}"):
             if self.eot_id in self.encode(text):

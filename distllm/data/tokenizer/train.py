@@ -44,7 +44,7 @@ def train_description(texts: Iterable[str], config: TokenizerConfig) -> str:
 
 
 def surrogates_error(error: Exception) -> TokenizerError:
-    """Return the error for a text that is no UTF-8."""
+    """Return the error for a text that cannot be encoded as UTF-8."""
     return TokenizerError(
         f"a text cannot be encoded as UTF-8: {error}", remedy="pass text without lone surrogates"
     )
@@ -71,7 +71,7 @@ def _trainer(config: TokenizerConfig, special: list[str], alphabet: list[str]) -
 
 
 def _special_tokens(config: TokenizerConfig) -> list[str]:
-    """Return EOT and the special tokens asked for; none may be what a piece of text could be."""
+    """Return EOT and the configured special tokens, none of which may be an ordinary token."""
     special = [EOT, *config.special_tokens]
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     whole = [token for token in special if len(splitter.pre_tokenize_str(token)) < 2]
@@ -94,7 +94,7 @@ def _special_tokens(config: TokenizerConfig) -> list[str]:
 
 
 def _settle_unigram(description: dict[str, Any], special: Iterable[str]) -> str:
-    """Order pieces by rounded score, then name: the trainer adds up scores in the order of a hash table.
+    """Order pieces by rounded score, then name, because the trainer adds scores in the order of a hash table.
 
     Last digits differ from run to run, and equal scores would change places. Bytes that it has not
     seen get the lowest scores, in any order: here they share the lowest.
