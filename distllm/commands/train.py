@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from distllm.commands.arguments import parse_config_arguments
 from distllm.commands.settle import precheck, settle
 from distllm.config.compose import compose
 from distllm.config.overrides import split_override
+from distllm.config.resolve import Resolved
 from distllm.environment import RankEnvironment, set_rendezvous
 from distllm.errors import ConfigError
 
@@ -98,6 +100,8 @@ def combinations(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[int
 
 def _train(overrides: Sequence[str], config_dir: Path | None, flags: Collection[str]) -> int:
     launcher = RankEnvironment.read(os.environ)
+    if launcher is None or launcher.rank:  # rank 0 shows it
+        warnings.filterwarnings("ignore", message="the tokenizer .* loses text")
     composition, resolved = settle(overrides, config_dir, launcher, need_dataset=True)
     if settled := os.environ.get("DISTLLM_SETTLED"):
         from distllm.cluster.snapshot import require_same
@@ -111,26 +115,35 @@ def _train(overrides: Sequence[str], config_dir: Path | None, flags: Collection[
             remedy="srun python launch/train.py ..., torchrun or deepspeed; or cluster.nodes=1",
         )
     if launcher is None:
-        from distllm.cluster.hang import Patience
-        from distllm.cluster.local import explain_exit
-        from distllm.cluster.supervise import Job, supervise
-
-        config = resolved.config
-        directory = ["--config-dir", str(config_dir)] if config_dir else []
-        job = Job(
-            command=[*RANK_COMMAND, *overrides, *directory, *sorted(flags)],
-            directory=Path(config.runs_dir) / config.name,
-            num_ranks=resolved.world.size,
-            threads_per_rank=resolved.threads_per_rank,
-            max_restarts=config.cluster.max_restarts,
-            patience=Patience(config.cluster.hang_seconds, config.cluster.timeout_seconds),
-        )
-        code = supervise(job)
-        explain_exit(code)
-        return code
+        return _supervise([*overrides, *_directory(config_dir), *sorted(flags)], resolved)
     os.environ["OMP_NUM_THREADS"] = str(resolved.threads_per_rank)
     gc.enable()
     from distllm.train.rank import train_as_rank
 
     train_as_rank(composition, resolved, allow_schedule=_ALLOW in flags)
     return 0
+
+
+def _directory(config_dir: Path | None) -> list[str]:
+    return ["--config-dir", str(config_dir)] if config_dir else []
+
+
+def _supervise(words: Sequence[str], resolved: Resolved) -> int:
+    """Run the ranks of this machine to the end; return the exit code."""
+    from distllm.cluster.hang import Patience
+    from distllm.cluster.local import explain_exit
+    from distllm.cluster.supervise import Job, supervise
+
+    config = resolved.config
+    code = supervise(
+        Job(
+            command=[*RANK_COMMAND, *words],
+            directory=Path(config.runs_dir) / config.name,
+            num_ranks=resolved.world.size,
+            threads_per_rank=resolved.threads_per_rank,
+            max_restarts=config.cluster.max_restarts,
+            patience=Patience(config.cluster.hang_seconds, config.cluster.timeout_seconds),
+        )
+    )
+    explain_exit(code)
+    return code

@@ -5,7 +5,9 @@ Nothing here imports torch, so the login node can count parameters without it.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from distllm.config.schema_lora import JOINED, LoraConfig
 from distllm.config.schema_model import (
@@ -172,51 +174,34 @@ def settle_shape(model: ModelConfig, vocab_size: int, seq_len: int) -> ModelShap
     mup = model.hidden_size / (model.mup.base_width or model.hidden_size)
     base_head = (model.mup.base_width and model.mup.base_head_dim) or head_dim
     wide = round_up(8 * model.hidden_size // 3, MLP_MULTIPLE) if model.gated else 4 * model.hidden_size
+    copied: dict[str, Any] = {name: getattr(model, name) for name in _COPIED}
     return ModelShape(
-        family=model.family,
-        hidden_size=model.hidden_size,
-        num_layers=model.num_layers,
+        **copied,
         num_encoder_layers=model.num_encoder_layers or model.num_layers,
-        num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads or model.num_heads,
         head_dim=head_dim,
         intermediate_size=model.intermediate_size or wide,
         vocab_size=model.vocab_size or round_up(vocab_size, VOCAB_MULTIPLE),
         max_seq_len=model.max_positions or seq_len,
-        activation=model.activation,
-        gated=model.gated,
         layer_norm=model.norm == "layer",
         norm_bias=model.norm == "layer" and model.norm_bias,
-        norm_eps=model.norm_eps,
-        norm_place=model.norm_place,
-        qk_norm=model.qk_norm,
-        attention_bias=model.attention_bias,
-        attention_out_bias=model.attention_out_bias,
-        mlp_bias=model.mlp_bias,
-        positions=model.positions,
-        rope_theta=model.rope_theta,
         rope_theta_local=model.rope_theta_local or model.rope_theta,
-        rope=model.rope,
-        relative_buckets=model.relative_buckets,
-        relative_distance=model.relative_distance,
         windows=_windows(model),
         attention_softcap=model.attention_softcap or 0.0,
         attention_scale=(model.attention_scale or base_head**-0.5) * (base_head / head_dim),
         logit_softcap=model.logit_softcap or 0.0,
         logit_scale=(model.logit_scale or 1.0) / mup,
-        tie_embeddings=model.tie_embeddings,
-        scale_embedding=model.scale_embedding,
-        embed_norm=model.embed_norm,
-        token_types=model.token_types,
-        pooling=model.pooling,
-        num_experts=model.num_experts,
-        experts_per_token=model.experts_per_token,
-        balance_loss=model.balance_loss,
-        dropout=model.dropout,
-        layer_drop=model.layer_drop,
-        init_std=model.init_std,
         mup=mup,
     )
+
+
+_SETTLED = {
+    "num_encoder_layers", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size", "max_seq_len",
+    "layer_norm", "norm_bias", "rope_theta_local", "windows", "attention_softcap", "attention_scale",
+    "logit_softcap", "logit_scale", "mup",
+}  # fmt: skip
+_COPIED = tuple(field.name for field in dataclasses.fields(ModelShape) if field.name not in _SETTLED)
+"""Fields that are the same in `ModelConfig`."""
 
 
 def _windows(model: ModelConfig) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Decisions that rank 0 takes for all ranks, its errors included."""
+"""Decisions that rank 0 takes for all ranks; its errors are raised on all ranks as well."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def agree(topology: Topology, decide: Callable[[], Any]) -> Any:
     raise raised
 
 
-def agree_when_done(topology: Topology, wait: Callable[[float], bool], decide: Callable[[], Any]) -> Any:
-    """As `agree`, once rank 0 has waited for something that may take longer than a timeout. Collective.
+def agree_when_done(topology: Topology, has_ended: Callable[[float], bool], decide: Callable[[], Any]) -> Any:
+    """Like `agree`, after rank 0 has waited for work that may take longer than a timeout. Collective.
 
-    No rank waits in one exchange for more than a few seconds, however long it takes.
+    No rank waits in one collective for more than a few seconds, however long the work takes.
 
     Args:
         topology: this rank's place.
-        wait: waits on rank 0, at most the seconds given, and returns whether it has ended.
-        decide: asked on rank 0 then.
+        has_ended: waits on rank 0 for at most the given seconds, and returns whether the work has ended.
+        decide: called on rank 0 after that.
 
     Raises:
         DistllmError: what ``decide`` raised, on every rank.
     """
-    while not agree(topology, lambda: wait(_POLL_SECONDS)):
+    while not agree(topology, lambda: has_ended(_POLL_SECONDS)):
         pass
     return agree(topology, decide)
 
 
 def agree_after_work(topology: Topology, work: Callable[[], Any]) -> Any:
-    """As `agree` on what ``work`` returns, which may take longer than a timeout. Collective.
+    """Like `agree` on the result of ``work``, which may take longer than a timeout. Collective.
 
     Raises:
         DistllmError: what ``work`` raised, on every rank.

@@ -19,6 +19,14 @@ _ITERATIONS = 5
 _MATRIX_RMS = 0.2
 
 
+def slot_of(state: dict[str, Any], name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the slot ``name`` of a weight's state; it is allocated, as zeros, at the first call only."""
+    if name not in state:
+        state[name] = torch.zeros_like(weight, dtype=dtype)
+    slot: Tensor = state[name]
+    return slot
+
+
 class Sgd(torch.optim.SGD):
     """Gradient descent with momentum."""
 
@@ -55,7 +63,7 @@ class Lion(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                momentum = self.state[weight].setdefault("exp_avg", torch.zeros_like(weight))
+                momentum = slot_of(self.state[weight], "exp_avg", weight)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 direction = torch.lerp(weight.grad, momentum, first).sign_()
                 weight.add_(direction, alpha=-group["lr"])
@@ -116,9 +124,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 weight.add_(update(weight, group), alpha=-group["lr"])
 
     def _muon(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
-        momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
-        momentum.lerp_(weight.grad, 1 - group["momentum"])
-        ahead = torch.lerp(weight.grad, momentum, group["momentum"])  # type: ignore[arg-type]
+        momentum, gradient = slot_of(self.state[weight], "momentum_buffer", weight), weight.grad
+        assert gradient is not None
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        ahead = torch.lerp(gradient, momentum, group["momentum"])
         parts = torch.split(ahead, group["rows"], dim=-2)
         return torch.cat(
             [orthogonalized(part) * _MATRIX_RMS * max(part.shape[-2:]) ** 0.5 for part in parts], -2
@@ -127,8 +136,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def _adamw(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
         state, (first, second), gradient = self.state[weight], group["betas"], weight.grad
         assert gradient is not None
-        mean = state.setdefault("exp_avg", torch.zeros_like(weight))
-        square = state.setdefault("exp_avg_sq", torch.zeros_like(weight))
+        mean, square = (slot_of(state, name, weight) for name in ("exp_avg", "exp_avg_sq"))
         steps = state.setdefault("step", torch.zeros((), dtype=torch.float32))
         steps += 1
         mean.lerp_(gradient, 1 - first)

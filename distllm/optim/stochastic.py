@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from distllm.kernels.cuda import op, reference
+from distllm.optim.rules import slot_of
 
 _FIRST_SEED = 0x0D157
 
@@ -54,7 +55,7 @@ class StochasticAdamW(torch.optim.Optimizer):
             for weight in weights:
                 state = self.state[weight]
                 for slot in self.slots(weight):
-                    state.setdefault(slot, torch.zeros_like(weight, dtype=torch.float32))
+                    slot_of(state, slot, weight, torch.float32)
                 state.setdefault("step", torch.zeros((), dtype=torch.float32)).add_(1)
             update = op.adamw if weights[0].device.type == "cuda" else reference.adamw
             update(

@@ -16,10 +16,10 @@ from distllm.tasks.dpo import DPO
 from distllm.tasks.extractive_qa import ExtractiveQA
 from distllm.tasks.seq2seq import Seq2Seq
 
-Builder = Callable[[Config, ModelShape, nn.Module | None], Task]
+Builder = Callable[[Config, ModelShape], Task]
 
 
-def _text(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
+def _text(config: Config, shape: ModelShape) -> Task:
     return CausalLM(
         shape.vocab_size,
         mask_documents=config.data.mask_documents,
@@ -27,36 +27,25 @@ def _text(config: Config, shape: ModelShape, reference: nn.Module | None) -> Tas
     )
 
 
-def _seq2seq(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
-    if config.model.family == "encoder_decoder":
-        return Seq2Seq(shape.vocab_size)
-    return _examples(config, shape, reference)
+def _seq2seq(config: Config, shape: ModelShape) -> Task:
+    return Seq2Seq(shape.vocab_size) if config.model.family == "encoder_decoder" else _examples(config, shape)
 
 
-def _examples(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
+def _examples(_config: Config, shape: ModelShape) -> Task:
     return CausalLM(shape.vocab_size, mask_documents=True, reads_text=False)
 
 
-def _dpo(config: Config, shape: ModelShape, reference: nn.Module | None) -> Task:
-    if reference is None:
-        raise ValueError("preference optimisation needs the model that training began with")
-    return DPO(shape.vocab_size, config.task.beta, reference, nll_weight=config.task.nll_weight)
-
-
-TASKS: Registry[Builder] = Registry(
+_TASKS: Registry[Builder] = Registry(
     "task",
     "task.name",
     {
         "causal_lm": _text,
         "masked_lm": _text,
-        "span_corruption": lambda config, shape, reference: Seq2Seq(shape.vocab_size),
+        "span_corruption": lambda _config, shape: Seq2Seq(shape.vocab_size),
         "seq2seq": _seq2seq,
         "instruct": _examples,
-        "extractive_qa": lambda config, shape, reference: ExtractiveQA(shape.vocab_size),
-        "contrastive": lambda config, shape, reference: Contrastive(
-            shape.vocab_size, config.task.temperature
-        ),
-        "dpo": _dpo,
+        "extractive_qa": lambda _config, shape: ExtractiveQA(shape.vocab_size),
+        "contrastive": lambda config, shape: Contrastive(shape.vocab_size, config.task.temperature),
     },
 )
 
@@ -67,9 +56,14 @@ def build_task(config: Config, shape: ModelShape, reference: nn.Module | None = 
     Args:
         config: the configuration.
         shape: the model's.
-        reference: a copy of the model that training begins with, for tasks that compare with it.
+        reference: a copy of the model that training begins with, which only dpo needs.
 
     Raises:
         ConfigError: the name is unknown.
+        ValueError: dpo without a reference.
     """
-    return TASKS[config.task.name](config, shape, reference)
+    if config.task.name != "dpo":
+        return _TASKS[config.task.name](config, shape)
+    if reference is None:
+        raise ValueError("preference optimisation needs the model that training began with")
+    return DPO(shape.vocab_size, config.task.beta, reference, nll_weight=config.task.nll_weight)

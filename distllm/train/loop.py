@@ -1,8 +1,8 @@
-"""The training loop: one optimizer step, read from top to bottom, and what is due between steps.
+"""The training loop: one optimizer step, from top to bottom, and what is due between steps.
 
-No parallelism shows here. The stream gives each rank its part of the global batch, the engine sums
-gradients over ranks and micro-batches, and one small reduction per step makes the ranks agree on what
-to do. Every branch below depends only on numbers that all ranks share, so no rank waits for another.
+Parallelism is hidden from it: the stream gives each rank its part of the global batch, the engine sums
+gradients over ranks and micro-batches, and one small reduction per step makes the ranks agree on what to do.
+Every branch below depends only on values that all ranks share, so all ranks take the same branch.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ def train(run: Run) -> None:
         TrainingError: the run is not training (see `guard`), or cannot account for its samples.
     """
     state, clock = run.state, StepClock()
-    if _evaluation_due(run):  # before the first step, or because an earlier attempt was stopped during it
+    if _evaluation_due(run):  # before the first step, or because an earlier attempt was stopped during one
         evaluate(run)
         if state.step > 0:
-            save(run, must=True)  # the checkpoint that was loaded does not hold these figures
+            save(run, must=True)  # the checkpoint that was loaded does not record this evaluation
         clock.restart()
     if state.step >= run.resolved.stop_step:
         report(run, f"the run is at step {state.step}: nothing is left to train")
     while state.step < run.resolved.stop_step and not run.stopping.over():
         before = state.step
         save_requested = train_step(run, clock)
-        rewound = state.step <= before  # then whatever is due at that step was done before
+        rewound = state.step <= before  # what is due at the step it went back to has been done before
         if not rewound and _do_what_is_due(run, save_requested):
             clock.restart()
     _finish(run)
 
 
 def _do_what_is_due(run: Run, save_requested: bool) -> bool:
-    """Compare weights, evaluate and save, each if due after this step; return whether that took time.
+    """Compare weights, evaluate and save, each if it is due; return whether anything was done.
 
-    Weights are compared before anything is saved, so that no checkpoint holds corrupted ones. If they
-    differ, the run goes back, and the rest is due again when it has returned to this step.
+    Weights are compared before a save, so that no checkpoint holds corrupted ones. If they differ, the run
+    goes back, and the rest is due again when it reaches this step again.
     """
     last = run.state.step == run.resolved.stop_step
     save_due = last or save_requested or run.saves.due(run.state.step)
@@ -80,7 +80,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
     """Take one optimizer step on the batch at ``state.samples``; return whether a save was requested."""
     state = run.state
 
-    # 1. This rank's micro-batches: a pure function of the position in the global order.
+    # 1. This rank's micro-batches, which are a pure function of the position in the global order.
     HEARTBEAT.phase("data", state.step)
     clock.mark("loop")
     state.samples, damaged_before = state.next_samples(), run.stream.damaged
@@ -103,12 +103,12 @@ def train_step(run: Run, clock: StepClock) -> bool:
     )
     clock.mark("compute")
 
-    # 4. The update. All ranks judge it by the same two numbers, the loss and the norm of the gradient.
+    # 4. The update. All ranks judge it by the same two numbers: the loss and the norm of the gradient.
     HEARTBEAT.phase("update")
     mine = [float(loss_sum), run.replicas.changed_since(), run.own_time.lap()]
     losses, changed, seconds_by_rank = zip(*gather_over_ranks(mine, run.topology), strict=True)
     loss, corruption = sum(losses) / agreed.weight, flipped(changed)
-    # The schedule counts rows, not targets: padding and prompts carry no loss and must not stretch it.
+    # The schedule counts rows, not targets: padding and prompts have no loss and must not stretch it.
     lr = run.learning_rate.at(run.sizes.before(state.step + 1) * run.resolved.config.data.seq_len)
     result = run.engine.step(lr, lambda norm: corruption is None and run.guard.doubt(loss, norm) is None)
     clock.mark("update")
@@ -118,7 +118,7 @@ def train_step(run: Run, clock: StepClock) -> bool:
         clock.restart()
         return False
 
-    # 5. Progress, and its record.
+    # 5. Count the step and report it.
     doubt = run.guard.doubt(loss, result.grad_norm) if result.skipped else None
     must_go_back = run.guard.record(doubt, loss, result.grad_norm)
     phases = clock.lap()
@@ -140,13 +140,13 @@ def train_step(run: Run, clock: StepClock) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What every rank knows of a step before it computes.
+    """What all ranks agree on before they compute a step.
 
     Attributes:
-        weight: loss targets of the global batch, which normalise the loss.
-        digest: identity of its samples and their tokens.
-        rows: its samples.
-        damaged: those of them that are damaged.
+        weight: loss targets of the global batch; the loss is divided by it.
+        digest: identity of the batch's samples and their tokens.
+        rows: number of samples.
+        damaged: number of damaged samples among them.
         stop: a rank was asked to stop before the step.
         save: a rank was asked to save after it.
     """
@@ -160,10 +160,10 @@ class Agreement:
 
 
 def _agree(run: Run, batches: Sequence[Batch], damaged: int) -> Agreement:
-    """Settle with one reduction what every rank must agree on before it computes. Collective.
+    """Agree, with one reduction, on everything that ranks must know before they compute. Collective.
 
-    That is the global batch, when to save by rank 0's clock, which ranks have written their share of a
-    checkpoint, and whether any was asked to stop or to save. Of ranks that share rows, one counts them.
+    That is the global batch, the save interval by rank 0's clock, which ranks have written their share of a
+    checkpoint, and whether any rank was asked to stop or to save. Of ranks that share rows, one counts them.
     """
     counts = run.topology.counts_rows
     weight, digest, rows, damaged_rows, save_every, written, stops, saves = sum_over_ranks(
@@ -184,14 +184,14 @@ def _agree(run: Run, batches: Sequence[Batch], damaged: int) -> Agreement:
 
 
 def _pass_over(run: Run, agreed: Agreement, clock: StepClock) -> None:
-    """Count a step without a target, which has no loss and moves no weight."""
+    """Count a step without any target: it has no loss and changes no weight."""
     clock.mark("loop")
     _count(run, agreed, clock.lap(), skipped=True)
     report_passed_over(run, agreed.rows, agreed.damaged)
 
 
 def _count(run: Run, agreed: Agreement, phases: Phases, *, skipped: bool) -> None:
-    """Count the step just taken wherever steps, samples or seconds are counted."""
+    """Count the step that was just taken in all counters of steps, samples and seconds."""
     state = run.state
     HEARTBEAT.count_step(phases.total)
     state.samples += run.sizes.at(state.step)
@@ -214,10 +214,10 @@ def _evaluation_due(run: Run) -> bool:
 
 
 def evaluate(run: Run) -> None:
-    """Measure validation perplexity and print a sample, on all ranks alike.
+    """Measure validation perplexity and write a sample. Collective.
 
     Raises:
-        Interrupted: a rank was asked to stop meanwhile; the state is saved, and the next attempt
+        Interrupted: a rank was asked to stop during the evaluation; the state is saved, and the next attempt
             begins with this evaluation.
     """
     with run.chronicle.charging("eval"):
@@ -249,7 +249,7 @@ def _log_evaluation(run: Run) -> None:
     if run.canaries is not None:
         record = run.canaries.beside(record, run.engine.model, between)
     state.evaluated_step = state.step
-    if state.step % settings.every_steps == 0:  # not where an attempt happens to end
+    if state.step % settings.every_steps == 0:  # not at a step where an attempt happens to end
         run.stopping.judge(measured)
     run.checkpoint_facts |= {"valid_loss": measured.loss, "valid_step": state.step}
     for sink in run.sinks:
@@ -257,7 +257,7 @@ def _log_evaluation(run: Run) -> None:
 
 
 def _log_sample(run: Run) -> None:
-    """Print a continuation of ``eval.prompt``, where the model can write one."""
+    """Write a continuation of ``eval.prompt``, if the model can generate text."""
     state, settings = run.state, run.resolved.config.eval
     if settings.sample_tokens and run.resolved.config.model.family == "decoder":
         text = sample_text(
@@ -277,7 +277,7 @@ def save(run: Run, *, must: bool = False, requested: bool = False) -> None:
 
     Args:
         run: the run.
-        must: nothing comes after it: return when it is written, or raise StorageError.
+        must: it is the last chance to save: return when it is written, or raise StorageError.
         requested: a user asked for it.
     """
     order = plan_digest(run.resolved.config, run.stream.order, run.state.samples)
@@ -306,7 +306,7 @@ def _comparison_due(run: Run) -> bool:
 
 
 def _restore_weights(run: Run, corruption: Corruption) -> None:
-    """Go back to the newest checkpoint whose weights were seen to agree, and take the steps again."""
+    """Go back to the newest checkpoint whose weights were equal on all ranks."""
     culprits = " and ".join(f"rank {rank}" for rank in corruption.ranks) or "an unknown rank"
     why = f"corrupted memory on {culprits}: {corruption.what}"
     report(run, why)
@@ -315,9 +315,9 @@ def _restore_weights(run: Run, corruption: Corruption) -> None:
 
 
 def _exclude_streak(run: Run, *, finite: bool) -> None:
-    """Go back to before the streak of skipped steps, and leave its samples out from then on.
+    """Go back to before the streak of skipped steps, and exclude its samples from then on.
 
-    Spikes that going back has not cured, or cannot cure, do not end a run: the new level is accepted.
+    Spikes do not end a run: if it cannot go back (any more), the new level of the loss is accepted.
     """
     state = run.state
     why = f"{state.skips_in_a_row} steps in a row were skipped, up to step {state.step}"
@@ -334,10 +334,10 @@ def _exclude_streak(run: Run, *, finite: bool) -> None:
 
 
 def _go_back(run: Run, good_step: int, exclude: tuple[int, int] | None, why: str) -> None:
-    """Restore a checkpoint and save it again with the decision, so that a kill does not undo it."""
+    """Restore a checkpoint, and save it again with the decision, so that a kill does not undo the rewind."""
     run.chain.forget_after(good_step)
     HEARTBEAT.phase("restore", run.state.step)
-    run.saves.wait()  # the checkpoints to load and to set aside must not change meanwhile
+    run.saves.wait()  # checkpoints must not change while one is loaded and others are set aside
     run.saves.reject_after(good_step, why)
     with run.chronicle.charging("restart"):
         step = go_back(
@@ -362,7 +362,7 @@ def _samples(run: Run) -> dict[str, int]:
 
 
 def _finish(run: Run) -> None:
-    """End the attempt; a run that is done, by its steps or early, must account for its samples."""
+    """End the attempt; a completed run must account for all of its samples."""
     state = run.state
     HEARTBEAT.phase("end", state.step)
     early = {"why": run.stopping.why} if run.stopping.over() else {}

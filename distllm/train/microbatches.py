@@ -1,4 +1,4 @@
-"""The part of a step in which a rank computes: forward and backward over its micro-batches."""
+"""Forward and backward over a rank's micro-batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def forward_and_backward(
     seed: int,
     own_time: OwnTime,
 ) -> Tensor:
-    """Add the gradients of this rank's micro-batches. Collective.
+    """Accumulate the gradients of this rank's micro-batches. Collective.
 
     Args:
         task: the objective.
@@ -33,9 +33,9 @@ def forward_and_backward(
         batches: this rank's part of the global batch.
         weight: loss targets of the whole global batch.
         topology: this rank's place.
-        seed: root of the noise: dropout is a function of it and of the samples, so that a resumed run
-            draws what it would have; ranks that share rows draw each for their own positions.
-        own_time: measures what this rank does for itself.
+        seed: seed of dropout, which is a function of it and of the samples, so that a resumed run draws the
+            same numbers; ranks that share rows draw separately for their own positions.
+        own_time: measures the time in which this rank does not wait for others.
 
     Returns:
         The sum of the losses of ``batches``, a scalar on the rank's device.

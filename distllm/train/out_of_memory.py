@@ -1,7 +1,7 @@
 """When a rank runs out of memory: report what was in use, and let the next attempt use smaller micro-batches.
 
-The attempt ends. Its ranks are in the middle of a step, some with gradients half reduced, and no
-agreement among them about a smaller micro-batch would be safer than a start from the checkpoint.
+The attempt ends: its ranks are in the middle of a step, some with partly reduced gradients, so that starting
+again from the checkpoint is safer than continuing with a smaller micro-batch.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ _CPU_ALLOCATOR = "DefaultCPUAllocator"
 def memory_errors(
     resolved: Resolved, state: TrainState, topology: Topology, run_directory: Path
 ) -> Iterator[None]:
-    """Turn an allocator's refusal inside the block into an error that the next attempt learns from.
+    """Turn a failed allocation inside the block into an error, and record it for the next attempt.
 
     Raises:
-        OutOfMemory: ``memory.json`` now makes the next attempt halve the micro-batch.
-        ConfigError: the micro-batch is a single sequence already.
+        OutOfMemory: ``memory.json`` was written: the next attempt halves the micro-batch.
+        ConfigError: the micro-batch is already a single sequence.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _learn(resolved, state, topology, run_directory) from error
+        raise _recorded(resolved, state, topology, run_directory) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator, on the device or of the host, has refused."""
+    """Whether an error is a failed allocation, on the device or on the host."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _CPU_ALLOCATOR in str(error)
 
 
-def _learn(
+def _recorded(
     resolved: Resolved, state: TrainState, topology: Topology, run_directory: Path
 ) -> OutOfMemory | ConfigError:
+    """Write the limit for the next attempt if there is a smaller micro-batch; return the error to raise."""
     size, seq_len = resolved.micro_batch_size, resolved.config.data.seq_len
     limit = MemoryLimit(
         micro_batch_tokens=size * seq_len // topology.sequence_ranks,
@@ -72,13 +73,13 @@ def _learn(
     return OutOfMemory(
         cause,
         where=str(run_directory / "memory.json"),
-        remedy=f"run the same command again: it takes micro-batches of at most {limit.allowed_tokens} tokens "
-        "and accumulates more of them, the global batch stays the same",
+        remedy=f"run the same command again: it uses micro-batches of at most {limit.allowed_tokens} tokens "
+        "and accumulates more of them, so that the global batch stays the same",
     )
 
 
 def memory_report(device: torch.device) -> str:
-    """Say how much memory this rank holds, and how much there is."""
+    """Describe how much memory this rank holds and how much is free."""
     host = f"{format_bytes(memory_bytes())} of main memory held, {format_bytes(available_memory() or 0)} free"
     if device.type != "cuda":
         return host

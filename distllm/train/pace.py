@@ -1,8 +1,8 @@
-"""Which rank slows the others down: found from each rank's own seconds, which travel with the losses.
+"""Which rank slows the others down, found from the seconds that each rank spends on its own work.
 
-A rank's own time is what it waits for data and what its forward passes take: time in which it waits
-for nobody. Backward passes, and forward passes under ZeRO-3, contain exchanges, in which all wait for
-the slowest, so they do not show which that is.
+A rank's own work is reading data and its forward passes, in which it waits for no other rank. Backward
+passes, and forward passes under ZeRO-3, contain collectives, in which all ranks wait for the slowest, so
+their duration does not show which rank that is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 WINDOW_STEPS = 16
 _AGAIN_STEPS = 200
 _LEAST_SECONDS = 0.01
-"""Differences of fewer seconds are noise of the operating system."""
+"""Smaller differences are noise of the operating system."""
 
 
 class OwnTime:
@@ -36,7 +36,7 @@ class OwnTime:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Measure the block; on a GPU, what it enqueues."""
+        """Measure the block; on a GPU, the execution of what it enqueues."""
         if self._on_gpu:
             begin, end = _event(), _event()
             begin.record()
@@ -67,9 +67,9 @@ class Straggler:
     """A rank that slows the others down.
 
     Attributes:
-        rank: which.
-        seconds: its own time in a step, the median of the window.
-        typical: that of the others.
+        rank: the rank.
+        seconds: the median of its own time in a step, over the window.
+        typical: the median over ranks.
     """
 
     rank: int
@@ -84,10 +84,10 @@ class Straggler:
 
 
 class Pace:
-    """Compares the ranks over a window of steps. Medians: a pause of one step, or of one rank, is none.
+    """Compares the ranks over a window of steps, by medians: one slow step does not make a slow rank.
 
     Args:
-        factor: how many times the others' time is too slow; 0 looks at nothing.
+        factor: how many times the others' time counts as too slow; 0 turns the comparison off.
     """
 
     def __init__(self, factor: float) -> None:
@@ -97,7 +97,7 @@ class Pace:
         self._steps = 0
 
     def slow_rank(self, seconds: Sequence[float]) -> Straggler | None:
-        """Take the own seconds of each rank in one step; return a straggler that was not reported lately."""
+        """Take each rank's own seconds of one step; return a slow rank that was not reported recently."""
         self._steps += 1
         self._window.append(list(seconds))
         if not self._factor or len(seconds) < 2 or len(self._window) < WINDOW_STEPS:

@@ -1,7 +1,7 @@
-"""What a private run gives away: its epsilon as a function of samples seen, and the secret of its noise.
+"""The privacy loss of a private run: epsilon as a function of samples seen, and the secret key of its noise.
 
-The accountant is Opacus's, for the moments of the Gaussian mechanism ("Rényi Differential Privacy",
-arXiv:1702.07476). Neighbouring datasets differ by the content of one row.
+The accountant is that of Opacus for Rényi differential privacy (arXiv:1702.07476). Neighbouring datasets
+differ by the content of one row.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ KEY_FILE = "noise.key"
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What was given away so far.
+    """The privacy loss so far.
 
     Attributes:
-        epsilon: holds for batches as they are drawn here: each row once an epoch, so that it composes as
-            many Gaussian mechanisms as the rows were gone through, with no gain from sampling.
-        poisson: what the accountant says where each row is in each batch by chance, independently; most
-            publications give that one, also where batches are drawn otherwise.
+        epsilon: holds for the batches of this run, which contain each row once per epoch: the composition of
+            one Gaussian mechanism per epoch, without amplification by sampling.
+        poisson: the value if each row were in each batch independently by chance. Most publications state
+            this one, also when batches are drawn in another way.
     """
 
     epsilon: float
@@ -54,7 +54,7 @@ class PrivacyAccount:
         self._order, self._rows = order, rows
 
     def spent(self, samples: int) -> Spent:
-        """Return what the first ``samples`` of the order have given away.
+        """Return the privacy loss after the first ``samples`` of the order.
 
         Raises:
             MissingDependency: opacus is not installed.
@@ -76,18 +76,18 @@ class PrivacyAccount:
 
 
 def epsilon(noise: float, rate: float, steps: int, delta: float) -> float:
-    """Return what ``steps`` sampled Gaussian mechanisms give away together, as Opacus's `RDPAccountant` does.
+    """Return the epsilon of ``steps`` sampled Gaussian mechanisms, as Opacus's `RDPAccountant` computes it.
 
     Args:
         noise: standard deviation of the noise, in units of the largest influence of a row.
-        rate: chance of a row to be in a step.
-        steps: how many.
-        delta: chance that the bound does not hold.
+        rate: probability of a row to be in a step.
+        steps: number of steps.
+        delta: probability that the bound does not hold.
     """
     analysis, orders = _analysis()
     moments = [moment * steps for moment in _moments(noise, rate)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # orders that it has not might give less, never more
+        warnings.simplefilter("ignore")  # more orders could only lower the bound
         found, _ = analysis.get_privacy_spent(orders=orders, rdp=moments, delta=delta)
     return float(found)
 
@@ -101,7 +101,7 @@ def _moments(noise: float, rate: float) -> Sequence[float]:
 
 @lru_cache(maxsize=1)
 def _analysis() -> tuple[Any, Sequence[float]]:
-    """Return Opacus's arithmetic of Rényi divergences, and the orders that it looks at."""
+    """Return Opacus's module for Rényi divergences, and the orders that it considers."""
     analysis, accountants = (
         require(f"opacus.accountants{part}", "the account of optim.private", "privacy")
         for part in (".analysis.rdp", "")
@@ -110,13 +110,13 @@ def _analysis() -> tuple[Any, Sequence[float]]:
 
 
 def noise_key(directory: Path) -> int:
-    """Return the secret that the noise of a run follows from, made once and kept in its directory.
+    """Return the secret seed of a run's noise, which is drawn once and kept in the run directory.
 
-    With it a resumed run draws what it would have drawn. Whoever has it can take the noise off again, so
-    it is in no checkpoint, and only its owner can read it.
+    A resumed run draws the same noise from it. Whoever has the key can remove the noise, so it is not part of
+    any checkpoint, and only its owner can read the file.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the key cannot be written.
     """
     path = directory / KEY_FILE
     with storage_errors(path):
@@ -128,7 +128,7 @@ def noise_key(directory: Path) -> int:
 
 
 def describe_account(account: PrivacyAccount, config: PrivateConfig, samples: int) -> str:
-    """Say what a run of ``samples`` gives away at its end."""
+    """Describe the privacy loss of a run of ``samples`` samples."""
     end = account.spent(samples)
     return (
         f"private: rows are clipped to {config.clip:g}, noise {config.noise:g}; at the end epsilon "

@@ -23,16 +23,16 @@ from distllm.train.out_of_memory import memory_errors
 from distllm.train.signals import StopRequest
 from distllm.train.watchdog import die_with_launcher
 
-_RECORDED_EXCHANGES = "200"
+_RECORDED_COLLECTIVES = "200"
 
 
 def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedule: bool = False) -> None:
-    """Be one rank of the run that a launcher, or nobody, has started.
+    """Train as one rank of a run, or as its only process if no launcher has started ranks.
 
     Args:
         composition: the configuration and where each value came from.
         resolved: its settled numbers.
-        allow_schedule: go on although the schedule is no longer that of the checkpoint.
+        allow_schedule: continue even if the schedule differs from that of the checkpoint.
 
     Raises:
         DistllmError: see `distllm.train.build.open_run` and `distllm.train.loop.train`.
@@ -42,7 +42,7 @@ def train_as_rank(composition: Composition, resolved: Resolved, *, allow_schedul
     stop.install()
     if TOKEN_VARIABLE not in os.environ and "RANK" in os.environ:
         die_with_launcher()
-    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED_EXCHANGES)
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED_COLLECTIVES)
     torch.set_num_threads(resolved.threads_per_rank)
     set_extension_cache(Path(config.runs_dir) / ".torch_extensions")
     topology = replace(

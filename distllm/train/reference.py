@@ -1,4 +1,4 @@
-"""The model that training began with, for objectives that compare with it."""
+"""The frozen reference model of preference optimisation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from distllm.models.init import build_model
 
 
 def reference_model(resolved: Resolved, dtype: torch.dtype = torch.float32) -> nn.Module | None:
-    """Build the frozen copy that preference optimisation needs; None for other tasks.
+    """Build the reference model of task.name=dpo; None for other tasks.
 
-    It is read from ``model.init_from``, also when a run goes on from a checkpoint: the reference
-    never moves. Every rank holds a whole one. Where the model computes in bf16 it has to as well: before
-    the first update no answer has gained anything.
+    It is read from ``model.init_from``, also when a run continues from a checkpoint: the reference never
+    changes. Every rank holds a whole copy. It computes in the model's number format: before the first update
+    both must give the same probabilities.
 
     Raises:
-        ConfigError, CheckpointError: the folder's weights are no weights of this model.
+        ConfigError, CheckpointError: the folder's weights do not fit this model.
     """
     config = resolved.config
     if config.task.name != "dpo" or config.model.init_from is None:

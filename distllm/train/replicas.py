@@ -1,15 +1,15 @@
-"""Whether all ranks still hold the same weights: finds silent data corruption and names its rank.
+"""Whether all ranks still hold the same weights: detects silent data corruption and names its rank.
 
-Two comparisons, both of fingerprints:
+Two comparisons of fingerprints:
 
-- over ranks, after an update: with three ranks or more the odd one out is named; two that differ
-  cannot tell which of them is right.
-- over time, on each rank: between an update that was compared and the next one nothing may change
-  the weights. A rank whose weights did change names itself, also among two.
+- between ranks, after an update: with three or more ranks the one that differs is named; with two it is
+  unknown which one is right.
+- over time, on each rank: nothing may change the weights between a compared update and the next one. A rank
+  whose weights did change is named, even with two ranks.
 
-Where weights are partitioned (stage 3) there are no replicas, and nothing is compared. Under stages 1
-and 2 the weights are copied from the optimizer's partitions at every update, which heals a flipped
-bit but not what was computed with it: only ``guard.fingerprint_every_steps=1`` sees every step.
+With partitioned weights (stage 3) there are no replicas to compare. Under stages 1 and 2 the weights are
+copied from the optimizer's partitions at every update, which repairs a flipped bit but not what was computed
+with it: only ``guard.fingerprint_every_steps=1`` checks every step.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ _HALF = 32
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """Weights that are not what they must be.
+    """Corrupted weights.
 
-    ``ranks`` are those that hold them; empty where two sides differ and neither has a majority.
+    Attributes:
+        ranks: the ranks that hold them; empty if no version of the weights has a majority.
+        what: what was found.
     """
 
     ranks: tuple[int, ...]
@@ -38,10 +40,10 @@ class Corruption:
 
 
 class ReplicaCheck:
-    """Compare the replicas of an engine's weights.
+    """Compares the replicas of an engine's weights.
 
     Args:
-        engine: whose weights.
+        engine: holds the weights.
         topology: this rank's place.
     """
 
@@ -51,7 +53,7 @@ class ReplicaCheck:
         self._kept: int | None = None
 
     def after_update(self) -> Corruption | None:
-        """Compare the weights of all ranks now, and keep their fingerprint. Collective."""
+        """Compare the weights of all ranks now, and remember their fingerprint. Collective."""
         self._kept = own = fingerprint(self._engine.replicas())
         halves = [own >> _HALF, own & (1 << _HALF) - 1]
         everyone = gather_over_ranks(halves, self._topology)
@@ -63,17 +65,17 @@ class ReplicaCheck:
         return "" if self._kept is None else f"{self._kept:016x}"
 
     def changed_since(self) -> bool:
-        """Whether this rank's weights are not those of the last `after_update`; asked once for each."""
+        """Whether this rank's weights have changed since the last `after_update`; checked once after each."""
         kept, self._kept = self._kept, None
         return kept is not None and fingerprint(self._engine.replicas()) != kept
 
     def forget(self) -> None:
-        """Expect nothing of the weights: they were loaded again."""
+        """Forget the fingerprint: the weights were loaded again."""
         self._kept = None
 
 
 def odd_ones_out(fingerprints: Sequence[int]) -> Corruption | None:
-    """Return which ranks differ from the majority, given the fingerprint of each."""
+    """Return the ranks that differ from the majority, given each rank's fingerprint; None if none does."""
     counted = Counter(fingerprints).most_common(2)
     if len(counted) == 1:
         return None

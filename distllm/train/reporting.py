@@ -1,4 +1,4 @@
-"""What the loop reports of a step: its record, and in words what was unusual about it."""
+"""What the loop reports about a step: its record, and sentences about anything unusual."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distllm.train.run import Run
 
 
 def report(run: Run, text: str) -> None:
-    """Hand a sentence about the current step to the sinks."""
+    """Log a sentence about the current step to all sinks."""
     for sink in run.sinks:
         sink.log_note(run.state.step, text)
 
@@ -22,16 +22,16 @@ def report(run: Run, text: str) -> None:
 def report_step(
     run: Run, loss: float, weight: float, digest: str, lr: float, result: StepResult, phases: Phases
 ) -> None:
-    """Hand the record of the step just counted to the sinks.
+    """Log the record of the step that was just counted to all sinks.
 
     Args:
         run: the run.
         loss: mean over the targets of the global batch, in nats.
-        weight: those targets.
-        digest: of the global batch.
+        weight: number of those targets.
+        digest: identity of the global batch.
         lr: learning rate.
-        result: of the update.
-        phases: where the time went.
+        result: the result of the update.
+        phases: how the time was spent.
     """
     state = run.state
     tokens_per_second = weight / phases.total
@@ -80,7 +80,7 @@ def report_skipped(
 
 
 def report_passed_over(run: Run, rows: int, damaged: int) -> None:
-    """Report a step without a target, which has moved no weight, and its samples."""
+    """Report a step without any target, which has changed no weight, and its samples."""
     blocks = f"; {damaged} lie in damaged blocks" if damaged else ""
     report(run, f"step passed over: none of its {rows} samples has a target{blocks}")
     run.chronicle.event("passed_over", step=run.state.step, samples=_samples(run), damaged=damaged)

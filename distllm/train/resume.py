@@ -1,4 +1,4 @@
-"""Whether a run may resume from a checkpoint: what would make it another experiment is refused by name."""
+"""Whether a run may resume from a checkpoint: changes that would make it another experiment are refused."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def check_resume(
     *,
     allow_schedule: bool,
 ) -> list[str]:
-    """Decide whether and from where the run goes on; return notes for the user.
+    """Decide whether the run may continue from a checkpoint; return notes for the user.
 
     Args:
-        found: the newest whole checkpoint, if there is one.
-        resolved: the configuration of today.
-        directory: the run's.
-        manifest: that of the training data of today.
-        stream: the order of samples of today.
-        allow_schedule: whether keys may differ that change the course of the optimisation.
+        found: the newest valid checkpoint, if there is one.
+        resolved: the current configuration.
+        directory: the run directory.
+        manifest: manifest of the current training data.
+        stream: the current order of samples.
+        allow_schedule: whether keys that change the course of the optimisation may differ.
 
     Raises:
         ConfigError: the configuration, the dataset or the order contradicts the checkpoint.
-        CheckpointError: there must be a checkpoint and there is none.
+        CheckpointError: a checkpoint is required and there is none.
     """
     policy = resolved.config.checkpoint.resume
     if found is None:
@@ -48,35 +48,35 @@ def check_resume(
             raise CheckpointError(
                 "there is no checkpoint to resume from",
                 where=str(directory.checkpoints),
-                remedy="checkpoint.resume=auto starts afresh; or check name and runs_dir",
+                remedy="checkpoint.resume=auto starts from scratch; or check name and runs_dir",
             )
         return []
     if policy == "never":
         raise ConfigError(
             f"the run directory holds a checkpoint of step {found.step}",
             where=str(directory.path),
-            remedy="choose another name=..., or checkpoint.resume=auto to go on with it",
+            remedy="choose another name=..., or checkpoint.resume=auto to continue it",
         )
     before: Any = found.facts["config"]
     notes = check_configuration(before, resolved.config, directory.path, allow_schedule=allow_schedule)
     notes += _check_dataset(found.facts["dataset"], manifest, resolved.config.data.out)
     _check_plan(found, resolved, stream)
     damaged = [f"set aside a damaged checkpoint: {path} ({reason})" for path, reason in found.set_aside]
-    origin = f"resuming from step {found.step}, the newest checkpoint whose digests are right: {found.path}"
+    origin = f"resuming from step {found.step}, the newest checkpoint with correct digests: {found.path}"
     return [*damaged, origin, *notes]
 
 
 def check_configuration(
     before: Mapping[str, Any], after: Config, where: Path, *, allow_schedule: bool
 ) -> list[str]:
-    """Compare the configuration of the checkpoint with today's.
+    """Compare the configuration of the checkpoint with the current one.
 
     Returns:
-        One line for each change that does not forbid the resume.
+        One line for each change that is allowed.
 
     Raises:
-        ConfigError: a key has changed that makes it another experiment, or one that changes the
-            course of the optimisation although nobody allowed that.
+        ConfigError: a key has changed that makes it another experiment, or one that changes the course of
+            the optimisation without permission.
     """
     found = changes(before, redacted(asdict(after)))
     identity = [change for change in found if change.on_resume == "identity"]
@@ -91,7 +91,7 @@ def check_configuration(
         raise ConfigError(
             f"the course of the optimisation would change in the middle of the run: {_listed(schedule)}",
             where=str(where),
-            remedy="undo the change, or go on with it on purpose: the same command with --allow; "
+            remedy="undo the change; or allow it on purpose: the same command with --allow; "
             "or choose another name=...",
         )
     return [f"{change.on_resume} change since the checkpoint: {change}" for change in found]
@@ -102,7 +102,7 @@ def _listed(found: list[Change]) -> str:
 
 
 def _check_dataset(before: str, manifest: Manifest, out: str) -> list[str]:
-    """Refuse another dataset than that of the digest ``before``; return notes about this one."""
+    """Refuse a dataset that does not follow from the one with digest ``before``; return notes about it."""
     if not manifest.follows(before):
         raise ConfigError(
             f"the dataset changed: {manifest.digest} instead of {before}",
@@ -112,16 +112,16 @@ def _check_dataset(before: str, manifest: Manifest, out: str) -> list[str]:
     if manifest.digest == before:
         return []
     return [
-        f"the dataset follows {before}, the run's: every sample has its place; forgotten ones carry no loss"
+        f"the dataset follows {before}, the run's: samples keep their positions, forgotten ones have no loss"
     ]
 
 
 def _check_plan(found: Found, resolved: Resolved, stream: StepStream) -> None:
-    """Refuse another order than the one that led to the checkpoint; what comes after it may differ."""
+    """Refuse an order that differs from the checkpoint's up to its position; later samples may differ."""
     samples = found.train_state["samples"]
     if "order" not in found.facts:
         raise CheckpointError(
-            "the checkpoint does not say in which order its samples came: an older version wrote it",
+            "the checkpoint does not record the order of its samples: an older version wrote it",
             where=str(found.path),
             remedy="finish the run with the version that began it, or export it and start from its weights",
         )

@@ -1,9 +1,8 @@
-"""Going back to a checkpoint before weights or data that cannot be trusted.
+"""Going back to a checkpoint from before weights or data that cannot be trusted.
 
-After a streak of skipped steps the samples of the streak are excluded: training from the checkpoint
-goes over everything before them again and then jumps (PaLM, arXiv:2204.02311, section 5.1, where the
-same data at another time did no harm). After corrupted weights nothing is excluded: the same steps
-are taken again and give what they should have given.
+After a streak of skipped steps its samples are excluded: training from the checkpoint repeats everything
+before them and then jumps over them (PaLM, arXiv:2204.02311, section 5.1, where the same data did no harm at
+another time). After corrupted weights nothing is excluded: the same steps are taken again, now correctly.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ def go_back(
 ) -> int:
     """Load the newest checkpoint of step ``good_step`` or before; return its step. Collective.
 
-    Newer checkpoints are set aside: a run that is killed now must not resume from them.
+    Newer checkpoints are set aside, so that a run that is killed now does not resume from them.
 
     Args:
         directory: the run's checkpoint directory.
-        engine: gets the weights and moments back.
-        state: becomes the checkpoint's, but keeps what was excluded and how often the run went back.
+        engine: gets the weights and moments.
+        state: becomes the checkpoint's, but keeps the excluded samples and the number of rewinds.
         topology: this rank's place.
-        good_step: the latest step whose weights are believed.
-        exclude: samples [first, stop) of the global order that are not trained on again.
-        max_rewinds: how often a run may go back in all.
+        good_step: the latest step whose weights can be trusted.
+        exclude: samples [first, stop) of the global order to exclude.
+        max_rewinds: how often a run may go back in total.
         why: what happened, for the error.
 
     Raises:
@@ -84,7 +83,7 @@ def can_go_back(
 def leave_out(excluded: list[list[int]], more: tuple[int, int] | None) -> list[list[int]]:
     """Return the excluded ranges with ``more`` [first, stop) added; ranges never overlap.
 
-    A streak may have jumped over an earlier range: that lies within its own range, which replaces it.
+    A streak may have jumped over an earlier range, which then lies within the new range and is replaced.
     """
     if more is None:
         return list(excluded)

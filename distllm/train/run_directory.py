@@ -1,4 +1,4 @@
-"""A run's directory: what is in it, who owns it, and what an earlier attempt left."""
+"""The run directory: its files, and which process owns it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENVIRONMENT_FILE = "environment.json"
 
 
 class RunDirectory:
-    """``runs_dir/name`` and the files in it.
+    """The directory ``runs_dir/name``.
 
     Args:
         path: the directory; it need not exist yet.
@@ -57,7 +57,7 @@ class RunDirectory:
             self._lease = take_lease(self.path)
 
     def keep(self) -> None:
-        """Renew the claim in the background as long as the process lives."""
+        """Renew the claim in the background until the process ends."""
         if self._lease is not None:
             threading.Thread(target=_keep, args=(self._lease,), daemon=True, name="distllm-lease").start()
 
@@ -67,19 +67,19 @@ class RunDirectory:
         return holds_lease(self.path, os.environ.get(TOKEN_VARIABLE))
 
     def require_owned(self) -> None:
-        """Make sure that no later start of this run has taken the directory over.
+        """Check that no later start of this run has taken over the directory.
 
         Raises:
-            RunDirectoryBusy: it has; what this process would publish is no longer wanted.
+            RunDirectoryBusy: one has, so this process must not publish anything.
         """
         require_lease(self.path, self._lease.token if self._lease else os.environ.get(TOKEN_VARIABLE))
 
     def place_checkpoints(self, target: Path) -> None:
-        """Make ``checkpoints`` a link to the directory ``target``, so that every reader finds them there.
+        """Make ``checkpoints`` a link to the directory ``target``.
 
         Raises:
-            ConfigError: there are checkpoints elsewhere already.
-            StorageError: the directory cannot be made.
+            ConfigError: the run already has checkpoints in another directory.
+            StorageError: the directory cannot be created.
         """
         target = target.absolute()
         ensure_writable(target)
@@ -100,7 +100,7 @@ class RunDirectory:
             self.checkpoints.symlink_to(target, target_is_directory=True)
 
     def release(self) -> None:
-        """Give the directory up, if this process owns it."""
+        """Give up the directory, if this process owns it."""
         if self._lease is not None:
             self._lease.release()
             self._lease = None
@@ -139,7 +139,7 @@ def locate_run(run: str, runs_dir: str = "runs") -> RunDirectory:
 
 
 def _keep(lease: Lease) -> None:
-    """Renew a lease as long as the process lives; end the process if another has taken over."""
+    """Renew a lease until it is released; end the process if another one has taken over."""
     while not lease.released:
         time.sleep(RENEW_SECONDS)
         try:

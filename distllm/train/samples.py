@@ -1,9 +1,9 @@
-"""Accounting for every sample of a run: it was trained on, or it was left out for a known reason.
+"""Accounting for every sample of a run: it was trained on, or left out for a known reason.
 
-The run takes the samples of the global order from the first to where it ends. ``promised`` follows
-from the number of steps and from what rewinds decided to leave out; what the other numbers count
-was seen in the batches themselves, on all ranks. They live in the train state, so that a kill undoes
-the count together with the training.
+A run takes the samples of the global order from the first to the position where it ends. ``promised`` follows
+from the number of steps and from what rewinds excluded; the other numbers were counted in the batches
+themselves, on all ranks. They are part of the train state, so that resuming from a checkpoint also restores
+the counts.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from distllm.train.state import TrainState
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Samples of the global order, from its beginning to where the run stands.
+    """Numbers of samples of the global order, up to the position of the run.
 
     Attributes:
-        promised: that the steps so far cover, and what was left out between them.
-        seen: that came in batches: trained, skipped or damaged.
-        trained: whose loss changed the weights.
-        skipped: of steps whose update was dropped.
-        excluded: that a rewind decided to leave out.
-        damaged: without loss, because a block of their shard is damaged.
+        promised: samples of the steps so far, and those that were excluded between them.
+        seen: samples that came in batches: trained, skipped or damaged.
+        trained: samples whose loss changed the weights.
+        skipped: samples of steps whose update was dropped.
+        excluded: samples that a rewind excluded.
+        damaged: samples without loss, because a block of their shard is damaged.
     """
 
     promised: int
@@ -39,7 +39,7 @@ class Samples:
 
     @property
     def gap(self) -> int:
-        """Promised samples that nothing explains; below 0 if some were taken twice."""
+        """Promised samples that are unaccounted for; below 0 if some were taken twice."""
         return self.promised - self.trained - self.skipped - self.excluded - self.damaged
 
     def to_dict(self) -> dict[str, int]:
@@ -53,7 +53,7 @@ def rows_of(batches: Sequence[Batch]) -> int:
 
 
 def count_samples(state: TrainState, sizes: StepSizes) -> Samples:
-    """Return what became of the samples up to where ``state`` stands."""
+    """Return what happened to the samples up to the position of ``state``."""
     excluded = state.left_out()
     return Samples(
         promised=sizes.before(state.step) + excluded,
@@ -66,11 +66,11 @@ def count_samples(state: TrainState, sizes: StepSizes) -> Samples:
 
 
 def require_complete(samples: Samples, state: TrainState) -> None:
-    """Refuse to call a run done that cannot say what became of its samples.
+    """Check that a run that is about to be recorded as done accounts for all of its samples.
 
     Raises:
-        TrainingError: a promised sample is neither trained on nor known to be left out, or the run
-            stands elsewhere in the global order than it was promised to.
+        TrainingError: a promised sample was neither trained on nor left out for a known reason, or the run is
+            at another position of the global order than promised.
     """
     if samples.gap == 0 and state.samples == samples.promised:
         return
@@ -78,8 +78,8 @@ def require_complete(samples: Samples, state: TrainState) -> None:
         f"{samples.gap} of {samples.promised} promised samples are unaccounted for: "
         f"{samples.trained} trained + {samples.skipped} skipped + {samples.excluded} excluded "
         f"+ {samples.damaged} damaged, "
-        f"and the run stands at sample {state.samples}",
+        f"and the run is at sample {state.samples}",
         where=f"the batches up to step {state.step}",
-        remedy="the run is not done and its checkpoints stay; look at batches with distllm inspect, and "
-        "report this as a fault of distllm",
+        remedy="this is a bug in distllm: please report it; the checkpoints are kept, and distllm inspect "
+        "shows batches",
     )

@@ -1,10 +1,9 @@
-"""When the run saves, and what it does if that fails.
+"""When a run saves, and what it does if a save fails.
 
-A checkpoint is due at intervals (`SaveInterval`), and after the last step. In the background, the
-training waits only for the copy of the state; a save that is due while one is still being written
-waits for it first, so there are never two. The outcome of a write is known to all ranks at the border
-of the next step. A save that fails costs its own files and nothing else: the run goes on and
-tries again when the next one is due, a few times; the last save of an attempt must succeed.
+A checkpoint is due at intervals (`SaveInterval`) and after the last step. With background saving, training
+waits only for the copy of the state; a save that is due while another is still being written waits for that
+one first. All ranks learn the outcome of a write before the next step. After a failed save the run continues
+and tries again when the next one is due, a limited number of times; the last save of an attempt must succeed.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ class Saves:
     """The checkpoints of one attempt.
 
     Args:
-        saver: writes them.
+        saver: writes the checkpoints.
         config: when they are due, and how many may fail.
-        state: what is saved besides weights and moments; `save` reads it.
+        state: what is saved besides weights and moments.
         engine: the weights and moments.
-        chronicle: gets the events and the time.
-        report: shows the user a line.
+        chronicle: gets the events and times.
+        report: shows a line to the user.
     """
 
     def __init__(
@@ -63,11 +62,11 @@ class Saves:
 
     @property
     def every(self) -> int:
-        """The steps between checkpoints that this rank has derived; rank 0's are the ones to agree on."""
+        """The steps between checkpoints that this rank has derived; all ranks use rank 0's."""
         return self._interval.proposal
 
     def agree(self, every: int, *, written: bool) -> None:
-        """Go by rank 0's interval from now on; if every rank has ``written``, go on with that. Collective.
+        """Use rank 0's interval from now on; if every rank has ``written`` its share, go on. Collective.
 
         Raises:
             StorageError: too many saves in a row have failed.
@@ -78,7 +77,7 @@ class Saves:
 
     @property
     def written(self) -> bool:
-        """Whether this rank has ended a write of which the others do not know."""
+        """Whether this rank has finished a write that the others do not know about yet."""
         return self._saver.done
 
     def count_step(self, seconds: float) -> None:
@@ -104,10 +103,10 @@ class Saves:
         """Save the current state. Collective.
 
         Args:
-            facts: what the checkpoint must be compared with on resume.
-            samples: what became of the samples so far, for the ledger.
-            must: return only when it is written: nothing comes after it.
-            requested: a user asked for it; it is not ephemeral, though only an ephemeral one is due.
+            facts: what a resume compares the checkpoint with.
+            samples: counts of the samples so far, for the ledger.
+            must: return only when it is written, because it is the last chance to save.
+            requested: a user asked for it, so it is not ephemeral even if only an ephemeral one is due.
 
         Raises:
             StorageError: it must be written and cannot be, or too many saves in a row have failed.
@@ -130,10 +129,10 @@ class Saves:
             self._chronicle.event("interval", step=step, steps=self._interval.proposal, formula=formula)
 
     def reject_after(self, step: int, why: str) -> None:
-        """Let nobody resume from a copy elsewhere that is newer than ``step``. Collective.
+        """Mark copies at a URL that are newer than ``step`` as unusable. Collective.
 
         Raises:
-            StorageError: that cannot be written down.
+            StorageError: the mark cannot be written.
         """
         self._saver.reject_after(step, why)
 
@@ -161,8 +160,8 @@ class Saves:
             if must or self._failures >= self._config.max_failures:
                 raise
             self._report(
-                f"the checkpoint of step {step} was not written: {error.cause}; those before it stay, and "
-                f"training goes on and tries again when the next is due ({self._failures} failed in a row, "
+                f"the checkpoint of step {step} was not written: {error.cause}; earlier ones are kept, and "
+                f"training continues and tries again when the next is due ({self._failures} failed in a row, "
                 f"{self._config.max_failures} end the run; {error.remedy})"
             )
         else:
@@ -170,7 +169,7 @@ class Saves:
             self._chronicle.event("saved", step=step, samples=self._samples)
 
     def close(self) -> None:
-        """Finish what is being written when the attempt ends by an error; only the ledger hears of it."""
+        """Finish a write when the attempt ends with an error; the result is only recorded in the ledger."""
         step = self._saver.pending
         try:
             if self._saver.close():
@@ -180,7 +179,7 @@ class Saves:
 
 
 def check_room(resolved: Resolved, directory: Path) -> str | None:
-    """Compare the disk with what the run will keep; see `distllm.checkpoint.space.check_space`."""
+    """Compare the free space with what the run will keep; see `distllm.checkpoint.space.check_space`."""
     config = resolved.config.checkpoint
     return check_space(
         directory,
@@ -192,15 +191,15 @@ def check_room(resolved: Resolved, directory: Path) -> str | None:
 
 
 def place_checkpoints(config: Config, directory: RunDirectory) -> list[str]:
-    """Make the run's checkpoint directory the one that ``checkpoint.dir`` names; say what was done.
+    """Put the run's checkpoint directory where ``checkpoint.dir`` says; return notes on what was done.
 
-    For the process that owns the run directory, before it looks for a checkpoint.
+    Called by the process that owns the run directory, before it looks for a checkpoint.
 
     Raises:
-        ConfigError: there are checkpoints elsewhere already.
-        CheckpointError: there are checkpoints at the URL and none can be used.
+        ConfigError: the run already has checkpoints in another directory.
+        CheckpointError: there are checkpoints at the URL, and none can be used.
         DataError: the URL cannot be reached.
-        StorageError: the directory cannot be made, or the disk is full.
+        StorageError: the directory cannot be created, or the disk is full.
     """
     mirror = mirror_of(config.checkpoint.dir, config.name)
     if mirror is not None:
@@ -219,7 +218,7 @@ def build_saves(
     chronicle: Chronicle,
     sinks: Sequence[Sink],
 ) -> Saves:
-    """Return the checkpoints of a run whose ``checkpoint`` keys say when, how and for how long."""
+    """Build the part that saves checkpoints, as the configuration's ``checkpoint`` group says."""
     config = resolved.config.checkpoint
     saver = Saver(
         directory,

@@ -1,4 +1,4 @@
-"""Requests to stop or to save: noted when they arrive, obeyed at the border of a step by all ranks alike."""
+"""Requests to stop or to save: noted when they arrive, and carried out by all ranks between two steps."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LOOK_SECONDS = 1.0
 class StopRequest:
     """Remembers that this rank was asked to stop. A second SIGINT stops it at once.
 
-    Rank 0 also looks for files with requests (`distllm.cluster.control`), at most once a second:
-    a shared file system answers slower than a step of a small model takes.
+    Rank 0 also looks for files with requests (`distllm.cluster.control`), at most once a second: looking at a
+    shared file system may take longer than a step of a small model.
     """
 
     def __init__(self) -> None:
@@ -37,15 +37,15 @@ class StopRequest:
             signal.signal(number, self._note)
 
     def watch(self, run_dir: Path) -> None:
-        """Look for requests in the run directory, too."""
+        """Also look for requests in the run directory."""
         self._control = Control(run_dir)
 
     @property
     def requested(self) -> bool:
-        """Whether this rank was asked to stop, or the command that the user started is gone.
+        """Whether this rank was asked to stop, or the command that the user started has ended.
 
-        The ``deepspeed`` command dies of a signal without a word to the process that started the
-        ranks, which goes on.
+        A signal ends the ``deepspeed`` command but not the process that it has started, whose ranks would
+        keep training.
         """
         self._look()
         if self._runner is not None and _parent_of(os.getppid()) != self._runner:
@@ -54,13 +54,13 @@ class StopRequest:
 
     @property
     def save_requested(self) -> bool:
-        """Whether this rank was asked to save and to go on."""
+        """Whether this rank was asked to save and continue."""
         self._look()
         return self._save
 
     @property
     def why(self) -> str:
-        """What to write down about a stop."""
+        """The reason for stopping, for people."""
         return f"asked to stop: {self._file_why}" if self._file_why else "asked to stop"
 
     def clear_save(self) -> None:
@@ -70,7 +70,7 @@ class StopRequest:
             self._control.forget("save")
 
     def clear_stop(self) -> None:
-        """Forget the request to stop, so that the next start does not obey it, too."""
+        """Forget the request to stop, so that the next start does not stop as well."""
         if self._control is not None:
             self._control.forget("stop")
 

@@ -10,11 +10,11 @@ from distllm.errors import CheckpointError
 
 @dataclass
 class TrainState:
-    """Plain numbers: what was done so far. The data position and the learning rate follow from it.
+    """The progress of a run, as plain numbers. The data position and the learning rate follow from it.
 
     Attributes:
         step: optimizer steps taken or skipped.
-        samples: place in the global order where the next step begins.
+        samples: position in the global order where the next step begins.
         tokens: loss targets consumed; the learning rate is a function of it.
         trained_samples: samples whose loss changed the weights, as seen in the batches.
         skipped_samples: samples of skipped steps.
@@ -23,17 +23,17 @@ class TrainState:
         skips_in_a_row: how many of the latest steps were skipped.
         streak_samples: ``samples`` before the first of those steps.
         rewinds: times the run went back to a checkpoint.
-        excluded: ranges [first, stop) of the global order that a rewind decided to leave out.
-        agreed_step: latest step after which all ranks were seen to hold the same weights.
+        excluded: ranges [first, stop) of the global order that a rewind excluded.
+        agreed_step: latest step after which the weights of all ranks were compared and equal.
         recent_losses: losses of the latest finite steps, oldest first, in nats per token.
         recent_grad_norms: their gradient norms.
         chain: hash over all steps so far; see `distllm.train.chain`.
-        weights_fingerprint: what the weights were at this step, if they were compared; else empty.
+        weights_fingerprint: fingerprint of the weights at this step, if they were compared; else empty.
         seconds: time spent in steps, over all attempts.
         best_metric: lowest value so far of the metric of early stopping; None until there is one.
         evaluations_since_best: evaluations since then.
         evaluated_step: step after which the latest evaluation was made; -1 before the first.
-        epsilon: what a private run has given away of any row, at its delta; None for other runs.
+        epsilon: privacy loss of a private run so far, at its delta; None for other runs.
     """
 
     step: int = 0
@@ -64,10 +64,10 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> TrainState:
-        """Rebuild a state that a checkpoint holds; what an older version did not count has its default.
+        """Rebuild a state from a checkpoint; fields that an older version did not have get their default.
 
         Raises:
-            CheckpointError: the position of the run is missing: no default could be right.
+            CheckpointError: the position of the run is missing, which has no sensible default.
         """
         if missing := [name for name in ("step", "samples", "tokens") if name not in values]:
             raise CheckpointError(
@@ -86,12 +86,12 @@ class TrainState:
         return state
 
     def restore(self, values: Mapping[str, object]) -> None:
-        """Become the state that a checkpoint holds, for all who hold this object."""
+        """Replace the values of this object, which other objects refer to, by those of a checkpoint."""
         for item in fields(restored := TrainState.from_dict(values)):
             setattr(self, item.name, getattr(restored, item.name))
 
     def count_samples(self, rows: int, damaged: int, *, skipped: bool) -> None:
-        """Note what became of the samples of a step, of which ``damaged`` carried no loss."""
+        """Count the samples of a step, of which ``damaged`` had no loss."""
         self.damaged_samples += damaged
         if skipped:
             self.skipped_samples += rows - damaged
@@ -99,7 +99,7 @@ class TrainState:
             self.trained_samples += rows - damaged
 
     def left_out(self) -> int:
-        """Return how many excluded samples lie before the place where the next step begins."""
+        """Return how many excluded samples lie before the position where the next step begins."""
         position = count = 0
         for first, stop in sorted(self.excluded):
             until = min(stop, self.samples)
@@ -108,7 +108,7 @@ class TrainState:
         return count
 
     def next_samples(self) -> int:
-        """Return where the next step begins: behind every excluded range that begins here."""
+        """Return the position where the next step begins: after any excluded range that begins here."""
         position = self.samples
         for first, stop in sorted(self.excluded):
             if first <= position < stop:

@@ -1,8 +1,8 @@
-"""A rank's part in noticing a hang, or a launcher that is gone.
+"""A rank's part in detecting a hang, or a launcher that has ended.
 
-Under `distllm train` the supervisor watches, and a rank only has to answer its signals. Under another
-launcher each rank runs a watchdog of its own: when the rank has made no progress for too long, it writes
-down what is known and ends the process, which every launcher notices.
+Under `distllm train` the supervisor watches, and a rank only answers its signals. Under another launcher each
+rank runs its own watchdog: when the rank has made no progress for too long, it records what is known and ends
+the process, which every launcher notices.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _stacks: list[IO[str]] = []  # faulthandler keeps only the descriptor
 
 
 def start_heartbeat(run_directory: Path, topology: Topology) -> None:
-    """Begin to beat in the run directory, and answer the signals of a supervisor that sees a hang."""
+    """Start the heartbeat in the run directory, and answer the signals of a supervisor that sees a hang."""
     beats = run_directory / BEATS_DIRECTORY
     beats.mkdir(parents=True, exist_ok=True)
     _stacks.append(stacks_path(beats, topology.rank).open("w", encoding="utf-8"))
@@ -46,24 +46,24 @@ def start_heartbeat(run_directory: Path, topology: Topology) -> None:
     answers, asks = os.pipe()
     os.set_blocking(asks, False)
     signal.signal(COLLECTIVES_SIGNAL, lambda *_: None)
-    # The byte is written by the signal handler itself, while the main thread waits for other ranks.
+    # The C signal handler writes the byte, even while the main thread waits for other ranks.
     signal.set_wakeup_fd(asks, warn_on_full_buffer=False)
     _in_background(lambda: _answer(answers, collectives_path(beats, topology.rank)))
     HEARTBEAT.open(run_directory, topology.rank)
 
 
 def start_watchdog(run_directory: Path, topology: Topology, patience: Patience, attempt: int) -> None:
-    """End this process when it has made no progress for too long, because nobody else would notice."""
+    """Start the watchdog, which ends this process when it has made no progress for too long."""
     _in_background(lambda: _watch(run_directory, topology, patience, attempt))
 
 
 def die_with_launcher() -> None:
-    """Ask the kernel for SIGTERM when the launcher is gone: the rank saves and ends, and is no orphan."""
+    """Ask the kernel for SIGTERM when the launcher ends, so that the rank saves and ends as well."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def write_collectives(path: Path) -> None:
-    """Write what the flight recorder knows of the latest exchanges as JSON, whole or not at all."""
+    """Write the flight recorder's latest collectives as JSON, whole or not at all."""
     from torch._C import _distributed_c10d
 
     partial = path.with_suffix(".partial")
@@ -79,12 +79,12 @@ def _answer(requests: int, path: Path) -> None:
 
 def _watch(run_directory: Path, topology: Topology, patience: Patience, attempt: int) -> None:
     looked = time.monotonic()
-    while HEARTBEAT.is_open:  # a process may go on with something else after the run
+    while HEARTBEAT.is_open:  # the process may do something else after the run
         time.sleep(_WATCH_SECONDS)
         now, slept = time.monotonic(), time.monotonic() - looked
         looked = now
         own = read_beat(run_directory, topology.rank)
-        if not HEARTBEAT.is_open or own is None or slept > 2 * _WATCH_SECONDS:  # we were not running either
+        if not HEARTBEAT.is_open or own is None or slept > 2 * _WATCH_SECONDS:  # this process was stopped too
             continue
         seconds = find_hang([own], patience, now)
         if seconds is not None and seconds > patience.limit([own]) + _WATCH_SECONDS:

@@ -1,4 +1,4 @@
-"""The weights of a run (initialised, read from a folder, or frozen below adapters) and their engine."""
+"""The weights of a run (initialised, read from a folder, or frozen under adapters) and their engine."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def build_run_engine(
     Args:
         resolved: the run.
         topology: this rank's place.
-        known: the facts of the checkpoint that it goes on from; None for a fresh run.
-        directory: the run's, which keeps the secret of a private run.
+        known: the facts of the checkpoint from which it continues; None for a new run.
+        directory: the run directory, which keeps the secret key of a private run.
 
     Returns:
         The engine, notes about its weights, and facts for the checkpoints.
 
     Raises:
-        CheckpointError: weights to begin with cannot be had.
+        CheckpointError: the weights to start from cannot be read.
     """
     config = resolved.config
     terms = LossTerms(config.task.label_smoothing, config.task.z_loss)
@@ -57,7 +57,7 @@ def build_run_engine(
     notes, facts = list[str](), dict[str, object]()
     if config.model.lora.rank:
         before = known[BASE_FACT] if known else None
-        # Rank 0 reads first: a folder that cannot be used ends every rank with the same words.
+        # Rank 0 reads first, so that all ranks end with the same error if the folder cannot be used.
         base = agree(topology, lambda: adapt(model, config.model, config.seed, before))
         if not topology.is_main:
             adapt(model, config.model, config.seed, base)
@@ -94,7 +94,7 @@ def build_run_engine(
 
 
 def _private(resolved: Resolved, topology: Topology, directory: Path) -> dict[str, Any] | None:
-    """Return what a private engine takes; only rank 0 draws noise, and reads the secret."""
+    """Return the arguments of a private engine; only rank 0 draws noise and reads the key."""
     private = resolved.config.optim.private
     if private.noise is None:
         return None
@@ -104,8 +104,8 @@ def _private(resolved: Resolved, topology: Topology, directory: Path) -> dict[st
 
 
 def _begin_with(model: nn.Module, resolved: Resolved) -> list[str]:
-    """Load the weights of ``model.init_from``; say where they come from, and which are missing."""
+    """Load the weights of ``model.init_from``; return notes on their origin and on missing weights."""
     folder = resolved.config.model.init_from
     missing = load_weights(model, resolved.shape, Path(str(folder)))
     lacking = f"; it has no {', '.join(missing)}: drawn at random" if missing else ""
-    return [f"begins with the weights of {folder}{lacking}"]
+    return [f"starts from the weights of {folder}{lacking}"]

@@ -42,7 +42,7 @@ def test_a_run_begins_with_the_folder_and_goes_on_without_it(root, folder):
     asked = [word for word in asked if word != "model.num_layers=2"]
     first = tiny.distllm("train", *asked, "train.stop_at_step=2")
     assert first.returncode == 0, first.stderr
-    assert f"begins with the weights of {folder}" in first.stdout
+    assert f"starts from the weights of {folder}" in first.stdout
     fresh = tiny.distllm(
         "train", *tiny.overrides(root, "name=fresh", "engine=local", "train.stop_at_step=1")
     )

@@ -1,6 +1,7 @@
 """Tokenizers of other origins are used as they are (BERT, T5, Llama 2); what training can be told."""
 
 import json
+import warnings
 
 import pytest
 import tokenizers
@@ -236,3 +237,12 @@ def test_a_saved_folder_encloses_texts_in_transformers_where_it_is_asked_to(tmp_
     padded = theirs(["the fox", "a"], padding=True)
     assert padded["input_ids"][1][-1] == own.eot_id
     assert sum(padded["attention_mask"][1]) == len(own.encode("a")) + 2
+
+
+def test_a_process_says_once_that_a_tokenizer_loses_text(tmp_path, recwarn):
+    inner, settings, _ = bert()
+    write(tmp_path, inner, settings)
+    warnings.simplefilter("default")
+    Tokenizer.load(tmp_path)
+    Tokenizer.load(tmp_path)
+    assert [told.category for told in recwarn] == [LossyTokenizer]

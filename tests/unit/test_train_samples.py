@@ -85,7 +85,7 @@ def test_a_batch_with_other_rows_than_promised_is_a_gap_that_is_named(rows):
 def test_a_run_that_stands_elsewhere_than_promised_is_not_done():
     state = taken(3)
     state.samples += OF_A_STEP
-    with pytest.raises(TrainingError, match="stands at sample 64"):
+    with pytest.raises(TrainingError, match="is at sample 64"):
         require_complete(count_samples(state, SIZES), state)
 
 
