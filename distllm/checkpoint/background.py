@@ -1,9 +1,9 @@
-"""One piece of work at a time, in the background of the training. Imports no torch.
+"""One job at a time, in the background of training. Imports no torch.
 
-A thread and not a process: writing, flushing and digesting large buffers all let go of the
-interpreter, the snapshot need not be copied once more into another process, and forking a process
-that holds threads of gloo or NCCL is not safe. The thread outlives an error of the main thread, so
-a write that has begun ends; a kill ends both, and the commit protocol takes care of that.
+It is a thread, not a process: writing, flushing and hashing large buffers release the interpreter lock, the
+state need not be copied again for another process, and forking a process with threads of gloo or NCCL is
+not safe. The thread survives an error of the main thread, so a write that has begun is finished; a kill
+ends both, and the commit protocol handles that.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Background:
         """Begin ``job``.
 
         Raises:
-            ValueError: the result of the one before was not taken yet.
+            ValueError: the result of the previous job was not taken yet.
         """
         if self._job is not None:
             raise ValueError("a job is still going on")
         self._job = self._thread.submit(job)
 
     def start_here(self, job: Callable[[], None]) -> None:
-        """Do ``job`` before returning, in this thread; `result` says how it went all the same."""
+        """Run ``job`` in this thread before returning; `result` returns or raises as for `start`."""
         if self._job is not None:
             raise ValueError("a job is still going on")
         self._job = Future()
@@ -52,7 +52,7 @@ class Background:
         return self._job is None
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the job, at most so long; return whether it has ended."""
+        """Wait for the job, at most ``seconds``; return whether it has ended."""
         return self._job is None or bool(wait([self._job], timeout=seconds).done)
 
     def result(self) -> None:

@@ -1,13 +1,14 @@
-"""Make a checkpoint appear whole or not at all, whatever moment the writer dies. Imports no torch.
+"""Make a checkpoint appear whole or not at all, whenever the writer dies. Imports no torch.
 
-Files go into ``step-….partial.<token>``, each flushed to disk; the manifest and then the marker
-come last; the directory is flushed, renamed to its name, and its parent flushed. A checkpoint of
-the same step is first renamed to ``step-….replaced.<token>``, and comes back if the writer dies
-before the new one has the name. Removal, too, begins with a rename (``….removed.<token>``).
+Files are written to ``step-….partial.<token>``, each flushed to disk, then the manifest, and last the
+marker. Then the directory is flushed, renamed to its final name, and its parent flushed. An existing
+checkpoint of the same step is first renamed to ``step-….replaced.<token>``, and gets its name back if the
+writer dies before the new one has it. Removing a checkpoint begins with a rename as well
+(``….removed.<token>``).
 
-Several ranks may write files of one checkpoint; one of them begins it, and commits it when all have
-written theirs. One run at a time writes to a directory; the token names the process that has begun, so
-that what dead writers left can be told apart and removed.
+Several ranks may write files of one checkpoint; one of them begins it, and commits it when all have written
+theirs. Only one run at a time writes to a directory; the token names the process that has begun, so that the
+remains of dead writers can be recognised and removed.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class Files:
     """The files of one checkpoint that this process writes.
 
     Args:
-        path: the directory that `begin` has made.
+        path: the directory that `begin` has created.
 
     Attributes:
-        records: what was written, by file name.
+        records: size and digest of each file that was written, by name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,9 +53,9 @@ class Files:
         self.records: dict[str, FileRecord] = {}
 
     def write(self, name: str, *chunks: Buffer) -> None:
-        """Write one file of these bytes, flushed to disk, and note its digest.
+        """Write one file of these bytes, flush it to disk, and record its digest.
 
-        Other threads run meanwhile: neither writing nor digesting a large chunk holds the interpreter.
+        Other threads keep running: writing and hashing a large chunk release the interpreter lock.
         """
         digest, size = xxhash.xxh3_128(), 0
         with (self._path / name).open("wb") as stream:
@@ -78,10 +79,10 @@ def _flush(stream: IO[bytes]) -> None:
 
 
 def begin(directory: Path, step: int) -> Path:
-    """Return a new directory for the files of ``step``, once what dead writers left is cleared up.
+    """Clean up after dead writers, and return a new directory for the files of ``step``.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: it cannot be created.
     """
     partial = _with_token(step_path(Path(directory), step), _PARTIAL)
     with write_errors(directory, step):
@@ -92,18 +93,18 @@ def begin(directory: Path, step: int) -> Path:
 
 
 def commit(partial: Path, directory: Path, step: int, files: Mapping[str, FileRecord]) -> None:
-    """Make the checkpoint of ``step`` out of ``files``, which lie flushed in ``partial``.
+    """Turn ``partial``, which holds the flushed ``files``, into the checkpoint of ``step``.
 
     Raises:
-        StorageError: a file that another machine has written does not arrive here; or the disk.
+        StorageError: a file that another machine has written is not visible here, or the disk fails.
     """
     for name, record in files.items():
         path = partial / name
         if not path.exists() or path.stat().st_size != record.bytes:
             raise StorageError(
-                f"checkpoint of step {step} could not be written: {name} is not what its rank has written",
-                where=str(partial),
-                remedy="put runs_dir on a file system that all machines share",
+                f"checkpoint of step {step} could not be written: {name} differs from what its rank has
+                written", where=str(partial), remedy="put runs_dir on a file system that all machines
+                share",
             )
     with write_errors(directory, step):
         manifest = encode_manifest(files)
@@ -114,7 +115,7 @@ def commit(partial: Path, directory: Path, step: int, files: Mapping[str, FileRe
 
 
 def abandon(partial: Path) -> None:
-    """Remove what was written of a checkpoint that is not to be."""
+    """Remove the files of a checkpoint that will not be committed."""
     shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -134,12 +135,12 @@ def write_errors(directory: Path, step: int) -> Iterator[None]:
 
 @contextmanager
 def adopted(directory: Path, step: int) -> Iterator[Path]:
-    """Yield an empty directory to be filled with a whole checkpoint of ``step`` from elsewhere.
+    """Yield an empty directory for a complete checkpoint of ``step`` that is copied from elsewhere.
 
-    It is verified, flushed, and appears under its name; if the block or that fails, nothing does.
+    After the block it is verified, flushed, and gets its final name; if any of that fails, nothing appears.
 
     Raises:
-        CheckpointError: what came is not whole.
+        CheckpointError: the copy is not complete.
         StorageError: the disk is full, broken, or not permitted.
     """
     directory = Path(directory)
@@ -169,10 +170,10 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def recover(directory: Path) -> None:
-    """Finish or undo what writers that died left in ``directory``.
+    """Finish or undo what dead writers left in ``directory``.
 
     Raises:
-        StorageError: something may not be renamed.
+        StorageError: a directory cannot be renamed.
     """
     for path in sorted(Path(directory).glob("step-*")):
         match = _LEFT_BEHIND.fullmatch(path.name)
@@ -187,7 +188,7 @@ def recover(directory: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; from the first moment on nobody takes what is left of it for one."""
+    """Remove a checkpoint. It is renamed first, so that a part of it is never taken for a checkpoint."""
     doomed = _with_token(path, _REMOVED)
     with storage_errors(path):
         path.rename(doomed)
@@ -199,8 +200,8 @@ def _with_token(path: Path, kind: str) -> Path:
 
 
 def _is_other_live_process(host: str, pid: int) -> bool:
-    """Whether a writer's process, other than this one, still runs on this machine.
+    """Whether a writer's process, other than this one, is still running on this machine.
 
-    A writer on another machine cannot be alive: it would own the run directory, and not we.
+    A writer on another machine cannot be alive: this process owns the run directory.
     """
     return host == socket.gethostname() and pid != os.getpid() and is_alive(pid)

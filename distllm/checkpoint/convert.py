@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, and nothing else, in one file that any safetensors reader loads."""
+"""The weights of a checkpoint as one safetensors file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Format = Literal["fp32", "bf16", "fp16"]
 def write_weights(found: Found, out: Path, dtype: Format, metadata: Mapping[str, str]) -> int:
     """Write the weights of a verified checkpoint to the file ``out``, whole or not at all.
 
-    The names are those of the model's parameters; one that two modules share is there once.
+    The names are those of the model's parameters; a parameter that two modules share is written once.
 
     Args:
         found: the checkpoint.

@@ -1,7 +1,7 @@
-"""Files in a checkpoint that no manifest lists, and whether loading them could run code. Imports no torch.
+"""Files in a checkpoint that its manifest does not list, and whether they are pickles. Imports no torch.
 
-The loader opens what the manifest lists and nothing else, and of that only safetensors and JSON. Other
-tools are less careful, so a pickle that was put there is named.
+The loader opens only files that the manifest lists, and reads only safetensors and JSON. Other tools are less
+careful, so a pickle that somebody has put there, which could run code, is reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a checkpoint is on disk, and how to tell a whole one from a damaged one. Imports no torch.
+"""The format of checkpoints on disk, and how to tell a complete one from a damaged one. Imports no torch.
 
     checkpoints/
       step-000000100/
@@ -6,8 +6,8 @@
         optim-00000.safetensors …   moments, fp32, by logical name
         state.json                  the caller's numbers and facts, update count, versions, topology
         manifest.json               size and xxh3-128 digest of every file above
-        COMMITTED                   digest of manifest.json, written last: without it nothing counts
-      step-000000050.quarantined/   found damaged; kept for a person to look at
+        COMMITTED                   digest of manifest.json, written last: without it nothing is valid
+      step-000000050.quarantined/   damaged; kept for inspection
       step-000000150.partial.…/     being written, or left by a writer that died
 
 Nothing in the names or shapes depends on ranks, ZeRO stage or engine.
@@ -46,7 +46,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """A checkpoint whose files are all as written."""
+    """A checkpoint whose files were verified."""
 
     step: int
     path: Path
@@ -64,7 +64,7 @@ def step_path(directory: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    """Return the step of a checkpoint, or of what became of one, by its name.
+    """Return the step in the name of a checkpoint, also of a quarantined or partial one.
 
     Raises:
         ValueError: it is not named like a checkpoint.
@@ -101,11 +101,11 @@ def encode_manifest(files: Mapping[str, FileRecord]) -> bytes:
 
 
 def verify(path: Path) -> CheckpointInfo:
-    """Check that the checkpoint at ``path`` is committed and that every byte is as written.
+    """Check that the checkpoint at ``path`` is committed and that all its bytes are as written.
 
     Raises:
-        CheckpointError: it is not, with the file and what is wrong with it.
-        StorageError: a file may not be read.
+        CheckpointError: it is not; the message names the file and the problem.
+        StorageError: there is no permission to read a file.
     """
     try:
         files = listed_files(path)
@@ -123,10 +123,10 @@ def verify(path: Path) -> CheckpointInfo:
 
 
 def listed_files(path: Path) -> dict[str, FileRecord]:
-    """Return what the manifest of the committed checkpoint ``path`` lists, by file name.
+    """Return the records in the manifest of the committed checkpoint ``path``, by file name.
 
     Raises:
-        CheckpointError: it was never committed, or the manifest is not what was.
+        CheckpointError: it was never committed, or the manifest has changed since.
         OSError: the manifest cannot be read.
     """
     if not (path / MARKER).exists():
@@ -137,7 +137,7 @@ def listed_files(path: Path) -> dict[str, FileRecord]:
     try:
         files = {name: FileRecord(**record) for name, record in json.loads(content)["files"].items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _damaged(path / MANIFEST, f"is no manifest: {error!r}") from error
+        raise _damaged(path / MANIFEST, f"is not a manifest: {error!r}") from error
     if any(Path(name).name != name for name in files):
         raise _damaged(path / MANIFEST, "names files outside the checkpoint")
     return files
@@ -150,7 +150,7 @@ def _verify_file(path: Path, record: FileRecord) -> None:
     if size != record.bytes:
         raise _damaged(path, f"has {size} bytes instead of {record.bytes}")
     if digest_file(path) != record.xxh3_128:
-        raise _damaged(path, "has other content than was written")
+        raise _damaged(path, "has different content from what was written")
 
 
 def _damaged(path: Path, problem: str) -> CheckpointError:
@@ -164,16 +164,16 @@ def _damaged(path: Path, problem: str) -> CheckpointError:
 def newest_verified(
     directory: Path, *, quarantine: bool = True
 ) -> tuple[CheckpointInfo | None, list[tuple[Path, str]]]:
-    """Return the newest checkpoint that is whole, and the damaged ones newer than it with the reason.
+    """Return the newest valid checkpoint, and the damaged ones that are newer, each with the reason.
 
     Args:
         directory: the run's checkpoint directory.
-        quarantine: rename damaged ones, so that they are neither tried again nor counted as kept;
-            only the process that owns the run directory may do so.
+        quarantine: rename damaged ones, so that they are neither tried again nor counted as kept; only the
+            process that owns the run directory may do so.
 
     Raises:
-        CheckpointError: there are checkpoints, now or in quarantine, and none of them is whole.
-        StorageError: a file may not be read or renamed.
+        CheckpointError: there are checkpoints, some perhaps in quarantine, and none of them is valid.
+        StorageError: a file cannot be read or renamed.
     """
     damaged: list[tuple[Path, str]] = []
     for path in list_checkpoints(directory):
@@ -190,14 +190,14 @@ def newest_verified(
     if rejected:
         raise CheckpointError(
             f"none of the {len(rejected)} checkpoints can be used ({'; '.join(rejected)})",
-            where=str(directory),
-            remedy="restore a checkpoint from a copy; to start afresh on purpose, choose another run name",
+            where=str(directory), remedy="restore a checkpoint from a copy; to start from scratch on
+            purpose, choose another run name",
         )
     return None, damaged
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint to ``….quarantined`` (numbered if there is one already)."""
+    """Rename a damaged checkpoint to ``….quarantined``, with a number if that name is taken."""
     target = path.with_name(f"{path.name}.{QUARANTINED}")
     number = 1
     while target.exists():

@@ -1,7 +1,7 @@
 """Find the checkpoint to resume from, and load it into any engine on any number of ranks.
 
-Tensors are read one at a time by logical name from memory-mapped safetensors files; nothing read
-here can execute.
+Tensors are read one at a time by logical name from memory-mapped safetensors files; nothing that is read here
+can run code.
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ from distllm.errors import CheckpointError, StorageError, error_from_facts
 class Found:
     """A verified checkpoint.
 
-    ``set_aside`` lists damaged newer ones (where they are now, and why).
+    Attributes:
+        step: training steps taken.
+        path: its directory.
+        optimizer_steps: updates applied.
+        train_state: the values of `TrainState`.
+        facts: what a resume compares the checkpoint with.
+        set_aside: damaged newer checkpoints: where they are now, and why.
     """
 
     step: int
@@ -51,19 +57,19 @@ def find_checkpoint(
 ) -> Found | None:
     """Return the newest verified checkpoint in ``directory``, or None if there never was one.
 
-    Collective when ``topology`` is given: rank 0 looks and decides, all ranks get its answer.
+    Collective if ``topology`` is given: rank 0 searches, and all ranks get its answer.
 
     Args:
         directory: the run's checkpoint directory.
         topology: this rank's place; None for a command that runs in one process.
-        quarantine: set damaged checkpoints aside and clear up after writers that died; a command
-            that does not own the run directory must pass False.
-        step: look at the checkpoint of this step only; None is returned if there is none.
+        quarantine: set damaged checkpoints aside and clean up after dead writers; a command that does not
+            own the run directory must pass False.
+        step: consider only the checkpoint of this step; None is returned if it does not exist.
 
     Raises:
-        CheckpointError: checkpoints exist, but none can be used; the one of ``step`` is damaged; or
-            a rank does not see the files.
-        StorageError: a file may not be read or renamed.
+        CheckpointError: checkpoints exist, but none can be used; the one of ``step`` is damaged; or a rank
+            does not see the files.
+        StorageError: a file cannot be read or renamed.
     """
     topology = topology or Topology.single()
     answer: dict[str, Any] = {}
@@ -103,7 +109,7 @@ def _search(directory: Path, quarantine: bool, step: int | None) -> dict[str, An
 
 
 def _check_visible(path: Path, topology: Topology) -> None:
-    """All ranks must see what rank 0 verified; else all of them stop, and none waits for the others."""
+    """Check on all ranks that they see what rank 0 verified, so that either all of them stop or none."""
     (blind,) = max_over_ranks([0.0 if path.is_dir() else topology.rank + 1.0], topology)
     if blind:
         raise CheckpointError(
@@ -127,13 +133,13 @@ def load_checkpoint(found: Found, engine: Engine) -> dict[str, Any]:
 
 
 def read_weights(found: Found, model: nn.Module, slot: str | None = None, scale: float = 1.0) -> None:
-    """Load the weights that learn, and nothing else, into a whole model in one process.
+    """Load the trainable weights, and nothing else, into a whole model in one process.
 
     Args:
         found: the checkpoint.
-        model: gets them.
-        slot: what the optimizer kept under this name is loaded in their place.
-        scale: factor of what is loaded.
+        model: gets the weights.
+        slot: load the optimizer's tensors of this name instead of the weights.
+        scale: factor applied to the loaded values.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model.
@@ -158,7 +164,7 @@ def _refuse_unread(unread: list[str], path: Path) -> None:
 
 
 class CheckpointReader:
-    """Lazily read tensors of one verified checkpoint by logical name, from the files that it lists."""
+    """Reads tensors of one verified checkpoint lazily, by logical name, from the files in its manifest."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -173,7 +179,7 @@ class CheckpointReader:
         """Read ``path`` inside the block.
 
         Raises:
-            CheckpointError: a file cannot be read, or has gone.
+            CheckpointError: a file cannot be read, or no longer exists.
         """
         try:
             yield cls(path)
@@ -193,7 +199,7 @@ class CheckpointReader:
         """Return a tensor.
 
         Raises:
-            CheckpointError: there is none of this name.
+            CheckpointError: the checkpoint has no such tensor.
         """
         file = self._home.get(name)
         if file is None:
@@ -207,5 +213,5 @@ class CheckpointReader:
         return tensor
 
     def unread(self) -> list[str]:
-        """Return the names that nobody has read."""
+        """Return the names of tensors that were not read."""
         return sorted(set(self._home) - self._read)

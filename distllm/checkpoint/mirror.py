@@ -1,13 +1,13 @@
-"""A run's checkpoints at a URL: the same files, where nothing can be renamed. Imports no torch.
+"""A run's checkpoints at a URL: the same files, in a store that cannot rename. Imports no torch.
 
     URL/step-000000100/
       *.safetensors, state.json, manifest.json
-      COMMITTED     digest of manifest.json, written last and removed first: without it nothing counts
-      REJECTED      why this one must not be used, though it is committed
+      COMMITTED     digest of manifest.json, written last and removed first: without it nothing is valid
+      REJECTED      why this checkpoint must not be used although it is committed
 
-A checkpoint is first committed in the run's own directory, then sent. A run that starts where its
-directory has an older one, or none, fetches the newest that is whole, checks every digest, and commits
-it there: everything else reads local files.
+A checkpoint is first committed in the run's own directory, then sent. A run that starts with an older local
+checkpoint, or none, fetches the newest valid one, checks every digest, and commits it locally: all other
+code reads local files.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from distllm.fsio import atomic_write_bytes, digest_bytes
 
 REJECTED = "REJECTED"
 _STALL_SECONDS = 60.0
-_REMEDY = "start from another copy, or take away what lies at the URL"
+_REMEDY = "start from another copy, or remove what is at the URL"
 
 
 class Mirror:
     """Checkpoints at a URL.
 
     Args:
-        url: of one run's checkpoints, any that fsspec knows.
+        url: directory of one run's checkpoints, in any scheme that fsspec supports.
     """
 
     def __init__(self, url: str) -> None:
@@ -41,7 +41,7 @@ class Mirror:
         self._summaries: dict[int, Summary] = {}
 
     def send(self, path: Path) -> None:
-        """Copy the committed local checkpoint ``path``; it counts when its marker has arrived.
+        """Copy the committed local checkpoint ``path``; it is valid once its marker has arrived.
 
         Raises:
             StorageError: it cannot be written.
@@ -58,7 +58,7 @@ class Mirror:
             remote.remove(f"{self.url}/{name}/{mark}", _STALL_SECONDS)
 
     def steps(self) -> list[int]:
-        """Return the steps of committed checkpoints that nobody rejected, newest first.
+        """Return the steps of committed checkpoints that were not rejected, newest first.
 
         Raises:
             DataError: the URL cannot be reached.
@@ -74,12 +74,12 @@ class Mirror:
         return dict(sorted(found.items(), reverse=True))
 
     def bring_newest(self, directory: Path) -> list[str]:
-        """Fetch the newest whole checkpoint, if ``directory`` has no whole one as new; say what happened.
+        """Fetch the newest valid checkpoint if ``directory`` has none as new; return notes on what happened.
 
-        A damaged one is rejected, and the one before is tried.
+        A damaged one is rejected, and the one before it is tried.
 
         Raises:
-            CheckpointError: there are checkpoints, there or here, and none is whole.
+            CheckpointError: there are checkpoints at the URL or here, and none is valid.
             DataError: the URL cannot be reached.
             StorageError: the disk is full.
         """
@@ -104,7 +104,7 @@ class Mirror:
             raise CheckpointError(
                 "there are checkpoints and none of them can be used" + "".join(f"; {line}" for line in notes),
                 where=self.url,
-                remedy="restore one from a copy; to start afresh on purpose, choose another run name",
+                remedy="restore one from a copy; to start from scratch on purpose, choose another run name",
             )
         return notes
 
@@ -123,27 +123,27 @@ class Mirror:
         return remote.read_bytes(url, _STALL_SECONDS)
 
     def reject(self, step: int, why: str) -> None:
-        """Let nobody use the checkpoint of ``step``; its files stay for a person to look at.
+        """Mark the checkpoint of ``step`` as unusable; its files are kept for inspection.
 
         Raises:
-            StorageError: that cannot be written down.
+            StorageError: the mark cannot be written.
         """
         name = step_path(Path(), step).name
         remote.send(why.encode(), f"{self.url}/{name}/{REJECTED}", _STALL_SECONDS)
 
     def reject_after(self, step: int, why: str) -> None:
-        """Reject every checkpoint newer than ``step``: the run has gone back behind it."""
+        """Reject every checkpoint newer than ``step``, to which the run has gone back."""
         for newer in self.steps():
             if newer > step:
                 self.reject(newer, why)
 
     def prune(self, retention: Retention) -> list[int]:
-        """Remove the checkpoints that no rule keeps, and what dead writers left; return their steps.
+        """Remove the checkpoints that no rule keeps, and remains of dead writers; return their steps.
 
-        The newest, which has just been sent, always stays. Rejected ones stay for a person to look at.
+        The newest, which has just been sent, is always kept. Rejected ones are kept for inspection.
 
         Raises:
-            StorageError: something cannot be removed, or the URL cannot be reached.
+            StorageError: a file cannot be removed, or the URL cannot be reached.
         """
         try:
             return self._prune(retention)
@@ -163,7 +163,7 @@ class Mirror:
         return doomed
 
     def _summary(self, step: int) -> Summary:
-        """Describe a checkpoint; its small state is fetched once."""
+        """Describe a checkpoint by its state file, which is fetched once."""
         if step not in self._summaries:
             path = step_path(Path(), step)
             state = self._read(f"{self.url}/{path.name}/{STATE}")
@@ -172,13 +172,13 @@ class Mirror:
 
 
 def mirror_of(home: str | None, run: str) -> Mirror | None:
-    """Return where the checkpoints of ``run`` are copied to, if ``checkpoint.dir`` is a URL."""
+    """Return the mirror for the checkpoints of ``run`` if ``checkpoint.dir`` is a URL, else None."""
     return Mirror(f"{home.rstrip('/')}/{run}") if home is not None and remote.is_remote(home) else None
 
 
 @contextmanager
 def _missing_is_damage(where: str) -> Iterator[None]:
-    """Distinguish a file that a committed checkpoint does not have from a server that does not answer."""
+    """Turn a missing file into CheckpointError; a server that does not answer stays a DataError."""
     try:
         yield
     except DataError as error:
@@ -191,7 +191,9 @@ def _names(manifest: bytes, where: str) -> list[str]:
     try:
         names = [str(name) for name in json.loads(manifest)["files"]]
     except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{MANIFEST} is no manifest: {error!r}", where=where, remedy=_REMEDY) from error
+        raise CheckpointError(
+            f"{MANIFEST} is not a manifest: {error!r}", where=where, remedy=_REMEDY
+        ) from error
     if any(Path(name).name != name for name in names):
         raise CheckpointError(f"{MANIFEST} names files outside the checkpoint", where=where, remedy=_REMEDY)
     return names

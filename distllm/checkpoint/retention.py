@@ -1,12 +1,12 @@
-"""Which checkpoints stay, and why. Imports no torch.
+"""Which checkpoints are kept, and why. Imports no torch.
 
-A checkpoint stays if any rule says so:
+A checkpoint is kept if any rule applies:
 
 - *last*: it is among the newest ``last`` ordinary ones;
 - *every*: it is the first ordinary one at or after a multiple of ``every_steps``;
 - *best*: it was evaluated at its own step, and its validation loss is among the ``best`` lowest;
 - *newest*: it is ephemeral, and nothing newer exists;
-- *whole*: none of the others can be verified, and it is the newest that can.
+- *whole*: none of those that the other rules keep can be verified, and it is the newest that can.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from distllm.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many checkpoints stay by each rule; ``every_steps`` None and ``best`` 0 turn a rule off."""
+    """How many checkpoints each rule keeps; ``every_steps`` None and ``best`` 0 turn a rule off."""
 
     last: int
     every_steps: int | None = None
@@ -40,13 +40,13 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a checkpoint says of itself, unverified.
+    """What a checkpoint says about itself, unverified.
 
     Attributes:
-        path: where it lies.
+        path: its directory.
         step: training steps taken.
         ephemeral: kept only while it is the newest.
-        valid_loss: validation loss measured at this very step, nats per token; None if it was not.
+        valid_loss: validation loss measured at this step, in nats per token; None if there is none.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Summary:
 
 
 def summarise(directory: Path) -> list[Summary]:
-    """Describe every checkpoint in ``directory``, newest first. A damaged one counts as an ordinary one."""
+    """Describe every checkpoint in ``directory``, newest first; a damaged one counts as ordinary."""
     return [_summary(path) for path in list_checkpoints(directory)]
 
 
@@ -64,11 +64,11 @@ def _summary(path: Path) -> Summary:
     try:
         return summary_of(path, (path / STATE).read_bytes())
     except OSError:
-        return Summary(path, step_of(path))  # `verify` says what is wrong with it
+        return Summary(path, step_of(path))  # `verify` reports what is wrong
 
 
 def summary_of(path: Path, state: bytes) -> Summary:
-    """Describe the checkpoint ``path`` by the content of its state; what makes no sense says nothing."""
+    """Describe the checkpoint ``path`` by its state file; invalid content is ignored."""
     step = step_of(path)
     try:
         content: dict[str, Any] = json.loads(state)
@@ -85,7 +85,7 @@ def summary_of(path: Path, state: bytes) -> Summary:
 
 
 def kept(checkpoints: Sequence[Summary], retention: Retention) -> dict[int, str]:
-    """Return the steps of the checkpoints (given newest first) that stay, each with the first rule."""
+    """Return the steps of the checkpoints (given newest first) that are kept, each with its first rule."""
     ordinary = [item for item in checkpoints if not item.ephemeral]
     reasons = {item.step: "last" for item in ordinary[: retention.last]}
     if retention.every_steps:
@@ -100,13 +100,13 @@ def kept(checkpoints: Sequence[Summary], retention: Retention) -> dict[int, str]
 
 
 def prune(directory: Path, retention: Retention) -> list[Path]:
-    """Remove the checkpoints that no rule keeps; return where they were.
+    """Remove the checkpoints that no rule keeps; return their paths.
 
-    Before anything goes, one of those that stay is read back and verified; if none of them is
-    whole, the newest whole one stays too, whatever its age.
+    Before anything is removed, one of those that are kept is read back and verified; if none of them is
+    valid, the newest valid one is kept as well.
 
     Raises:
-        StorageError: something may not be removed.
+        StorageError: a file cannot be removed.
     """
     doomed = doomed_of(directory, retention)
     for path in doomed:

@@ -1,13 +1,14 @@
 """Save a training run's state. Collective: every rank calls it at the same step.
 
-Every rank writes its share of the weights and moments, whole tensors by logical name, about equally many
-bytes each; so nothing on disk depends on how many ranks there were, and neither disk nor memory of one
-machine carries it all. In the background, a rank copies its share to main memory and writes it while the
-training goes on; at most one such copy exists, and it shrinks file by file as it is written. Without it,
-or where there is no memory for the copy, the rank writes as the tensors come and holds one file's worth.
+Every rank writes a share of about the same size: whole tensors of weights and moments by logical name. So
+nothing on disk depends on the number of ranks, and no machine has to hold or write everything. With
+background saving, a rank copies its share to main memory and writes it while training continues; at most
+one such copy exists, and it shrinks file by file. Without it, or without enough memory for the copy, the
+rank writes tensors as they come and holds only one file's worth.
 
-Rank 0 begins, and commits once every rank has written. The threads that write exchange nothing: their
-outcome is exchanged between steps, by all ranks at once, so a rank whose disk is full leaves none waiting.
+Rank 0 begins the checkpoint, and commits it once every rank has written. The writing threads do not
+communicate: their results are gathered between steps by all ranks at once, so that a rank with a full disk
+blocks no other.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ class Saver:
     Args:
         directory: the run's checkpoint directory, owned by this run.
         topology: this rank's place.
-        retention: which checkpoints stay; the rest goes after each save.
-        background: return from `save` when the state is copied, and write meanwhile.
-        expected_bytes: about the size of a checkpoint; with less space left nothing is begun.
-        mirror: where each checkpoint is copied to, if anywhere; only then it counts as written.
+        retention: which checkpoints are kept; the rest is removed after each save.
+        background: return from `save` when the state is copied, and write in the background.
+        expected_bytes: about the size of a checkpoint; with less free space no save is begun.
+        mirror: where each checkpoint is copied to, if anywhere; it counts as written only after that.
     """
 
     def __init__(
@@ -85,12 +86,12 @@ class Saver:
 
     @property
     def pending(self) -> int | None:
-        """The step that `save` was called for and `settle` was not; the same on every rank."""
+        """The step whose save is not settled yet, or None; the same on every rank."""
         return self._pending
 
     @property
-    def done(self) -> bool:
-        """Whether this rank has written its share, well or not; if all have, whether rank 0 has committed."""
+        """Whether this rank has finished its share or failed; once all have, whether rank 0 has committed."""
+        """Whether this rank has finished its share, or failed; once all have, whether rank 0 has committed."""
         if self._pending is None:
             return False
         return self._worker.done or self._refused is not None or self._worker.idle
@@ -104,18 +105,17 @@ class Saver:
         *,
         ephemeral: bool = False,
     ) -> None:
-        """Write the current state as the checkpoint of ``step``; `settle` raises what went wrong.
+        """Write the current state as the checkpoint of ``step``; `settle` raises any error.
 
         Args:
             step: training steps taken.
             engine: weights and moments.
-            train_state: numbers the loop resumes from, as JSON values.
-            facts: what the checkpoint must be compared with on resume (config and dataset digests), as
-                JSON values.
-            ephemeral: it stays only while it is the newest.
+            train_state: the values of `TrainState`, as JSON values.
+            facts: what a resume compares the checkpoint with (configuration, dataset digest), as JSON values.
+            ephemeral: it is kept only while it is the newest.
 
         Raises:
-            ValueError: the save before was not settled.
+            ValueError: the previous save was not settled.
         """
         if self._pending is not None:
             raise ValueError(f"the checkpoint of step {self._pending} is still being written")
@@ -134,7 +134,7 @@ class Saver:
             self._worker.start(lambda: self._write(step, _taken(copied), state))
         else:
             self._worker.start_here(lambda: self._write(step, files, state))
-        # After a failure this rank must still meet the others for every remaining tensor.
+        # After a failure this rank must still take part in the collectives for every remaining tensor.
         for _ in tensors:
             pass
 
@@ -149,17 +149,17 @@ class Saver:
         if free is None or free >= needed * _MEMORY_MARGIN:
             return True
         _log.warning(
-            "no main memory for a copy of the state (%s, and %s are free): the training waits for this save",
+            "not enough main memory to copy the state (%s, and %s are free): training waits for this save",
             format_bytes(needed),
             format_bytes(free),
         )
         return False
 
-    def proceed(self) -> bool:
-        """Go on, once every rank is `done`; return whether the checkpoint is written. Collective.
+        """Begin the commit, or finish it, once every rank is `done`; return whether it is done. Collective.
+        """Begin the commit, or finish it, once every rank is `done`; return whether all is written. Collective.
 
         Raises:
-            StorageError: as `settle`.
+            StorageError: see `settle`.
         """
         if self._pending is not None and not self._committing:
             self._join_shares(self._pending)
@@ -170,7 +170,7 @@ class Saver:
         """Wait until the pending checkpoint is written; return its step. Collective.
 
         Raises:
-            StorageError: on every rank, if any could not write. Earlier checkpoints are untouched.
+            StorageError: on every rank, if any rank could not write. Earlier checkpoints are not affected.
         """
         step = self._pending
         if step is None:
@@ -181,8 +181,8 @@ class Saver:
         agree_when_done(self._topology, self._worker.wait, self._worker.result)
         return step
 
-    def _join_shares(self, step: int) -> None:
-        """Wait for the share of every rank; rank 0 then begins to commit, or removes what there is."""
+        """Wait for the share of every rank; rank 0 then begins the commit, or removes the files if one failed."""
+        """Wait for the share of every rank; rank 0 then begins the commit, or removes the files on failure."""
         if self._refused is not None:
             self._pending = None
             raise self._refused
@@ -206,7 +206,7 @@ class Saver:
             start(lambda: self._commit(step, records))
 
     def _own_share(self) -> dict[str, Any]:
-        """Return the records of the files of this rank, or why it has none."""
+        """Return the records of this rank's files, or the facts of its error."""
         assert self._files is not None
         try:
             self._worker.result()
@@ -215,17 +215,17 @@ class Saver:
         return {name: asdict(record) for name, record in self._files.records.items()}
 
     def reject_after(self, step: int, why: str) -> None:
-        """Let nobody use a copy at the mirror that is newer than ``step``. Collective.
+        """Reject copies at the mirror that are newer than ``step``. Collective.
 
         Raises:
-            StorageError: on every rank, if that cannot be written down.
+            StorageError: on every rank, if the mark cannot be written.
         """
         agree(self._topology, lambda: self._mirror.reject_after(step, why) if self._mirror else None)
 
     def close(self) -> bool:
-        """Let what goes on come to its end, without the other ranks; return whether a checkpoint was written.
+        """Finish a pending save without the other ranks; return whether a checkpoint was written.
 
-        A checkpoint of which other ranks still write their shares is lost.
+        A checkpoint that other ranks are still writing is lost.
 
         Raises:
             StorageError: it could not be written.
@@ -265,7 +265,7 @@ class Saver:
 
 
 class Shares:
-    """Which rank writes which tensor: the one that has the fewest bytes so far.
+    """Assigns each tensor to the rank with the fewest elements so far.
 
     Args:
         world_size: number of ranks.
@@ -304,7 +304,7 @@ def _state_json(
 
 
 def _taken(files: list[File]) -> Iterator[File]:
-    """Yield the files in order and let go of each, so that its memory is free once it is written."""
+    """Yield the files in order without keeping them, so that their memory is freed once they are written."""
     files.reverse()
     while files:
         yield files.pop()
@@ -313,7 +313,7 @@ def _taken(files: list[File]) -> Iterator[File]:
 def _files(tensors: Iterator[tuple[str, Tensor]], topology: Topology) -> Iterator[File]:
     """Cut the stream of a rank's tensors into files: by kind (model, optim), and by size.
 
-    Of a kind, the files of rank r of R have the numbers r, r + R, r + 2R, ...
+    The files of each kind have the numbers r, r + R, r + 2R, ... on rank r of R.
     """
     group: dict[str, Tensor] = {}
     filled, number, kind = 0, topology.rank, ""

@@ -1,4 +1,4 @@
-"""Whether there is room for the checkpoints that a run will keep, before the first step and each save.
+"""Is there enough space for the checkpoints of a run? Checked before the first step and before each save.
 
 Imports no torch.
 """
@@ -18,15 +18,15 @@ _OVERHEAD_BYTES = 1 << 17  # headers, state, manifest
 
 
 def checkpoint_bytes(num_params: int, bytes_per_param: int = BYTES_PER_PARAM) -> int:
-    """Return about the size of a checkpoint in bytes, a little too high."""
+    """Return a slightly too high estimate of the size of a checkpoint, in bytes."""
     return num_params * bytes_per_param + _OVERHEAD_BYTES
 
 
 def require_space(directory: Path, needed: int, what: str) -> None:
-    """Check that ``needed`` bytes can be written.
+    """Check that ``needed`` bytes are free.
 
     Raises:
-        StorageError: they cannot; nothing was written.
+        StorageError: they are not.
     """
     free = free_bytes(directory)
     if free < needed:
@@ -40,35 +40,35 @@ def require_space(directory: Path, needed: int, what: str) -> None:
 def check_space(
     directory: Path, one: int, retention: Retention, *, max_steps: int, ephemeral: bool
 ) -> str | None:
-    """Compare the disk with what a run will keep at once, before it begins.
+    """Compare the free space with the checkpoints that a run will keep at the same time, before it begins.
 
     Args:
-        directory: where its checkpoints go; those that lie there already count as space it has.
+        directory: the checkpoint directory; the space of checkpoints that are there counts as available.
         one: bytes of a checkpoint.
-        retention: what is kept.
+        retention: which checkpoints are kept.
         max_steps: length of the run.
-        ephemeral: whether there are ephemeral checkpoints too.
+        ephemeral: whether the run also writes ephemeral checkpoints.
 
     Returns:
-        A warning if those that are kept for good will fill the disk before the run ends; else None.
+        A warning if permanently kept checkpoints will fill the disk before the run ends; else None.
 
     Raises:
-        StorageError: there is no room for those that come and go and one more being written.
+        StorageError: there is not enough space for the others plus one that is being written.
     """
     coming = retention.last + retention.best + ephemeral + 1
     for_good = max_steps // retention.every_steps if retention.every_steps else 0
     room = free_bytes(directory) + _held(directory)
     if room < coming * one:
         raise StorageError(
-            f"no space for the checkpoints of this run: {coming} of about {format_bytes(one)} "
-            f"lie there at once, there is room for {room // one}",
+            f"no space for the checkpoints of this run: it needs {coming} of about {format_bytes(one)} "
+            f"at the same time, there is space for {room // one}",
             where=str(directory),
             remedy=_REMEDY,
         )
     if room < (coming + for_good) * one:
         return (
             f"checkpoint.keep_every_steps keeps {for_good} checkpoints of about {format_bytes(one)} by the "
-            f"end, and there is room for {room // one - coming}: raise it, or move some away in time"
+            f"end, and there is space for {room // one - coming}: raise it, or move some away in time"
         )
     return None
 

@@ -1,7 +1,7 @@
-"""Tensors as the bytes of a safetensors file, without a copy of them.
+"""Tensors as the bytes of a safetensors file, without copying them.
 
-The library's own serialiser holds the interpreter while it copies, which stops the training when it
-runs beside it; its reader (`safetensors.safe_open`) reads what is written here.
+The library's own serialiser holds the interpreter lock while it copies, which would block training in another
+thread. The library's reader (`safetensors.safe_open`) reads files written here.
 """
 
 from __future__ import annotations

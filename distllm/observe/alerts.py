@@ -12,7 +12,13 @@ Level = Literal["INFO", "WARN", "ERROR"]
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A title by which alerts are grouped and muted, one sentence, and how bad it is."""
+    """One alert.
+
+    Attributes:
+        title: alerts of the same title are grouped, and can be muted together.
+        text: one sentence.
+        level: severity.
+    """
 
     title: str
     text: str
@@ -32,7 +38,7 @@ def alert_of(event: Event) -> Alert | None:
         case "corruption":
             return Alert("Corruption", f"{step}: {fields.get('what')}", "ERROR")
         case "hang":
-            return Alert("Stall", f"no rank moved for {event.number('seconds'):.0f} s", "ERROR")
+            return Alert("Stall", f"no rank made progress for {event.number('seconds'):.0f} s", "ERROR")
         case "straggler":
             return Alert("Stall", f"a rank is slower than the others: {dict(fields)}", "WARN")
         case "save_failed":

@@ -1,4 +1,4 @@
-"""A sink on a thread of its own: whatever it does, no step waits for it and no run ends by it."""
+"""A sink on its own thread: no step waits for it, and none of its failures ends a run."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _log = logging.getLogger(__name__)
 
 
 class BackgroundSink:
-    """Hand records to another sink through a queue; taking one costs microseconds.
+    """Passes records on to another sink through a queue, which takes microseconds for the caller.
 
-    The sink is also built on the thread: importing its library and reaching its server may take
-    minutes. Its first failure of any kind is logged as a warning, and from then on records are
-    dropped. So are those that find the queue full, where a server is slower than the run.
-    ``metrics.jsonl`` has everything either way.
+    The sink is also built on the thread: importing its library and connecting to its server may take minutes.
+    Its first failure is logged as a warning, and from then on records are dropped. Records are also
+    dropped while the queue is full because a server is slower than the run. ``metrics.jsonl`` has everything
+    in any case.
 
-    wandb, trackio and TensorBoard write on threads or processes of their own, and of a full disk none of
-    them reports it to its caller. So this one tries now and then whether there is room where they write. When
-    there is some again, the sink is built again, as a resumed attempt builds it.
+    wandb, trackio and TensorBoard write on their own threads or processes, and none of them reports a full
+    disk to its caller. So this class checks every few seconds whether their directory has space. When there
+    is space again, the sink is built anew, as in a resumed attempt.
 
     Args:
-        name: what people call it.
-        build: makes the sink.
-        directory: where its library writes; None: at a server, or it reports a full disk by itself.
-        capacity: records that may wait.
-        close_seconds: how long `close` waits for what is still in the queue.
+        name: name for messages.
+        build: builds the sink.
+        directory: where its library writes; None if it writes to a server, or reports a full disk itself.
+        capacity: number of records that may wait.
+        close_seconds: how long `close` waits for records that are still in the queue.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class BackgroundSink:
         self._put("log_event", event)
 
     def close(self) -> None:
-        """Let the sink finish, for a while; what it does after that is its own affair."""
+        """Wait for the sink to finish, at most ``close_seconds``; after that it is left alone."""
         if self._closed:
             return
         self._closed = True
@@ -94,9 +94,9 @@ class BackgroundSink:
         except queue.Full:
             pass
         if self._thread.is_alive():
-            self._warn(f"has not finished within {self._close_seconds:.0f} s and is left behind")
+            self._warn(f"has not finished within {self._close_seconds:.0f} s and is abandoned")
         if self._dropped:
-            self._warn(f"was too slow for {self._dropped} records, which it does not show")
+            self._warn(f"was too slow for {self._dropped} records, which are missing there")
 
     def _put(self, method: str, *arguments: Any) -> None:
         try:
@@ -109,7 +109,7 @@ class BackgroundSink:
             pass
 
     def _shows_until_room_ends(self, build: Callable[[], Sink]) -> bool:
-        """Show records; return whether some are left because the disk is full, and not for good."""
+        """Pass on records until the end or a failure; return whether it failed because the disk is full."""
         ended = False
         try:
             sink = build()
@@ -122,15 +122,15 @@ class BackgroundSink:
             sink.close()
         except Exception as error:
             full = not ended and self._is_full()
-            what = "until there is room" if full else "without it"
-            self._warn(f"failed ({type(error).__name__}: {error}); training goes on {what}")
+            what = "until there is space again" if full else "from now on"
+            self._warn(f"failed ({type(error).__name__}: {error}); training continues without it {what}")
             if not ended and not full:
                 self._discard()
             return full
         return False
 
     def _require_room(self, *, now: bool = False) -> None:
-        """Try every few seconds whether a small file can be written: a quota or a full disk shows here."""
+        """Check every few seconds that a small file can be written: this detects a quota or a full disk."""
         directory = self._directory
         if directory is not None and directory.is_dir() and (now or time.monotonic() >= self._next_probe):
             self._try_to_write(directory, _PROBE_BYTES)
@@ -153,17 +153,17 @@ class BackgroundSink:
             probe.unlink(missing_ok=True)
 
     def _finds_room(self) -> bool:
-        """Drop what comes while the disk is full; return whether room was found before the end."""
+        """Drop records while the disk is full; return whether there was space again before the end."""
         missed = 0
         while self._waiting.get() is not None:
             missed += 1
             if time.monotonic() >= self._next_probe and not self._is_full(_BACK_BYTES):
-                self._warn(f"has room again and goes on; {missed} records were not shown")
+                self._warn(f"has space again and continues; {missed} records are missing there")
                 return True
         return False
 
     def _discard(self) -> None:
-        """Take what still comes, so that nobody waits for room."""
+        """Drop all further records, so that the queue does not fill up."""
         while self._waiting.get() is not None:
             pass
 

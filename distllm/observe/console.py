@@ -1,7 +1,7 @@
-"""What people see of a run: one bar on a terminal, one fixed-width line for each logged step elsewhere.
+"""The console output of a run: a progress bar on a terminal, a fixed-width line per logged step elsewhere.
 
-Evaluations, samples, notes and the end are lines in both. A terminal's rank also has the plain lines in
-its log (see `distllm.observe.rank_log`).
+Evaluations, samples, notes and the end are lines in both cases. With a terminal, the plain lines also go to
+the rank's log (see `distllm.observe.rank_log`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _COLUMNS = (
 
 
 class ConsoleSink:
-    """Print records as they come.
+    """Prints records as they come.
 
     Args:
-        total_steps: length of the run, shown beside each step.
+        total_steps: length of the run, shown next to each step.
         stream: where to print; standard output if ``None``.
-        run: how commands name the run; with it, the end says what to do next.
-        when_done: commands that a run which is done is for.
+        run: name of the run for commands; if given, the end lists commands to run next.
+        when_done: commands to list when the run is done.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ConsoleSink:
             printer.step(record, rows)
 
     def log_eval(self, record: EvalRecord) -> None:
-        """Print one line that stands out between steps."""
+        """Print the measures as one line."""
         self._losses = [*self._losses[:1], record.loss]
         figures = [f"loss {_number(record.loss)}"]
         if record.perplexity is not None:
@@ -93,17 +93,17 @@ class ConsoleSink:
         )
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Print the prompt and what the model wrote after it, behind a bar in the margin."""
+        """Print the prompt and its continuation, with a bar in the margin."""
         self._line(f"== sample at step {step}", "bold cyan")
         for line in printable(redact_text(prompt + text)).splitlines() or [""]:
             self._line(f" | {line}", "cyan")
 
     def log_note(self, step: int, text: str) -> None:
-        """Print the note; one that belongs to a step says so itself."""
+        """Print the note."""
         self._line(f"== {redact_text(text)}", "yellow")
 
     def log_event(self, event: Event) -> None:
-        """At the end of an attempt say what became of the run and what to do next."""
+        """At the end of an attempt, print how it ended and which commands to run next."""
         if self._run is None or event.kind not in ("done", "stopped"):
             return
         ending = "done" if event.kind == "done" else "stopped, and saved,"
@@ -113,12 +113,12 @@ class ConsoleSink:
         commands = ("report", "ledger") if event.kind == "stopped" else self._when_done
         steps = [f"distllm {command} run={self._run}" for command in commands]
         if event.kind == "stopped":
-            steps.insert(0, "run the same command again: it goes on from here")
+            steps.insert(0, "run the same command again: it continues from here")
         for step in steps:
             self._line(f"   next: {step}", "")
 
     def close(self) -> None:
-        """Take the bar away; every line has been flushed."""
+        """Remove the progress bar."""
         for printer in self._printers:
             printer.close()
 
@@ -140,10 +140,10 @@ class _Printer(Protocol):
         """Print ``text``; ``style`` is for terminals only."""
 
     def step(self, record: StepRecord, rows: Sequence[str]) -> None:
-        """Show a step, of which ``rows`` are the lines."""
+        """Show a step; ``rows`` are its lines of text."""
 
     def close(self) -> None:
-        """Leave nothing behind that moves."""
+        """Stop showing progress."""
 
 
 class _PlainPrinter:

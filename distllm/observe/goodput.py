@@ -1,21 +1,21 @@
-"""Where the wall time of a run went, over all its attempts: a pure function of its ledger.
+"""How the wall time of a run was spent, over all its attempts: a pure function of its ledger.
 
 Every second between the first event and the last belongs to one category:
 
 - ``productive``: forward, backward and update of steps that counted in the end;
 - ``checkpoint``, ``eval``, ``data`` (waiting for a batch), ``overhead`` (the rest of a running attempt);
-- ``rework``: forward, backward and update whose result was thrown away: of steps that were taken again
-  after a restart or a rewind, and of skipped ones;
-- ``hang``: from the last sign of life of a run that stood still to its detection;
+- ``rework``: forward, backward and update whose result was discarded: of steps that were taken again
+  after a restart or a rewind, and of skipped steps;
+- ``hang``: from the last progress of a run that hung to its detection;
 - ``restart``: from the end of an attempt to the first step of the next, and going back to a checkpoint;
 - ``idle``: between two attempts, for longer than a restart takes.
 
-An attempt that was killed could not say what it did since its last ``progress`` event. Its last step
-is known from the metrics; the time of the steps in between is estimated by the mean of those before.
+An attempt that was killed could not report its time since its last ``progress`` event. Its last step is known
+from the metrics; the time of the steps in between is estimated by the mean of those before.
 
-The clocks of two machines differ, and may be set back and forth: what lies behind the latest time that
-was read counts as no time, so that an hour's jump back and its undoing are no hour either. What a rank
-measured itself, with a clock that cannot jump, always counts, and once.
+The clocks of two machines differ, and may be set back or forward. Times before the latest one that was read
+add nothing, so that a clock that goes back an hour and returns adds no hour. What a rank measured itself,
+with a monotonic clock, always counts exactly once.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ Category = Literal[
 ]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 RESTART_SECONDS = 600.0
-"""A longer gap between two attempts is a restart only if the supervisor says so; else nobody cared."""
+"""A longer gap between attempts is a restart only if a supervisor restarted the run; otherwise it is idle."""
 
-_IN_ORDER = ("completed", "stopped")  # ends of an attempt that are no failure
+_IN_ORDER = ("completed", "stopped")  # ends of an attempt that are not failures
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What became of the time of a run.
+    """How the time of a run was spent.
 
     Attributes:
-        seconds: of each category.
-        attempts: starts of the run.
-        step: the step it stands at.
-        lost_steps: steps that were taken and then undone, by a restart or a rewind.
-        restarts: attempts after the first, by what ended the one before.
-        failures: attempts that ended otherwise than complete or on request, the last one included.
+        seconds: seconds of each category.
+        attempts: number of attempts.
+        step: the current step.
+        lost_steps: steps that were taken and then undone by a restart or a rewind.
+        restarts: number of attempts after the first, by what ended the one before.
+        failures: attempts that neither completed nor stopped on request, including the last one.
     """
 
     seconds: Mapping[Category, float]
@@ -64,15 +64,15 @@ class Account:
 
     @property
     def goodput(self) -> float:
-        """Share of the wall time that was productive; 0 for a run without any time."""
+        """Share of the wall time that was productive; 0 if there is no time."""
         return self.seconds["productive"] / self.wall if self.wall else 0.0
 
     @property
     def ettr(self) -> float:
-        """Effective training time ratio: the share not lost to faults, nor to insuring against them.
+        """Effective training time ratio: the share of time not lost to faults or to checkpoints against them.
 
-        What the training itself costs (data, evaluation, the loop) is no loss here. After Kokolis et
-        al., arXiv:2410.21680.
+        The other costs of training (data, evaluation, the loop) are not a loss here. After Kokolis et al.,
+        arXiv:2410.21680.
         """
         lost: tuple[Category, ...] = ("checkpoint", "rework", "hang", "restart", "idle")
         return 1 - sum(self.seconds[name] for name in lost) / self.wall if self.wall else 0.0
@@ -85,18 +85,18 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class LastStep:
-    """The last step that an attempt is known to have taken, and when (unix seconds)."""
+    """The last known step of an attempt, and when it was taken (unix seconds)."""
 
     step: int
     time: float
 
 
 def account(events: Iterable[Event], last_steps: Mapping[int, LastStep] | None = None) -> Account:
-    """Split the wall time of a run.
+    """Split the wall time of a run into categories.
 
     Args:
         events: its ledger, in file order.
-        last_steps: of each attempt, as the metrics know them.
+        last_steps: the last step of each attempt in the metrics.
     """
     walk = _Walk(last_steps or {})
     for event in events:
@@ -115,11 +115,11 @@ class _Stretch:
 
 @dataclass(slots=True)
 class _Walk:
-    """The state of going through a ledger.
+    """The state while reading a ledger.
 
-    ``now`` is the latest moment that is known to have been reached, ``pending`` are the seconds up to it
-    that are not accounted for, ``reported`` is when rank 0 last said at which step it is; ``steps_here``
-    and ``seconds_here`` are of the current attempt.
+    ``now`` is the latest time of any event so far, ``pending`` are the seconds up to it that no category has
+    yet, ``reported`` is the time at which rank 0 last recorded its step; ``steps_here`` and
+    ``seconds_here`` count in the current attempt.
     """
 
     last_steps: Mapping[int, LastStep]
@@ -164,7 +164,7 @@ class _Walk:
                 self.ending, self.supervised = "hang", True
             case "killed":
                 self.supervised = True
-                # After a hang the supervisor kills the ranks; the ranks that miss one report other errors.
+                # After a hang the supervisor kills the ranks, and ranks that lose another report errors.
                 if self.ending not in ("hang", "out of memory"):
                     self.ending = f"killed by {event.fields.get('signal', 'a signal')}"
             case "oom":
@@ -187,12 +187,12 @@ class _Walk:
         )
 
     def _book(self, category: Category, seconds: float) -> None:
-        """Charge a part of the pending time."""
+        """Charge a part of the pending time to a category."""
         self.seconds[category] += seconds
         self.pending = max(0.0, self.pending - seconds)
 
     def _progress(self, event: Event) -> None:
-        """Charge what the rank measured, and what it did not."""
+        """Charge the time that the rank measured, and the rest."""
         measured = event.fields.get("seconds")
         named = measured if isinstance(measured, Mapping) else {}
         spent = {name: max(0.0, number_in(named, name)) for name in CATEGORIES}
@@ -210,7 +210,7 @@ class _Walk:
         self.pending, self.moving = 0.0, True
 
     def _unmeasured(self) -> Category:
-        """Return what unmeasured time of an attempt is spent on: until its first step, starting."""
+        """Return the category of unmeasured time of an attempt: until its first step it is starting."""
         return "overhead" if self.moving else "restart"
 
     def _advance(self, step: int, productive: float) -> None:
@@ -219,7 +219,7 @@ class _Walk:
             self.step = step
 
     def _go_back(self, step: int) -> None:
-        """Undo the steps after ``step``: what they took was in vain."""
+        """Undo the steps after ``step``: their time becomes rework."""
         self.lost_steps += max(0, self.step - step)
         while self.stretches and self.stretches[-1].last > step:
             stretch = self.stretches.pop()
@@ -241,7 +241,7 @@ class _Walk:
         self._advance(last.step, seconds)
 
     def _leave_attempt(self) -> None:
-        """Charge the time from the last word of an attempt to the first of the next."""
+        """Charge the time from the last event of an attempt to the first of the next."""
         if self.attempts == 0:
             self._book("restart", self.pending)
             return

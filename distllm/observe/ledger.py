@@ -100,7 +100,7 @@ class Ledger:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                self._warn(f"the ledger cannot be written ({error}); training goes on without it")
+                self._warn(f"the ledger cannot be written ({error}); training continues without it")
         if self._watch is not None:
             self._watch(Event(now, self._attempt, kind, plain))
 

@@ -1,7 +1,7 @@
 """Dataset → tokenizer → checkpoint → evaluation as artifacts of Weights & Biases.
 
-Only descriptions are uploaded (a manifest, digests, measures), never shards or weights: the digests
-say which bytes are meant, and where they lie is in the metadata.
+Only descriptions are uploaded (a manifest, digests, measures), never shards or weights: digests identify the
+bytes, and the metadata says where they are.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def _add_if_there(artifact: Any, path: Path) -> None:
 
 
 def _use(wandb_run: Any, artifact: Any) -> None:
-    """Declare an input. The public method needs the server's answer, which an offline run has not:
-    what it calls after that question records the use, and the upload settles it.
+    """Declare an input of the run.
+
+    The public method first asks the server, which an offline run cannot. This is the method it calls after
+    that: it records the use, which the later upload completes.
     """
     wandb_run._log_artifact(artifact, is_user_created=True, use_after_commit=True)

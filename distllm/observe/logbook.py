@@ -1,7 +1,7 @@
-"""A run's ledger as people read it: where the time went, and what happened when.
+"""A run's ledger for people: how its time was spent, and what happened when.
 
-The logbook is what the teams of large runs wrote by hand (OPT-175B, BLOOM): failure, cause,
-decision and cost, in order.
+Teams of large runs wrote such logbooks by hand (OPT-175B, BLOOM): failure, cause, decision and cost, in
+order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from distllm.observe.goodput import CATEGORIES, Account, Category, LastStep, account
 from distllm.observe.ledger import Event
-from distllm.units import format_duration
+from distllm.units import count_of, format_duration
 
 MEANING: Mapping[Category, str] = {
     "productive": "forward, backward and update of steps that counted",
@@ -21,8 +21,8 @@ MEANING: Mapping[Category, str] = {
     "eval": "evaluating",
     "data": "waiting for batches",
     "overhead": "the rest of the running attempts",
-    "rework": "computed and thrown away",
-    "hang": "standing still, unnoticed",
+    "rework": "computed and discarded",
+    "hang": "hanging until it was detected",
     "restart": "starting, and going back to checkpoints",
     "idle": "not running, and not restarted",
 }
@@ -42,9 +42,9 @@ class Logbook:
     """What a ledger says about a run.
 
     Attributes:
-        name: of the run.
-        account: where its time went.
-        samples: what became of its samples, as last reported; empty if nothing was.
+        name: name of the run.
+        account: how its time was spent.
+        samples: the last reported counts of its samples; empty if there are none.
         timeline: what happened, in order.
         span: unix seconds of the first and the last event.
     """
@@ -80,7 +80,7 @@ class Logbook:
     def _headline(self) -> str:
         found = self.account
         return (
-            f"run {self.name}: step {found.step} after {_count(found.attempts, 'attempt')} and "
+            f"run {self.name}: step {found.step} after {count_of(found.attempts, 'attempt')} and "
             f"{format_duration(found.wall)}, from {_clock(self.span[0])} to {_clock(self.span[1])} UTC"
         )
 
@@ -97,9 +97,9 @@ class Logbook:
         causes = ", ".join(f"{count} x {cause}" for cause, count in sorted(found.restarts.items()))
         lines = [
             f"goodput {found.goodput:.1%}, effective training time (ETTR) {found.ettr:.1%}",
-            f"{_count(found.failures, 'failure')}, mean time to failure (MTTF) "
+            f"{count_of(found.failures, 'failure')}, mean time to failure (MTTF) "
             f"{format_duration(mttf) if mttf is not None else 'unknown'}",
-            f"{_count(found.lost_steps, 'step')} lost; restarts: {causes or 'none'}",
+            f"{count_of(found.lost_steps, 'step')} lost; restarts: {causes or 'none'}",
         ]
         if self.samples:
             lines.append(_samples_line(self.samples))
@@ -107,12 +107,12 @@ class Logbook:
 
 
 def read_logbook(name: str, events: Sequence[Event], last_steps: Mapping[int, LastStep]) -> Logbook:
-    """Draw up the logbook of the run ``name``.
+    """Return the logbook of a run.
 
     Args:
-        name: of the run.
-        events: its ledger, in file order; at least one.
-        last_steps: the last step of each attempt that the metrics know.
+        name: name of the run.
+        events: its ledger, in file order; at least one event.
+        last_steps: the last step of each attempt in the metrics.
     """
     reported = [event.fields["samples"] for event in events if _has_counts(event)]
     return Logbook(
@@ -160,7 +160,7 @@ def _timeline(events: Iterable[Event], last_steps: Mapping[int, LastStep]) -> li
 
 
 def _saves(saved: Sequence[Event]) -> list[Entry]:
-    """Tell checkpoints in a row as one entry, at the time of the last."""
+    """Combine consecutive checkpoints into one entry, at the time of the last."""
     if not saved:
         return []
     first, last = (int(event.number("step")) for event in (saved[0], saved[-1]))
@@ -169,20 +169,20 @@ def _saves(saved: Sequence[Event]) -> list[Entry]:
 
 
 def _sentence(event: Event, step: int) -> str:
-    """Tell one event, in a run that had come to ``step``."""
+    """Describe one event of a run that was at ``step``."""
     fields, at = event.fields, int(event.number("step"))
     match event.kind:
         case "attempt":
-            ranks = _count(int(event.number("world_size")), "rank")
+            ranks = count_of(int(event.number("world_size")), "rank")
             return f"attempt {event.attempt} on {fields.get('host')} (pid {fields.get('pid')}), {ranks}"
         case "resumed":
-            undone = f"; {_count(step - at, 'step')} to be taken again" if step > at else ""
-            return f"goes on from step {at}{undone}" if at or undone else "begins"
+            undone = f"; {count_of(step - at, 'step')} to be taken again" if step > at else ""
+            return f"continues from step {at}{undone}" if at or undone else "begins"
         case "rewind":
             back = int(event.number("to"))
             left_out = _range(fields.get("excluded"))
             return f"back from step {at} to {back}: {fields.get('why')}" + (
-                f"; samples {left_out} are left out" if left_out else ""
+                f"; samples {left_out} are excluded" if left_out else ""
             )
         case "skipped":
             ranks = _list("rank", fields.get("ranks"))
@@ -205,7 +205,7 @@ def _sentence(event: Event, step: int) -> str:
         case "interval":
             return str(fields.get("formula"))
         case "hang" if "cause" in fields:
-            return f"stands still: {fields['cause']}"
+            return f"hangs: {fields['cause']}"
         case "killed" if "signal" in fields:
             return f"{_list('rank', [fields.get('rank')])} was killed by {fields['signal']}"
         case "restart" if "of" in fields:
@@ -215,11 +215,11 @@ def _sentence(event: Event, step: int) -> str:
             who = f"rank {fields.get('rank')} on {fields.get('host')}"
             return f"{who} takes {slower:.1f} times as long as others"
         case _:
-            return _plainly(event)
+            return _fields(event)
 
 
-def _plainly(event: Event) -> str:
-    """Tell an event that speaks for itself: its kind and its particulars."""
+def _fields(event: Event) -> str:
+    """Return the kind of an event and all its fields."""
     told = ", ".join(f"{name} {_figure(value)}" for name, value in event.fields.items())
     return f"{event.kind.replace('_', ' ')}: {told}" if told else event.kind
 
@@ -229,7 +229,7 @@ def _list(noun: str, values: Any) -> str:
 
 
 def _range(values: Any) -> str:
-    """Return a range [first, stop) as people count."""
+    """Return a range [first, stop) as ``first to last``."""
     match values:
         case [int(first), int(stop)]:
             return f"{first} to {stop - 1}"
@@ -241,10 +241,6 @@ def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _share(seconds: float, wall: float) -> str:
     return f"{seconds / wall:.1%}" if wall else "-"
 
@@ -254,5 +250,5 @@ def _clock(seconds: float) -> str:
 
 
 def _cell(text: str) -> str:
-    """Keep a sentence within its cell of a table."""
+    """Escape a text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""What a run measures, as plain numbers: one record per logged step and one per evaluation."""
+"""What a run measures: one record per logged step and one per evaluation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class StepRecord:
     ``tokens`` counts target tokens trained on since the run began, ``loss`` is the mean negative
     log-likelihood in nats over this step's global batch, ``grad_norm`` the global L2 norm before
     clipping. ``mfu`` is the share of the machine's peak FLOP/s that the model's own arithmetic
-    reached (PaLM, arXiv:2204.02311, appendix B), ``None`` where the peak is unknown;
+    reached (PaLM, arXiv:2204.02311, appendix B), ``None`` if the peak is unknown;
     ``data_wait_fraction`` the share of the step spent waiting for its batch, ``overhead_fraction``
     the share outside data, forward, backward and update. ``skipped_steps`` counts steps that were
     not applied since the run began, ``attempt`` starts of the run. ``batch_digest`` identifies the
     global batch of the step: equal digests mean equal token ids on every rank. ``damaged_samples``
-    counts the samples since the run began that carried no loss because their shard is damaged,
+    counts the samples since the run began that had no loss because their shard is damaged,
     ``rewinds`` how often the run has gone back to a checkpoint. ``chain`` is a hash over this and
-    all steps before it. ``epsilon`` is what a private run has given away of any row so far, and
-    ``epsilon_poisson`` what it would have if batches were drawn by chance; see `distllm.train.privacy`.
+    all steps before it. ``epsilon`` is the privacy loss of a private run so far, and ``epsilon_poisson``
+    what it would be with randomly drawn batches; see `distllm.train.privacy`.
     """
 
     step: int
@@ -53,9 +53,9 @@ class StepRecord:
 class EvalRecord:
     """One validation pass: ``loss`` in nats per target, ``bits_per_byte`` of UTF-8 text.
 
-    ``perplexity`` is None where targets are no tokens, ``bits_per_byte`` where they are not a whole
-    text. ``sources`` holds the loss of each source, where there are several, ``exposure`` the mean
-    exposure in bits of canaries, by how often they were planted, as ``x<times>``.
+    ``perplexity`` is None if targets are not tokens, ``bits_per_byte`` if they are not a whole text.
+    ``sources`` holds the loss of each source if there are several, ``exposure`` the mean exposure of
+    canaries in bits, by how often they were planted, as ``x<times>``.
     """
 
     step: int
@@ -69,7 +69,7 @@ class EvalRecord:
 
 
 def memory_bytes() -> int:
-    """Return the bytes of main memory this process holds, pages of files excepted; its peak off Linux."""
+    """Return the bytes of main memory of this process without pages of files; outside of Linux, its peak."""
     if held := held_memory():
         return held
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,8 +1,8 @@
-"""What every dashboard shows, by name: one table for Weights & Biases, TensorBoard, MLflow and trackio.
+"""The names of all measures in Weights & Biases, TensorBoard, MLflow and trackio.
 
 Axes are ``trainer/step`` and ``trainer/tokens``. Namespaces: ``train/`` the objective, ``eval/<task>/``
-evaluations, ``perf/`` speed, ``sys/`` the machine, ``data/`` what is read, ``reliability/`` what went wrong,
-``privacy/`` what was given away.
+evaluations, ``perf/`` speed, ``sys/`` the machine, ``data/`` reading, ``reliability/`` failures, ``privacy/``
+privacy loss.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _STEP_NAMES = {
     "epsilon": "privacy/epsilon",
     "epsilon_poisson": "privacy/epsilon_poisson",
 }
-_MOST_NATS = 700.0  # beyond it the perplexity is no number of a double
+_MOST_NATS = 700.0  # above this the perplexity overflows a double
 
 
 def definitions(task: str) -> Iterator[tuple[str, str | None, str | None]]:
-    """Yield (name or pattern, its axis, which value the summary keeps) of everything that is logged."""
+    """Yield (name or pattern, its axis, which value the summary keeps) for everything that is logged."""
     yield STEP_AXIS, None, None
     yield TOKEN_AXIS, None, None
     yield "train/*", TOKEN_AXIS, None
@@ -55,7 +55,7 @@ def definitions(task: str) -> Iterator[tuple[str, str | None, str | None]]:
 
 
 def step_values(record: StepRecord) -> dict[str, float]:
-    """Return the values of a step; what is not known is left out."""
+    """Return the values of a step; unknown ones are left out."""
     fields = asdict(record)
     values = {name: fields[key] for key, name in _STEP_NAMES.items() if fields.get(key) is not None}
     if record.loss < _MOST_NATS:
@@ -64,13 +64,13 @@ def step_values(record: StepRecord) -> dict[str, float]:
 
 
 def eval_values(record: EvalRecord, task: str) -> dict[str, float]:
-    """Return every measure of an evaluation, those in mappings with the path of their keys."""
+    """Return every measure of an evaluation; those in mappings are named by the path of their keys."""
     measures = {key: value for key, value in asdict(record).items() if key not in ("step", "tokens")}
     return dict(_flat(measures, f"eval/{task}"))
 
 
 def reliability_values(account: Account) -> dict[str, float]:
-    """Return how well the run has used its time so far."""
+    """Return goodput and related measures of the run so far."""
     values = {
         "goodput": account.goodput,
         "ettr": account.ettr,

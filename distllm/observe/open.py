@@ -1,4 +1,4 @@
-"""Which sinks a run has: the composition of `distllm.observe`."""
+"""Building the sinks of a run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
     """Return the sinks that ``config.logger`` asks for.
 
-    ``metrics.jsonl`` and the console are written at once; what has a library or a server of its own
-    gets a thread of its own.
+    ``metrics.jsonl`` and the console are written directly; a sink with its own library or server gets its own
+    thread.
 
     Raises:
         StorageError: the run directory cannot be written.
@@ -56,7 +56,7 @@ def build_sinks(run: TrackedRun, total_steps: int) -> list[Sink]:
 
 
 def _shown_in(run_dir: Path, names: Sequence[str]) -> frozenset[str]:
-    """Return the dashboards that know the run's recorded steps, and note that ``names`` do from now on."""
+    """Return the dashboards that have earlier steps, and record that ``names`` will have later ones."""
     path = run_dir / SHOWN_FILE
     known = frozenset(path.read_text(encoding="utf-8").splitlines()) if path.exists() else frozenset()
     if not known.issuperset(names):
@@ -65,7 +65,7 @@ def _shown_in(run_dir: Path, names: Sequence[str]) -> frozenset[str]:
 
 
 def _store_of(uri: str | None) -> Path | None:
-    """Return the directory that MLflow writes itself; None where a server or a data base does."""
+    """Return the directory that MLflow writes itself; None if a server or a database does."""
     return Path(url2pathname(urlsplit(uri).path)) if uri is not None and uri.startswith("file:") else None
 
 

@@ -1,4 +1,4 @@
-"""What a rank prints, also in a file of its own in the run directory: ``logs/rank-00000.log``."""
+"""The output of a rank, copied to its own file in the run directory: ``logs/rank-00000.log``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def log_path(run_dir: Path, rank: int) -> Path:
 
 
 class Tee(io.TextIOBase):
-    """A stream whose text also goes to a log.
+    """A stream whose text is also written to a log.
 
     Attributes:
         terminal: the stream.
@@ -53,11 +53,11 @@ class Tee(io.TextIOBase):
 
 
 class LogFile(io.TextIOBase):
-    """A file that is given up when its disk is full: a log must not end a run.
+    """A log file that is abandoned when it cannot be written: a log must not end a run.
 
     Args:
-        path: lines are appended to it; its directory is made.
-        complain: called once if lines are lost.
+        path: lines are appended to it; its directory is created.
+        complain: gets one line when the file is abandoned.
     """
 
     def __init__(self, path: Path, complain: TextIO) -> None:
@@ -89,17 +89,17 @@ class LogFile(io.TextIOBase):
 
     def _give_up(self, error: OSError) -> None:
         self._file = None
-        print(f"distllm: {self._path} is not written any more: {error}", file=self._complain, flush=True)
+        print(f"distllm: {self._path} is no longer written: {error}", file=self._complain, flush=True)
 
 
 class RankLog:
-    """Keeps what this process prints from now on, until it is closed.
+    """Copies the output of this process to its log, until it is closed.
 
     Args:
         run_dir: the run directory.
-        rank: which rank this process is.
-        world_size: of how many.
-        attempt: which start of the run.
+        rank: the rank of this process.
+        world_size: number of ranks.
+        attempt: number of the attempt.
     """
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, attempt: int) -> None:
@@ -112,7 +112,7 @@ class RankLog:
         sys.stdout, sys.stderr = self._tees
 
     def log_error(self, error: BaseException) -> None:
-        """Note in the file alone why the attempt ends: whoever catches the error prints it."""
+        """Write to the file only why the attempt ends: whoever catches the error prints it."""
         if isinstance(error, DistllmError):
             told = f"{type(error).__name__}: {error}"
         else:
@@ -120,7 +120,7 @@ class RankLog:
         self._log.write(f"== the attempt ends with {redact_text(told)}\n")
 
     def close(self) -> None:
-        """Give the streams back."""
+        """Restore the standard streams."""
         if (sys.stdout, sys.stderr) == self._tees:
             sys.stdout, sys.stderr = self._before
         self._log.close()

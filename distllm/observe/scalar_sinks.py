@@ -1,8 +1,8 @@
-"""TensorBoard, MLflow and trackio: the same names as in Weights & Biases, each in its own files.
+"""TensorBoard, MLflow and trackio, with the same names as in Weights & Biases.
 
-All of them run on a thread of their own (`distllm.observe.background`) and raise what their libraries
-raise. A step that a resumed attempt takes again is logged again: TensorBoard and MLflow show the
-newest value of a step by themselves, trackio gets each step once.
+Each runs on its own thread (`distllm.observe.background`) and raises what its library raises. A step that a
+resumed attempt takes again is logged again: TensorBoard and MLflow show the newest value of a step; trackio
+does not, so it gets each step once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST_PARAMETER = 500  # characters that MLflow accepts
 
 
 class ScalarSink:
-    """What the three have in common: numbers by name at a step."""
+    """Common part of the three: numbers by name at a step."""
 
     def __init__(self, run: TrackedRun) -> None:
         self._task = run.config.task.name
@@ -36,7 +36,7 @@ class ScalarSink:
         self._scalars(eval_values(record, self._task), record.step, record.tokens)
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Log a sample, where texts can be shown."""
+        """Log a sample, if the dashboard can show texts."""
 
     def log_note(self, step: int, text: str) -> None:
         """Do nothing: notes are for the console and the run directory."""
@@ -78,7 +78,7 @@ class TensorBoardSink(ScalarSink):
 
 
 class MlflowSink(ScalarSink):
-    """A run in the tracking store ``logger.mlflow``; a resumed run goes on with its own."""
+    """A run in the tracking store ``logger.mlflow``; a resumed run continues its own."""
 
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)

@@ -1,9 +1,8 @@
-"""Where records go. ``metrics.jsonl`` is the truth; everything else is a view of it.
+"""Where records go. ``metrics.jsonl`` is the source of truth; everything else is a view of it.
 
-A line of ``metrics.jsonl`` is one JSON object with ``kind`` (``attempt``, ``step``, ``eval``,
-``sample`` or ``note``) and ``attempt``; steps carry ``time`` (unix seconds). Lines are only ever
-appended: when a run resumes or goes back before the last line, the steps it repeats appear again,
-and `read_metrics` takes the newest.
+A line of ``metrics.jsonl`` is one JSON object with ``kind`` (``attempt``, ``step``, ``eval``, ``sample`` or
+``note``) and ``attempt``; steps have a ``time`` (unix seconds). Lines are only appended: when a run resumes
+or goes back, the steps it repeats appear again, and `read_metrics` takes the newest.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_DIRECTORY = "samples"
 _TAIL_BLOCK = 1 << 16
 _OF_A_STEP = ("step", "eval", "sample")
-_REMEDY = "take that line out of the file, or restore it from a copy"
+_REMEDY = "remove that line from the file, or restore the file from a copy"
 
 _log = logging.getLogger(__name__)
 
@@ -59,10 +58,10 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """Append every record to ``metrics.jsonl``, and each sample to a text file beside it.
+    """Appends every record to ``metrics.jsonl``, and writes each sample to a text file as well.
 
-    A disk that is full later than at the start ends no run: lines wait in memory, in their order, and
-    are written as soon as there is room; the first of them is said once.
+    A disk that fills up during the run does not end it: lines wait in memory, in order, and are written as
+    soon as there is space; a warning is logged once.
 
     Args:
         run_dir: the run directory; created if it does not exist.
@@ -106,7 +105,7 @@ class JsonlSink:
         """Do nothing: the ledger has it."""
 
     def close(self) -> None:
-        """Say what could not be written in the end."""
+        """Write the lines that still wait; warn if they cannot be written."""
         self._write_waiting()
         if self._waiting:
             _log.warning("%d lines of %s could not be written and are lost", len(self._waiting), self._path)
@@ -123,7 +122,7 @@ class JsonlSink:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                _log.warning("%s cannot be written (%s); its lines wait for room", self._path, error)
+                _log.warning("%s cannot be written (%s); its lines wait for space", self._path, error)
 
     def _line(self, kind: str, **fields: Any) -> bytes:
         line = {"kind": kind, "attempt": self._attempt} | fields
@@ -139,9 +138,9 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read ``metrics.jsonl``; of a step that was taken several times, the newest record.
+    """Read ``metrics.jsonl``; for a step that was taken several times, return the newest record.
 
-    That is the newest attempt's, and within it the last in the file: an attempt may go back.
+    That is the one of the newest attempt, and within an attempt, which may go back, the last in the file.
 
     Raises:
         DataError: the file does not exist, or a line is not a record of this version.
@@ -249,7 +248,7 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def _to_json(value: Any) -> Any:
-    """Spell a non-finite number as a string: JSON has no other way, and null would lose which."""
+    """Return a non-finite number as a string: JSON cannot express it, and null would lose which it was."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -260,7 +259,7 @@ def _from_json(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut the half line that a killed writer left, so that the next line does not join it."""
+    """Remove the incomplete last line that a killed writer left, so that the next line is not glued to it."""
     if not path.exists():
         return
     with path.open("r+b") as stream:

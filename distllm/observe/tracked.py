@@ -1,4 +1,4 @@
-"""What a sink knows of the run it shows, given once, when it opens."""
+"""What a sink knows about the run that it shows."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from distllm.redact import redacted
 
 RUN_ID_FILE = "wandb-run-id"
 RUN_ID_FACT = "tracker_run_id"
-"""Name under which a checkpoint's facts hold the run's id."""
+"""Name of the run's id in a checkpoint's facts."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """A run as dashboards know it.
+    """A run, for dashboards.
 
     Attributes:
         config: the experiment.
         directory: the run directory.
-        attempt: number of this start, from 1.
-        run_id: of the whole run, over all its attempts.
-        derived: the settled numbers by name.
+        attempt: number of this attempt, from 1.
+        run_id: id of the run, which all its attempts share.
+        derived: the derived numbers by name.
         environment: see `distllm.provenance.environment`.
         dataset: digest of the dataset's manifest.
         tokenizer: fingerprint of its tokenizer.
         is_exportable: whether transformers has a class for the model.
-        shown: the highest step that earlier attempts have shown in this dashboard, by kind of record.
+        shown: the highest step that earlier attempts have logged to this dashboard, by kind of record.
     """
 
     config: Config
@@ -59,10 +59,10 @@ class TrackedRun:
 
 
 def settle_run_id(run_dir: Path, facts: Mapping[str, Any]) -> str:
-    """Return the id by which dashboards know the run, and note it in the run directory.
+    """Return the run's id for dashboards, and store it in the run directory.
 
-    A resumed run keeps the one its checkpoint or its directory holds; a trial of a sweep takes the one
-    its agent gave it; any other run draws one.
+    A resumed run keeps the id from its directory or checkpoint; a trial of a sweep uses the id from its
+    agent; any other run draws a random one.
     """
     path = run_dir / RUN_ID_FILE
     known = path.read_text(encoding="utf-8").strip() if path.exists() else str(facts.get(RUN_ID_FACT) or "")

@@ -1,7 +1,7 @@
 """The layout of the Weights & Biases dashboard, as code: sections, panels, axes.
 
-Built from the names that are logged (`distllm.observe.names`), so a renamed measure cannot leave an
-empty panel behind.
+It is built from the names that are logged (`distllm.observe.names`), so that a renamed measure cannot leave
+an empty panel.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Panel:
     """One line plot.
 
     Attributes:
-        title: what is shown.
-        measures: names that are logged; one that ends in ``*`` stands for all that begin so.
-        axis: what they are shown over.
-        log: whether the scale is logarithmic.
+        title: title of the plot.
+        measures: names that are logged; a name that ends in ``*`` stands for all names with this prefix.
+        axis: the horizontal axis.
+        log: whether the vertical scale is logarithmic.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Panel:
 
     @property
     def pattern(self) -> str | None:
-        """The regular expression of the measures, where their names depend on the run."""
+        """A regular expression for the measures, if their names depend on the run; else None."""
         if not any(name.endswith("*") for name in self.measures):
             return None
         return "|".join(
@@ -42,7 +42,7 @@ class Panel:
 
 
 def layout(task: str) -> Mapping[str, Sequence[Panel]]:
-    """Return the sections of the dashboard of runs of a task, the important ones first."""
+    """Return the sections of the dashboard for runs of a task, the most important ones first."""
     evaluation = f"eval/{task}"
     return {
         "Objective": (

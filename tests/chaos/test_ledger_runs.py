@@ -144,7 +144,7 @@ def test_the_command_tells_the_story(root, eventful):
     done = tiny.distllm("ledger", "run=eventful", f"runs_dir={root}/runs", "logbook=true")
     assert done.returncode == 0, done.stderr
     assert "5 steps lost" in done.stdout
-    assert "goes on from step 6; 2 steps to be taken again" in done.stdout
+    assert "continues from step 6; 2 steps to be taken again" in done.stdout
     assert (root / "runs" / "eventful" / "logbook.md").is_file()
 
 
@@ -209,7 +209,7 @@ def test_a_ledger_that_cannot_be_written_is_told_once_and_stops_nothing(root):
     lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
     told = [line["text"] for line in lines if "ledger" in line.get("text", "")]
     assert len(told) == 1
-    assert "training goes on without it" in told[0]
+    assert "training continues without it" in told[0]
 
 
 def test_steps_whose_samples_are_all_damaged_are_passed_over(root):

@@ -92,7 +92,7 @@ def test_without_memory_for_a_copy_the_training_waits_for_the_save(tmp_path, mon
         assert len(started) == beside
     assert newest_verified(tmp_path)[0].step == 1
     (told,) = caplog.messages
-    assert "the training waits for this save" in told
+    assert "training waits for this save" in told
 
 
 def test_settling_when_nothing_is_written_is_nothing(tmp_path):

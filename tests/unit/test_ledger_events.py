@@ -100,7 +100,7 @@ def test_a_full_disk_is_told_once_and_stops_nothing(path):
         ledger.event("saved", step=1)
     assert len(told) == 1
     assert "ledger cannot be written" in told[0]
-    assert "training goes on without it" in told[0]
+    assert "training continues without it" in told[0]
 
 
 def test_without_a_listener_the_loss_is_logged(path, caplog):

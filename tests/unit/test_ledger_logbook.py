@@ -53,10 +53,10 @@ def test_the_timeline_tells_every_event_in_order():
         (12, 1, "saved 2 times, steps 5 to 10"),
         (13, 1, "skipped step 11: non_finite, loss nan, gradient norm 2.5, samples 160 to 175, on rank 1"),
         (14, 1, "corrupted memory on rank 0 after step 12: the weights changed"),
-        (15, 1, "back from step 12 to 10: a | streak; samples 160 to 191 are left out"),
+        (15, 1, "back from step 12 to 10: a | streak; samples 160 to 191 are excluded"),
         (18, 1, "rank 1 was killed by SIGKILL"),
         (22, 2, "attempt 2 on n2 (pid 8), 1 rank"),
-        (24, 2, "goes on from step 10; 3 steps to be taken again"),
+        (24, 2, "continues from step 10; 3 steps to be taken again"),
         (34, 2, "saved step 20"),
         (34, 2, "done at step 20"),
     ]
@@ -106,7 +106,7 @@ def test_what_the_supervisor_says_is_told_with_its_particulars():
         Event(T0 + 3, 1, "save_failed", {"why": "no space left", "seconds": 12.3456}),
     ]
     assert [entry.text for entry in book(events, {}).timeline] == [
-        "stands still: rank 1 on n3 is stopped",
+        "hangs: rank 1 on n3 is stopped",
         "the ranks are started again (1 of 3)",
         "rank 3 on n7 takes 3.0 times as long as others",
         "save failed: why no space left, seconds 12.35",

@@ -196,5 +196,5 @@ def test_the_end_says_what_became_of_the_run_and_what_to_do_next():
         "   next: distllm export run=runs/demo",
     ]
     assert ended("done", when_done=["report"])[1:] == ["   next: distllm report run=runs/demo"]
-    assert ended("stopped")[1] == "   next: run the same command again: it goes on from here"
+    assert ended("stopped")[1] == "   next: run the same command again: it continues from here"
     assert ended("failed") == []

@@ -36,6 +36,6 @@ def test_a_full_disk_is_told_once_delays_no_step_and_ends_nothing(small_disk, tm
     assert found["longest"] < LONGEST_SECONDS
     warning, again = found["told"]
     assert warning.startswith(f"{name} failed (OSError: [Errno 28] No space left on device")
-    assert again.startswith(f"{name} has room again and goes on; ")
+    assert again.startswith(f"{name} has space again and continues; ")
     assert found["lines"] == 41  # the start and each step
     assert not found["left"]

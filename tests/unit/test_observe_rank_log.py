@@ -70,7 +70,7 @@ def test_a_full_disk_is_told_once_and_printing_goes_on(tmp_path, capsys):
     log.close()
     printed = capsys.readouterr()
     assert printed.out == "one\ntwo\n"
-    assert printed.err.count("is not written any more") == 1
+    assert printed.err.count("is no longer written") == 1
     assert "No space left" in printed.err
 
 
@@ -81,7 +81,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, capsys):
     log.close()
     printed = capsys.readouterr()
     assert printed.out == "shown\n"
-    assert "is not written any more" in printed.err
+    assert "is no longer written" in printed.err
 
 
 def test_streams_that_others_took_meanwhile_are_left_to_them(tmp_path, monkeypatch):
