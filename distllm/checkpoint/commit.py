@@ -102,9 +102,9 @@ def commit(partial: Path, directory: Path, step: int, files: Mapping[str, FileRe
         path = partial / name
         if not path.exists() or path.stat().st_size != record.bytes:
             raise StorageError(
-                f"checkpoint of step {step} could not be written: {name} differs from what its rank has
-                written", where=str(partial), remedy="put runs_dir on a file system that all machines
-                share",
+                f"checkpoint of step {step} could not be written: {name} is not as its rank has written it",
+                where=str(partial),
+                remedy="put runs_dir on a file system that all machines share",
             )
     with write_errors(directory, step):
         manifest = encode_manifest(files)

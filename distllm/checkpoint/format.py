@@ -190,8 +190,8 @@ def newest_verified(
     if rejected:
         raise CheckpointError(
             f"none of the {len(rejected)} checkpoints can be used ({'; '.join(rejected)})",
-            where=str(directory), remedy="restore a checkpoint from a copy; to start from scratch on
-            purpose, choose another run name",
+            where=str(directory),
+            remedy="restore a checkpoint from a copy; to start over on purpose, choose another run name",
         )
     return None, damaged
 

@@ -104,7 +104,7 @@ class Mirror:
             raise CheckpointError(
                 "there are checkpoints and none of them can be used" + "".join(f"; {line}" for line in notes),
                 where=self.url,
-                remedy="restore one from a copy; to start from scratch on purpose, choose another run name",
+                remedy="restore one from a copy; to start over on purpose, choose another run name",
             )
         return notes
 

@@ -90,8 +90,8 @@ class Saver:
         return self._pending
 
     @property
+    def done(self) -> bool:
         """Whether this rank has finished its share or failed; once all have, whether rank 0 has committed."""
-        """Whether this rank has finished its share, or failed; once all have, whether rank 0 has committed."""
         if self._pending is None:
             return False
         return self._worker.done or self._refused is not None or self._worker.idle
@@ -155,8 +155,8 @@ class Saver:
         )
         return False
 
-        """Begin the commit, or finish it, once every rank is `done`; return whether it is done. Collective.
-        """Begin the commit, or finish it, once every rank is `done`; return whether all is written. Collective.
+    def proceed(self) -> bool:
+        """Begin or finish the commit, once every rank is `done`; return whether it is finished. Collective.
 
         Raises:
             StorageError: see `settle`.
@@ -181,8 +181,8 @@ class Saver:
         agree_when_done(self._topology, self._worker.wait, self._worker.result)
         return step
 
-        """Wait for the share of every rank; rank 0 then begins the commit, or removes the files if one failed."""
-        """Wait for the share of every rank; rank 0 then begins the commit, or removes the files on failure."""
+    def _join_shares(self, step: int) -> None:
+        """Wait for every rank's share; rank 0 then begins the commit, or removes the files of a failure."""
         if self._refused is not None:
             self._pending = None
             raise self._refused

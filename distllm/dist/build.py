@@ -1,4 +1,4 @@
-"""From a name to an engine."""
+"""Building the engine that a configuration names."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def build_engine(
         settings: the document of `config.engine.deepspeed_json`; both engines read it.
         topology: this rank's place; its process group must exist.
         timeout_seconds: longest wait for another rank inside DeepSpeed's own groups.
-        experts: those that only this rank, or ranks like it, train; none are parameters of ``model``.
-        offload_dir: directory of the files for what is offloaded; None: it stays in main memory.
-        private: what `PrivateEngine` takes, where each row is to be clipped and hidden in noise.
+        experts: the experts that this rank trains with expert parallelism; they are not parameters of ``model``.
+        offload_dir: directory of the files for offloaded state; None: it stays in main memory.
+        private: further arguments of `PrivateEngine`, for a differentially private run.
     """
     if topology.device.type == "cpu":
         keep_freed_memory()
@@ -68,7 +68,7 @@ def _engine(
     model.to(topology.device)
     if name == "local":
         if settings["bf16"]["enabled"]:
-            model.to(torch.bfloat16)  # no fp32 copy is kept: the optimizer has to round (optim=adamw_bf16)
+            model.to(torch.bfloat16)  # without an fp32 copy the optimizer has to round (optim=adamw_bf16)
         return LocalEngine(model, make_optimizer(model), settings, topology)
     if name == "deepspeed":
         from distllm.dist.deepspeed import ZeroEngine  # DeepSpeed takes seconds to import

@@ -1,8 +1,8 @@
-"""The few exchanges between ranks that the training loop needs, on plain numbers and JSON.
+"""The few collectives that the training loop needs, on plain numbers and JSON.
 
-Every function is collective: all ranks call it, in the same order. With one rank nothing is
-exchanged and no process group is needed. Objects travel as JSON, never as pickle. A rank that died
-or hangs turns into LaunchError on the others, after the timeout of the process group.
+Every function is collective: all ranks call it, in the same order. With one rank there is no communication and
+no process group is needed. Objects are sent as JSON, never as pickle. If a rank has died or hangs, the others get
+a LaunchError after the timeout of the process group.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """DeepSpeed ZeRO 0 to 3 behind the engine protocol.
 
-DeepSpeed keeps, partitions and reduces; distllm decides when a step ends, its learning rate, and
-what a gradient means. Three things differ from DeepSpeed's habits and are made right here:
+DeepSpeed stores, partitions and reduces; distllm decides when a step ends, its learning rate, and what a
+gradient means. Three defaults of DeepSpeed are changed here:
 
-- It averages gradients over ranks and accumulation steps; ours are sums, so the loss is multiplied
-  by the number of ranks and is not divided by the steps.
-- It decides alone, from overflows only, whether to update; here the caller's ``accept`` decides.
-- Its process groups ignore the timeout of the default group; they get it here.
+- It averages gradients over ranks and accumulation steps. distllm sums them, so the loss is multiplied by the
+  number of ranks and not divided by the steps.
+- It skips an update only after an overflow. Here the caller's ``accept`` decides.
+- Its process groups ignore the timeout of the default group. They get it here.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ZeroEngine:
         settings: the document of `config.engine.deepspeed_json`.
         topology: this rank's place; its process group must exist.
         timeout_seconds: longest wait for another rank.
-        offload_dir: directory of the files for what ``settings`` offload; None: it stays in main memory.
+        offload_dir: directory of the files for offloaded state; None: it stays in main memory.
     """
 
     by_row = False
@@ -102,7 +102,7 @@ class ZeroEngine:
         """Reduce over ranks with the last of ``micro_batches``.
 
         Raises:
-            ValueError: the step before has begun and was not taken.
+            ValueError: the previous step was begun but not taken.
         """
         if self._micro_steps:
             raise ValueError(f"{self._micro_steps} micro-batches of a step were not followed by the step")
@@ -116,7 +116,7 @@ class ZeroEngine:
             self._engine.backward(loss * self._topology.world_size, scale_wrt_gas=False)
 
     def step(self, lr: float, accept: Accept = math.isfinite, elsewhere: float = 0.0) -> StepResult:
-        """Clip and update; what is not accepted leaves all as it was.
+        """Clip and update; if the gradient is not accepted, nothing changes.
 
         Raises:
             ValueError: `backward` was not called ``gradient_accumulation_steps`` times.
@@ -135,18 +135,18 @@ class ZeroEngine:
         return result
 
     def _gated_step(self, gate: NormGate, accept: Accept, elsewhere: float) -> StepResult:
-        """Let DeepSpeed reduce and decide, with our answer in the place where it looks at the norm."""
+        """Let DeepSpeed reduce and update, and refuse through the norm that it checks (`NormGate`)."""
         with gate.asking(accept, elsewhere):
             self._engine.step()
         skipped = not self._engine.was_step_applied()
         if skipped and self._stage < 3:
-            # What is offloaded, DeepSpeed forgets to clear when it drops an update in bf16.
+            # DeepSpeed does not clear offloaded gradients when it drops an update in bf16.
             averaged = self._engine.optimizer.averaged_gradients
             averaged.update(dict.fromkeys(averaged))
         return StepResult(gate.grad_norm, skipped)
 
     def _whole_step(self, accept: Accept, elsewhere: float) -> StepResult:
-        """Look at the gradients first: they are whole and reduced on every rank."""
+        """Stage 0: compute the norm of the gradients, which are whole and reduced on every rank, then update."""
         gradients = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
         own_norm = float(torch.linalg.vector_norm(torch.stack(norms)))
@@ -156,7 +156,7 @@ class ZeroEngine:
             self._engine.zero_grad()
         else:
             if elsewhere and 0 < self._grad_clip < grad_norm:
-                # DeepSpeed would clip by the norm of what it has; so it is left nothing to clip.
+                # DeepSpeed would clip by the norm of its own gradients only, so they are clipped before.
                 for gradient in gradients:
                     gradient.mul_(self._grad_clip / (grad_norm + CLIP_EPSILON))
             self._engine.step()
@@ -169,7 +169,7 @@ class ZeroEngine:
 
     def state(self, owner: Owner | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield weights, then moments, assembled one at a time: on every rank, or each on its owner alone."""
-        is_shared = self._stage == 0  # what is assembled from parts is a copy already
+        is_shared = self._stage == 0  # in other stages the assembled tensor is a copy already
         for name, parameter, moment in state_names(self._slots):
             with torch.no_grad(), rank_errors(self._topology, "assembling the state"):
                 if owner is None:
@@ -197,17 +197,17 @@ class ZeroEngine:
 def _import_deepspeed(topology: Topology) -> Any:
     """Import DeepSpeed for the rank's device, without its C++ communication extension.
 
-    On a CPU that extension would be compiled for minutes while all ranks wait; gloo does its work.
+    On a CPU that extension would be compiled for minutes while all ranks wait; gloo is used instead.
     """
     on_gpu = topology.device.type == "cuda"
     os.environ["DS_ACCELERATOR"] = topology.device.type
-    # DeepSpeed takes LOCAL_RANK for the index of the device among the visible ones.
+    # DeepSpeed uses LOCAL_RANK as the index of the device among the visible ones.
     os.environ["LOCAL_RANK"] = str(topology.device.index if on_gpu else topology.local_rank)
-    # DeepSpeed still calls collectives by names that torch has renamed; nothing a user can act on.
+    # DeepSpeed still calls collectives by names that torch has deprecated; users cannot change that.
     renamed = r".*torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
-    # StepResult says that a step was skipped, and the loop reports it.
-    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    # The loop reports skipped steps itself.
+    logging.getLogger("DeepSpeed").addFilter(_is_not_skipped_step)
     import deepspeed
 
     if not on_gpu:
@@ -215,13 +215,13 @@ def _import_deepspeed(topology: Topology) -> Any:
     return deepspeed
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_not_skipped_step(record: logging.LogRecord) -> bool:
     return "OVERFLOW! Skipping step" not in record.getMessage()
 
 
 @contextmanager
 def _group_timeout(timeout_seconds: float) -> Iterator[None]:
-    """Give every process group made inside the block a timeout, where its maker gives none."""
+    """Give every process group that is created inside the block this timeout, unless its creator sets one."""
     new_group = torch.distributed.new_group
     torch.distributed.new_group = functools.partial(new_group, timeout=timedelta(seconds=timeout_seconds))
     try:

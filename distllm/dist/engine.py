@@ -1,10 +1,9 @@
-"""What holds and updates the weights, whatever the parallelism: the contract of all engines.
+"""The protocol of engines, which hold and update the weights for any kind of parallelism.
 
-The loop, for every micro-batch of a step, computes a loss with ``engine.model`` and hands it to
-``engine.backward``; after the last one it calls ``engine.step``, which asks back whether a gradient
-of that norm may change the weights. Gradients are *summed* over
-micro-batches and ranks (the loop divides each loss by the global target weight), so any split of
-the same samples gives the same update.
+For every micro-batch of a step, the loop computes a loss with ``engine.model`` and passes it to
+``engine.backward``. After the last one it calls ``engine.step``, which asks the caller whether a gradient of
+that norm may be applied. Gradients are *summed* over micro-batches and ranks (the loop divides each loss by
+the global target weight), so any division of the same samples gives the same update.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from distllm.errors import CheckpointError
 Accept = Callable[[float], bool]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CLIP_EPSILON = 1e-6
-"""What torch and DeepSpeed add to the norm they clip by."""
+"""What torch and DeepSpeed add to the norm when they clip."""
 Slots = Mapping[str, Mapping[str, torch.Size]]
 Owner = Callable[[torch.Size], int]
-"""The rank that gets a tensor of this shape; asked for each tensor in the same order on every rank."""
+"""Returns the rank that gets a tensor of this shape; called for each tensor in the same order on every rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did.
+    """The result of one optimizer step.
 
-    ``grad_norm`` is the global L2 norm before clipping. ``skipped`` means that the norm was not
-    accepted: no weight and no moment changed, on every rank alike.
+    ``grad_norm`` is the global L2 norm before clipping. ``skipped`` means that the norm was not accepted: no
+    weight and no moment changed on any rank.
     """
 
     grad_norm: float
@@ -44,8 +43,8 @@ class Engine(Protocol):
     """Weights, gradients and optimizer of one model over all ranks.
 
     Attributes:
-        by_row: whether a call of `backward` is one row, of the mean loss of its targets: what the step
-            makes of them is not their sum.
+        by_row: whether each call of `backward` gets one row, with the mean loss of its targets, because the
+            engine treats rows separately instead of summing them.
     """
 
     by_row: bool
@@ -59,11 +58,11 @@ class Engine(Protocol):
         """Updates applied so far; skipped steps do not count."""
 
     def expect(self, micro_batches: int, first_sample: int = 0) -> None:
-        """Set the number of calls of `backward` that make up a step; at first ``grad_accum_steps``.
+        """Set the number of `backward` calls of the next step; initially ``grad_accum_steps``.
 
         Args:
-            micro_batches: calls of `backward`.
-            first_sample: the global position of the first sample of this rank.
+            micro_batches: number of calls.
+            first_sample: the global position of this rank's first sample.
         """
 
     def backward(self, loss: Tensor) -> None:
@@ -74,16 +73,17 @@ class Engine(Protocol):
 
         Args:
             lr: the learning rate of this update; a group of parameters multiplies it by its ``lr_scale``.
-            accept: whether a gradient of this global norm, before clipping, may be applied. It must
-                refuse what is not finite and answer alike on every rank. It is not asked where the
-                engine itself found a gradient that is not finite.
-            elsewhere: norm of gradients that another engine applies with these; part of the global norm.
+            accept: whether a gradient of this global norm, before clipping, may be applied. It must refuse
+                norms that are not finite, and give the same answer on every rank. It is not called if the
+                engine itself finds a gradient that is not finite.
+            elsewhere: norm of gradients that another engine applies together with these; it is part of the
+                global norm.
         """
 
     def replicas(self) -> Iterator[Tensor]:
-        """Yield this rank's weights that every rank holds in full, as forward and backward use them.
+        """Yield the weights that every rank holds in full, as forward and backward use them.
 
-        Nothing where the weights are partitioned (stage 3). The tensors are not copies.
+        Yields nothing if the weights are partitioned (stage 3). The tensors are not copies.
         """
 
     def state(self, owner: Owner | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -94,8 +94,8 @@ class Engine(Protocol):
         not on the engine or the number of ranks.
 
         Args:
-            owner: which rank gets which tensor; the others give what they hold of it and allocate
-                nothing. None: every rank gets every tensor. All ranks must exhaust the iterator.
+            owner: which rank gets which tensor; the others send their parts and allocate nothing. None: every
+                rank gets every tensor. All ranks must exhaust the iterator.
         """
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
@@ -107,12 +107,12 @@ class Engine(Protocol):
 
 
 def logical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the model's parameters that learn by name, each shared parameter once.
+    """Return the model's trainable parameters by name, each shared parameter once.
 
-    Frozen ones are no state of the training: whoever builds the model sets them, on a resume too.
+    Frozen ones are not part of the training state: the code that builds the model sets them, also on a resume.
 
     Raises:
-        ValueError: the model has persistent buffers, which no engine saves, or nothing that learns.
+        ValueError: the model has persistent buffers, which no engine saves, or no trainable parameter.
     """
     saved = model.state_dict(keep_vars=True)
     buffers = [name for name, _ in model.named_buffers() if name in saved]
@@ -125,13 +125,13 @@ def logical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def slots_of(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> Mapping[str, torch.Size]:
-    """Return what ``optimizer`` remembers for a weight, with shapes; Adam's two moments if it does not say."""
+    """Return the slots (state tensors) of ``optimizer`` for a weight, with shapes; by default Adam's moments."""
     own = getattr(optimizer, "slots", None)
     return dict.fromkeys(MOMENTS, weight.shape) if own is None else own(weight)
 
 
 def all_slots(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Slots:
-    """Return the slots of every parameter by name; to be asked before an engine partitions them."""
+    """Return the slots of every parameter by name; must be called before an engine partitions parameters."""
     return {name: slots_of(optimizer, parameter) for name, parameter in parameters.items()}
 
 
@@ -149,7 +149,7 @@ def read_checked(read: Callable[[str], Tensor], name: str, shape: torch.Size) ->
     """Read the logical tensor ``name`` and check its shape.
 
     Raises:
-        CheckpointError: the shape is another one.
+        CheckpointError: the shape is different.
     """
     tensor = read(name)
     if tensor.shape != shape:
@@ -163,10 +163,10 @@ def read_checked(read: Callable[[str], Tensor], name: str, shape: torch.Size) ->
 def allocate_moments(
     optimizer: torch.optim.Optimizer, weight: Tensor, place: Callable[[Tensor], Tensor] | None = None
 ) -> None:
-    """Give ``weight`` a zero state now, where the optimizer would do so at the first step.
+    """Allocate the optimizer state of ``weight`` now, as zeros, instead of at the first step.
 
-    So memory runs out early if at all, and state can be read and loaded before the first step. ``place``
-    returns what stands for a moment of zeros.
+    So a lack of memory shows early, and the state can be read and loaded before the first step. ``place`` may
+    replace each tensor of zeros by another one.
     """
     group = optimizer.param_groups[0]
     on_device = bool(group.get("fused") or group.get("capturable"))

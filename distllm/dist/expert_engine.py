@@ -1,11 +1,11 @@
-"""An engine whose ranks hold different experts: the rest of the model is another engine's.
+"""An engine for expert parallelism: ranks hold different experts, and another engine holds the other weights.
 
-The other engine never sees the experts, whatever its ZeRO stage. Here their gradients are summed over
-the ranks that hold the same ones, their part of the gradient's norm is passed to the other engine, which
-judges and clips by the norm of all, and they are updated if it did update. From stage 1 on, masters and
+The other engine never sees the experts, whatever its ZeRO stage. Here their gradients are summed over the ranks
+that hold the same experts. Their part of the gradient norm is passed to the other engine, which judges and
+clips by the norm of all gradients; the experts are updated if it updates. From stage 1 on, fp32 masters and
 moments are divided among the ranks that hold the same experts.
 
-Shapes: E experts, e experts of this rank, N what an expert's weight has, R rows of this rank's share.
+Shapes: E experts, e experts of this rank, N dimensions of one expert's weight, R rows of this rank's share.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from distllm.dist.topology import Topology
 
 @dataclass(frozen=True)
 class OwnExperts:
-    """What this rank's experts compute with, weight_eN by logical name, and who holds the others."""
+    """The weights of this rank's experts, weight_eN by logical name, and the ranks that hold the others."""
 
     weights: Mapping[str, Tensor]
     group: ExpertGroup
@@ -48,14 +48,14 @@ class ExpertEngine:
     """Trains the experts of this rank alongside ``rest``.
 
     Args:
-        rest: the engine of all weights that every rank computes with.
-        weights: what this rank's experts compute with by logical name, weight_eN; not parameters of
-            the model of ``rest``. Brought to the rank's device and the format of computation here.
+        rest: the engine of all weights that are not experts.
+        weights: the weights of this rank's experts by logical name, weight_eN; they are not parameters of
+            the model of ``rest``. They are moved to the rank's device and number format here.
         make_optimizer: builds the optimizer over the parameters of a module.
         settings: the document of `config.engine.deepspeed_json`.
-        group: who holds which experts.
+        group: which rank holds which experts.
         topology: this rank's place.
-        loss_scale: by which ``rest`` multiplies a loss before its backward pass.
+        loss_scale: factor by which ``rest`` multiplies a loss before its backward pass.
     """
 
     by_row = False
@@ -88,7 +88,7 @@ class ExpertEngine:
 
     @property
     def model(self) -> nn.Module:
-        """The model of the other engine, whose mixtures exchange tokens."""
+        """The model of the other engine."""
         return self._rest.model
 
     @property
@@ -97,18 +97,18 @@ class ExpertEngine:
         return self._rest.optimizer_steps
 
     def expect(self, micro_batches: int, first_sample: int = 0) -> None:
-        """Tell the other engine; experts are summed when the step is taken."""
+        """Pass it on to the other engine; gradients of experts are summed when the step is taken."""
         self._rest.expect(micro_batches, first_sample)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of ``loss``, also to those of this rank's experts."""
+        """Add the gradient of ``loss``, including that of this rank's experts."""
         self._rest.backward(loss)
 
     def step(self, lr: float, accept: Accept = math.isfinite, elsewhere: float = 0.0) -> StepResult:
         """Sum, clip by the norm of all gradients, and update all weights or none."""
         gradients = self._gradients()
         squares = sum(float(torch.linalg.vector_norm(gradient)) ** 2 for gradient in gradients.values())
-        # Undivided, every share is counted by as many ranks as hold it.
+        # Without division, every rank that holds the same experts counts them.
         repeated = self._group.equal_ranks // self._shares
         (total,) = sum_over_ranks([squares], self._topology)
         result = self._rest.step(lr, accept, math.hypot(elsewhere, math.sqrt(total / repeated)))
@@ -149,7 +149,7 @@ class ExpertEngine:
 
     @torch.no_grad()
     def _publish(self) -> None:
-        """Bring the weights that experts compute with up to date with the masters."""
+        """Update the weights that experts compute with from the masters."""
         with rank_errors(self._topology, "gathering shares of experts"):
             for name, weight in self._weights.items():
                 weight.copy_(self._joined(self._masters[name].detach().to(weight.dtype), weight.shape))
@@ -159,7 +159,7 @@ class ExpertEngine:
         yield from self._rest.replicas()
 
     def state(self, owner: Owner | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield weights, then moments, each of all experts; of a kind, experts stand at the outer end."""
+        """Yield weights, then moments, each of all experts: experts' weights first, experts' moments last."""
         names = list(state_names(self._slots))
         yield from self._state([name for name in names if name[2] is None], owner)
         yield from self._rest.state(owner)
@@ -180,14 +180,14 @@ class ExpertEngine:
                 yield name, whole.to("cpu").view(full)
 
     def _brought(self, held: Tensor, parameter: str, owner: int) -> Tensor | None:
-        """Return all experts' on ``owner``, flat; None on the others."""
+        """Return the tensor of all experts on ``owner``, flat; None on the others."""
         rank, parts = self._topology.rank, self._parts(parameter)
         mine = next((part for part in parts if part.rank == rank), None)
         own = None if mine is None else held.flatten()[: mine.stop - mine.start]
         return bring_together(own, parts, rank=rank, owner=owner, device=self._topology.device)
 
     def _parts(self, parameter: str) -> list[Part]:
-        """Return which rank holds which elements of all experts', each element once."""
+        """Return which rank holds which elements of the tensor of all experts, each element once."""
         size, numel = self._group.size, self._weights[parameter].numel()
         share = self._masters[parameter].numel()
         parts = []
@@ -202,7 +202,7 @@ class ExpertEngine:
         return torch.Size((self._group.size * len(own_eN), *own_eN.shape[1:]))
 
     def load_state(self, read: Callable[[str], Tensor], optimizer_steps: int) -> None:
-        """Set weights, moments and step counts; each rank keeps its experts'."""
+        """Set weights, moments and step counts; each rank keeps those of its experts."""
         self._rest.load_state(read, optimizer_steps)
         with torch.no_grad():
             for name, parameter, slot in state_names(self._slots):
@@ -218,18 +218,18 @@ class ExpertEngine:
         return held
 
     def _share(self, x_eN: Tensor) -> Tensor:
-        """Return this rank's share of what its experts have: undivided, or some rows of all its experts."""
+        """Return this rank's share of its experts' tensor: all of it, or some rows of all its experts."""
         if self._shares == 1:
             return x_eN
         return self._padded(x_eN).chunk(self._shares, dim=1)[self._group.equal_rank]
 
     def _padded(self, x_eN: Tensor) -> Tensor:
-        """Return all experts' rows one after another, and zeros up to equal shares; still three-dimensional."""
+        """Return the rows of all experts one after another, padded to equal shares; still three-dimensional."""
         rows = x_eN.flatten(0, 1)
         return nn.functional.pad(rows, (0, 0, 0, -len(rows) % self._shares))[None]
 
     def _joined(self, share: Tensor, shape: torch.Size) -> Tensor:
-        """Return what this rank's experts have, of the shares of all that hold the same. Collective."""
+        """Return the tensor of this rank's experts, gathered from all ranks that hold the same. Collective."""
         if self._shares == 1:
             return share
         padded = share.new_empty((self._shares * share.shape[1], share.shape[2]))

@@ -1,8 +1,8 @@
-"""Expert parallelism: neighbouring ranks hold different experts, and tokens travel to those they are sent to.
+"""Expert parallelism: neighbouring ranks hold different experts, and tokens are sent to the rank of their expert.
 
-Each rank reads rows of its own. In every mixture of experts one all-to-all brings tokens to the rank
-that holds their expert, and a second one brings the answers back (Lepikhin et al. 2020, arXiv 2006.16668).
-No token is dropped: ranks first exchange how many will travel, so a step has the result of one rank with all experts.
+Each rank reads its own rows. In every mixture-of-experts layer one all-to-all sends tokens to the rank that holds
+their expert, and a second one returns the outputs (Lepikhin et al. 2020, arXiv 2006.16668). No token is
+dropped: ranks first exchange the numbers of tokens, so a step has the result of one rank with all experts.
 
 Shapes: S ranks of a group, E experts, e = E / S experts of this rank, C channels, M tokens that this rank
 sends (once for each of their experts), R tokens that it receives.
@@ -26,14 +26,14 @@ Answer = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 class ExpertGroup:
-    """The ranks that hold all experts together, and those that hold the same ones as this rank.
+    """The group of ranks that together hold all experts, and the ranks that hold the same experts as this one.
 
     Args:
         topology: this rank's place among all; neighbouring ranks form groups.
         timeout_seconds: longest wait for another rank of a group.
 
     Raises:
-        LaunchError: the other ranks did not take part; making groups is collective.
+        LaunchError: the other ranks did not take part; creating groups is collective.
     """
 
     def __init__(self, topology: Topology, timeout_seconds: float) -> None:
@@ -42,7 +42,7 @@ class ExpertGroup:
         timeout = timedelta(seconds=timeout_seconds)
         world, size = topology.world_size, self.size
         with rank_errors(topology, "forming expert groups"):
-            # Every rank takes part in making every group, also those that it is not in.
+            # Every rank takes part in creating every group, including those it does not belong to.
             groups = [
                 torch.distributed.new_group(range(first, first + size), timeout=timeout)
                 for first in range(0, world, size)
@@ -55,33 +55,33 @@ class ExpertGroup:
         self.equal_ranks, self.equal_rank = world // size, topology.rank // size
 
     def own(self, x_EN: Tensor) -> Tensor:
-        """Return what belongs to this rank's experts of something that all experts have, x_eN."""
+        """Return the part x_eN of this rank's experts of a tensor of all experts."""
         return x_EN.chunk(self.size, dim=0)[self.rank]
 
     def whole(self, x_eN: Tensor) -> Tensor:
-        """Return what all experts have, x_EN, of what this rank's have. Collective."""
+        """Gather the tensor x_EN of all experts from the ranks' parts. Collective."""
         whole_EN = x_eN.new_empty((self.size * len(x_eN), *x_eN.shape[1:]))
         with rank_errors(self._topology, "gathering experts"):
             torch.distributed.all_gather_into_tensor(whole_EN, x_eN.contiguous(), group=self._group)
         return whole_EN
 
     def answered(self, x_MC: Tensor, counts_E: Tensor, answer: Answer) -> Tensor:
-        """Let the experts of all ranks answer tokens. Collective.
+        """Apply the experts of all ranks to tokens. Collective.
 
         Args:
-            x_MC: tokens, those of the first expert first.
-            counts_E: how many of them are sent to each expert.
-            answer: answers the tokens of this rank's experts, of the first one first, given how many
-                each has.
+            x_MC: tokens, sorted by expert.
+            counts_E: number of tokens for each expert.
+            answer: applies this rank's experts to tokens that are sorted by expert, given the number of tokens
+                for each.
 
         Returns:
-            The answer of each token's expert, in the order of ``x_MC``.
+            The output of each token's expert, in the order of ``x_MC``.
         """
         sent_Se = counts_E.view(self.size, -1)
         received_Se = _all_to_all(sent_Se, None, None, self._group, self._topology)
         sends, receives = sent_Se.sum(dim=1).tolist(), received_Se.sum(dim=1).tolist()
         x_RC = _exchange(x_MC, sends, receives, self._group, self._topology)
-        # They come by rank, then by expert; an expert wants its own from all ranks together.
+        # Tokens arrive sorted by rank, then by expert; they have to be sorted by expert alone.
         expert_R = torch.arange(received_Se.numel(), device=x_MC.device) % received_Se.shape[1]
         order_R = expert_R.repeat_interleave(received_Se.flatten()).argsort(stable=True)
         answer_RC = answer(x_RC.index_select(0, order_R), received_Se.sum(dim=0).tolist())

@@ -1,4 +1,4 @@
-"""The plain-torch engine: the same semantics as DeepSpeed in a page of code, and its oracle.
+"""The plain-torch engine: the same semantics as the DeepSpeed engine in a page of code, and its test oracle.
 
 Weights, gradients and moments are whole on every rank, in fp32; gradients are summed over ranks in
 flat buckets.
@@ -30,7 +30,7 @@ from distllm.dist.topology import Topology
 
 
 class LocalEngine:
-    """Data parallelism by hand.
+    """Data parallelism without a framework.
 
     Args:
         model: fp32 weights on the rank's device, the same on every rank.
@@ -77,7 +77,7 @@ class LocalEngine:
         torch.autograd.backward(loss)
 
     def step(self, lr: float, accept: Accept = math.isfinite, elsewhere: float = 0.0) -> StepResult:
-        """Sum gradients over ranks, clip, and update; what is not accepted leaves all as it was."""
+        """Sum gradients over ranks, clip, and update; if the gradient is not accepted, nothing changes."""
         gradients = self._gradients()
         if self._topology.world_size > 1:
             with rank_errors(self._topology, "summing gradients"):
@@ -96,7 +96,7 @@ class LocalEngine:
         return StepResult(grad_norm, skipped)
 
     def _gradients(self) -> list[Tensor]:
-        """Return every parameter's gradient; one that took no part has zeros, on all ranks alike."""
+        """Return every parameter's gradient; zeros for a parameter that took no part, the same on all ranks."""
         for parameter in self._parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""Host memory: keep large buffers instead of handing them back to the kernel after each use."""
+"""Host memory: reuse large buffers instead of returning them to the kernel after each use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let freed buffers of any size be reused by this process. Does nothing where malloc is not glibc's.
+    """Let this process reuse freed buffers of any size. Does nothing with a malloc other than glibc's.
 
-    Otherwise large tensors are mapped again each time, and the kernel zeroes their pages at first
-    touch: for the flat gradient buffers of a step on a CPU that costs as much as the arithmetic on
-    them. The price is that the process keeps the most memory it ever used.
+    Otherwise large tensors are mapped anew each time, and the kernel zeroes their pages at first touch: for the
+    flat gradient buffers of a step on a CPU that costs as much as the arithmetic on them. The price is that the
+    process keeps its peak memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,7 +1,7 @@
-"""A flat tensor of which ranks hold parts, brought together on the one rank that needs it.
+"""Gathering a flat tensor, of which ranks hold parts, on the one rank that needs it.
 
-The others send what they hold and allocate nothing; a rank that holds none and needs none takes no part.
-A tensor therefore crosses the network once, however many ranks there are.
+The others send their parts and allocate nothing; a rank without a part that is not the owner does nothing. So
+a tensor crosses the network once, whatever the number of ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The elements ``start`` to ``stop`` - 1 of a flat tensor, which ``rank`` holds."""
+    """The elements [start, stop) of a flat tensor, which ``rank`` holds."""
 
     rank: int
     start: int
@@ -29,17 +29,17 @@ def bring_together(
     """Return the whole flat tensor (fp32) on ``owner``, None elsewhere. Collective among those who hold parts.
 
     Args:
-        own: what this rank holds, flat and without padding; None if it holds nothing.
-        parts: who holds what, the same on every rank; together every element once.
+        own: this rank's part, flat and without padding; None if it has none.
+        parts: all parts, the same on every rank; together they hold every element once.
         rank: this rank.
-        owner: the rank that needs it.
-        device: where ranks exchange tensors.
+        owner: the rank that needs the tensor.
+        device: device for the communication.
     """
     if own is not None:
         own = own.to(device, torch.float32).contiguous()
     if rank != owner:
         if own is not None:
-            _exchange([torch.distributed.P2POp(torch.distributed.isend, own, owner)])
+            _send_and_receive([torch.distributed.P2POp(torch.distributed.isend, own, owner)])
         return None
     whole = torch.empty(max(part.stop for part in parts), dtype=torch.float32, device=device)
     incoming = []
@@ -49,12 +49,12 @@ def bring_together(
             incoming.append(torch.distributed.P2POp(torch.distributed.irecv, target, part.rank))
         elif own is not None:
             target.copy_(own)
-    _exchange(incoming)
+    _send_and_receive(incoming)
     return whole
 
 
-def _exchange(operations: list[torch.distributed.P2POp]) -> None:
-    """Do all of them at once: one by one, NCCL would make a communicator for every pair of ranks."""
+def _send_and_receive(operations: list[torch.distributed.P2POp]) -> None:
+    """Run all operations as one batch: one by one, NCCL would create a communicator per pair of ranks."""
     if operations:
         for request in torch.distributed.batch_isend_irecv(operations):
             request.wait()

@@ -1,9 +1,9 @@
-"""The plain engine with differential privacy: each row's gradient is clipped, and the sum hidden in noise.
+"""The plain engine with differential privacy: each row's gradient is clipped, and noise is added to the sum.
 
-"Deep Learning with Differential Privacy" (arXiv:1607.00133), by the optimizer of Opacus. Its module
-wrapper, which finds a batch's gradients row by row with hooks on layers that it knows, has no place for
-tied weights, fused losses and packed projections; here a micro-batch is one row, whose gradient is what
-autograd gives, so every model can learn privately, at the price of one backward pass a row.
+"Deep Learning with Differential Privacy" (arXiv:1607.00133), with the optimizer of Opacus. The module wrapper of
+Opacus computes gradients per row with hooks on known layers, and does not support tied weights, fused losses and
+packed projections. Here each micro-batch is one row, so autograd gives its gradient for any model, at the
+price of one backward pass per row.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from distllm.seeds import derive_seed
 
 
 class PrivateEngine(LocalEngine):
-    """`LocalEngine` whose every call of `backward` is one row, of the mean loss of its targets.
+    """A `LocalEngine` in which every call of `backward` is one row, with the mean loss of its targets.
 
-    Rank 0 adds the noise, which is a function of ``key`` and the samples of the step: a step that is
-    taken again draws the same, on any number of ranks, and one with other samples another.
+    Rank 0 adds the noise, which is a function of ``key`` and the samples of the step: a step that is taken again
+    gets the same noise, on any number of ranks, and a step with other samples gets other noise.
 
     Args:
         model, optimizer, settings, topology: see `LocalEngine`.
         noise: standard deviation of the noise, in units of ``clip``.
         clip: largest norm of a row's gradient.
-        rows: rows of a step, by which the sum is divided.
-        key: the secret of the noise.
+        rows: rows of a step; the sum is divided by this number.
+        key: the secret seed of the noise.
 
     Raises:
         MissingDependency: opacus is not installed.
@@ -66,7 +66,7 @@ class PrivateEngine(LocalEngine):
         )
 
     def expect(self, micro_batches: int, first_sample: int = 0) -> None:
-        """Note with which sample the step begins."""
+        """Remember the sample with which the step begins."""
         self._first_sample = first_sample
 
     def backward(self, loss: Tensor) -> None:
@@ -78,7 +78,7 @@ class PrivateEngine(LocalEngine):
         self._mechanism.clip_and_accumulate()
 
     def _gradients(self) -> list[Tensor]:
-        """Return this rank's part of the noisy mean, and forget the rows."""
+        """Return this rank's part of the noisy mean, and clear the gradients of rows."""
         self._generator.manual_seed(derive_seed(self._key, "noise", self._first_sample))
         self._mechanism.add_noise()
         self._mechanism.scale_grad()
@@ -87,5 +87,5 @@ class PrivateEngine(LocalEngine):
         return super()._gradients()
 
     def _weights(self) -> list[Any]:
-        """Return the weights, which Opacus gives further attributes."""
+        """Return the weights, to which Opacus adds attributes."""
         return list(self._parameters.values())

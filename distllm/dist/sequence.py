@@ -1,9 +1,9 @@
-"""Ulysses sequence parallelism: ranks share a row by its positions, and attention by its heads.
+"""Ulysses sequence parallelism: ranks divide a row by positions, and its attention by heads.
 
-Everything but attention treats positions alone, so each rank computes its own part of a row. Around
-attention one all-to-all hands every rank all positions of some heads, and a second one hands it back
-all heads of its positions (Jacobs et al. 2023, arXiv 2309.14509). Documents stay what they are: inside
-attention each rank sees whole rows, with all their borders.
+Everything except attention treats positions independently, so each rank computes its own part of a row. Before
+attention one all-to-all gives every rank all positions of some heads; after it, a second one returns all heads of
+the rank's positions (Jacobs et al. 2023, arXiv 2309.14509). Document boundaries need no special care: inside
+attention each rank sees whole rows.
 
 Shapes: B rows, T positions, S ranks of a group, t = T / S positions of this rank, H heads, D head width.
 """
@@ -31,7 +31,7 @@ class SequenceGroup:
         timeout_seconds: longest wait for another rank of the group.
 
     Raises:
-        LaunchError: the other ranks did not take part; making groups is collective.
+        LaunchError: the other ranks did not take part; creating groups is collective.
     """
 
     def __init__(self, topology: Topology, timeout_seconds: float) -> None:
@@ -39,7 +39,7 @@ class SequenceGroup:
         self._topology = topology
         timeout = timedelta(seconds=timeout_seconds)
         with rank_errors(topology, "forming sequence groups"):
-            # Every rank takes part in making every group, also those that it is not in.
+            # Every rank takes part in creating every group, including those it does not belong to.
             groups = [
                 torch.distributed.new_group(range(first, first + self.size), timeout=timeout)
                 for first in range(0, topology.world_size, self.size)
@@ -51,15 +51,15 @@ class SequenceGroup:
         return x_BT.chunk(self.size, dim=1)[self.rank]
 
     def heads(self, x_HN: Tensor) -> Tensor:
-        """Return what belongs to this rank's query heads of something that all heads have."""
+        """Return the part of this rank's query heads of a tensor of all heads."""
         return x_HN.chunk(self.size, dim=0)[self.rank]
 
     def to_heads(self, *parts_BtHD: Tensor) -> Sequence[Tensor]:
-        """Hand over positions for heads: return all positions of this rank's heads, in one exchange.
+        """Return all positions of this rank's heads, with one all-to-all.
 
         Args:
-            parts_BtHD: queries, keys and values of this rank's positions. Where there are fewer heads
-                than ranks, ranks that share one each get a copy; its gradient is the sum of theirs.
+            parts_BtHD: queries, keys and values of this rank's positions. With fewer heads than ranks, each
+                rank that shares a head gets a copy; its gradient is the sum of theirs.
 
         Returns:
             For each part, x_BThD with h = H / S, or 1.
@@ -71,13 +71,13 @@ class SequenceGroup:
         return torch.split(rows_BThD, [part.shape[3] for part in spread], dim=2)
 
     def to_positions(self, x_BThD: Tensor) -> Tensor:
-        """Hand over heads for positions: the inverse of `to_heads` for one part."""
+        """Return all heads of this rank's positions: the inverse of `to_heads` for one part."""
         spread_SBthD: Tensor = x_BThD.unflatten(1, (self.size, -1)).transpose(0, 1)  # type: ignore[no-untyped-call]
         received_SBthD = self._exchange(spread_SBthD)
         return received_SBthD.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
     def _each_rank(self, part_BtHD: Tensor) -> Tensor:
-        """Cut heads into what each rank gets: part_SBthD."""
+        """Divide heads by rank: part_SBthD."""
         if part_BtHD.shape[2] < self.size:
             part_BtHD = part_BtHD.repeat_interleave(self.size // part_BtHD.shape[2], dim=2)
         spread: Tensor = part_BtHD.unflatten(2, (self.size, -1))  # type: ignore[no-untyped-call]

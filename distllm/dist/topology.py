@@ -1,4 +1,4 @@
-"""Which rank this process is, and the process group it shares with the others."""
+"""This process's rank, and the process group of all ranks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _BACKLOG = 4096
 class Topology:
     """One rank's place among all ranks.
 
-    ``rank`` counts over all machines, ``local_rank`` over this machine; ``device`` is where the
-    rank computes. So many neighbours as ``sequence_ranks`` read the same rows, and share each by its
-    positions (`distllm.dist.sequence`); so many as ``expert_ranks`` hold different experts of each
+    ``rank`` counts over all machines, ``local_rank`` over this machine; ``device`` is where the rank computes.
+    Groups of ``sequence_ranks`` neighbouring ranks read the same rows, and divide each by positions
+    (`distllm.dist.sequence`); groups of ``expert_ranks`` neighbouring ranks hold different experts of each
     mixture (`distllm.dist.experts`).
     """
 
@@ -54,7 +54,7 @@ class Topology:
             device: ``"cpu"`` or ``"cuda"``.
 
         Raises:
-            LaunchError: variables are missing, are no numbers, or contradict each other.
+            LaunchError: variables are missing, are not numbers, or contradict each other.
         """
         place = RankEnvironment.read(os.environ if environment is None else environment)
         if place is None:
@@ -69,17 +69,17 @@ class Topology:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes files and speaks to the user."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @property
     def data_rank(self) -> int:
-        """Which rows this rank reads: counts over groups of ranks that share rows."""
+        """Which rows this rank reads: the number of its group of ranks that share rows."""
         return self.rank // self.sequence_ranks
 
     @property
     def data_ranks(self) -> int:
-        """How many groups read different rows."""
+        """Number of groups that read different rows."""
         return self.world_size // self.sequence_ranks
 
     @property
@@ -89,7 +89,7 @@ class Topology:
 
     @property
     def counts_rows(self) -> bool:
-        """Whether this rank speaks for its rows where they are counted: one rank of each group does."""
+        """Whether this rank counts its rows: of a group that shares rows, one rank does."""
         return self.sequence_rank == 0
 
 
@@ -125,7 +125,7 @@ def set_extension_cache(directory: Path) -> None:
 def init_process_group(topology: Topology, timeout_seconds: float) -> None:
     """Join the other ranks: gloo between CPUs, nccl between GPUs.
 
-    A single process gets a group of its own, without a port, so that engines need no special case.
+    A single process gets its own group, without a port, so that engines need no special case.
 
     Raises:
         LaunchError: the other ranks did not appear within ``timeout_seconds``.
@@ -155,11 +155,11 @@ def init_process_group(topology: Topology, timeout_seconds: float) -> None:
 
 
 def _meeting_place(topology: Topology, timeout: timedelta) -> Any:
-    """Return where the ranks meet: a store that listens on the address of rank 0 and on no other.
+    """Return the store for the rendezvous, which listens only on the address of rank 0.
 
-    Whoever can reach a store can write into it, and torch would have it listen on every interface,
-    as it still does where rank 0 does not have the address by which others reach it. None: a
-    launcher has made the store.
+    Anybody who can connect to a store can write to it, and torch's default is to listen on every interface. It
+    still does if rank 0's machine does not have the address at which others reach it. None: a launcher has
+    created the store.
     """
     # The stubs leave the stores out, the package does not.
     if topology.world_size == 1:
@@ -179,7 +179,7 @@ def _meeting_place(topology: Topology, timeout: timedelta) -> Any:
 
 
 def _listen(host: str, port: int) -> socket.socket | None:
-    """Return a socket that listens on this address; None if it is not one of this machine."""
+    """Return a socket that listens on this address; None if this machine does not have it."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -195,7 +195,7 @@ def _listen(host: str, port: int) -> socket.socket | None:
 
 
 def destroy_process_group() -> None:
-    """Leave the process group, if there is one; never raises for a group that is already broken."""
+    """Leave the process group, if there is one; a group that is already broken raises no error."""
     if not torch.distributed.is_initialized():
         return
     deepspeed = sys.modules.get("deepspeed")

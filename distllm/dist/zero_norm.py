@@ -1,8 +1,8 @@
-"""Our decision in the place where DeepSpeed looks at the gradient norm: apply the update, or drop it.
+"""A hook into the place where DeepSpeed checks the gradient norm, to apply or skip an update.
 
-ZeRO stages 1 to 3 compute the global norm inside their step and drop the update if it is not a
-number. The gate replaces the method that yields the norm; when the caller does not accept a norm it
-returns one that is not a number, and DeepSpeed clears gradients the way it does after an overflow.
+ZeRO stages 1 to 3 compute the global norm inside their step and skip the update if it is NaN. The gate replaces
+the method that returns the norm: if the caller does not accept a norm it returns NaN, and DeepSpeed clears the
+gradients as after an overflow.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _REFUSED = math.nan
 
 
 class NormGate:
-    """The seam in one of DeepSpeed's ZeRO optimizers.
+    """The hook in one of DeepSpeed's ZeRO optimizers.
 
     Args:
         optimizer: the optimizer of stage 1, 2 or 3 that DeepSpeed built.
-        stage: which of them.
+        stage: the ZeRO stage.
 
     Attributes:
-        grad_norm: global L2 norm of the latest step before clipping; inf where DeepSpeed found a
-            gradient that is not finite before it computed a norm.
+        grad_norm: global L2 norm of the latest step before clipping; inf if DeepSpeed found a gradient that
+            is not finite before it computed a norm.
     """
 
     def __init__(self, optimizer: Any, stage: int) -> None:
@@ -47,7 +47,7 @@ class NormGate:
     def asking(self, accept: Accept, elsewhere: float = 0.0) -> Iterator[None]:
         """Let ``accept`` decide about the step that is taken inside the block.
 
-        ``elsewhere`` is the norm of gradients that DeepSpeed does not have; it judges and clips by all.
+        ``elsewhere`` is the norm of gradients outside of DeepSpeed; the norm of all decides and clips.
         """
         self.grad_norm, self._accept, self._elsewhere = math.inf, accept, elsewhere
         try:

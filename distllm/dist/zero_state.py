@@ -1,4 +1,4 @@
-"""Where each ZeRO stage keeps the fp32 weights and moments of a parameter, and how to reach them.
+"""Where each ZeRO stage stores the fp32 weights and moments of a parameter, and how to access them.
 
 - Stage 0: whole on every rank; a second fp32 copy beside the model only if it computes in bf16.
 - Stages 1 and 2: per parameter group one flat fp32 buffer, cut into one partition per rank; a
@@ -6,7 +6,7 @@
 - Stage 3: each parameter is cut into equal padded parts, one per rank; a rank's parts lie one
   after another in flat buffers.
 
-DeepSpeed's per-parameter accessors are used wherever they are right. All methods are collective.
+DeepSpeed's per-parameter accessors are used wherever they work correctly. All methods are collective.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ZeroState(Protocol):
         """Store this rank's share of a whole weight or moment."""
 
     def publish(self) -> None:
-        """Bring the weights that the model computes with up to date with the fp32 ones."""
+        """Update the weights that the model computes with from the fp32 ones."""
 
 
 def zero_state(
@@ -59,7 +59,7 @@ def zero_state(
         optimizer: the AdamW it was given.
         parameters: the model's parameters by logical name.
         topology: this rank's place; all ranks partition one state.
-        files: where fp32 weights and moments go that DeepSpeed has offloaded to main memory.
+        files: where to move fp32 weights and moments that DeepSpeed has offloaded to main memory.
     """
     stage = engine.zero_optimization_stage()
     state: ZeroState
@@ -73,7 +73,7 @@ def zero_state(
         for master in state.masters():
             master.data = files.moved(master.data)
         if isinstance(state, _PartitionedBuffers):
-            engine.optimizer._link_all_hp_params()  # parameters knew the tensors that the files replace
+            engine.optimizer._link_all_hp_params()  # parameters still refer to the replaced tensors
     for master in state.masters():
         allocate_moments(optimizer, master, files.moved if files else None)
     if isinstance(state, _PartitionedBuffers):
@@ -100,10 +100,10 @@ class _Replicated:
             self._use_copies(engine.optimizer)
 
     def _use_copies(self, wrapper: Any) -> None:
-        """Find the fp32 copies of bf16 weights and undo the update that DeepSpeed made to them.
+        """Find the fp32 copies of bf16 weights, and undo the update that DeepSpeed has applied to them.
 
-        Its wrapper calls the optimizer once with zero gradients to allocate state, which decays
-        the copies and starts AdamW's bias correction one step late. The copies are made again here,
+        DeepSpeed's wrapper calls the optimizer once with zero gradients to allocate its state, which applies
+        weight decay to the copies and shifts AdamW's bias correction by a step. The copies are restored here,
         the moments and their step counts by `zero_state`.
         """
         copies = {
@@ -207,7 +207,7 @@ class _PartitionedParameters:
 
     def assign(self, parameter: str, moment: str | None, value: Tensor) -> None:
         weight: Any = self._parameters[parameter]
-        # The accessor for whole values reads past the end where the last part is padded.
+        # DeepSpeed's accessor for whole values reads past the end if the last part is padded.
         part = torch.zeros(weight.ds_tensor.numel(), dtype=torch.float32)
         rank = self._topology.rank
         own = value.reshape(-1)[rank * part.numel() : (rank + 1) * part.numel()]

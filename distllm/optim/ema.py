@@ -1,8 +1,8 @@
-"""An average of the weights over the updates, kept by the optimizer like a moment of its own.
+"""An exponential moving average of the weights, kept by the optimizer like a moment.
 
-So it is partitioned, saved and loaded as moments are, on any number of ranks and under any ZeRO stage.
-It begins with zero; who reads it divides by what the updates so far add up to, as Adam does with its
-moments (Kingma & Ba 2015, section 3): the average is one of weights after updates alone.
+So it is partitioned, saved and loaded like moments, on any number of ranks and under any ZeRO stage. It
+begins with zero, and readers correct this bias as Adam does (Kingma & Ba 2015, section 3): the initial
+weights do not contribute to the average.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class _Average:
     """Keeps the average of one optimizer's weights.
 
     Args:
-        optimizer: whose state holds it.
-        decay: share of the average that stays at an update.
+        optimizer: its state holds the average.
+        decay: factor of the average at an update.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
@@ -37,27 +37,27 @@ class _Average:
 
     @torch.no_grad()
     def update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Move the average of each weight that the optimizer holds now."""
+        """Update the average of each weight that the optimizer currently holds."""
         for group in optimizer.param_groups:
             for weight in group["params"]:
                 average = optimizer.state[weight].get(SLOT)
-                if average is not None:  # engines allocate it; DeepSpeed tries an update before they do
+                if average is not None:  # engines allocate it; DeepSpeed makes a trial update before that
                     average.lerp_(weight.to(average.dtype), 1.0 - self._decay)
 
 
 def with_average(optimizer: torch.optim.Optimizer, decay: float) -> torch.optim.Optimizer:
-    """Let ``optimizer`` move an fp32 average towards its weights after each update; return it.
+    """Let ``optimizer`` keep an fp32 average of its weights, updated after each step; return it.
 
     Args:
-        optimizer: whose weights, as it updates them, are averaged.
-        decay: share of the average that stays at an update, from 0 to below 1.
+        optimizer: the optimizer.
+        decay: factor of the average at an update, from 0 to below 1.
     """
     average = _Average(optimizer, decay)
-    optimizer.slots = average.slots  # type: ignore[attr-defined]  # what engines ask for
+    optimizer.slots = average.slots  # type: ignore[attr-defined]  # engines read this attribute
     optimizer.register_step_post_hook(average.update)
     return optimizer
 
 
 def total_weight(decay: float, updates: int) -> float:
-    """Return what the weights of the updates, at least one, add up to in an average; it divides by that."""
+    """Return the sum of the coefficients in an average after ``updates`` updates, which corrects its bias."""
     return 1.0 - float(decay**updates)

@@ -1,6 +1,6 @@
 """Parameter groups: which parameters decay, at which learning rate, and which of them hold matrices.
 
-Decay keeps matrices small; the scales of norms, biases and other vectors are left alone.
+Weight decay applies to matrices, not to the scales of norms, biases and other vectors.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class ParameterGroup:
 def parameter_groups(
     model: nn.Module, weight_decay: float, *, width_ratio: float = 1.0, decoupled: bool = True
 ) -> list[ParameterGroup]:
-    """Split the parameters that learn, each once, into matrices and vectors; no group is empty.
+    """Split the trainable parameters, each once, into matrices and vectors; no group is empty.
 
     Args:
-        model: whose parameters.
-        weight_decay: of matrices.
-        width_ratio: muP's: matrices between widths have a group with a smaller rate.
-        decoupled: decay is multiplied by the rate, so it grows where the rate is smaller.
+        model: the model.
+        weight_decay: decay of matrices.
+        width_ratio: the width ratio of muP: hidden matrices get a group with a smaller rate.
+        decoupled: decay is multiplied by the rate, so it is raised where the rate is smaller.
     """
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     vectors = {name: parameter for name, parameter in named.items() if parameter.ndim < 2}
@@ -74,8 +74,8 @@ def parameter_groups(
 def matrix_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return, by parameter name, the rows of each matrix that maps hidden channels to other channels.
 
-    A parameter may hold several: queries, keys and values, or gate and up projections, are stored as one.
-    Vectors, embeddings and output heads hold none and are left out.
+    A parameter may hold several matrices: queries, keys and values, or gate and up projections, are stored as
+    one. Vectors, embeddings and output heads hold none and are left out.
     """
     shape: ModelShape | None = getattr(model, "shape", None)
     rows = {}

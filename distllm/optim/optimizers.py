@@ -18,7 +18,7 @@ Builder = Callable[[list[ParameterGroup], OptimConfig], torch.optim.Optimizer]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, width_ratio: float = 1.0) -> torch.optim.Optimizer:
-    """Build the optimizer ``config.name`` over all parameters of ``model`` that learn.
+    """Build the optimizer ``config.name`` over all trainable parameters of ``model``.
 
     ``width_ratio`` is muP's; see `groups_of`.
 
@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, width_ratio: float = 
 
 
 def groups_of(model: nn.Module, config: OptimConfig, width_ratio: float = 1.0) -> list[ParameterGroup]:
-    """Return the parameters by decay and rate. See `parameter_groups`."""
+    """Return the parameters grouped by decay and rate; see `parameter_groups`."""
     decoupled = config.name not in ("adam", "sgd")
     return parameter_groups(model, config.weight_decay, width_ratio=width_ratio, decoupled=decoupled)
 
@@ -76,7 +76,7 @@ def sgd(groups: list[ParameterGroup], config: OptimConfig) -> Sgd:
 
 
 def lion(groups: list[ParameterGroup], config: OptimConfig) -> Lion:
-    """Lion."""
+    """Lion (Chen et al. 2023)."""
     return Lion(torch_groups(groups), lr=config.lr, betas=(config.beta1, config.beta2))
 
 

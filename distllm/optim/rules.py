@@ -1,7 +1,7 @@
-"""Update rules that torch does not have, and the names and shapes of the state each keeps for a weight.
+"""Update rules that torch does not have, and the names and shapes of their state for a weight.
 
-``slots`` says which tensors belong in a checkpoint. A rule that treats every element
-alike has slots of the weight's shape, and can update any part of a weight: that is what ZeRO needs.
+``slots`` says which tensors belong in a checkpoint. An element-wise rule has slots of the weight's shape and
+can update any part of a weight, as ZeRO requires.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Adafactor(torch.optim.Adafactor):
 class MuonWithAdamW(torch.optim.Optimizer):
     """Orthogonalised momentum for matrices (Jordan et al. 2024), AdamW for everything else.
 
-    An update of a matrix is scaled to the root mean square of AdamW's, so that one learning rate
-    serves both ("Muon is Scalable for LLM Training", arXiv:2502.16982). Matrices that are stored as one,
-    by rows or one expert after another, are updated each on its own.
+    An update of a matrix is scaled to the root mean square of AdamW's updates, so that one learning rate
+    works for both ("Muon is Scalable for LLM Training", arXiv:2502.16982). Matrices that are stored in one
+    tensor, by rows or by experts, are updated separately.
 
     Args:
         params: groups, each with ``weight_decay`` and ``rows`` of the matrices in each weight, None where
@@ -147,9 +147,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix_MN: Tensor) -> Tensor:
-    """Return about the nearest matrix with all singular values 1, by five Newton-Schulz steps.
+    """Return approximately the nearest matrix with all singular values 1, by five Newton-Schulz steps.
 
-    What has dimensions before M and N is many matrices.
+    Dimensions before M and N are batch dimensions.
     """
     a, b, c = _NEWTON_SCHULZ
     tall = matrix_MN.shape[-2] > matrix_MN.shape[-1]

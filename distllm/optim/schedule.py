@@ -13,8 +13,8 @@ from distllm.registry import Registry
 class LearningRate:
     """Linear warm-up, then a shape down to a floor.
 
-    A step's rate is that of the tokens seen when it is done. So the first step of a warm-up is not
-    lost on a rate of zero, and the last step runs at the floor exactly.
+    A step's rate is computed from the tokens seen after the step. So the first step of a warm-up does not
+    have a rate of zero, and the last step has exactly the floor.
 
     Attributes:
         name: shape after warm-up: constant, linear, cosine (Loshchilov & Hutter 2017), wsd (hold, then
@@ -44,7 +44,7 @@ class LearningRate:
         return self.peak * (self.final_fraction + (1.0 - self.final_fraction) * left)
 
     def progress(self, seen: int) -> float:
-        """Return how much of the way from the end of the warm-up to that of the run is behind, to 1."""
+        """Return the fraction of the run after warm-up that is done, at most 1."""
         decay_tokens = max(1, self.total_tokens - self.warmup_tokens)
         return min(1.0, (seen - self.warmup_tokens) / decay_tokens)
 
@@ -68,7 +68,7 @@ def _wsd(rate: LearningRate, seen: int) -> float:
 
 
 def _inverse_sqrt(rate: LearningRate, seen: int) -> float:
-    """Return what the root of the tokens leaves; without a warm-up it begins with the first step."""
+    """Return what is left of an inverse square root; without warm-up it begins at the first step."""
     first = max(rate.warmup_tokens, rate.tokens_per_step)
     falling = math.sqrt(first / max(first, min(seen, rate.total_tokens)))
     return max(0.0, (falling - rate.final_fraction) / max(1e-12, 1.0 - rate.final_fraction))

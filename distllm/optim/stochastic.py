@@ -17,10 +17,11 @@ _FIRST_SEED = 0x0D157
 class StochasticAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019) on bf16 weights and fp32 moments: 10 bytes a weight, not 14.
 
-    An update smaller than half a unit of a bf16 weight would be lost by rounding; rounded up or down with
-    the right probability, it is kept on average ("Revisiting BFloat16 Training", arXiv:2010.06192). The
-    random numbers depend on step, tensor and element alone, so replicas agree and a resume changes nothing.
-    On a CUDA device one kernel updates all tensors; elsewhere its definition in torch does.
+    An update smaller than half the spacing of bf16 numbers would be lost by rounding to nearest; rounding
+    up or down with the right probability keeps it on average ("Revisiting BFloat16 Training",
+    arXiv:2010.06192). The random numbers depend only on step, tensor and element, so replicas agree and a
+    resume changes nothing. On a CUDA device one kernel updates all tensors; elsewhere its reference in
+    torch does.
 
     Args:
         params: bf16 weights or groups of them.

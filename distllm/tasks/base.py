@@ -1,4 +1,4 @@
-"""What a training objective is: a summed loss, and the number of things it was summed over."""
+"""The protocol of training objectives: a summed loss, and the number of targets it is summed over."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from distllm.errors import DataError
 class Task(Protocol):
     """An objective.
 
-    Both quantities are sums over rows, so that batches can be cut in any way: the gradient of the
-    sum of ``loss_sum`` over the sum of ``weight`` is the same.
+    Both quantities are sums over rows, so that a batch can be divided in any way: the gradient of the sum of
+    ``loss_sum`` divided by the sum of ``weight`` stays the same.
 
     Attributes:
         unit: what ``weight`` counts: ``"token"``, ``"window"`` or ``"pair"``.
-        reads_text: whether the targets are a whole text, whose bytes the loss can be counted by.
+        reads_text: whether the targets are a whole text, so that the loss per byte is defined.
     """
 
     unit: str
     reads_text: bool
 
     def weight(self, batch: Batch) -> int:
-        """Return the number of loss targets in ``batch``; needs no device."""
+        """Return the number of loss targets in ``batch``, without using the device."""
         ...
 
     def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
-        """Look at all micro-batches that this rank is about to take together. Collective.
+        """Look at all of this rank's micro-batches before a step. Collective.
 
-        For objectives whose loss of one row depends on other rows; by default nothing is done.
+        For objectives in which the loss of a row depends on other rows; the default does nothing.
         """
         return
 
@@ -46,12 +46,12 @@ class Task(Protocol):
 
 
 def count_targets(batch: Batch) -> int:
-    """Return the positions of a batch that carry loss."""
+    """Return the number of positions of a batch that have a target."""
     return int(np.count_nonzero(batch.targets_BT != IGNORE_INDEX))
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where a model computes."""
+    """Return the device of a model."""
     return next(model.parameters()).device
 
 

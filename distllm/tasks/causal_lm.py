@@ -1,6 +1,6 @@
-"""One target for each position: the next token, the answer's tokens, or the tokens that were hidden.
+"""One target per position: the next token, the tokens of an answer, or masked tokens.
 
-Which it is lies in the batch: see ``distllm.data.corrupt`` and ``distllm.data.examples``.
+The batch decides which: see ``distllm.data.corrupt`` and ``distllm.data.examples``.
 
 Shapes: B rows, T positions.
 """
@@ -19,8 +19,8 @@ class CausalLM(Task):
 
     Args:
         vocab_size: ids the model knows.
-        mask_documents: attention stays inside a document, and positions restart with each;
-            otherwise a row is read as one text.
+        mask_documents: attention stays inside a document, and positions restart with each; otherwise a row
+            is treated as one text.
         reads_text: whether the targets are a whole text.
     """
 

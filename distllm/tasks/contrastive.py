@@ -1,10 +1,10 @@
-"""Queries and passages near each other, and far from those of all other pairs of the global batch.
+"""Contrastive learning: a query is close to its passage, and far from those of all other pairs of the batch.
 
-The loss of a pair depends on every other pair of the step, on all ranks. So the step embeds all of
-them first, without a graph; the gradient with respect to each embedding follows from the whole
-matrix of similarities, and is carried back through one micro-batch at a time ("Scaling Deep
-Contrastive Learning Batch Size under Memory Limited Setup", GradCache, arXiv:2101.06983). The result
-is that of one big batch, whatever the micro-batches and ranks.
+The loss of a pair depends on every other pair of the step, on all ranks. So the step first embeds all of
+them without a graph; the gradient with respect to each embedding follows from the matrix of similarities,
+and is then propagated through one micro-batch at a time ("Scaling Deep Contrastive Learning Batch Size
+under Memory Limited Setup", GradCache, arXiv:2101.06983). The result is that of one large batch, whatever
+the micro-batches and ranks.
 
 Shapes: B rows of a micro-batch, N pairs of this rank's step, G pairs of all ranks, C channels.
 """
@@ -27,7 +27,7 @@ from distllm.tasks.base import Task, check_vocabulary, device_of, to_device
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the first pass found for one micro-batch: losses, gradients, the state of random numbers."""
+    """Results of the first pass for one micro-batch: loss, gradients, and random states before it."""
 
     loss: Tensor
     grad_query_BC: Tensor
@@ -52,12 +52,12 @@ class Contrastive(Task):
         self._known: dict[bytes, _Known] = {}
 
     def weight(self, batch: Batch) -> int:
-        """Return the number of pairs; a damaged row is none."""
+        """Return the number of pairs; damaged rows do not count."""
         return int(_is_pair(batch).sum())
 
     @torch.no_grad()
     def begin(self, model: nn.Module, batches: Sequence[Batch], topology: Topology) -> None:
-        """Embed all pairs of the step, and find the gradient with respect to each embedding."""
+        """Embed all pairs of the step, and compute the gradient with respect to each embedding."""
         device = device_of(model)
         embedded, states = [], []
         for batch in batches:
@@ -74,9 +74,9 @@ class Contrastive(Task):
             )
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss summed over the pairs of a batch that `begin` was shown.
+        """Return the loss summed over the pairs of a batch that was passed to `begin`.
 
-        Its value is the loss, its gradient the part of the batch's embeddings in that of the step.
+        Its value is the loss; its gradient is this batch's part of the gradient of the whole step.
         """
         known = self._known[batch.sample_ids_B.tobytes()]
         if not torch.is_grad_enabled():

@@ -1,10 +1,10 @@
-"""Direct preference optimisation: the preferred answer gains on the rejected one.
+"""Direct preference optimisation: raise the probability of the preferred answer relative to the rejected one.
 
 "Direct Preference Optimization: Your Language Model is Secretly a Reward Model" (arXiv:2305.18290); on
 request with the preferred answer's own loss: "Iterative Reasoning Preference Optimization"
 (arXiv:2404.19733), equation 1.
 
-Shapes: B rows, T positions, P pairs, G segments of all rows: preferred and other answer by turns, then
+Shapes: B rows, T positions, P pairs, G segments of all rows: preferred and rejected answers alternate, then
 padding.
 """
 
@@ -22,17 +22,17 @@ from distllm.tasks.segments import segment_numbers, segment_sum
 
 
 class DPO(Task):
-    """-log sigmoid of beta times how much more the preferred answer has gained than the other.
+    """-log sigmoid(beta * (gain of the preferred answer - gain of the rejected one)).
 
-    Gains are log-probabilities of an answer under the model, less those under the reference. A pair's loss
-    can include the preferred answer's own, the mean over its tokens: without it, making both answers
-    unlikely can be a gain too.
+    The gain of an answer is its log-probability under the model minus that under the reference. The loss of a
+    pair can include the negative log-likelihood of the preferred answer, as a mean over its tokens: without
+    it, the loss can fall while both answers become less likely.
 
     Args:
-        vocab_size: ids the model knows.
-        beta: how strongly the model is held to the reference.
-        nll_weight: factor of the preferred answer's own loss.
+        vocab_size: number of ids the model knows.
+        beta: how strongly the model is kept close to the reference.
         reference: a frozen copy of the model that training began with.
+        nll_weight: factor of the preferred answer's negative log-likelihood.
     """
 
     unit = "pair"
@@ -64,9 +64,9 @@ class DPO(Task):
         return loss
 
     def log_p(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities of preferred and other answer of each pair, own_P2 and reference_P2.
+        """Return the log-probabilities of each pair's preferred and rejected answer: own_P2 and reference_P2.
 
-        Own are the model's; those of the reference carry no gradient.
+        The former are the model's; those of the reference have no gradient.
         """
         device = device_of(model)
         self._reference.to(device)
@@ -97,7 +97,7 @@ def _answer_log_p(model: nn.Module, batch: Batch, device: torch.device) -> Tenso
 
 
 def _preferred(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return which of the G segments are preferred answers, even ones with targets, and how many targets."""
+    """Return the indices of the preferred answers, even segments with targets, and their target counts."""
     width = int(batch.segments_BT.max()) + 1
     number_BT = batch.segments_BT + np.arange(batch.segments_BT.shape[0])[:, None] * width
     scored_BT = batch.targets_BT != IGNORE_INDEX

@@ -1,4 +1,4 @@
-"""Where in a text the answer starts and ends.
+"""Extractive question answering: where in a text the answer starts and ends.
 
 Shapes: B rows, T positions.
 """

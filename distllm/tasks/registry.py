@@ -1,4 +1,4 @@
-"""From a configuration to a task."""
+"""Building the task that a configuration names."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def segment_numbers(segments_BT: Tensor) -> tuple[Tensor, int]:
-    """Return for each position the number of its segment among those of all rows, and G."""
+    """Return for each position the index of its segment among those of all rows, and G."""
     width = int(segments_BT.max()) + 1
     first_B1 = torch.arange(segments_BT.shape[0], device=segments_BT.device)[:, None] * width
     return (segments_BT + first_B1).long(), segments_BT.shape[0] * width
@@ -23,7 +23,7 @@ def segment_sum(values_BT: Tensor, number_BT: Tensor, count: int) -> Tensor:
 
 
 def segment_log_softmax(scores_BT: Tensor, allowed_BT: Tensor, number_BT: Tensor, count: int) -> Tensor:
-    """Return log-probabilities over the allowed positions of each segment; others are meaningless."""
+    """Return log-probabilities over the allowed positions of each segment; other positions are undefined."""
     scores_BT = scores_BT.masked_fill(~allowed_BT, -torch.inf)
     top_G = torch.full((count,), -torch.inf, dtype=scores_BT.dtype, device=scores_BT.device)
     top_G = top_G.scatter_reduce(0, number_BT.flatten(), scores_BT.detach().flatten(), "amax")

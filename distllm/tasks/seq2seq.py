@@ -1,4 +1,4 @@
-"""A source read by an encoder, and a target written by a decoder: translation, summaries, hidden spans.
+"""An encoder reads a source and a decoder writes a target: translation, summaries, span corruption.
 
 Shapes: B rows, S source positions, T target positions.
 """
