@@ -1,8 +1,8 @@
-"""Which implementations of attention there are, what each computes, and which one a layer gets.
+"""The implementations of attention, what each supports, and which one a layer gets.
 
-The first of an order that computes what a layer needs and that the machine has is taken. Nothing is computed
-by dropping a feature: where none is left, the refusal names what each is missing. No torch here: the planner,
-`distllm explain` and `distllm doctor` ask the same table on a login node.
+A layer gets the first one of an order that supports its features and that the machine has. Features are
+never dropped: if none fits, the error says what each one is missing. Imports no torch: the planner,
+`distllm explain` and `distllm doctor` use the same table on a login node.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _BY_EIGHT = range(8, 257, 8)
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """What one layer's attention has to compute.
+    """The requirements of one layer's attention.
 
     Attributes:
         device: cpu or cuda.
         dtype: bf16, fp16, fp32 or fp64.
         head_dim: width of a head.
-        features: beyond a square of queries and keys, causal or not.
+        features: features beyond plain attention of whole rows, causal or not.
     """
 
     device: str
@@ -56,12 +56,12 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a machine has.
+    """What a machine offers.
 
     Attributes:
-        capability: the GPU's compute capability, None without one.
-        packages: of those that backends need, the installed ones.
-        interpreted: Triton runs its kernels on the CPU (tests).
+        capability: the GPU's compute capability; None without a GPU.
+        packages: the installed packages among those that backends need.
+        interpreted: whether Triton interprets its kernels on the CPU (in tests).
     """
 
     capability: tuple[int, int] | None = None
@@ -74,15 +74,15 @@ class Backend:
     """One implementation.
 
     Attributes:
-        name: what it is called in notes and tables.
-        what: whose it is and what it runs.
-        device: where it runs; None on both.
-        features: what it computes.
-        dtypes: in which number formats.
-        head_dims: for which widths of a head.
-        capabilities: first digits of the compute capabilities it is made for; None: any.
+        name: its name in notes and tables.
+        what: a description for people.
+        device: the device it runs on; None: both.
+        features: the features it supports.
+        dtypes: the number formats it supports.
+        head_dims: the head sizes it supports.
+        capabilities: major versions of the compute capabilities it supports; None: all.
         package: the distribution it needs besides torch.
-        only: features without which it is not meant.
+        only: it is used only for layers with all of these features.
     """
 
     name: Name
@@ -96,7 +96,7 @@ class Backend:
     only: frozenset[Feature] = frozenset()
 
     def unmet(self, spec: AttentionSpec) -> str | None:
-        """Return what it cannot compute of a spec on any machine, None if it can compute all of it."""
+        """Return why it cannot compute a spec on any machine; None if it can."""
         missing = [WORDS[feature] for feature in WORDS if feature in spec.features - self.features]
         if missing:
             return "does not support " + ", ".join(missing)
@@ -109,7 +109,7 @@ class Backend:
         return None
 
     def absent(self, machine: Machine, device: str) -> str | None:
-        """Return why this machine's ``device`` cannot run it, None if it can."""
+        """Return why it cannot run on this machine's ``device``; None if it can."""
         if self.package is not None and self.package not in machine.packages:
             return f"needs the package {self.package}"
         if self.name == "triton" and machine.interpreted:
@@ -171,15 +171,15 @@ BACKENDS: Mapping[Name, Backend] = {
         ),
     )
 }  # fmt: skip
-# Under torch: its own and its guests. flex is not among them, and comes late under auto: it compiles for each
-# shape, and wrong gradients of it are on record (pytorch issue 158212).
+# torch includes backends of other packages that it can call. flex is left out there and comes late under
+# auto: it compiles for each shape, and wrong gradients were reported (pytorch issue 158212).
 ORDERS: Mapping[Kernels, tuple[Name, ...]] = {
     "torch": ("documents", "fa4", "fa3", "cudnn", "flash", "sdpa"),
     "triton": ("source", "triton"),
     "auto": ("documents", "fa4", "fa3", "cudnn", "triton", "flash", "flex", "sdpa"),
 }
 PACKAGES = tuple(sorted({backend.package for backend in BACKENDS.values() if backend.package}))
-# What backends compute apart, but not together.
+# Combinations of features that backends do not support, although they support each feature alone.
 _APART: tuple[tuple[frozenset[Name], frozenset[Feature], str], ...] = (
     (
         frozenset({"fa4", "fa3", "flash", "triton", "flex"}), _features("documents", "cross"),
@@ -194,7 +194,7 @@ _APART: tuple[tuple[frozenset[Name], frozenset[Feature], str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The backend that computes something, and why: what was passed over, and for what reason."""
+    """The chosen backend, and why: which ones were passed over for what reason."""
 
     name: Name
     reason: str
@@ -204,7 +204,7 @@ def choose(spec: AttentionSpec, machine: Machine, order: tuple[Name, ...]) -> Ch
     """Return the first backend of ``order`` that computes ``spec`` on this machine.
 
     Raises:
-        ConfigError: none does; it says why for each.
+        ConfigError: none does; the message gives the reason for each.
     """
     passed: list[str] = []
     for name in order:
@@ -221,7 +221,7 @@ def choose(spec: AttentionSpec, machine: Machine, order: tuple[Name, ...]) -> Ch
 
 
 def candidates(spec: AttentionSpec, order: tuple[Name, ...]) -> list[Name]:
-    """Return the backends of ``order`` that compute ``spec``, where a machine has them."""
+    """Return the backends of ``order`` that compute ``spec`` on some machine."""
     names = [name for name in order if _why_not(name, spec) is None]
     return [name for name in names if BACKENDS[name].device in (None, spec.device)]
 
@@ -233,9 +233,9 @@ def refusal(spec: AttentionSpec, order: tuple[Name, ...]) -> str:
 
 
 def derivation(spec: AttentionSpec, order: tuple[Name, ...]) -> tuple[str, str]:
-    """Return the attention of a kind of layer before its machine is known, and how it is chosen.
+    """Return the possible backends of a kind of layer before its machine is known, and how one is chosen.
 
-    On a CPU that is one name; on a GPU those that compute ``spec``, in order: the first the machine has.
+    On a CPU that is one name; on a GPU all that compute ``spec``, in order: the machine's first one is used.
     """
     names = candidates(spec, order)
     if spec.device == "cpu":

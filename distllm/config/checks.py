@@ -1,6 +1,6 @@
-"""Impossible combinations of keys, each with its cause and remedy.
+"""Checks of combinations of keys, each problem with its cause and remedy.
 
-Every function adds to a `Problems`; none raises, so that one run of the command shows them all.
+Every function adds to a `Problems` and none raises, so that a command reports all problems at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from distllm.config.schema_stopping import METRICS, OF_SOURCE
 from distllm.errors import ConfigError
 from distllm.machine import cores_of_ranks, filesystem_of
 from distllm.registry import did_you_mean
+from distllm.units import count_of
 
 
 def check_run(config: Config, problems: Problems, *, world_size: int, dataset_tokens: int | None) -> None:
@@ -54,7 +55,7 @@ def check_machine(config: Config, problems: Problems, *, local_world_size: int) 
     if cluster.device == "cpu":
         problems.check(
             cluster.oversubscribe or local_world_size <= cores,
-            f"{local_world_size} ranks asked of {cores} CPU core{'s' if cores > 1 else ''}",
+            f"{local_world_size} ranks requested, this machine has {count_of(cores, 'CPU core')}",
             keys=["cluster.procs_per_node"],
             remedy=f"cluster.procs_per_node={cores}, or cluster.oversubscribe=true to share cores (slow)",
         )
@@ -69,7 +70,7 @@ def check_machine(config: Config, problems: Problems, *, local_world_size: int) 
         gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
         problems.check(
             local_world_size <= gpus,
-            f"{local_world_size} ranks need as many GPUs, this machine shows {gpus}",
+            f"{local_world_size} ranks need as many GPUs, this machine has {gpus}",
             keys=["cluster.device", "cluster.procs_per_node"],
             remedy="run on a GPU machine, lower cluster.procs_per_node, or use cluster=local for the CPU",
         )
@@ -90,14 +91,14 @@ def _check_offload_dir(directory: str | None, problems: Problems) -> None:
     kind = filesystem_of(Path(directory))
     problems.check(
         kind not in ("tmpfs", "ramfs"),
-        f"{directory} lies on {kind}, which is memory itself",
+        f"{directory} is on {kind}, which is in memory",
         keys=["engine.offload_dir"],
         remedy="name a directory on a disk, or use engine.offload=cpu",
     )
 
 
 def _check_kernels(config: Config, problems: Problems) -> None:
-    """Refuse what no backend of the chosen order computes; nothing is dropped or computed otherwise."""
+    """Refuse features of attention that no backend of the chosen order supports."""
     kernels = config.engine.kernels
     problems.check(
         kernels != "triton" or config.cluster.device == "cuda",
@@ -146,7 +147,7 @@ def _check_batch(config: Config, problems: Problems, world_size: int, dataset_to
     ranks = f"{world_size} ranks" if sharing == 1 else f"{groups} groups of {sharing} ranks"
     problems.check(
         tokens % unit == 0,
-        f"tokens_per_step {tokens} is no whole number of {seq_len}-token sequences on {ranks}",
+        f"tokens_per_step {tokens} is not a whole number of {seq_len}-token sequences on {ranks}",
         keys=["train.tokens_per_step", "data.seq_len", "cluster.procs_per_node"],
         remedy=f"train.tokens_per_step={_nearest_multiple(tokens, unit)} (a multiple of {unit})",
     )
@@ -168,7 +169,7 @@ def _check_batch(config: Config, problems: Problems, world_size: int, dataset_to
     own = -(-seq_len // sharing)
     problems.check(
         config.engine.micro_batch_tokens >= own,
-        f"micro_batch_tokens {config.engine.micro_batch_tokens} does not hold one sequence of {seq_len}"
+        f"micro_batch_tokens {config.engine.micro_batch_tokens} is less than one sequence of {seq_len}"
         + (f", of which a rank has {own}" if sharing > 1 else ""),
         keys=["engine.micro_batch_tokens", "data.seq_len"],
         remedy=f"engine.micro_batch_tokens={own} or more",
@@ -186,7 +187,7 @@ def _check_cluster(config: Config, problems: Problems) -> None:
     devices = cluster.hardware.devices_per_node
     problems.check(
         cluster.device == "cpu" or cluster.procs_per_node <= devices,
-        f"{cluster.procs_per_node} ranks asked of {devices} devices in a node",
+        f"{cluster.procs_per_node} ranks per node requested, a node has {devices} devices",
         keys=["cluster.procs_per_node", "cluster.hardware.devices_per_node"],
         remedy=f"cluster.procs_per_node={devices} and more cluster.nodes",
     )
@@ -222,9 +223,9 @@ def _check_checkpoints(config: Config, problems: Problems) -> None:
     checkpoint = config.checkpoint
     problems.check(
         checkpoint.keep_best == 0 or config.eval.every_steps > 0,
-        "checkpoint.keep_best goes by the validation loss, and nothing is evaluated",
+        "checkpoint.keep_best needs the validation loss, and nothing is evaluated",
         keys=["checkpoint.keep_best", "eval.every_steps"],
-        remedy="set eval.every_steps (best to that of checkpoint.every_steps), or checkpoint.keep_best=0",
+        remedy="set eval.every_steps (preferably to checkpoint.every_steps), or checkpoint.keep_best=0",
     )
     problems.check(
         (checkpoint.ephemeral_every_steps or 0) < checkpoint.every_steps,
@@ -239,7 +240,7 @@ def _check_early_stopping(config: Config, problems: Problems) -> None:
     stopping = config.train.early_stopping
     problems.check(
         stopping.patience is None or config.eval.every_steps > 0,
-        "train.early_stopping goes by evaluations, and nothing is evaluated",
+        "train.early_stopping needs evaluations, and nothing is evaluated",
         keys=["train.early_stopping.patience", "eval.every_steps"],
         remedy="set eval.every_steps, or train.early_stopping.patience=null",
     )
@@ -278,13 +279,13 @@ def _check_engine(config: Config, problems: Problems) -> None:
     engine = config.engine
     problems.check(
         engine.name != "local" or engine.zero_stage == 0,
-        f"engine.name=local partitions nothing, yet zero_stage is {engine.zero_stage}",
+        f"engine.name=local does not partition anything, but zero_stage is {engine.zero_stage}",
         keys=["engine.name", "engine.zero_stage"],
         remedy="use engine=local (zero_stage 0), or engine=zero2 for DeepSpeed",
     )
     problems.check(
         engine.offload == "none" or engine.zero_stage > 0,
-        "only what ZeRO partitions can be offloaded, and zero_stage is 0",
+        "only state that ZeRO partitions can be offloaded, and zero_stage is 0",
         keys=["engine.offload", "engine.zero_stage"],
         remedy="use engine=zero1, zero2 or zero3, or engine.offload=none",
     )
@@ -309,7 +310,7 @@ def _check_engine(config: Config, problems: Problems) -> None:
     )
     problems.check(
         not (engine.compile and engine.activation_checkpointing == "selective"),
-        "a compiled block decides itself what it keeps: selective checkpointing cannot look into it",
+        "torch.compile decides itself what a block keeps: selective checkpointing has no effect inside it",
         keys=["engine.compile", "engine.activation_checkpointing"],
         remedy="engine.activation_checkpointing=full, or engine.compile=false",
     )
@@ -319,19 +320,19 @@ def _check_optimizer(config: Config, problems: Problems) -> None:
     name, stage = config.optim.name, config.engine.zero_stage
     problems.check(
         name not in WHOLE_MATRICES or stage == 0,
-        f"optim.name={name} needs whole matrices, and zero_stage {stage} cuts them into flat pieces",
+        f"optim.name={name} needs whole matrices, and zero_stage {stage} divides them into flat parts",
         keys=["optim.name", "engine.zero_stage"],
         remedy="use engine=zero0 or engine=local, or optim=adamw",
     )
 
 
 def _check_bf16_weights(config: Config, problems: Problems) -> None:
-    """AdamW on bf16 weights: where nothing keeps an fp32 copy, and where its kernel can be compiled."""
+    """Check that AdamW on bf16 weights runs in an engine without fp32 copies of the weights."""
     if config.optim.name != "adamw_bf16":
         return
     problems.check(
         config.engine.name == "local" and config.precision.compute == "bf16",
-        "optim.name=adamw_bf16 updates bf16 weights that have no fp32 copy",
+        "optim.name=adamw_bf16 is for bf16 weights without an fp32 copy: engine.name=local and bf16",
         keys=["optim.name", "engine.name", "precision.compute"],
         remedy="use engine=local precision=bf16, or optim=adamw",
     )

@@ -1,4 +1,4 @@
-"""Problems of a cleaning profile that its types do not show: filters, languages, bounds that exclude all."""
+"""Checks of a cleaning profile: filters, languages, and bounds that no document could pass."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_clean(clean: CleanConfig, problems: Problems) -> None:
     for language in clean.languages:
         problems.check(
             _LANGUAGE.fullmatch(language) is not None,
-            f"{language!r} is no code of a language",
+            f"{language!r} is not a language code",
             keys=["clean.languages"],
             remedy="use ISO 639-1 codes: clean.languages=[en,de]",
         )
@@ -44,9 +44,9 @@ def check_clean(clean: CleanConfig, problems: Problems) -> None:
     for key in ("max_top_ngram", "max_duplicate_ngram"):
         problems.check(
             all(0 <= share <= 1 for share in getattr(clean.repetition, key)),
-            f"clean.repetition.{key} holds a value that is no share",
+            f"clean.repetition.{key} has a value outside of 0 to 1",
             keys=[f"clean.repetition.{key}"],
-            remedy="give shares from 0 to 1, as in conf/clean/gopher.yaml",
+            remedy="use fractions from 0 to 1, as in conf/clean/gopher.yaml",
         )
 
 
@@ -56,5 +56,5 @@ def _check_order(clean: CleanConfig, what: str, problems: Problems) -> None:
         least is None or most is None or least <= most,
         f"clean.gopher.min_{what}={least} is more than clean.gopher.max_{what}={most}: no document passes",
         keys=[f"clean.gopher.min_{what}", f"clean.gopher.max_{what}"],
-        remedy="exchange the two, or set one to null",
+        remedy="swap the two, or set one to null",
     )

@@ -1,4 +1,4 @@
-"""Combinations of ``model`` keys that make no model, each with its cause and remedy."""
+"""Checks of combinations of ``model`` keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_model(config: Config, problems: Problems) -> None:
     _check_mup(config, problems)
     problems.check(
         config.model.num_experts == 0 or not config.engine.compile,
-        "blocks with experts are not compiled: which tokens an expert sees is known in the step only",
+        "blocks with experts cannot be compiled: the number of tokens of each expert changes in every step",
         keys=["model.num_experts", "engine.compile"],
         remedy="engine.compile=false",
     )
@@ -30,13 +30,13 @@ def check_block(model: ModelConfig, problems: Problems) -> None:
     _check_rope(model, problems)
     problems.check(
         bool(model.window_pattern) and set(model.window_pattern) <= set("LG"),
-        f"window_pattern {model.window_pattern!r} is no row of L and G",
+        f"window_pattern {model.window_pattern!r} may only contain the letters L and G",
         keys=["model.window_pattern"],
-        remedy="write L for a layer with a window, G for one that sees all: model.window_pattern=GLL",
+        remedy="write L for a layer with a window, G for a layer without: model.window_pattern=GLL",
     )
     problems.check(
         not model.norm_bias or model.norm == "layer",
-        "norm_bias shifts a LayerNorm; RMSNorm has no shift",
+        "norm_bias is for LayerNorm; RMSNorm has no bias",
         keys=["model.norm_bias", "model.norm"],
         remedy="model.norm=layer, or model.norm_bias=false",
     )
@@ -54,13 +54,13 @@ def check_block(model: ModelConfig, problems: Problems) -> None:
     )
     problems.check(
         model.num_experts == 0 or model.experts_per_token <= model.num_experts,
-        f"a token is sent to {model.experts_per_token} of {model.num_experts} experts",
+        f"experts_per_token {model.experts_per_token} is more than num_experts {model.num_experts}",
         keys=["model.num_experts", "model.experts_per_token"],
         remedy=f"model.experts_per_token={model.num_experts} or less",
     )
     problems.check(
         model.token_types == 0 or model.family == "encoder",
-        f"token types are given to encoders only, and the family is {model.family}",
+        f"only encoders have token types, and the family is {model.family}",
         keys=["model.token_types", "model.family"],
         remedy="model.token_types=0",
     )
@@ -84,7 +84,7 @@ def _check_heads(model: ModelConfig, problems: Problems) -> None:
     given = model.head_dim is not None
     problems.check(
         model.positions != "rope" or not (given or divisible) or head_dim % 2 == 0,
-        f"head size {head_dim} is odd; rotary positions turn pairs",
+        f"head size {head_dim} is odd; rotary positions rotate pairs of channels",
         keys=["model.head_dim"] if given else ["model.hidden_size", "model.num_heads"],
         remedy="choose an even model.head_dim"
         if given
@@ -127,13 +127,13 @@ def _check_rope(model: ModelConfig, problems: Problems) -> None:
     rope = model.rope
     problems.check(
         rope.scaling in ("none", "linear") or rope.original_len is not None,
-        f"rope.scaling={rope.scaling} needs the context the frequencies were made for",
+        f"rope.scaling={rope.scaling} needs the context length before scaling",
         keys=["model.rope.original_len"],
-        remedy="model.rope.original_len=8192, or whatever the model was first trained with",
+        remedy="model.rope.original_len=8192, or the length that the model was first trained with",
     )
     problems.check(
         rope.scaling == "none" or model.positions == "rope",
-        f"rope.scaling={rope.scaling} stretches rotary positions, but positions are {model.positions}",
+        f"rope.scaling={rope.scaling} is for rotary positions, but positions are {model.positions}",
         keys=["model.rope.scaling", "model.positions"],
         remedy="model.rope.scaling=none, or model.positions=rope",
     )
@@ -151,9 +151,9 @@ def _check_lora(model: ModelConfig, problems: Problems) -> None:
         return
     problems.check(
         model.init_from is not None,
-        "adapters change a model that was trained, and model.init_from names none",
+        "adapters need a trained model, and model.init_from is not set",
         keys=["model.lora.rank", "model.init_from"],
-        remedy="name a Hugging Face folder; one of your own: distllm export run=NAME, then "
+        remedy="set it to a Hugging Face folder; for a model of your own: distllm export run=NAME, then "
         "model=hf model.init_from=runs/NAME/hf",
     )
     mlp = {*JOINED["gate_up_proj"], "down_proj"}
@@ -162,9 +162,9 @@ def _check_lora(model: ModelConfig, problems: Problems) -> None:
     lacking = sorted(absent & set(lora.targets))
     problems.check(
         not lacking and bool(lora.targets),
-        f"the model has no projection {', '.join(lacking)} that an adapter could belong to"
+        f"the model has no projection {', '.join(lacking)} to adapt"
         if lacking
-        else "model.lora.targets is empty, so nothing would learn",
+        else "model.lora.targets is empty, so nothing would be trained",
         keys=["model.lora.targets"],
         remedy="model.lora.targets=[q_proj,v_proj], or others that the model has (experts have none)",
     )
@@ -182,13 +182,13 @@ def _check_mup(config: Config, problems: Problems) -> None:
         return
     problems.check(
         name in MUP_OPTIMIZERS,
-        f"muP's rates are those of Adam and its kin, and optim.name is {name}",
+        f"muP scales the learning rates of Adam-like optimizers, and optim.name is {name}",
         keys=["optim.name", "model.mup.base_width"],
         remedy=f"use one of {', '.join(MUP_OPTIMIZERS)}, or model.mup.base_width=null",
     )
     problems.check(
         model.init_from is None,
-        "muP is about weights that are drawn at random, and model.init_from brings them",
+        "muP needs randomly initialised weights, and model.init_from loads trained ones",
         keys=["model.init_from", "model.mup.base_width"],
         remedy="model.mup.base_width=null",
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
 
-# Their loss is a sum over single positions.
+# Tasks whose loss is a sum over single positions.
 _BY_POSITION = ("causal_lm", "seq2seq", "instruct")
-# Their update of a weight looks at nothing but that weight.
+# Optimizers that update each element of a weight independently.
 _BY_ELEMENT = ("adamw", "adam", "sgd", "lion")
 
 
@@ -20,26 +20,26 @@ def check_sequence_ranks(config: Config, problems: Problems, *, world_size: int)
     model, task = config.model, config.task.name
     problems.check(
         _sums_positions(config),
-        f"ranks share rows of decoders with a loss of single positions, "
-        f"not those of model.family={model.family} with task.name={task}",
+        f"sequence parallelism needs a decoder and a loss per position, "
+        f"not model.family={model.family} with task.name={task}",
         keys=["engine.sequence_ranks", "model.family", "task.name"],
         remedy=f"engine.sequence_ranks=1, or a decoder with task.name={' or '.join(_BY_POSITION)}",
     )
     problems.check(
         model.num_experts == 0,
-        "the balance of experts is measured over whole rows, and a rank would see a part of each",
+        "the balance of experts is measured over whole rows, but with sequence parallelism a rank sees parts",
         keys=["engine.sequence_ranks", "model.num_experts"],
         remedy="engine.sequence_ranks=1, or model.num_experts=0",
     )
     problems.check(
         model.layer_drop == 0,
-        "layer_drop draws whole rows, and ranks that share one would draw differently",
+        "layer_drop drops whole rows, but ranks that share a row would draw different ones",
         keys=["engine.sequence_ranks", "model.layer_drop"],
         remedy="model.layer_drop=0, or engine.sequence_ranks=1",
     )
     problems.check(
         not config.engine.compile,
-        "a compiled block is one graph, and exchanges of heads for positions cannot be part of it",
+        "a compiled block is one graph, and cannot contain the all-to-all of sequence parallelism",
         keys=["engine.sequence_ranks", "engine.compile"],
         remedy="engine.compile=false, or engine.sequence_ranks=1",
     )
@@ -52,31 +52,31 @@ def check_expert_ranks(config: Config, problems: Problems, *, world_size: int) -
         return
     problems.check(
         experts > 0 and experts % ranks == 0,
-        f"{experts} experts do not divide among expert_ranks {ranks}",
+        f"{experts} experts cannot be divided among expert_ranks {ranks}",
         keys=["engine.expert_ranks", "model.num_experts"],
         remedy=f"engine.expert_ranks={_divisors(experts)}" if experts else "engine.expert_ranks=1",
     )
     problems.check(
         world_size % ranks == 0,
-        f"{world_size} ranks are no whole number of groups of expert_ranks {ranks}",
+        f"{world_size} ranks are not a whole number of groups of expert_ranks {ranks}",
         keys=["engine.expert_ranks", "cluster.procs_per_node", "cluster.nodes"],
         remedy=f"run on a multiple of {ranks} ranks, or engine.expert_ranks=1",
     )
     problems.check(
         config.optim.name in _BY_ELEMENT,
-        f"optim.name={config.optim.name} looks at more of a stack of experts than a rank has",
+        f"optim.name={config.optim.name} needs whole tensors of experts, and a rank has only parts of them",
         keys=["engine.expert_ranks", "optim.name"],
         remedy=f"use {', '.join(_BY_ELEMENT)}, or engine.expert_ranks=1",
     )
     problems.check(
         config.engine.offload == "none",
-        "experts of a rank are updated on its device, beside what DeepSpeed offloads",
+        "experts are updated on the device with expert parallelism, and cannot be offloaded",
         keys=["engine.expert_ranks", "engine.offload"],
         remedy="engine.offload=none, or engine.expert_ranks=1",
     )
     problems.check(
         config.model.lora.rank == 0,
-        "experts below adapters are frozen, and frozen weights are held by every rank",
+        "with adapters experts are frozen, and every rank holds all frozen weights",
         keys=["engine.expert_ranks", "model.lora.rank"],
         remedy="model.lora.rank=0, or engine.expert_ranks=1",
     )
@@ -106,21 +106,21 @@ def _check_division(config: Config, problems: Problems, ranks: int, world_size: 
     model, seq_len = config.model, config.data.seq_len
     problems.check(
         world_size % ranks == 0,
-        f"{world_size} ranks are no whole number of groups of sequence_ranks {ranks}",
+        f"{world_size} ranks are not a whole number of groups of sequence_ranks {ranks}",
         keys=["engine.sequence_ranks", "cluster.procs_per_node", "cluster.nodes"],
         remedy=f"run on a multiple of {ranks} ranks, or engine.sequence_ranks=1",
     )
     problems.check(
         seq_len % ranks == 0,
-        f"rows of {seq_len} tokens do not divide among sequence_ranks {ranks}",
+        f"rows of {seq_len} tokens cannot be divided among sequence_ranks {ranks}",
         keys=["engine.sequence_ranks", "data.seq_len"],
         remedy=f"data.seq_len={max(1, round(seq_len / ranks)) * ranks}",
     )
     key_values = model.num_kv_heads or model.num_heads
     problems.check(
         model.num_heads % ranks == 0 and (key_values % ranks == 0 or ranks % key_values == 0),
-        f"{model.num_heads} heads and {key_values} key/value heads do not divide among "
-        f"sequence_ranks {ranks}: each takes as many heads, and their keys and values",
+        f"{model.num_heads} heads and {key_values} key/value heads cannot be divided equally among "
+        f"sequence_ranks {ranks}",
         keys=["engine.sequence_ranks", "model.num_heads", "model.num_kv_heads"],
         remedy=f"engine.sequence_ranks={_degrees(model.num_heads, key_values)}",
     )

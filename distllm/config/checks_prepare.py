@@ -1,4 +1,4 @@
-"""Impossible combinations of the keys that `distllm prepare` reads, each with its cause and remedy."""
+"""Checks of the keys that `distllm prepare` reads."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _check_canaries(config: Config, problems: Problems) -> None:
     )
     problems.check(
         len(canaries.repeats) <= canaries.space,
-        f"{len(canaries.repeats)} canaries are to be planted of {canaries.space} that there are",
+        f"{len(canaries.repeats)} canaries cannot be planted: privacy.canaries.space is {canaries.space}",
         keys=["privacy.canaries.repeats", "privacy.canaries.space"],
         remedy=f"privacy.canaries.space={10 * len(canaries.repeats)}",
     )
@@ -105,7 +105,7 @@ def _check_many(config: Config, problems: Problems) -> None:
 
 
 def _check_source(place: str, read: ReadConfig, problems: Problems) -> None:
-    """Check one source, whose keys stand below ``place``."""
+    """Check one source, whose keys are below ``place``."""
     problems.check(
         read.source == "pydocs" or bool(read.paths),
         f"{place}.source={read.source} needs input files",

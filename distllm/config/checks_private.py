@@ -1,4 +1,4 @@
-"""Where a run cannot be differentially private, and why."""
+"""Checks of differentially private runs."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _DEPENDENT = {
 
 
 def check_private(config: Config, problems: Problems) -> None:
-    """Refuse what would let a row change more of the weights than its clipped gradient, or skip the noise."""
+    """Refuse settings with which a row influences the weights beyond its clipped, noisy gradient."""
     if config.optim.private.noise is None:
         return
     engine, task = config.engine, config.task.name
     problems.check(
         engine.name == "local",
-        "DeepSpeed sums the gradients of rows and ranks as they come, and none of them can be clipped alone",
+        "DeepSpeed sums the gradients of rows, so that single rows cannot be clipped",
         keys=[_NOISE, "engine.name"],
         remedy="engine=local",
     )
     problems.check(
         config.precision.compute == "fp32",
-        "bf16 keeps 8 bits of a gradient, too few to carry noise of a known size",
+        "bf16 keeps 8 bits of a gradient, too few for noise of a known size",
         keys=[_NOISE, "precision.compute"],
         remedy="precision=fp32",
     )
     problems.check(
         engine.sequence_ranks == 1,
-        "ranks that share a row have each a part of its gradient, and none its norm",
+        "with sequence parallelism each rank has a part of a row's gradient, and none knows its norm",
         keys=[_NOISE, "engine.sequence_ranks"],
         remedy="engine.sequence_ranks=1",
     )
     problems.check(
         engine.expert_ranks == 1,
-        "the gradient of an expert that lies on one rank holds the rows of all",
+        "with expert parallelism the gradient of an expert sums the rows of all ranks",
         keys=[_NOISE, "engine.expert_ranks"],
         remedy="engine.expert_ranks=1",
     )
@@ -49,20 +49,20 @@ def check_private(config: Config, problems: Problems) -> None:
     )
     problems.check(
         config.data.packing == "single" or task in _DEPENDENT,
-        "a row holds several documents or a part of one, and which ones depends on all of them: a bound "
-        "for a row is none for what anybody wrote",
+        "with this packing a row holds several documents or parts of them, so a bound for a row is not one "
+        "for a document",
         keys=[_NOISE, "data.packing"],
-        remedy="data.packing=single, with data.too_long=cut or drop for what no row holds",
+        remedy="data.packing=single, with data.too_long=cut or drop for documents longer than a row",
     )
     problems.check(
         config.guard.spike_threshold == 0,
-        "whether a step is a spike is judged by the loss of its rows, without noise",
+        "the guard judges spikes by the loss of rows without noise",
         keys=[_NOISE, "guard.spike_threshold"],
         remedy="guard.spike_threshold=0",
     )
     problems.check(
         config.batch.start_tokens is None,
-        "steps that grow have another share of noise each, and are accounted for as equal",
+        "the accountant assumes steps of equal size, and a batch-size warm-up changes it",
         keys=[_NOISE, "batch.start_tokens"],
         remedy="batch=constant",
     )

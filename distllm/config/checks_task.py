@@ -1,4 +1,4 @@
-"""Whether a task fits the model that is to learn it, and the keys that only some tasks read."""
+"""Checks of the task: does it fit the model, and the keys that only some tasks read."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ _MEASURED_IN: Mapping[str, tuple[str, ...]] = {
 
 
 def check_task(config: Config, problems: Problems) -> None:
-    """Check that the family can learn the task, and that the task can use what is asked of it."""
+    """Check that the model's family can learn the task, and that the other keys fit the task."""
     task, family = config.task, config.model.family
     fitting = _FAMILIES[task.name]
     problems.check(
         family in fitting,
-        f"task.name={task.name} is learnt by a model of family {' or '.join(fitting)}, and this is {family}",
+        f"task.name={task.name} needs a model of family {' or '.join(fitting)}, and this is {family}",
         keys=["task.name", "model.family"],
         remedy=f"choose a model of family {fitting[0]} (conf/model), or another task",
     )
     problems.check(
         task.name == "causal_lm" or config.data.mask_documents,
-        f"the rows of task.name={task.name} hold examples that must not see each other",
+        f"the rows of task.name={task.name} hold several examples, which must not attend to each other",
         keys=["task.name", "data.mask_documents"],
         remedy="data.mask_documents=true",
     )
     problems.check(
         task.name == "causal_lm" or config.mixture.seq_len_start is None,
-        f"a sequence-length warm-up cuts rows, and those of task.name={task.name} hold whole examples",
+        f"a sequence-length warm-up cuts rows, but rows of task.name={task.name} must hold whole examples",
         keys=["task.name", "mixture.seq_len_start"],
         remedy="mixture.seq_len_start=null",
     )
     problems.check(
         task.name != "dpo" or config.model.init_from is not None,
-        "preference optimisation begins with a model that was trained, and compares with it",
+        "preference optimisation needs a trained model to start from and to compare with",
         keys=["task.name", "model.init_from"],
         remedy="distllm export run=NAME, then model=hf model.init_from=runs/NAME/hf",
     )
@@ -63,7 +63,7 @@ def check_task(config: Config, problems: Problems) -> None:
     )
     problems.check(
         task.name != "extractive_qa" or task.stride < config.data.seq_len,
-        f"windows of {config.data.seq_len} tokens, {task.stride} apart, leave out parts of the context",
+        f"windows of {config.data.seq_len} tokens with a stride of {task.stride} miss parts of the context",
         keys=["task.stride", "data.seq_len"],
         remedy=f"task.stride={config.data.seq_len // 3}",
     )

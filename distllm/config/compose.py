@@ -1,4 +1,4 @@
-"""Hydra composes, dataclasses validate: from overrides to a Config, with every problem at once."""
+"""From overrides to a Config: Hydra composes, dataclasses validate, all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def composition_of(
     Args:
         overrides: Hydra overrides; arguments that launchers append are ignored.
         config_dir: a user's directory of configuration groups, searched beside the built-in one.
-        problems: where to note problems for the caller to raise together with its own. The result
-            is then good only if there are none.
+        problems: collects problems, for the caller to raise together with its own; the result is valid only
+            if there are none.
 
     Raises:
         ConfigProblems: every problem found, unless ``problems`` is given and Hydra could compose.
@@ -79,9 +79,9 @@ def composition_of(
 
 
 def sources_of(composition: Composition) -> dict[str, Source]:
-    """Return the last file or override that set each key, or the schema.
+    """Return for each key the last file or override that set it, or the schema.
 
-    It composes once more, which errors of a configuration need not wait for.
+    It composes a second time; only commands that need the sources do this.
     """
     tree = asdict(composition.config)
     sources = {leaf.path: Source("schema", "default of the schema") for leaf in leaves(Config, tree)}
@@ -103,8 +103,8 @@ def config_directories(config_dir: Path | None) -> list[Path]:
     """Return the directories searched for groups, a user's before the built-in one.
 
     Raises:
-        ConfigError: ``config_dir`` is no directory, or holds a root configuration, which would
-            take the place of the built-in one and of everything it chooses.
+        ConfigError: ``config_dir`` is not a directory, or holds a root configuration, which would replace the
+            built-in one and everything it chooses.
     """
     if config_dir is None:
         return [PACKAGE_CONF]
@@ -118,16 +118,16 @@ def config_directories(config_dir: Path | None) -> list[Path]:
         raise ConfigError(
             f"{config_dir / ROOT_CONFIG}.yaml would replace the root of every configuration",
             where="--config-dir",
-            remedy=f"keep its keys in {config_dir}/experiment/NAME.yaml below a first line "
+            remedy=f"move its keys to {config_dir}/experiment/NAME.yaml with the first line "
             "'# @package _global_', and choose experiment=NAME",
         )
     return [config_dir.absolute(), PACKAGE_CONF]
 
 
 def _hydra(overrides: list[str], directories: list[Path], problems: Problems) -> dict[str, Any]:
-    """Run Hydra's composition. Its own error is raised at once with the problems found before.
+    """Run Hydra's composition. An error of Hydra is raised at once, together with the problems found before.
 
-    There is then nothing composed in which to look for more.
+    Without a composed configuration no further checks are possible.
     """
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
@@ -143,7 +143,9 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
             problems.raise_if_any()
         except YAMLError as error:
             problems.add(
-                " ".join(str(error).split()), where="configuration", remedy="repair the file that it names"
+                " ".join(str(error).split()),
+                where="configuration",
+                remedy="fix the file that the message names",
             )
             problems.raise_if_any()
         except RecursionError as error:
@@ -163,8 +165,8 @@ def _hydra(overrides: list[str], directories: list[Path], problems: Problems) ->
 def _hydra_initialised(directories: Sequence[Path]) -> Iterator[None]:
     """Initialise Hydra so that it searches ``directories`` in this order.
 
-    Its own ``hydra.searchpath`` only adds directories behind the built-in one, and would ignore a
-    user's file of the same name without a word.
+    Hydra's own ``hydra.searchpath`` only adds directories after the built-in one, and would silently ignore a
+    user's file of the same name.
     """
     from hydra import initialize_config_dir
     from hydra._internal.hydra import Hydra
@@ -181,9 +183,9 @@ def _hydra_initialised(directories: Sequence[Path]) -> Iterator[None]:
 
 
 def forced(override: str) -> str:
-    """Let a plain ``key=value`` set a key that no file mentions; the schema has approved the key.
+    """Rewrite ``key=value`` so that Hydra accepts a key of the schema that no file mentions.
 
-    Hydra cannot read some names in a key (``data.sources.20news.weight``), but can in a mapping.
+    Hydra cannot parse some names in a key (``data.sources.20news.weight``), but can in a mapping.
     """
     prefix, key, value = split_override(override)
     if value is None or not (is_key(key, keys(Config)) or holds_keys(key, keys(Config))):
@@ -198,13 +200,13 @@ def forced(override: str) -> str:
 
 
 def resolved_container(composed: Any) -> dict[Any, Any]:
-    """Return a composed tree of OmegaConf as plain values, its interpolations resolved.
+    """Return a composed tree of OmegaConf as plain values with resolved interpolations.
 
-    The schema's defaults are laid below it if an interpolation may refer to those: merging them into
-    every step of the composition would double the time to the first error message.
+    The schema's defaults are merged in only if there are interpolations, which may refer to them: merging
+    them always would double the time to the first error message.
 
     Raises:
-        ConfigError: an interpolation names a key that there is not.
+        ConfigError: an interpolation refers to an unknown key.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationKeyError
@@ -221,22 +223,22 @@ def resolved_container(composed: Any) -> dict[Any, Any]:
     except InterpolationKeyError as error:
         named = _quoted(str(error.msg))
         raise ConfigError(
-            f"{error.full_key} refers to {named}, and there is no such key",
+            f"{error.full_key} refers to {named}, which is not a key",
             where=str(error.full_key),
-            remedy="write ${GROUP.KEY} with a key that the configuration has, "
-            "or ${oc.env:NAME} for a variable of the environment",
+            remedy="write ${GROUP.KEY} with a key of the configuration, "
+            "or ${oc.env:NAME} for an environment variable",
         ) from error
     assert isinstance(container, dict)
     return container
 
 
 def _quoted(message: str) -> str:
-    """Return what an error of OmegaConf quotes: the key that it has not found."""
+    """Return the unknown key that an error message of OmegaConf quotes."""
     return message.split("'")[1]
 
 
 def _keys_set_by(override: str) -> list[str]:
-    """Return the keys that an override sets, those inside a mapping ``a={b:1}`` included."""
+    """Return the keys that an override sets, including those inside a mapping ``a={b:1}``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     _, key, value = split_override(override)
@@ -275,10 +277,10 @@ def _layers(overrides: Sequence[str], directories: Sequence[Path]) -> Iterator[_
 
 
 def _above_experiment(overrides: Sequence[str], directories: Sequence[Path]) -> list[str]:
-    """Return the override that lays what the command line chooses above an experiment's own keys.
+    """Return an override that gives groups chosen on the command line precedence over an experiment's keys.
 
-    Hydra merges an experiment last, since it chooses groups; of its own accord the experiment's
-    ``eval.every_steps`` would outlive ``eval=none``.
+    Hydra merges an experiment last, because it chooses groups; so without this the experiment's
+    ``eval.every_steps`` would win over ``eval=none``.
     """
     named = chosen_beside_experiment(overrides, Groups.scan(directories))
     if not named:

@@ -27,8 +27,8 @@ class Change:
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Compare two nested configurations key by key, in the schema's order.
 
-    A key that ``before`` does not have is younger than it, and had its default. A name that only one
-    of them has in a mapping shows as its keys, each None on the other side.
+    A key that ``before`` lacks was added to the schema later, and counts as its default. If only one of
+    them has a name in a mapping, its keys are listed, with None on the other side.
     """
     old, new = {**flatten(asdict(Config())), **flatten(before)}, flatten(after)
     return [

@@ -69,7 +69,7 @@ def read_explanation(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _folder(path: str, config: Config) -> str | None:
-    """Return the folder that settles a key of the model, with the key that names it; None for other keys."""
+    """Return the folder that determines a key of the model, and the key that names it; else None."""
     model, key = config.model, "model.init_from"
     folder = model.init_from
     if path.startswith("model.lora."):

@@ -1,8 +1,8 @@
 """The faults that can be injected into a run, and how they are written. Imports no torch.
 
-A fault is ``KIND@STEP:RANKxSTEPS``: it happens on that rank (default 0) in that step, counted from 1
-as in the metrics, and in the ``STEPS - 1`` steps after it (default 1 step). It happens once in the
-life of a run: an attempt that takes the step again is spared.
+A fault is ``KIND@STEP:RANKxSTEPS``: it happens on that rank (default 0) in that step, counted from 1 as in
+the metrics, and in the ``STEPS - 1`` steps after it (default 1 step). It happens only once in a run: not in
+a later attempt that takes the step again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KINDS = {
     "term": "the rank gets SIGTERM, as from a scheduler",
     "stop": "the rank is frozen by SIGSTOP",
     "hang": "the rank sleeps for ever and never arrives at the next collective",
-    "skip_collective": "the rank leaves out the exchange after its forward pass",
+    "skip_collective": "the rank skips the collective after its forward pass",
     "slow": "the rank needs four times as long for its forward pass, and half a second more",
     "nan": "the rank's loss is not a number",
     "spike": "the rank's loss and gradient are a thousand times too large",
@@ -34,9 +34,9 @@ AROUND = {
     "corrupt_shard": "every shard of the training data has damaged bytes, until the run was refused",
     "missing_shard": "the shards of the training data are gone, until the run was refused",
     "stalled_shard": "the server of the dataset stops in the middle of a shard",
-    "tracker_down": "the server of Weights & Biases is not there",
+    "tracker_down": "the server of Weights & Biases cannot be reached",
 }
-"""Kinds that only `distllm chaos` can inject: they happen around the ranks."""
+"""Kinds that only `distllm chaos` can inject, because they happen outside of the ranks."""
 _FORM = re.compile(r"(?P<kind>\w+)@(?P<step>\d+)(:(?P<rank>\d+))?(x(?P<steps>\d+))?")
 
 

@@ -1,7 +1,7 @@
-"""Models as Hugging Face describes them: ``config.json`` to and from the keys of ``model``.
+"""Hugging Face's ``config.json`` to and from the keys of ``model``.
 
-Both directions are kept side by side, and checked against each other: what an
-architecture cannot express is refused, never dropped.
+Each direction is checked against the other: options that an architecture cannot express are refused, never
+dropped.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from distllm.errors import ConfigError
 from distllm.fsio import read_json
 
 Json = Mapping[str, Any]
-# Of training only, or without a counterpart: they neither come from a config.json nor go into one.
+# Keys for training only, or without a counterpart: they are neither read from a config.json nor written to
+# one.
 OWN_KEYS = ("init_from", "dropout", "layer_drop", "pooling", "init_std", "max_positions", "lora", "mup")
 
 
 def no_model(folder: Path) -> ConfigError:
-    """Return what to say of a folder without a config.json."""
+    """Return the error for a folder without a config.json."""
     return ConfigError(
         f"{folder} holds no config.json",
         where=str(folder),
@@ -38,12 +39,12 @@ def no_model(folder: Path) -> ConfigError:
 
 
 def read_folder(folder: Path) -> ModelConfig:
-    """Return the model in a folder: its config.json and, in whether the embedding is shared, its weights.
+    """Return the model in a folder, from its config.json; its weights decide whether embeddings are tied.
 
-    The folder of an adapter holds the model that it makes of the one below it.
+    For the folder of an adapter, that is the adapter's base model.
 
-    As in transformers, an output projection that is stored beside another embedding is not tied to it,
-    whatever the config.json says: folders of T5 1.1 that transformers has saved say so wrongly.
+    As in transformers, an output projection that is stored and differs from the embedding is not tied to it,
+    whatever the config.json says: that of T5 1.1 folders saved by transformers is wrong here.
 
     Raises:
         ConfigError: it has no config.json, or one that cannot be read.
@@ -63,7 +64,7 @@ def read_folder(folder: Path) -> ModelConfig:
 
 
 def model_type_of(folder: Path) -> str:
-    """Return the architecture of the model in a folder, or of the one below the adapter in it."""
+    """Return the architecture of the model in a folder, or of the base model of an adapter."""
     return str(read_json(base_of(folder) / "config.json")["model_type"])
 
 
@@ -85,19 +86,19 @@ def read_config(content: Json) -> ModelConfig:
         raise ConfigError(
             "quantised weights cannot be read",
             where="quantization_config",
-            remedy="load the model with transformers, and save what its dequantize() makes of it",
+            remedy="load the model with transformers, call dequantize(), and save the result",
         )
     try:
         said = found.read({**found.unsaid, **content})
         keys = {"vocab_size": content["vocab_size"], "init_std": content.get("initializer_range", 0.02)}
     except KeyError as error:
-        raise _broken(name, f"does not say {error.args[0]}") from error
+        raise _broken(name, f"lacks {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise _broken(name, f"makes no model: {error}") from error
+        raise _broken(name, f"is invalid: {error}") from error
     problems = Problems()
     model = build(ModelConfig, {**keys, **said}, problems)
     if problems.found:
-        raise _broken(name, f"makes no model: {problems.found[0].cause}")
+        raise _broken(name, f"is invalid: {problems.found[0].cause}")
     return model
 
 
@@ -105,7 +106,7 @@ def _broken(name: str, what: str) -> ConfigError:
     return ConfigError(
         f"the config.json of a {name} {what}",
         where="config.json",
-        remedy="get the folder again, or write what its model was built with",
+        remedy="download the folder again, or correct the values",
     )
 
 
@@ -113,12 +114,12 @@ def write_config(shape: ModelShape) -> tuple[str, dict[str, Any]]:
     """Return the ``model_type`` that fits a shape, and the fields of its ``config.json``.
 
     Raises:
-        ConfigError: no architecture of transformers computes what the shape says.
+        ConfigError: no architecture of transformers can express the shape.
     """
     name = _fitting(shape)
     if name is None:
         raise ConfigError(
-            f"no architecture of transformers is a {shape.family} with {shape.positions} positions",
+            f"transformers has no architecture for a {shape.family} with {shape.positions} positions",
             where="model.positions",
             remedy="export a GPT-2, Llama, Mistral, Qwen, OLMo 2, Mixtral, BERT, ModernBERT or T5",
         )
@@ -133,7 +134,7 @@ def write_config(shape: ModelShape) -> tuple[str, dict[str, Any]]:
     lost = [key for key in _differences(shape, again) if key not in OWN_KEYS]
     if lost:
         raise ConfigError(
-            f"{name} of transformers cannot say this model's {', '.join(lost)}",
+            f"{name} of transformers cannot express this model's {', '.join(lost)}",
             where="model",
             remedy=f"train with the options of {name}, or keep the model in distllm",
         )
@@ -181,10 +182,10 @@ def _fitting(shape: ModelShape) -> str | None:
 
 
 def with_imported(config: Config, problems: Problems) -> Config:
-    """Return the configuration with the keys that ``model.init_from`` and ``model.lora.init_from`` settle.
+    """Return the configuration with the keys that ``model.init_from`` and ``model.lora.init_from`` determine.
 
-    A key that was set to something else is a problem; so is a folder that is not there, unless the keys
-    are settled already, as they are in the configuration that a run has kept.
+    A key that was set to another value is a problem. So is a missing folder, unless the keys are set
+    already, as in the configuration that a run has stored.
     """
     model = config.model
     for folder, settled, read in (
@@ -209,7 +210,7 @@ def _is_gone(folder: Path) -> bool:
 
 
 def _with_model(asked: ModelConfig, folder: str, problems: Problems) -> ModelConfig:
-    """Return what the folder of a model settles, with the keys that are ours to choose."""
+    """Return the model of a folder, with the keys of ``asked`` that the folder does not determine."""
     found = read_folder(Path(folder))
     names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN_KEYS]
     for name in names:
@@ -218,21 +219,21 @@ def _with_model(asked: ModelConfig, folder: str, problems: Problems) -> ModelCon
             mine in (theirs, getattr(ModelConfig(), name)),
             f"model.{name} is {mine}, but the model in {folder} has {theirs}",
             keys=[f"model.{name}", "model.init_from"],
-            remedy="use model=hf, which leaves all of the model to its folder",
+            remedy="use model=hf, which takes all keys from the folder",
         )
     own = {name: getattr(asked, name) for name in OWN_KEYS if name != "max_positions"}
     return dataclasses.replace(found, **own)
 
 
 def _with_adapters(asked: ModelConfig, folder: str, problems: Problems) -> ModelConfig:
-    """Return the model with what the folder of an adapter settles of those that are to learn."""
+    """Return the model with the adapter settings that the folder of an adapter determines."""
     if asked.init_from is None:
-        return asked  # a problem that is reported with those of the model
+        return asked  # reported with the problems of the model
     problems.check(
         Path(asked.init_from).resolve() != Path(folder).resolve(),
-        f"{folder} would be added twice: to the weights, and as adapters to go on with",
+        f"{folder} would be applied twice: to the weights, and as adapters to continue from",
         keys=["model.init_from", "model.lora.init_from"],
-        remedy="name the model below it as model.init_from",
+        remedy="set model.init_from to the adapter's base model",
     )
     lora, found = asked.lora, with_settled_lora(asked.lora, model_type_of(Path(asked.init_from)))
     for name in ("rank", "alpha", "targets"):
@@ -241,6 +242,6 @@ def _with_adapters(asked: ModelConfig, folder: str, problems: Problems) -> Model
             mine in (theirs, getattr(LoraConfig(), name)),
             f"model.lora.{name} is {mine}, but the adapter in {folder} has {theirs}",
             keys=[f"model.lora.{name}", "model.lora.init_from"],
-            remedy=f"leave model.lora.{name} out: its folder says it",
+            remedy=f"leave out model.lora.{name}: the folder determines it",
         )
     return dataclasses.replace(asked, lora=found)

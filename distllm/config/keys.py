@@ -1,7 +1,7 @@
-"""Which keys a tree of dataclasses has: their dotted paths, also below names the user chooses.
+"""The keys of a tree of dataclasses: their dotted paths, including those below names that the user chooses.
 
-A field ``dict[str, X]`` maps names of the user's choice to values or to further groups of keys. Its
-keys are written with `ANY` where the name stands: ``data.sources.*.weight`` is every path
+A field ``dict[str, X]`` maps names chosen by the user to values or to further groups of keys. Its keys are
+written with `ANY` in place of the name: ``data.sources.*.weight`` stands for every
 ``data.sources.NAME.weight``.
 """
 
@@ -21,7 +21,7 @@ from distllm.registry import did_you_mean, edit_distance, ending_with, suggest
 
 ANY = "*"
 TARGET = "_target_"
-"""Hydra's key that names code to run; no configuration of ours may."""
+"""Hydra's key that names code to run, which is never allowed here."""
 _SLIP = 2
 _OF_SBATCH = "cluster.slurm."
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -38,7 +38,7 @@ class Leaf:
 
     @property
     def default(self) -> Any:
-        """What the key is when nothing sets it."""
+        """The default value."""
         factory = self.field.default_factory
         return self.field.default if factory is dataclasses.MISSING else factory()
 
@@ -75,9 +75,9 @@ def leaves(cls: type, tree: Mapping[str, Any] | None = None, prefix: str = "") -
 
     Args:
         cls: the dataclass.
-        tree: values, nested; a mapping's keys are then those of the names it has here, and an empty
-            mapping is a key itself. Without it the names are `ANY`.
-        prefix: what the paths begin with.
+        tree: nested values; mappings then yield the names that they have here, and an empty mapping is a key
+            itself. Without it the names are `ANY`.
+        prefix: prefix of the paths.
     """
     for item in dataclasses.fields(cls):
         below = None if tree is None else tree.get(item.name)
@@ -108,14 +108,14 @@ def _keys(cls: type) -> tuple[str, ...]:
 
 @cache
 def _named(paths: tuple[str, ...]) -> re.Pattern[str]:
-    """Return what matches those of ``paths`` that have names in them."""
+    """Return a pattern for those of ``paths`` that contain names."""
     written = (re.escape(path).replace(re.escape(ANY), r"[^.]+") for path in paths if ANY in path)
     return re.compile("|".join(written) or r"(?!)")
 
 
 @cache
 def _containers(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what ends before or at a name: ``a.*.b`` gives ``a`` and ``a.*``."""
+    """Return the prefixes that end before or at a name: ``a.*.b`` gives ``a`` and ``a.*``."""
     parts = [path.split(".") for path in paths if ANY in path]
     at = [(part, index) for part in parts for index, word in enumerate(part) if word == ANY]
     found = (".".join(part[:end]) for part, index in at for end in (index, index + 1))
@@ -128,7 +128,7 @@ def is_key(path: str, known: tuple[str, ...]) -> bool:
 
 
 def holds_keys(path: str, known: tuple[str, ...]) -> bool:
-    """Whether ``path`` is a mapping of names, or one entry of it: what ``path={...}`` may set."""
+    """Whether ``path`` is a mapping of names, or one entry of it, which ``path={...}`` may set."""
     return path in _containers(known) or _named(_containers(known)).fullmatch(path) is not None
 
 
@@ -169,12 +169,12 @@ def wrong_names(path: str, known: tuple[str, ...]) -> list[str]:
 
 
 def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> None:
-    """Note that ``path`` is no key, with the closest one that is."""
+    """Note that ``path`` is not a key, with the closest key."""
     if path.rsplit(".", 1)[-1] == TARGET:
         problems.add(
             f"{TARGET} would run code named by a configuration",
             where=path,
-            remedy="choose an implementation by its name, such as optim.name=adamw",
+            remedy="choose an implementation by name, such as optim.name=adamw",
         )
         return
     known = tuple(known)
@@ -184,7 +184,7 @@ def note_unknown_key(path: str, known: Iterable[str], problems: Problems) -> Non
         alike = [word for word, key in candidates.items() if not _like_by_name_alone(path, word, key)]
         meant = suggest(path, alike)
     if meant is not None and holds_keys(path, known) and edit_distance(path, meant) > _SLIP:
-        meant = None  # a whole name without a key behind it is likelier than so many slips
+        meant = None  # a name without a key after it is more likely than so many typos
     if path.startswith(_OF_SBATCH) and (meant is None or edit_distance(path, meant) > _SLIP):
         option = path.removeprefix(_OF_SBATCH).replace("_", "-")
         remedy = f"an option of sbatch is given as cluster.slurm.options=['--{option}=...']"
@@ -259,7 +259,7 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested mapping over another; mappings merge, everything else replaces."""
+    """Merge one nested mapping over another: mappings are merged, other values replaced."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)

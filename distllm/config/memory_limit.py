@@ -1,8 +1,8 @@
-"""What a run has learnt about the memory of its ranks: the micro-batch that did not fit.
+"""The micro-batch that did not fit into the memory of a rank.
 
-A rank that runs out of memory writes ``memory.json`` into the run directory; the next attempt of the
-same command reads it here and takes half of that micro-batch, accumulated twice as often, so that
-the global batch stays what it was. Deleting the file forgets it.
+A rank that runs out of memory writes ``memory.json`` to the run directory. The next attempt reads it and
+uses half of that micro-batch, accumulated twice as often, so that the global batch stays the same. Delete
+the file to remove the limit.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class MemoryLimit:
 
     Attributes:
         micro_batch_tokens: its size, in tokens of one rank.
-        step: where it did not fit.
-        rank: the rank that had no memory for it.
-        report: what was in use, in words.
-        path: the file that says so.
+        step: the step in which it did not fit.
+        rank: the rank that ran out of memory.
+        report: the memory in use, in words.
+        path: the file that holds the limit.
     """
 
     micro_batch_tokens: int
@@ -41,20 +41,20 @@ class MemoryLimit:
 
     def __str__(self) -> str:
         return (
-            f"half of the {self.micro_batch_tokens} tokens for which rank {self.rank} had no memory "
+            f"half of the {self.micro_batch_tokens} tokens with which rank {self.rank} ran out of memory "
             f"in step {self.step}, see {self.path}"
         )
 
 
 def write_memory_limit(run_directory: Path, limit: MemoryLimit) -> None:
-    """Note for the attempts to come what did not fit."""
+    """Store the limit for later attempts."""
     content = asdict(limit)
     del content["path"]
     atomic_write_json(run_directory / FILE, content)
 
 
 def read_memory_limit(run_directory: Path) -> MemoryLimit | None:
-    """Return what an earlier attempt noted, or None.
+    """Return the limit that an earlier attempt stored, or None.
 
     Raises:
         IntegrityError: the file is not what `write_memory_limit` writes.
@@ -66,5 +66,5 @@ def read_memory_limit(run_directory: Path) -> MemoryLimit | None:
         return MemoryLimit(**read_json(path), path=str(path))
     except TypeError as error:
         raise IntegrityError(
-            f"{path} is no memory limit: {error}", where=str(path), remedy=f"delete {path}"
+            f"{path} is not a memory limit: {error}", where=str(path), remedy=f"delete {path}"
         ) from error

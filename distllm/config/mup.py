@@ -1,9 +1,9 @@
 """Maximal update parametrisation: what scales with the width, by the name of a weight.
 
-Table 8 of "Tensor Programs V" (arXiv:2203.03466), for Adam and its kin, with the width's ratio m to that
-of the base model: matrices between widths have a variance of initial weights and a rate of 1/m; embeddings,
-vectors and the output projection keep theirs, and logits are divided by m. What reads the width and
-has no multiplier of its own (a router, the head of answers) has a deviation and a rate of 1/m (Table 3).
+Table 8 of "Tensor Programs V" (arXiv:2203.03466), for Adam-like optimizers, with m the ratio of the width
+to that of the base model: for hidden matrices the variance of initial weights and the rate are scaled by
+1/m; embeddings, vectors and the output projection keep theirs, and logits are divided by m. For other
+outputs (a router, the head of answers) the standard deviation and the rate are scaled by 1/m (Table 3).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Command-line overrides: checked for unknown keys and groups before Hydra sees them.
 
-Hydra answers a mistyped key with the advice to write ``+key=value``, which plants a dead key; so
-keys and group choices are checked here, all at once, with the closest real name.
+Hydra's advice for a mistyped key is to write ``+key=value``, which adds a key that nothing reads. So keys and
+group choices are checked here, all at once, and errors suggest the closest real name.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def split_override(text: str) -> tuple[str, str, str | None]:
 
 
 def chosen_beside_experiment(overrides: Sequence[str], groups: Groups) -> frozenset[str]:
-    """Return the groups that a command line chooses beside an experiment: they stand above its keys."""
+    """Return the groups that a command line chooses besides an experiment: they override its keys."""
     parts = [split_override(text) for text in overrides]
     chosen = {key for prefix, key, value in parts if not prefix and value and _CHOICE.fullmatch(value)}
     return frozenset(chosen & groups.choices.keys() - {EXPERIMENT} if EXPERIMENT in chosen else ())

@@ -1,7 +1,7 @@
-"""Adapters in peft's words: the model they belong to, and what of them has a counterpart here. No torch.
+"""Adapters in peft's format: their base model, and which of their options are supported. Imports no torch.
 
-A folder of an adapter stands for the model that it makes of its base. What changes the numbers and has no
-counterpart is refused by its name, never dropped.
+The folder of an adapter stands for its base model with the adapter applied. Options that change results and
+are not supported are refused by name, never dropped.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FACTS = "distllm.json"
 """The file in which `distllm export` describes the run, next to a model or an adapter."""
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-_ALPHA = 8  # of peft, where its file does not say
-# Keys that are read here, or change nothing of what trained adapters compute.
+_ALPHA = 8  # peft's default
+# Keys that are read here, or do not change what trained adapters compute.
 _KNOWN = frozenset(
     {
         "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying",
@@ -36,8 +36,8 @@ _KNOWN = frozenset(
         "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
     }
 )  # fmt: skip
-_MADE = "begin with the model that they make: model.init_from=ADAPTER, without model.lora.init_from"
-# With these ways to begin, peft changes the base as well, which the adapter alone does not say.
+_MADE = "start from the adapted model: model.init_from=ADAPTER, without model.lora.init_from"
+# With these initialisations peft changes the base model as well, which the adapter's files do not contain.
 _OTHER_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 
@@ -49,10 +49,10 @@ class Adapter:
     said: Mapping[str, Any]
 
     def scale(self, module: str, rank: int) -> float:
-        """Return what the product of a module's adapter is multiplied by.
+        """Return the factor of a module's adapter.
 
         Raises:
-            ConfigError: the folder says it in no way that peft does.
+            ConfigError: the stored values are not valid.
         """
         patterns = self.said.get("alpha_pattern") or {}
         try:
@@ -73,10 +73,10 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path) -> Path:
-    """Return the folder of the model: of the one below it if ``folder`` holds an adapter, else itself.
+    """Return the folder of the base model if ``folder`` holds an adapter, else ``folder`` itself.
 
     Raises:
-        ConfigError: the model below is no folder on this machine.
+        ConfigError: the base model is not a folder on this machine.
     """
     if not is_adapter(folder):
         return folder
@@ -84,15 +84,15 @@ def base_of(folder: Path) -> Path:
     base = Path(str(named))
     if not (base / "config.json").is_file():
         raise ConfigError(
-            f"{folder} holds an adapter of peft, and {named}, the model below it, is no folder here",
+            f"{folder} holds a peft adapter, and its base model {named} is not a folder on this machine",
             where=f"{folder / CONFIG}: base_model_name_or_path",
-            remedy="get that model, and write its folder there; nothing is fetched from a hub",
+            remedy="download that model and write its folder there; distllm does not download from a hub",
         )
     return base
 
 
 def with_file(folder: Path, name: str) -> Path:
-    """Return the folder that holds the file ``name``: that of an adapter, else that of the model below it."""
+    """Return the folder that holds the file ``name``: an adapter's own, or that of its base model."""
     return folder if (folder / name).is_file() else base_of(folder)
 
 
@@ -100,7 +100,7 @@ def read_adapter(folder: Path) -> Adapter:
     """Return the adapter in a folder.
 
     Raises:
-        ConfigError: there is none, or it is of a kind that has no counterpart here.
+        ConfigError: there is none, or it has an option that is not supported.
     """
     if not (folder / CONFIG).is_file():
         raise ConfigError(
@@ -119,7 +119,7 @@ def read_adapter(folder: Path) -> Adapter:
         other.append(f"init_lora_weights={begun}")
     if other:
         raise ConfigError(
-            f"the adapter in {folder} uses {', '.join(sorted(other))}, which has no counterpart here",
+            f"the adapter in {folder} uses {', '.join(sorted(other))}, which is not supported",
             where=str(folder / CONFIG),
             remedy="merge it with peft: model.merge_and_unload().save_pretrained(DIR), and name DIR",
         )
@@ -133,7 +133,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def adapted_modules(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return the names of both matrices of each adapter, by the module that it belongs to."""
+    """Return the names of both matrices of each adapter, by module."""
     return {
         name.removeprefix(_PREFIX).removesuffix(_A): (name, name.removesuffix(_A) + _B)
         for name in names
@@ -142,15 +142,16 @@ def adapted_modules(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def whole_weights(names: Iterable[str]) -> dict[str, str]:
-    """Return the names of the weights that an adapter's folder holds as they are, by those they replace."""
+    """Return the names of whole weights in an adapter's folder, by the names of the weights they replace."""
     return {name.removeprefix(_PREFIX): name for name in names if ".lora_" not in name}
 
 
 def with_settled_lora(asked: LoraConfig, model_type: str) -> LoraConfig:
-    """Return the adapters that ``asked.init_from`` holds: all but the dropout, which is of training.
+    """Return the settings of the adapters in ``asked.init_from``, except dropout, which is for training.
 
     Raises:
-        ConfigError: it holds none, or such as differ from layer to layer, which one rank cannot say.
+        ConfigError: it holds none, or its adapters differ from layer to layer, which ``model.lora`` cannot
+            express.
     """
     folder = Path(str(asked.init_from))
     adapter = read_adapter(folder)
@@ -162,7 +163,7 @@ def with_settled_lora(asked: LoraConfig, model_type: str) -> LoraConfig:
     held = {module: _projections(model_type, module) for module in ranks}
     if strange := sorted(module for module, names in held.items() if not names):
         raise ConfigError(
-            f"the adapter of {strange[0]} belongs to no projection that a run can adapt",
+            f"a run cannot adapt {strange[0]}, which has an adapter",
             where=str(folder / WEIGHTS),
             remedy=f"{_MADE}; runs adapt {', '.join(PROJECTIONS)}",
         )
@@ -170,7 +171,7 @@ def with_settled_lora(asked: LoraConfig, model_type: str) -> LoraConfig:
     for key, values in (("rank_pattern", ranks), ("alpha_pattern", scales)):
         if len(set(values.values())) != 1:
             raise ConfigError(
-                f"the adapters in {folder} differ ({key}), and those of a run are alike",
+                f"the adapters in {folder} differ ({key}), and those of a run must be alike",
                 where=str(folder / CONFIG),
                 remedy=_MADE,
             )
@@ -181,7 +182,7 @@ def with_settled_lora(asked: LoraConfig, model_type: str) -> LoraConfig:
 
 
 def _stored_config(folder: Path) -> dict[str, Any] | None:
-    """Return what `distllm export` says of adapters of its own, which peft's words do not: joined parts."""
+    """Return the settings that `distllm export` stores: peft's format cannot express joined matrices."""
     said = read_json(folder / FACTS).get("lora") if (folder / FACTS).is_file() else None
     if said is None:
         return None
@@ -196,7 +197,7 @@ def _stored_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _projections(model_type: str, module: str) -> tuple[Projection, ...]:
-    """Return the projections of ours that a module of theirs holds; nothing of a module that is no such."""
+    """Return the projections of distllm's model in a module of transformers; none for other modules."""
     base = BASES.get(model_type, "")
     for place, table in LAYERS[model_type].values():
         start = next((s for s in (f"{place}.", f"{place.removeprefix(base)}.") if module.startswith(s)), None)

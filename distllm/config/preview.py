@@ -1,11 +1,11 @@
 """A fast check of a command line for problems, before Hydra composes anything.
 
-Importing Hydra and composing with it takes a third of a second, too long for the answer to a typo.
-This reads the same files and merges them in the same order, only to find problems: what a run uses,
-Hydra composes. A plain value is read here, any other by Hydra's own parser, which is cheap beside the
-composition; interpolations are resolved by the same function. Where only Hydra knows (a sweep, a group
-left out or outside the defaults, a package by one of its own words, other groups in the defaults of a
-file), it declines. Tests hold both to the same result.
+Importing Hydra and composing takes a third of a second, too long for reporting a typo. This module reads
+the same files and merges them in the same order, only to find problems; the configuration of a run is
+always composed by Hydra. Plain values are parsed here, others by Hydra's own parser, which is fast compared
+with the composition; interpolations are resolved by the same function. Where Hydra has special rules
+(sweeps, groups that are left out or not in the defaults, package keywords, other groups in the defaults of
+a file), it gives up. Tests check that both give the same result.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ _OVERRIDE = "override /"
 
 
 class _NotPlain(Exception):
-    """Only Hydra knows what this composes to."""
+    """Only Hydra can compose this."""
 
 
 def raise_early(
     overrides: Sequence[str], config_dir: Path | None, check: Callable[[Config, Problems], object]
 ) -> None:
-    """Raise what a fast look finds; a silent return proves nothing.
+    """Raise the problems that the fast check finds; there may be others if it raises nothing.
 
     Args:
         overrides: the command line's overrides.
         config_dir: a user's directory of groups, searched before the built-in one.
-        check: notes further problems of the configuration.
+        check: adds further problems of the configuration.
 
     Raises:
         ConfigProblems: every problem found.
@@ -74,7 +74,7 @@ def raise_early(
     except ConfigError as error:
         problems.found.append(error)
     except IntegrityError as error:
-        problems.pass_on(error, where=error.where or "--config-dir", remedy="repair this file")
+        problems.pass_on(error, where=error.where or "--config-dir", remedy="fix this file")
     else:
         if composed is None:
             return
@@ -83,11 +83,11 @@ def raise_early(
 
 
 def compose_plain(overrides: Sequence[str], directories: Sequence[Path]) -> dict[str, Any] | None:
-    """Merge groups, experiment and overrides as Hydra would; None where only Hydra knows.
+    """Merge groups, experiment and overrides as Hydra would; None if only Hydra can.
 
     Raises:
-        ConfigError: an interpolation names a key that there is not.
-        IntegrityError: a file that was chosen is no YAML mapping.
+        ConfigError: an interpolation refers to an unknown key.
+        IntegrityError: a chosen file is not a YAML mapping.
     """
     try:
         return _composed(overrides, directories)
@@ -111,7 +111,7 @@ def _composed(overrides: Sequence[str], directories: Sequence[Path]) -> dict[str
         choices |= _overridden(entry, choices)
     choices |= asked
     chosen = [group for group, choice in choices.items() if group != EXPERIMENT and choice is not None]
-    # What was asked for is read first: where it is Hydra's to read, the rest would be read in vain.
+    # Groups from the command line are read first: they are the most likely to need Hydra.
     asked_first = sorted(chosen, key=lambda group: group not in asked)
     read = {group: _group(group, choices[group], directories) for group in asked_first}
     layers = {group: read[group] for group in chosen}
@@ -126,7 +126,7 @@ def _composed(overrides: Sequence[str], directories: Sequence[Path]) -> dict[str
 
 
 def _overlaid(tree: dict[str, Any], text: str, prefix: str, key: str, value: str | None) -> dict[str, Any]:
-    """Apply one override of a key; Hydra refuses ``+key=`` where there is a value, ``~key`` where none is."""
+    """Apply one override of a key; Hydra refuses ``+key=`` if there is a value, ``~key`` if there is none."""
     if not (is_key(key, keys(Config)) or holds_keys(key, keys(Config))):
         raise _NotPlain
     if prefix == "~":
@@ -176,7 +176,7 @@ def _value(value: str | None) -> Any:
 
 
 def _experiment(choice: Any, directories: Sequence[Path]) -> dict[str, Any]:
-    """Return an experiment's file, which must stand at the root and override only groups."""
+    """Return an experiment's file, which must be for the root package and override only groups."""
     if choice is None:
         return {}
     content, package = _read(EXPERIMENT, choice, directories)
@@ -216,7 +216,7 @@ def _group(
 
 
 def _read(group: str, choice: Any, directories: Sequence[Path]) -> tuple[dict[str, Any], str | None]:
-    """Return the file of a choice and the package that its head names; the first directory wins."""
+    """Return the content of a choice's file and the package in its header; the first directory wins."""
     if not isinstance(choice, str) or not _CHOICE.fullmatch(choice):
         raise _NotPlain
     path = next((p for folder in directories if (p := folder / group / f"{choice}.yaml").is_file()), None)
@@ -238,7 +238,7 @@ def _laid(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unlike(below: Any, above: Any) -> None:
-    """Decline where Hydra does not simply merge mappings and replace everything else."""
+    """Give up where Hydra does not simply merge mappings and replace other values."""
     if isinstance(below, Mapping) and isinstance(above, Mapping):
         for key, value in above.items():
             _refuse_unlike(below.get(key), value)
@@ -250,7 +250,7 @@ def _refuse_unlike(below: Any, above: Any) -> None:
 
 
 def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
-    """Resolve interpolations; ``???``, Hydra's mark of what is missing, and other errors are its to tell."""
+    """Resolve interpolations; missing values (``???``) and other errors are left for Hydra to report."""
     text = str(tree)
     if "???" in text:
         raise _NotPlain

@@ -1,4 +1,4 @@
-"""Collecting every problem of a configuration before raising once."""
+"""Collecting all problems of a configuration, to raise them as one error."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Problems:
 
     Attributes:
         found: the problems, in the order in which they were noted.
-        suspects: keys whose value cannot be relied on (mistyped, or probably meant by a mistyped
-            key), so that a check of combinations does not report what is only a consequence.
+        suspects: keys with unreliable values (wrong, or probably meant by a mistyped key); checks of
+            combinations skip them, because their problems would only be consequences.
     """
 
     def __init__(self) -> None:
@@ -21,15 +21,15 @@ class Problems:
         self.suspects: set[str] = set()
 
     def add(self, cause: str, *, where: str, remedy: str) -> None:
-        """Note one problem: what is wrong, at which key or file, and what to do."""
+        """Add one problem: what is wrong, at which key or file, and what to do."""
         self._note(cause, where, remedy)
 
     def pass_on(self, error: DistllmError, *, where: str, remedy: str) -> None:
-        """Note what an error says that was raised, with this place and remedy."""
+        """Add an error that was raised, with another place and remedy."""
         self.found.append(error.recast(ConfigError, where=where, remedy=remedy))
 
     def check(self, holds: bool, cause: str, *, keys: Iterable[str], remedy: str) -> None:
-        """Note that a combination of ``keys`` is impossible, unless one of them is suspect."""
+        """Add a problem with a combination of ``keys`` unless it ``holds``, or one of them is suspect."""
         involved = list(keys)
         if not holds and not self.suspects.intersection(involved):
             self._note(cause, ", ".join(involved), remedy)

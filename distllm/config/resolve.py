@@ -1,8 +1,8 @@
-"""Deriving every quantity that follows from intent, once, with its formula.
+"""Deriving every quantity that follows from the user's settings, once, with its formula.
 
-The user says how many tokens a step and a run have, which model and which cluster; the batch
-geometry, the number of steps and the DeepSpeed JSON follow. Impossible combinations are all
-reported together, before any process is started.
+The user sets the tokens per step and per run, the model and the cluster; batch sizes, the number of steps
+and the DeepSpeed JSON are derived. All impossible combinations are reported together, before any process is
+started.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distllm.machine import cores_of_ranks
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The ranks of a run and who decided their number."""
+    """The ranks of a run, and what determined their number."""
 
     size: int
     local_size: int
@@ -44,12 +44,12 @@ class World:
         asked = cls.from_config(config)
         if (size, local_size) == (asked.size, asked.local_size):
             return asked
-        return cls(size, local_size, f"the launcher's WORLD_SIZE, which overrules {asked.origin}")
+        return cls(size, local_size, f"the launcher's WORLD_SIZE, which overrides {asked.origin}")
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetFacts:
-    """What a prepared dataset settles."""
+    """What a prepared dataset determines."""
 
     vocab_size: int
     train_tokens: int
@@ -59,7 +59,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """A derived value and how it came about."""
+    """A derived value and its formula."""
 
     value: int | float | str
     formula: str
@@ -67,7 +67,7 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A configuration with every number settled."""
+    """A configuration with all derived numbers."""
 
     config: Config
     shape: ModelShape
@@ -90,12 +90,12 @@ class Resolved:
 
     @property
     def trainable_params(self) -> int:
-        """Parameters that learn: all, or those of the adapters."""
+        """Number of trainable parameters: all, or those of the adapters."""
         return int(self.derivations["trainable_params"].value)
 
     @property
     def stop_step(self) -> int:
-        """The step after which this attempt ends; the schedule may go on beyond it."""
+        """The step after which this attempt ends; the schedule may continue beyond it."""
         return min(self.config.train.stop_at_step or self.max_steps, self.max_steps)
 
 
@@ -108,15 +108,15 @@ def resolve(
     problems: Problems | None = None,
     starts_here: bool = True,
 ) -> Resolved:
-    """Settle every number of a training run.
+    """Derive every number of a training run.
 
     Args:
         config: the validated configuration.
         world: the ranks a launcher has started; default: what ``cluster`` asks for.
         dataset: facts of the prepared dataset; without it the vocabulary is the configured one.
-        memory_limit: what did not fit into memory in an earlier attempt.
+        memory_limit: the micro-batch that did not fit in an earlier attempt.
         problems: problems already found; they are raised together with those found here.
-        starts_here: whether this machine is to run it, and must have the cores and devices.
+        starts_here: whether this machine will run it, and must have the cores and devices.
 
     Raises:
         ConfigProblems: every problem found.
@@ -124,7 +124,7 @@ def resolve(
     found = problems if problems is not None else Problems()
     world = world or World.from_config(config)
     if config.model.init_from is not None or config.model.lora.init_from is not None:
-        from distllm.config.huggingface import with_imported  # a typo elsewhere need not wait for it
+        from distllm.config.huggingface import with_imported  # slow to import
 
         config = with_imported(config, found)
     check_model(config, found)
@@ -142,14 +142,14 @@ def resolve(
     return _settle(config, world, dataset, memory_limit)
 
 
-class _Ledger:
-    """Settles named quantities and keeps the formula of each."""
+class _Derivations:
+    """Records the value and formula of each derived quantity."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Derivation] = {}
 
     def settle(self, name: str, value: int, formula: str) -> int:
-        """Note how ``name`` came about and return its value."""
+        """Record the formula of ``name`` and return its value."""
         self.entries[name] = Derivation(value, formula)
         return value
 
@@ -157,12 +157,12 @@ class _Ledger:
 def _settle(
     config: Config, world: World, dataset: DatasetFacts | None, memory_limit: MemoryLimit | None
 ) -> Resolved:
-    ledger = _Ledger()
-    ledger.settle("world_size", world.size, world.origin)
-    threads = _threads_per_rank(config, world, ledger)
-    sequences, micro, accumulation = _batch_geometry(config, world, ledger, memory_limit)
-    max_steps, total_tokens, warmup_tokens = _horizon(config, ledger)
-    shape = _shape(config, dataset, ledger)
+    derived = _Derivations()
+    derived.settle("world_size", world.size, world.origin)
+    threads = _threads_per_rank(config, world, derived)
+    sequences, micro, accumulation = _batch_geometry(config, world, derived, memory_limit)
+    max_steps, total_tokens, warmup_tokens = _horizon(config, derived)
+    shape = _shape(config, dataset, derived)
     json = deepspeed_json(
         zero_stage=config.engine.zero_stage,
         micro_batch_size=micro,
@@ -188,27 +188,27 @@ def _settle(
         total_tokens=total_tokens,
         warmup_tokens=warmup_tokens,
         deepspeed=json,
-        derivations=ledger.entries,
+        derivations=derived.entries,
         memory_limit=memory_limit,
     )
 
 
-def _threads_per_rank(config: Config, world: World, ledger: _Ledger) -> int:
+def _threads_per_rank(config: Config, world: World, derived: _Derivations) -> int:
     asked, cores = config.cluster.threads_per_rank, cores_of_ranks()
     if asked:
-        return ledger.settle("threads_per_rank", asked, "cluster.threads_per_rank")
+        return derived.settle("threads_per_rank", asked, "cluster.threads_per_rank")
     share = max(1, cores // world.local_size)
-    return ledger.settle(
+    return derived.settle(
         "threads_per_rank", share, f"{cores} cores / {world.local_size} ranks on this machine"
     )
 
 
 def _batch_geometry(
-    config: Config, world: World, ledger: _Ledger, memory_limit: MemoryLimit | None
+    config: Config, world: World, derived: _Derivations, memory_limit: MemoryLimit | None
 ) -> tuple[int, int, int]:
     """Return sequences per step, micro-batch size and accumulation steps."""
     tokens, seq_len = config.train.tokens_per_step, config.data.seq_len
-    sequences = ledger.settle(
+    sequences = derived.settle(
         "sequences_per_step",
         tokens // seq_len,
         f"train.tokens_per_step / data.seq_len = {tokens} / {seq_len}",
@@ -225,12 +225,12 @@ def _batch_geometry(
     length, ranks = "data.seq_len", "world_size"
     if sharing > 1:
         length, ranks = f"({length} / engine.sequence_ranks)", f"{ranks} / engine.sequence_ranks"
-    micro = ledger.settle(
+    micro = derived.settle(
         "micro_batch_size",
         micro_batch_of(per_rank, bound),
         f"largest divisor of a rank's {per_rank} sequences that is at most {origin} / {length} = {bound}",
     )
-    accumulation = ledger.settle(
+    accumulation = derived.settle(
         "grad_accum_steps",
         per_rank // micro,
         f"sequences_per_step / (micro_batch_size x {ranks}) = {sequences} / ({micro} x {groups})",
@@ -238,27 +238,27 @@ def _batch_geometry(
     return sequences, micro, accumulation
 
 
-def _horizon(config: Config, ledger: _Ledger) -> tuple[int, int, int]:
+def _horizon(config: Config, derived: _Derivations) -> tuple[int, int, int]:
     """Return steps, tokens and warm-up tokens of the whole run."""
     train, fraction = config.train, config.schedule.warmup_fraction
     sizes, seq_len = StepSizes.from_config(config), config.data.seq_len
     growing = len(sizes.stages) > 1
     if train.max_steps is not None:
-        max_steps = ledger.settle("max_steps", train.max_steps, "train.max_steps")
+        max_steps = derived.settle("max_steps", train.max_steps, "train.max_steps")
     else:
         asked = train.total_tokens or 0
         formula = f"train.total_tokens / train.tokens_per_step = {asked} / {train.tokens_per_step}"
         if growing:
             formula = f"whole steps, growing as batch says, in train.total_tokens = {asked}"
-        max_steps = ledger.settle("max_steps", sizes.fitting(asked // seq_len), formula)
-    total_tokens = ledger.settle(
+        max_steps = derived.settle("max_steps", sizes.fitting(asked // seq_len), formula)
+    total_tokens = derived.settle(
         "total_tokens",
         sizes.before(max_steps) * seq_len,
         f"sequences of {max_steps} growing steps x data.seq_len = {sizes.before(max_steps)} x {seq_len}"
         if growing
         else f"max_steps x train.tokens_per_step = {max_steps} x {train.tokens_per_step}",
     )
-    warmup_tokens = ledger.settle(
+    warmup_tokens = derived.settle(
         "warmup_tokens",
         round(fraction * total_tokens),
         f"schedule.warmup_fraction x total_tokens = {fraction} x {total_tokens}",
@@ -266,26 +266,26 @@ def _horizon(config: Config, ledger: _Ledger) -> tuple[int, int, int]:
     return max_steps, total_tokens, warmup_tokens
 
 
-def _shape(config: Config, dataset: DatasetFacts | None, ledger: _Ledger) -> ModelShape:
+def _shape(config: Config, dataset: DatasetFacts | None, derived: _Derivations) -> ModelShape:
     model = config.model
     vocab_size = dataset.vocab_size if dataset else config.tokenizer.vocab_size
     origin = "the dataset's tokenizer" if dataset else "tokenizer.vocab_size"
     shape = settle_shape(model, vocab_size, max(config.data.seq_len, config.data.source_len or 0))
-    ledger.settle(
+    derived.settle(
         "vocab_size",
         shape.vocab_size,
         "model.vocab_size"
         if model.vocab_size
         else f"{vocab_size} ids of {origin}, rounded up to a multiple of {VOCAB_MULTIPLE}",
     )
-    ledger.settle(
+    derived.settle(
         "head_dim",
         shape.head_dim,
         "model.head_dim"
         if model.head_dim
         else f"model.hidden_size / model.num_heads = {shape.hidden_size} / {shape.num_heads}",
     )
-    ledger.settle(
+    derived.settle(
         "num_kv_heads",
         shape.num_kv_heads,
         "model.num_kv_heads" if model.num_kv_heads else "model.num_heads",
@@ -293,26 +293,26 @@ def _shape(config: Config, dataset: DatasetFacts | None, ledger: _Ledger) -> Mod
     wide = f"8/3 x model.hidden_size {shape.hidden_size}, rounded up to a multiple of {MLP_MULTIPLE}"
     if not model.gated:
         wide = f"4 x model.hidden_size {shape.hidden_size}"
-    ledger.settle(
+    derived.settle(
         "intermediate_size",
         shape.intermediate_size,
         "model.intermediate_size" if model.intermediate_size else wide,
     )
-    ledger.settle("num_params", shape.num_params, "counted from the model's shape")
-    _settle_trainable(config, shape, ledger)
+    derived.settle("num_params", shape.num_params, "counted from the model's shape")
+    _settle_trainable(config, shape, derived)
     for kind, spec in attention_specs(config).items():
         names, formula = derivation(spec, ORDERS[config.engine.kernels])
-        ledger.entries[f"attention.{kind}"] = Derivation(names, formula)
+        derived.entries[f"attention.{kind}"] = Derivation(names, formula)
     return shape
 
 
-def _settle_trainable(config: Config, shape: ModelShape, ledger: _Ledger) -> None:
+def _settle_trainable(config: Config, shape: ModelShape, derived: _Derivations) -> None:
     lora = config.model.lora
     if lora.rank == 0:
-        ledger.settle("trainable_params", shape.num_params, "all of them: model.lora.rank = 0")
+        derived.settle("trainable_params", shape.num_params, "all of them: model.lora.rank = 0")
         return
     count = shape.adapter_params(lora)
     formula = f"adapters of rank {lora.rank} for {', '.join(lora.targets)}"
     if config.task.name == "extractive_qa":
         count, formula = count + 2 * (shape.hidden_size + 1), f"{formula}, and the head of the answers"
-    ledger.settle("trainable_params", count, formula)
+    derived.settle("trainable_params", count, formula)

@@ -1,8 +1,8 @@
 """The whole experiment as one tree of frozen dataclasses: every key a user can set, and nothing else.
 
-Only intent lives here. Quantities that follow from intent (micro-batch size, accumulation, number
-of steps, the DeepSpeed JSON) are derived in `resolve`. A field's metadata carries its help text,
-its unit (so that ``2B`` or ``64MiB`` can be written) and what a change of it means on resume:
+Only what a user decides is here. Quantities that follow (micro-batch size, accumulation, number of steps, the
+DeepSpeed JSON) are derived in `resolve`. A field's metadata holds its help text, its unit (so that ``2B`` or
+``64MiB`` can be written) and what a change of it means on resume:
 
 - ``identity``: another model, tokenizer or data order; a resume is refused.
 - ``schedule``: another optimisation path; a resume says so.

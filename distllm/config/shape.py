@@ -1,6 +1,6 @@
-"""A model's shape with every number settled: what the model code, the planner and export read.
+"""A model's shape with every number derived, as the model code, the planner and export read it.
 
-Nothing here imports torch, so the login node can count parameters without it.
+Imports no torch, so that a login node can count parameters.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def settle_shape(model: ModelConfig, vocab_size: int, seq_len: int) -> ModelShape:
-    """Fill in what ``model`` leaves open.
+    """Derive the values that ``model`` leaves open.
 
     Args:
         model: the configured shape; without ``head_dim``, ``hidden_size`` must be a multiple of

@@ -1,7 +1,7 @@
-"""How many sequences each step takes: a constant, or doublings up to it.
+"""How many sequences each step takes: a constant, or sizes that double up to it.
 
-Everything is a function of the step's number, so there is no state: a resumed run, the learning rate,
-the data order and every command that looks at a step agree.
+Everything is a function of the step's number, without state, so that a resumed run, the learning rate, the
+data order and every command that looks at a step agree.
 
 Shapes: N samples.
 """
@@ -24,8 +24,8 @@ class Stage:
 
     Attributes:
         step: the first of them, from 0.
-        sample: where it begins in the global order, if nothing was left out before.
-        sequences: of each.
+        sample: position of the first one in the global order, if no samples were excluded before.
+        sequences: number of sequences of each step.
     """
 
     step: int
@@ -41,12 +41,12 @@ class StepSizes:
 
     @classmethod
     def constant(cls, sequences: int) -> StepSizes:
-        """All steps take as many."""
+        """Return steps of equal size."""
         return cls((Stage(0, 0, sequences),))
 
     @classmethod
     def from_config(cls, config: Config) -> StepSizes:
-        """Return what ``batch`` asks for: sizes double, each for an equal part of its tokens."""
+        """Return the sizes that ``batch`` asks for: they double, each for an equal part of its tokens."""
         seq_len, batch = config.data.seq_len, config.batch
         last = config.train.tokens_per_step // seq_len
         if batch.start_tokens is None:
@@ -72,13 +72,13 @@ class StepSizes:
         return stage.sample + (steps - stage.step) * stage.sequences
 
     def fitting(self, samples: int) -> int:
-        """Return how many whole steps a number of samples is enough for."""
+        """Return how many whole steps fit in a number of samples."""
         stage = next(stage for stage in reversed(self.stages) if stage.sample <= samples)
         return stage.step + (samples - stage.sample) // stage.sequences
 
     def steps_of(self, sample_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the steps that take these samples of an order from which nothing was left out."""
-        import numpy as np  # a third of what it takes to refuse a configuration, which needs no arrays
+        """Return the steps that take these samples, if no samples were excluded."""
+        import numpy as np  # slow to import, and checking a configuration does not need it
 
         starts = np.array([stage.sample for stage in self.stages])
         place_N = starts.searchsorted(sample_N, side="right") - 1

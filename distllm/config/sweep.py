@@ -22,7 +22,7 @@ Method = Literal["grid", "random", "bayes"]
 _RANGE = re.compile(r"(?P<low>[^.\[{'\"]+(?:\.\d+)?[^.]*?)\.\.(?P<high>.+)")
 _LOGARITHMIC_FROM = 10.0
 TRIAL_NAME = "${oc.env:WANDB_RUN_ID}"
-"""Read by the trial itself: an agent fills in its own macro for it before it knows the trial's id."""
+"""The trial itself reads it: the agent's own macro is replaced before the trial's id is known."""
 
 
 def sweep(
@@ -31,10 +31,10 @@ def sweep(
     """Return the sweep as what its YAML file holds.
 
     Args:
-        words: overrides, of which some are to be varied.
+        words: overrides; ranges, lists and ``*`` are varied.
         method: how the next trial is chosen.
-        metric: what is judged, by its name in Weights & Biases; empty: the validation loss of the task.
-        goal: whether less or more of it is better.
+        metric: the metric to optimise, by its name in Weights & Biases; empty: the task's validation loss.
+        goal: whether lower or higher values are better.
 
     Raises:
         ConfigProblems: nothing is varied, a key is unknown, or a value or bound is not allowed.
@@ -111,7 +111,9 @@ def _range(key: str, low: str, high: str, leaf: Any, problems: Problems) -> dict
     bounds = [_value(text, leaf, problems) for text in (low, high)]
     if None in bounds or not bounds[0] < bounds[1]:
         problems.add(
-            f"{key}={low}..{high} is no range", where=key, remedy=f"write low..high; {describe(leaf.field)}"
+            f"{key}={low}..{high} is not a range",
+            where=key,
+            remedy=f"write low..high; {describe(leaf.field)}",
         )
         return {"min": low, "max": high}
     if required(leaf.annotation) is int:

@@ -30,7 +30,7 @@ _PARSE_UNIT = {"count": parse_count, "bytes": parse_bytes}
 
 
 def parse_literal(text: str) -> Any:
-    """Return a word of the command line as true, false, null, a number or, else, text."""
+    """Parse a word of the command line: true, false, null, a number, or else text."""
     if text in _LITERALS:
         return _LITERALS[text]
     for kind in (int, float):
@@ -44,8 +44,8 @@ def parse_literal(text: str) -> Any:
 def build(cls: type[T], raw: Mapping[str, Any], problems: Problems) -> T:
     """Build ``cls`` from ``raw``, noting every unknown key and wrong value in ``problems``.
 
-    Keys absent from ``raw`` take their defaults. So do keys with a wrong value, which become
-    suspects: the result serves to look for more problems and is good only when there are none.
+    Keys absent from ``raw`` take their defaults. So do keys with a wrong value, which become suspects: the
+    result can be used to look for more problems, and is valid only if there are none.
     """
     return cast(T, _Builder(keys(cls), problems).group(cls, raw, ""))
 

@@ -1,4 +1,4 @@
-"""The weight files of a Hugging Face folder: which they are, and whether two weights are one. No torch."""
+"""The weight files of a Hugging Face folder, and whether two of its weights are tied. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 2**20
 
 
 class Alike(enum.Enum):
-    """What a folder holds of two weights that may be one."""
+    """Which of two weights that may be tied a folder holds."""
 
     UNKNOWN = "no first, or no files that can be read"
     ALONE = "the first only"
@@ -34,8 +34,8 @@ class _Place(NamedTuple):
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of the model in ``folder``, by the rules of transformers.
 
-    Files that lie beside these are other things: an adapter, the same weights in another precision. A
-    folder without the usual names has all of its files read.
+    Other files next to these are ignored: an adapter, the same weights in another precision. In a folder
+    without the usual names, all safetensors files are read.
 
     Raises:
         IntegrityError: the index of the files cannot be read.
@@ -76,9 +76,9 @@ def tensor_sizes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def alike_weights(folder: Path, first: str, second: str) -> Alike:
-    """Say whether two weights of a folder are one, comparing their bytes.
+    """Compare the bytes of two weights of a folder.
 
-    A damaged file is nothing to be said here: reading its weights does.
+    A damaged file is not reported here, but when its weights are read.
     """
     try:
         places = {name: place for file in weight_files(folder) for name, place in _places(file).items()}

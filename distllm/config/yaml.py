@@ -20,7 +20,7 @@ def from_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; interpolations stay as they are written.
 
     Raises:
-        IntegrityError: the file is missing or is no YAML mapping.
+        IntegrityError: the file is missing or is not a YAML mapping.
     """
     from omegaconf import DictConfig, OmegaConf
 

@@ -128,8 +128,8 @@ def test_an_adapter_stands_for_its_model_and_contradictions_are_named(folder, tm
     assert (lora.rank, lora.alpha, lora.targets) == (4, 6.0, ("q_proj",))
     for words, wrong in (
         ([more, "model.lora.rank=8"], "rank is 8, but the adapter"),
-        ([f"model.init_from={adapter}", more], "would be added twice"),
-        (["model.init_from=null", more], "model.init_from names none"),
+        ([f"model.init_from={adapter}", more], "would be applied twice"),
+        (["model.init_from=null", more], "model.init_from is not set"),
     ):
         with pytest.raises(ConfigProblems, match=wrong):
             settled(base, *words)
@@ -193,13 +193,13 @@ def test_what_the_block_cannot_do_is_refused(folder, content, cause):
     [
         ({"hidden_size": None}, "of a llama does not say hidden_size"),
         ({"num_hidden_layers": None}, "does not say num_hidden_layers"),
-        ({"num_attention_heads": "four", "head_dim": 16}, "makes no model: num_heads='four'"),
-        ({"num_attention_heads": "four"}, "makes no model: unsupported operand"),
-        ({"num_attention_heads": 0}, "makes no model"),
+        ({"num_attention_heads": "four", "head_dim": 16}, "is invalid: num_heads='four'"),
+        ({"num_attention_heads": "four"}, "is invalid: unsupported operand"),
+        ({"num_attention_heads": 0}, "is invalid"),
         ({"num_hidden_layers": -1}, "num_layers=-1: below the least allowed value 1"),
         ({"rms_norm_eps": "x"}, "norm_eps='x'"),
         ({"rope_scaling": {"type": "linear"}}, "does not say factor"),
-        ({"rope_scaling": "linear"}, "makes no model"),
+        ({"rope_scaling": "linear"}, "is invalid"),
     ],
 )
 def test_a_configuration_that_is_not_whole_is_named(folder, change, cause):

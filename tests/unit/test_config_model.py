@@ -1,4 +1,4 @@
-"""Presets have their published sizes, and what makes no model is refused with a remedy."""
+"""Presets have their published sizes, and what is invalid is refused with a remedy."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ REFUSED = {
     ),
     "adapters of nothing": (
         {"lora": LoraConfig(rank=4)},
-        "adapters change a model that was trained",
+        "adapters need a trained model",
         "distllm export run=NAME",
     ),
     "an adapter without a projection": (
@@ -94,7 +94,7 @@ REFUSED = {
     ),
     "adapters nowhere": (
         {"lora": LoraConfig(rank=4, targets=()), "init_from": "x"},
-        "nothing would learn",
+        "nothing would be trained",
         "model.lora.targets=[q_proj,v_proj]",
     ),
     "an odd head": (
@@ -124,7 +124,7 @@ REFUSED = {
     ),
     "llama3 without the context it stretches": (
         {"rope": RopeConfig("llama3", 8.0)},
-        "needs the context the frequencies were made for",
+        "needs the context length before scaling",
         "model.rope.original_len=8192",
     ),
     "stretched positions that do not turn": (
@@ -139,17 +139,17 @@ REFUSED = {
     ),
     "a pattern of other letters": (
         {"window_pattern": "GS"},
-        "'GS' is no row of L and G",
+        "'GS' may only contain the letters L and G",
         "model.window_pattern=GLL",
     ),
     "a pattern of nothing": (
         {"window_pattern": ""},
-        "'' is no row of L and G",
+        "'' may only contain the letters L and G",
         "model.window_pattern=GLL",
     ),
     "a shift of RMSNorm": (
         {"norm_bias": True},
-        "RMSNorm has no shift",
+        "RMSNorm has no bias",
         "model.norm=layer",
     ),
     "encoder layers of a decoder": (
@@ -169,7 +169,7 @@ REFUSED = {
     ),
     "token types of a decoder": (
         {"token_types": 2},
-        "encoders only",
+        "only encoders have token types",
         "model.token_types=0",
     ),
 }

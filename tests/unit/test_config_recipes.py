@@ -70,7 +70,7 @@ def test_at_scale_preferences_need_another_model_to_begin_with_and_another_machi
 def test_preferences_ask_for_the_model_to_begin_with():
     config = compose(["experiment=dpo"])
     assert config.task.name == "dpo"
-    with pytest.raises(Exception, match="begins with a model that was trained"):
+    with pytest.raises(Exception, match="needs a trained model"):
         resolve(config, starts_here=False)
 
 

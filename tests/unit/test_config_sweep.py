@@ -55,7 +55,7 @@ def test_everything_else_is_what_a_trial_is_started_with():
     ("words", "told"),
     [
         (["experiment=demo"], "nothing is to be varied"),
-        (["optim.lr=1e-2..1e-4"], "is no range"),
+        (["optim.lr=1e-2..1e-4"], "is not a range"),
         (["optim.beta1=0.5,1.5"], "above the greatest"),
         (["optim.lr=*"], "lists no choices"),
         (["optim.lrr=1,2"], "did you mean 'optim.lr'"),

@@ -113,7 +113,7 @@ def test_problems_of_a_profile_are_found_before_it_is_used(monkeypatch):
     causes = [problem.cause for problem in problems.found]
     assert causes[:3] == [
         "unknown filter 'no_bridge'",
-        *(f"{x!r} is no code of a language" for x in ("english", "DE")),
+        *(f"{x!r} is not a language code" for x in ("english", "DE")),
     ]
     assert "min_words=5 is more than clean.gopher.max_words=4" in causes[3]
     assert "max_top_ngram" in causes[4]

@@ -121,8 +121,8 @@ def test_the_multiplier_of_logits_is_folded_for_transformers(tmp_path, tied):
 @pytest.mark.parametrize(
     ("optim", "model", "cause"),
     [
-        ({"name": "sgd"}, {}, "muP's rates are those of Adam"),
-        ({}, {"init_from": "x"}, "weights that are drawn at random"),
+        ({"name": "sgd"}, {}, "muP scales the learning rates of Adam"),
+        ({}, {"init_from": "x"}, "randomly initialised weights"),
         ({}, {"mup": MupConfig(base_head_dim=8)}, "without the base width"),
     ],
 )

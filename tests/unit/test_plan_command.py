@@ -92,7 +92,10 @@ def test_a_measured_machine_is_planned_for(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        (["cluster.procs_per_node=9", "train.tokens_per_step=1179648"], "9 ranks asked of 8 devices"),
+        (
+            ["cluster.procs_per_node=9", "train.tokens_per_step=1179648"],
+            "9 ranks per node requested, a node has 8 devices",
+        ),
         (["train.tokens_per_step=1000000"], "no whole number"),
     ],
 )

@@ -181,7 +181,11 @@ def test_a_model_that_knows_nothing_exposes_nothing(root):
     [
         (CanaryConfig(repeats=(1,)), "pairs", "plain texts"),
         (CanaryConfig(repeats=(1,), text="no place"), "text", "one place for its digits"),
-        (CanaryConfig(repeats=(1, 1, 1), space=2), "text", "3 canaries are to be planted of 2"),
+        (
+            CanaryConfig(repeats=(1, 1, 1), space=2),
+            "text",
+            "3 canaries cannot be planted: privacy.canaries.space is 2",
+        ),
     ],
 )
 def test_what_cannot_be_planted_is_refused(canaries, source, words):

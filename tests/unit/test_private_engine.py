@@ -203,12 +203,12 @@ PRIVATE = {
 REFUSED = [
     ("cannot be private: the loss of a pair", {"task": TaskConfig(name="contrastive")}),
     ("cannot be private: a question has several", {"task": TaskConfig(name="extractive_qa")}),
-    ("none of them can be clipped alone", {"engine": EngineConfig(zero_stage=2)}),
+    ("single rows cannot be clipped", {"engine": EngineConfig(zero_stage=2)}),
     ("ranks that share a row", {"engine": EngineConfig(name="local", zero_stage=0, sequence_ranks=2)}),
     ("a row holds several documents", {"data": DataConfig(packing="best_fit")}),
-    ("whether a step is a spike", {"guard": GuardConfig()}),
+    ("the guard judges spikes", {"guard": GuardConfig()}),
     ("8 bits of a gradient", {"precision": PrecisionConfig(compute="bf16")}),
-    ("another share of noise", {"batch": BatchConfig(start_tokens=512, warmup_tokens=4096)}),
+    ("assumes steps of equal size", {"batch": BatchConfig(start_tokens=512, warmup_tokens=4096)}),
 ]
 
 

@@ -74,7 +74,7 @@ def test_the_next_attempt_halves_and_accumulates_twice_as_much():
     assert (before.micro_batch_size, before.grad_accum_steps) == (8, 2)
     assert (after.micro_batch_size, after.grad_accum_steps) == (4, 4)
     assert after.sequences_per_step == before.sequences_per_step
-    assert "rank 1 had no memory in step 8" in after.derivations["micro_batch_size"].formula
+    assert "rank 1 ran out of memory in step 8" in after.derivations["micro_batch_size"].formula
     assert after.deepspeed["train_micro_batch_size_per_gpu"] == 4
 
 
