@@ -143,7 +143,7 @@ def _check_fewer(config: Config, fewest: int, problems: Problems) -> None:
     bad = [nodes for nodes in range(fewest, cluster.nodes) if smallest % (unit * nodes)]
     problems.check(
         not bad,
-        f"a step of {smallest} tokens is no whole number of sequences on "
+        f"a step of {smallest} tokens is not a whole number of sequences on "
         f"{', '.join(map(str, bad))} machines of {cluster.procs_per_node} ranks",
         keys=["train.tokens_per_step", "elastic"],
         remedy="raise the fewest machines, or choose a step that divides by every number between",

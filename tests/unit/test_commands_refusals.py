@@ -96,7 +96,7 @@ def test_fewer_machines_than_divide_a_step_and_a_resume_from_nothing_are_refused
     tokens = 4 * config.data.seq_len
     config = replace(config, train=replace(config.train, tokens_per_step=tokens))
     told = found(submit_checks._check_fewer, config, 2)
-    assert f"a step of {tokens} tokens is no whole number of sequences on 3 machines of 1 ranks" in told
+    assert f"a step of {tokens} tokens is not a whole number of sequences on 3 machines of 1 ranks" in told
     must = replace(config, checkpoint=replace(config.checkpoint, resume="must"))
     resolved = SimpleNamespace(config=must)
     assert "to resume from" in found(submit_checks._check_resume, resolved, tmp_path)

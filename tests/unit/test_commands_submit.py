@@ -377,7 +377,7 @@ def test_launch_with_torchrun(slurm, capsys):
     for part in ("--nnodes=1:2", "--rdzv-id=mine", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2"):
         assert part in told
     told = refused(capsys, *line[:3], "elastic=2:4", *words())
-    assert "is no whole number of sequences on 3 machines" in told
+    assert "is not a whole number of sequences on 3 machines" in told
     assert "elastic=x is no number of machines" in refused(capsys, *line[:3], "elastic=x", *words())
 
 

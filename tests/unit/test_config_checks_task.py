@@ -38,7 +38,7 @@ def test_only_families_that_can_learn_a_task_are_accepted(task, family):
 
 def test_examples_never_see_each_other():
     seq2seq = TaskConfig(name="seq2seq")
-    assert "must not see each other" in causes(task=seq2seq, data=DataConfig(mask_documents=False))[0]
+    assert "must not attend to each other" in causes(task=seq2seq, data=DataConfig(mask_documents=False))[0]
     assert not causes(data=DataConfig(mask_documents=False))
 
 

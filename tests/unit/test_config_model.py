@@ -164,7 +164,7 @@ REFUSED = {
     ),
     "more experts than there are": (
         {"num_experts": 2, "experts_per_token": 3},
-        "a token is sent to 3 of 2 experts",
+        "experts_per_token 3 is more than num_experts 2",
         "model.experts_per_token=2",
     ),
     "token types of a decoder": (

@@ -74,8 +74,8 @@ def test_the_average_of_bf16_weights_is_kept_in_fp32_and_resumed():
     ("engine_name", "compute", "says"),
     [
         ("local", "bf16", None),
-        ("local", "fp32", "updates bf16 weights that have no fp32 copy"),
-        ("deepspeed", "bf16", "updates bf16 weights that have no fp32 copy"),
+        ("local", "fp32", "is for bf16 weights without an fp32 copy"),
+        ("deepspeed", "bf16", "is for bf16 weights without an fp32 copy"),
     ],
 )
 def test_it_is_refused_where_weights_have_an_fp32_copy(engine_name, compute, says):
