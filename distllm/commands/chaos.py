@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distllm.commands.arguments import parse_config_arguments
 from distllm.commands.settle import settle
@@ -14,6 +15,9 @@ from distllm.config.overrides import split_override
 from distllm.config.resolve import Resolved
 from distllm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from distllm.cluster.drill_runs import Ground
+
 SCORECARD_FILE = "scorecard.json"
 FAILED = 70
 _MARK = "drills"
@@ -21,8 +25,8 @@ _MARGIN_SECONDS = 20.0
 
 
 def run(words: Sequence[str]) -> int:
-    """Run the drills that ``chaos=NAME`` describes; 0 if every fault was survived as it must be."""
-    arguments = parse_config_arguments("chaos", "Inflict faults on an experiment and judge it.", words)
+    """Run the drills that ``chaos=NAME`` describes; 0 if every fault was survived as required."""
+    arguments = parse_config_arguments("chaos", "Inject faults into an experiment and judge it.", words)
     if arguments.show:
         show_configuration(arguments.overrides, arguments.config_dir)
         return 0
@@ -35,10 +39,9 @@ def run(words: Sequence[str]) -> int:
 
 
 def _drill(resolved: Resolved, overrides: Sequence[str], config_dir: Path | None) -> int:
-    from distllm.cluster.drill_runs import Ground, run_drill, run_reference
-    from distllm.cluster.drills import plan_drills, save_every
+    from distllm.cluster.drill_runs import run_drill, run_reference
+    from distllm.cluster.drills import plan_drills
     from distllm.cluster.scorecard import Row, as_json, as_text
-    from distllm.data.mirror import dataset_directory
     from distllm.fsio import atomic_write_json
 
     config, chaos = resolved.config, resolved.config.chaos
@@ -54,49 +57,57 @@ def _drill(resolved: Resolved, overrides: Sequence[str], config_dir: Path | None
         raise ConfigError(
             f"these faults need {steps} steps, and the run has {resolved.max_steps}",
             where="chaos.spacing",
-            remedy="lower chaos.spacing, leave kinds out, or set a longer train.max_steps for the drill",
+            remedy="lower chaos.spacing, remove kinds, or set a larger train.max_steps for the drill",
         )
-    directory = _empty(Path(config.runs_dir) / f"{config.name}-chaos")
-    own = {"runs_dir", "name", "train.stop_at_step"}
-    kept = [word for word in overrides if split_override(word)[1] not in own]
-    ground = Ground(
-        directory=directory,
-        overrides=[
-            *kept,
-            *(["--config-dir", str(config_dir)] if config_dir else []),
-            f"checkpoint.every_steps={save_every(chaos.spacing)}",
-            "guard.fingerprint_every_steps=1",
-        ],
-        launcher=chaos.launcher,
-        dataset=dataset_directory(config.data),
-        limit_seconds=config.cluster.hang_seconds + _MARGIN_SECONDS,
-    )
+    ground = _ground(resolved, overrides, config_dir)
     print(f"undisturbed: {steps} steps, for comparison", flush=True)
     run_reference(ground, steps)
     rows: list[Row] = []
     for drill in drills:
         print(f"{drill.name}: {', '.join([*map(str, drill.faults), *drill.around])}", flush=True)
         rows += run_drill(ground, drill)
-    runs = {name: directory / name for name in ("reference", *(drill.name for drill in drills))}
+    runs = {name: ground.directory / name for name in ("reference", *(drill.name for drill in drills))}
     facts = {"name": config.name, "seed": chaos.seed, "spacing": chaos.spacing, "ranks": resolved.world.size}
     card = as_json(rows, runs, facts)
-    atomic_write_json(directory / SCORECARD_FILE, card)
+    atomic_write_json(ground.directory / SCORECARD_FILE, card)
     print(f"\n{as_text(rows)}\n")
     for name, figures in card["runs"].items():
         print(f"{name:<14}goodput {figures['goodput']:6.1%}  ETTR {figures['ettr']:6.1%}  "
               f"{figures['wall_seconds']:.0f} s")  # fmt: skip
     failed = sum(bool(row.problem) for row in rows)
-    print(f"\n{len(rows) - failed} of {len(rows)} survived; written: {directory / SCORECARD_FILE}")
+    print(f"\n{len(rows) - failed} of {len(rows)} survived; written: {ground.directory / SCORECARD_FILE}")
     if failed:
-        print(f"distllm: {failed} faults were not survived as they must be", file=sys.stderr)
+        print(f"distllm: {failed} faults were not survived as required", file=sys.stderr)
     return FAILED if failed else 0
 
 
+def _ground(resolved: Resolved, overrides: Sequence[str], config_dir: Path | None) -> Ground:
+    """Return the experiment to drill, in an empty directory of its own."""
+    from distllm.cluster.drill_runs import Ground
+    from distllm.cluster.drills import save_every
+    from distllm.data.mirror import dataset_directory
+
+    config = resolved.config
+    own = {"runs_dir", "name", "train.stop_at_step"}
+    return Ground(
+        directory=_empty(Path(config.runs_dir) / f"{config.name}-chaos"),
+        overrides=[
+            *(word for word in overrides if split_override(word)[1] not in own),
+            *(["--config-dir", str(config_dir)] if config_dir else []),
+            f"checkpoint.every_steps={save_every(config.chaos.spacing)}",
+            "guard.fingerprint_every_steps=1",
+        ],
+        launcher=config.chaos.launcher,
+        dataset=dataset_directory(config.data),
+        limit_seconds=config.cluster.hang_seconds + _MARGIN_SECONDS,
+    )
+
+
 def _empty(directory: Path) -> Path:
-    """Return an empty directory for the runs of a drill; only one of an earlier drill is removed."""
+    """Return an empty directory for the runs of a drill; only that of an earlier drill is replaced."""
     if directory.exists() and not (directory / _MARK).exists():
         raise ConfigError(
-            f"{directory} exists and is not of an earlier drill",
+            f"{directory} exists and was not made by an earlier drill",
             where="name",
             remedy="move it away, or choose another name=...",
         )

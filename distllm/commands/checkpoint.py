@@ -46,7 +46,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """Options of `distllm checkpoint prune`. A rule that is not given is that of the run."""
+    """Options of `distllm checkpoint prune`. Rules that are not given are those of the run."""
 
     run: str | None = option(None, "name or directory of the run")
     keep_last: int | None = option(None, "checkpoints kept, newest first", minimum=1)
@@ -116,11 +116,7 @@ def _verify(words: Sequence[str]) -> None:
     directory = locate_run(require(options.run, "run", "checkpoint verify"), options.runs_dir).checkpoints
     chosen = [path for path in list_checkpoints(directory) if options.step in (None, step_of(path))]
     if not chosen:
-        raise CheckpointError(
-            "there is no such checkpoint",
-            where=str(directory),
-            remedy="see them: distllm checkpoint ls run=...",
-        )
+        raise _absent(directory)
     problems = []
     for path in chosen:
         try:
@@ -135,19 +131,20 @@ def _verify(words: Sequence[str]) -> None:
         if strange:
             problems.append(path.name)
         else:
-            print(f"{path.name}: {len(info.files)} files, {format_bytes(info.bytes)}, every digest is right")
+            size = format_bytes(info.bytes)
+            print(f"{path.name}: {len(info.files)} files, {size}, all digests are correct")
     if problems:
         raise CheckpointError(
             f"{len(problems)} of {len(chosen)} checkpoints cannot be trusted: {', '.join(problems)}",
             where=str(directory),
-            remedy="remove what does not belong there; restore a damaged one from a copy: a run that resumes "
-            "sets it aside and takes the one before",
+            remedy="remove files that do not belong there; restore damaged checkpoints from a copy, or "
+            "resume: a run sets damaged checkpoints aside and uses an earlier one",
         )
 
 
 def _absent(directory: Path) -> CheckpointError:
     return CheckpointError(
-        "there is no such checkpoint", where=str(directory), remedy="see them: distllm checkpoint ls run=..."
+        "there is no such checkpoint", where=str(directory), remedy="list them: distllm checkpoint ls run=..."
     )
 
 
@@ -190,7 +187,7 @@ def _prune(words: Sequence[str]) -> None:
     if options.dry_run:
         gone = doomed_of(directory, retention)
     else:
-        stored.directory.claim()  # a run that is training here decides for itself
+        stored.directory.claim()  # refused while a run is training here
         try:
             gone = prune(directory, retention)
         finally:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distllm.commands.actions import Actions, run_action
 from distllm.commands.arguments import parse_options
 from distllm.config.options import option
 from distllm.errors import ConfigError, DataError
 from distllm.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from distllm.data.manifest import Manifest
 
 _ID = "id="
 
@@ -68,7 +72,7 @@ def _verify(words: Sequence[str]) -> None:
     manifest = verify(directory)
     shards = sum(len(split.shards) for split in manifest.splits.values())
     size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-    print(f"dataset {directory}: {shards} shards, {format_bytes(size)}, every digest is right")
+    print(f"dataset {directory}: {shards} shards, {format_bytes(size)}, all digests are correct")
     print(f"  digest {manifest.digest}")
 
 
@@ -158,10 +162,7 @@ def _print_packings(directory: Path, split: str, seq_len: int) -> None:
         )
 
 
-def _describe(directory: Path, manifest: object) -> None:
-    from distllm.data.manifest import Manifest
-
-    assert isinstance(manifest, Manifest)
+def _describe(directory: Path, manifest: Manifest) -> None:
     parts = [
         f"{source}/{split} {record.documents} documents, {format_count(record.tokens)} tokens"
         for source, splits in manifest.sources.items()
@@ -229,9 +230,9 @@ def _forget(words: Sequence[str]) -> None:
     for place in removal.places:
         print(f"forgot {place.id}: {place.source}/{place.split} document {place.number}")
     if not removal.places:
-        print("nothing left to finish, and no id=... was given")
+        print("nothing to do: no id=... was given, and no earlier removal is unfinished")
         return
-    print("the raw input and the work directory of a preparation are not touched: remove it there too")
+    print("not changed: the raw input and a preparation's work directory; remove the documents there, too")
     for witness in witnesses(Path(options.runs), directory, removal):
         print(str(witness))
 

@@ -145,6 +145,12 @@ def _check_continuation(run_dir: Path, killed_at: int) -> None:
         for attempt in (1, 2)
     )
     repeated = sorted(first.keys() & second.keys())
+    if not repeated or repeated[-1] != killed_at:
+        raise TrainingError(
+            f"the resumed run did not repeat step {killed_at}",
+            where=str(run_dir),
+            remedy="report this: a resume must repeat every step after the checkpoint",
+        )
     print(f"steps {repeated[0]}-{repeated[-1]} were taken twice, before the kill and after the resume:")
     for step in repeated:
         before, after = first[step], second[step]
@@ -155,16 +161,10 @@ def _check_continuation(run_dir: Path, killed_at: int) -> None:
         )
         if not same:
             raise TrainingError(
-                f"step {step} went another way after the resume",
+                f"step {step} had a different result after the resume",
                 where=str(run_dir),
                 remedy="report this: a resume must be exact",
             )
-    if repeated[-1] != killed_at:
-        raise TrainingError(
-            f"the resumed run did not repeat step {killed_at}",
-            where=str(run_dir),
-            remedy="report this: a resume must repeat every step after the checkpoint",
-        )
 
 
 def _summarise(run_dir: Path, name: str, seconds: float) -> None:

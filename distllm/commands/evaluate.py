@@ -1,10 +1,10 @@
-"""`distllm evaluate`: loss and the measures of the task, of one checkpoint or of each as it comes."""
+"""`distllm evaluate`: loss and the task's measures, for one checkpoint or for each new one of a live run."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +19,9 @@ from distllm.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from distllm.commands.runs import StoredRun
     from distllm.config.resolve import Resolved
+    from distllm.data.examples import ExampleSplit
     from distllm.infer.load import Trained
+    from distllm.tasks.base import Task
 
 _POLL_SECONDS = 2.0
 
@@ -49,7 +51,7 @@ class Options:
 
 
 def run(words: Sequence[str]) -> int:
-    """Print what a checkpoint is worth on the validation split."""
+    """Evaluate a checkpoint on the validation split."""
     options = parse_options("evaluate", Options, words)
     from distllm.commands.runs import require, run_of
 
@@ -65,7 +67,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _check_model(options: Options) -> None:
-    """Refuse what chooses a checkpoint beside a folder that stands in place of all."""
+    """Refuse options that choose a checkpoint together with a folder that replaces checkpoints."""
     default = Options()
     chosen = [
         name for name in ("step", "weights", "follow") if getattr(options, name) != getattr(default, name)
@@ -80,12 +82,12 @@ def _check_model(options: Options) -> None:
 
 
 def _follow(stored: StoredRun, resolved: Resolved, options: Options) -> None:
-    """Measure checkpoints in the order in which they appear, each once; what is gone is missed."""
+    """Evaluate each checkpoint once, in the order in which they appear; removed ones are skipped."""
     from distllm.cluster.outcome import is_done
 
     done, ended = -1, False
     while done < resolved.max_steps and not ended:
-        ended = is_done(stored.directory.path)  # before looking: what it saved last is there then
+        ended = is_done(stored.directory.path)  # before listing: then the list has the last checkpoint
         coming = [step for step in _steps(stored) if step > done]
         for step in coming:
             try:
@@ -93,31 +95,26 @@ def _follow(stored: StoredRun, resolved: Resolved, options: Options) -> None:
             except CheckpointError:
                 if step in _steps(stored):
                     raise
-                print(f"step {step}: gone before it could be measured", flush=True)
+                print(f"step {step}: removed before it could be evaluated", flush=True)
             done = step
         if not coming and not ended:
             time.sleep(_POLL_SECONDS)
 
 
 def _steps(stored: StoredRun) -> list[int]:
-    """Return the steps of which the run keeps a checkpoint now, in their order."""
-    from distllm.checkpoint.format import list_checkpoints
+    """Return the steps of the checkpoints that exist now, in order."""
+    from distllm.checkpoint.format import list_checkpoints, step_of
 
-    paths = list_checkpoints(stored.directory.checkpoints)
-    return sorted(int(path.name.removeprefix("step-")) for path in paths)
+    return sorted(map(step_of, list_checkpoints(stored.directory.checkpoints)))
 
 
 def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int | None) -> None:
-    """Print the measures of one checkpoint, or of the folder in place of one."""
+    """Print the measures of one checkpoint, or of the folder that replaces it."""
     from distllm.data.examples import ExampleSplit
     from distllm.data.open import open_split
     from distllm.dist.topology import Topology
-    from distllm.evaluate.measures import measure_task
     from distllm.evaluate.perplexity import evaluate_perplexity
-    from distllm.evaluate.preferences import measure_preferences
-    from distllm.infer.beam import Search
     from distllm.infer.load import load_folder, load_trained
-    from distllm.tasks.dpo import DPO
     from distllm.tasks.registry import build_task
     from distllm.train.reference import reference_model
 
@@ -139,26 +136,36 @@ def _measure(stored: StoredRun, resolved: Resolved, options: Options, step: int 
     print(f"{options.model or f'step {trained.step}'}: {measured}", flush=True)
     _print_exposure(trained, resolved)
     if isinstance(split, ExampleSplit) and options.examples != 0:
-        samples: list[tuple[str, str, str]] = []
-        scores = (
-            measure_preferences(task, trained.model, split, limit=options.examples)
-            if isinstance(task, DPO)
-            else measure_task(
-                config.task.name,
-                trained.model,
-                split,
-                trained.tokenizer,
-                limit=options.examples,
-                show=lambda *sample: samples.append(sample),
-                search=Search(options.beams, options.length_penalty, options.early_stopping),
-            )
-        )
-        for name, value in scores.items():
-            print(f"  {name} {value if isinstance(value, str) else f'{value:.4g}'}", flush=True)
-        for sample in samples[: options.samples]:
-            print("".join(map(_shown, ("asked", "given", "right"), sample)), flush=True)
+        _print_scores(trained, task, config.task.name, split, options)
     if options.tasks:
         _run_tasks(trained, options)
+
+
+def _print_scores(trained: Trained, task: Task, name: str, split: ExampleSplit, options: Options) -> None:
+    """Print the measures of the task, and some of the examples."""
+    from distllm.evaluate.measures import measure_task
+    from distllm.evaluate.preferences import measure_preferences
+    from distllm.infer.beam import Search
+    from distllm.tasks.dpo import DPO
+
+    samples: list[tuple[str, str, str]] = []
+    scores: Mapping[str, float | str]
+    if isinstance(task, DPO):
+        scores = measure_preferences(task, trained.model, split, limit=options.examples)
+    else:
+        scores = measure_task(
+            name,
+            trained.model,
+            split,
+            trained.tokenizer,
+            limit=options.examples,
+            show=lambda *sample: samples.append(sample),
+            search=Search(options.beams, options.length_penalty, options.early_stopping),
+        )
+    for measure, value in scores.items():
+        print(f"  {measure} {value if isinstance(value, str) else f'{value:.4g}'}", flush=True)
+    for sample in samples[: options.samples]:
+        print("".join(map(_shown, ("asked", "given", "right"), sample)), flush=True)
 
 
 def _print_exposure(trained: Trained, resolved: Resolved) -> None:
@@ -191,6 +198,6 @@ def _run_tasks(trained: Trained, options: Options) -> None:
 
 
 def _shown(what: str, text: str) -> str:
-    """Return a text below its heading, each line of it set in."""
+    """Return a text below its heading, indented."""
     lines = printable(text).splitlines() or ["(nothing)"]
     return f"  {what}\n" + "".join(f"    {line}\n" for line in lines)

@@ -1,7 +1,8 @@
-"""`distllm logs`: what the ranks of a run print, of the latest start or of another, once or as it comes."""
+"""`distllm logs`: the output of a run's ranks, of the latest start or another one, once or continuously."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from distllm.config.options import option
 from distllm.errors import ConfigError
 
 _POLL_SECONDS = 0.5
+_LINE_BYTES = 4096
+"""More than lines have on average: the last lines are looked for in so many bytes for each."""
 _ASK_SECONDS = 10.0
-"""How often SLURM is asked whether the run goes on: `squeue` is not free for the cluster."""
+"""How often SLURM is asked whether the run continues: `squeue` loads the controller."""
 _ENDED = ("done", "stopped", "failed", "oom", "lost", "cancelled", "given up")
 
 
@@ -38,20 +41,20 @@ def run(words: Sequence[str]) -> int:
     options = parse_options("logs", Options, spelled)
     path = directory_of(options.run, options.runs_dir, "logs")
     if options.rank != "all" and not options.rank.isdigit():
-        raise ConfigError(f"rank={options.rank} is no rank", where="rank", remedy="rank=3, or rank=all")
+        raise ConfigError(f"rank={options.rank} is not a rank", where="rank", remedy="rank=3, or rank=all")
     directory = logs_of(path, options.start)
     reader = Reader(directory, options.rank, options.lines)
     if not options.follow:
-        if not reader.tell():
+        if not reader.print_new():
             raise ConfigError(
-                f"rank {options.rank} has no log in {directory}" if directory else "no rank has begun",
+                f"rank {options.rank} has no log in {directory}" if directory else "no rank has started",
                 where=str(path),
-                remedy="distllm status tells how far the run has come",
+                remedy="distllm status shows the state of the run",
             )
         return 0
     asked, ends = float("-inf"), 0
     while True:
-        reader.tell()
+        reader.print_new()
         if (latest := logs_of(path, options.start)) != reader.directory:
             print(f"== {latest}")
             reader = Reader(latest, options.rank, None)
@@ -61,14 +64,14 @@ def run(words: Sequence[str]) -> int:
             end = _end_of(path)
             ends = 0 if end is None else ends + 1
             if ends > 1:  # once may be the moment between two starts
-                reader.tell()
+                reader.print_new()
                 print(f"== the run has ended: {end}")
                 return 0
         time.sleep(_POLL_SECONDS)
 
 
 def logs_of(path: Path, start: int | None) -> Path | None:
-    """Return the directory with a file a rank: of one start, of the latest, or of a run that has no starts.
+    """Return the directory with a log per rank: of one start, of the latest, or of a run without starts.
 
     Raises:
         ConfigError: there is no such start.
@@ -95,13 +98,13 @@ def logs_of(path: Path, start: int | None) -> Path | None:
 
 
 class Reader:
-    """Prints what was added to the logs of one directory since it last looked.
+    """Prints what was added to the logs of one directory since the last call.
 
     Args:
         directory: holds ``rank-N.log`` of each rank, or ``job-JOB-N.log`` of each task of a preparation;
             None while there is none.
-        rank: which, or ``all``.
-        lines: how many of the last lines are shown at first; None: all.
+        rank: a rank, or ``all``.
+        lines: how many of the last lines are shown first; None: all.
     """
 
     def __init__(self, directory: Path | None, rank: str, lines: int | None) -> None:
@@ -109,8 +112,8 @@ class Reader:
         self._rank, self._lines = rank, lines
         self._read: dict[Path, int] = {}
 
-    def tell(self) -> bool:
-        """Print what is new, whole lines only; return whether there is a log at all."""
+    def print_new(self) -> bool:
+        """Print the new whole lines; return whether there is any log."""
         found = list(self._files())
         for rank, path in found:
             for line in self._new_lines(path):
@@ -126,18 +129,20 @@ class Reader:
                 yield rank, of_rank[rank]
 
     def _new_lines(self, path: Path) -> list[str]:
-        first = path not in self._read
+        limit = None if path in self._read else self._lines
         with path.open("rb") as stream:
-            stream.seek(self._read.get(path, 0))
+            size = stream.seek(0, os.SEEK_END)
+            start = self._read.get(path, 0) if limit is None else max(0, size - limit * _LINE_BYTES - 1)
+            stream.seek(min(start, size))
             added = stream.read()
         whole = added[: added.rfind(b"\n") + 1]
-        self._read[path] = self._read.get(path, 0) + len(whole)
+        self._read[path] = min(start, size) + len(whole)
         lines = whole.decode(errors="replace").splitlines()
-        return lines[len(lines) - self._lines :] if first and self._lines is not None else lines
+        return lines if limit is None else lines[max(0, len(lines) - limit) :]
 
 
 def _end_of(path: Path) -> str | None:
-    """Return how the run has ended; None while it runs, waits, or is about to be started again."""
+    """Return how the run has ended; None while it runs or waits, or is about to be started again."""
     from distllm.cluster.preparations import is_preparation, preparation_of
     from distllm.cluster.state import state_of
     from distllm.commands.jobs import queue_if_any

@@ -1,5 +1,6 @@
 """Chains of jobs, sweeps as one job, and what follows a run: logs and requeue; programs stand for SLURM."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -132,7 +133,7 @@ def log(start, rank, text):
 
 def test_logs_of_ranks(slurm, capsys):
     assert main(["submit", *words()]) == 0
-    assert "no rank has begun" in refused(capsys, "logs", "run=mine")
+    assert "no rank has started" in refused(capsys, "logs", "run=mine")
     History(RUN).begin("41", ["n1", "n2"], "s")
     log(1, 0, "".join(f"line {number}\n" for number in range(50)) + "half a li")
     log(1, 1, "other\n")
@@ -142,8 +143,25 @@ def test_logs_of_ranks(slurm, capsys):
     assert main(["logs", "run=mine", "lines=1", "rank=all"]) == 0
     assert capsys.readouterr().out == "rank 0 | line 49\nrank 1 | other\n"
     assert "rank 7 has no log" in refused(capsys, "logs", "run=mine", "rank=7")
-    assert "rank=x is no rank" in refused(capsys, "logs", "run=mine", "rank=x")
+    assert "rank=x is not a rank" in refused(capsys, "logs", "run=mine", "rank=x")
     assert "start=2: the run was started 1 times" in refused(capsys, "logs", "run=mine", "start=2")
+
+
+def test_the_last_lines_of_a_long_log_are_shown_without_reading_all_of_it(tmp_path, capsys):
+    from distllm.commands import logs
+
+    path = tmp_path / "rank-0.log"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 36)
+        stream.seek(0, os.SEEK_END)
+        stream.write(b"\none\ntwo\nhalf a li")
+    reader = logs.Reader(tmp_path, "0", 2)
+    assert reader.print_new()
+    assert capsys.readouterr().out == "one\ntwo\n"
+    with path.open("ab") as stream:
+        stream.write(b"ne\n")
+    reader.print_new()
+    assert capsys.readouterr().out == "half a line\n"
 
 
 def test_logs_follow_a_run_from_start_to_start_until_it_has_ended(slurm, capsys, monkeypatch):

@@ -83,7 +83,7 @@ def test_ls_tells_size_age_loss_state_and_why(run, capsys):
 
 def test_verify_reads_every_byte(run, capsys):
     assert call(run, "verify") == 0
-    assert capsys.readouterr().out.count("every digest is right") == 4
+    assert capsys.readouterr().out.count("all digests are correct") == 4
     flip(step_path(run / "checkpoints", 20) / "optim-00000.safetensors")
     assert call(run, "verify", "step=30") == 0
     assert call(run, "verify") == 65

@@ -111,7 +111,7 @@ def test_merge_and_reindex(capsys, dataset, tmp_path):
 
 def test_forget_takes_many_ids_and_names_the_places(capsys, dataset, tmp_path):
     words = ["forget", f"out={dataset}", f"runs={tmp_path / 'none'}"]
-    assert "nothing left to finish" in said(capsys, *words)
+    assert "nothing to do" in said(capsys, *words)
     out = said(capsys, *words, "id=train-0", "id=valid-0")
     assert "forgot train-0: pairs/train document 0" in out
     assert "forgot valid-0: web/valid document 0" in out

@@ -47,7 +47,7 @@ def test_what_retention_removed_is_named_and_missed(monkeypatch, capsys):
 
     follow(monkeypatch, kept, measure)
     assert measured == [1, 3, 4]
-    assert "step 2: gone before it could be measured" in capsys.readouterr().out
+    assert "step 2: removed before it could be evaluated" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_is_there_and_damaged_is_not_passed_over(monkeypatch):

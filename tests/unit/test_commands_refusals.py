@@ -26,7 +26,7 @@ def runs(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["logs", "run=storm", "rank=first"], "rank=first is no rank"),
+        (["logs", "run=storm", "rank=first"], "rank=first is not a rank"),
         (["logs", "run=storm", "rank=7"], "rank 7 has no log in"),
         (["logs", "run=storm", "start=3"], "start=3: the run was started 0 times"),
         (["stop", "run=storm"], "the run is neither running nor waiting: done"),
