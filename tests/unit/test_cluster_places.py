@@ -23,7 +23,7 @@ def test_a_directory_in_memory_is_no_place_for_a_run(tmp_path, monkeypatch):
     config = compose([f"data.out={tmp_path}/data"])
     monkeypatch.setattr(places, "filesystem_of", lambda path: "tmpfs" if path.name == "run" else "nfs4")
     (problem,) = found(check_shared, config, tmp_path / "run")
-    assert "lies on tmpfs, the memory of this machine" in problem.cause
+    assert "is on tmpfs, in the memory of this machine" in problem.cause
     assert problem.where == "runs_dir"
     assert not found(check_shared, compose(["data.out=s3://bucket/x"]), tmp_path / "elsewhere")
 

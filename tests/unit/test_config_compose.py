@@ -181,7 +181,7 @@ def test_a_file_that_is_no_yaml_is_one_problem(tmp_path):
     (tmp_path / "model" / "own.yaml").write_text("hidden_size: [1\n")
     (problem,) = problems_of("model=own", config_dir=tmp_path)
     assert str(tmp_path / "model" / "own.yaml") in problem.cause
-    assert "repair the file" in problem.remedy
+    assert problem.remedy == "fix the file that the message names"
 
 
 @pytest.mark.parametrize(

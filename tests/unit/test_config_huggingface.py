@@ -103,7 +103,7 @@ def test_an_adapter_without_its_model_is_named(tmp_path):
     said = {"base_model_name_or_path": "someone/a-model"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(said))
     for read in (settled, shape_of):
-        with pytest.raises(ConfigError, match=r"someone/a-model, the model below it, is no folder") as caught:
+        with pytest.raises(ConfigError, match=r"its base model someone/a-model is not a folder") as caught:
             read(tmp_path)
         assert "base_model_name_or_path" in str(caught.value)
 
@@ -191,14 +191,14 @@ def test_what_the_block_cannot_do_is_refused(folder, content, cause):
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"hidden_size": None}, "of a llama does not say hidden_size"),
-        ({"num_hidden_layers": None}, "does not say num_hidden_layers"),
+        ({"hidden_size": None}, "of a llama lacks hidden_size"),
+        ({"num_hidden_layers": None}, "lacks num_hidden_layers"),
         ({"num_attention_heads": "four", "head_dim": 16}, "is invalid: num_heads='four'"),
         ({"num_attention_heads": "four"}, "is invalid: unsupported operand"),
         ({"num_attention_heads": 0}, "is invalid"),
         ({"num_hidden_layers": -1}, "num_layers=-1: below the least allowed value 1"),
         ({"rms_norm_eps": "x"}, "norm_eps='x'"),
-        ({"rope_scaling": {"type": "linear"}}, "does not say factor"),
+        ({"rope_scaling": {"type": "linear"}}, "lacks factor"),
         ({"rope_scaling": "linear"}, "is invalid"),
     ],
 )
@@ -260,7 +260,7 @@ def test_of_two_fields_of_rotary_positions_the_older_counts_as_in_transformers()
 
 
 UNSAID = {
-    "alibi": ({"positions": "alibi"}, "no architecture of transformers"),
+    "alibi": ({"positions": "alibi"}, "transformers has no architecture for"),
     "sines": ({"family": "encoder_decoder", "positions": "sinusoidal"}, "no architecture"),
     "caps": ({"logit_softcap": 3.0}, "logit_softcap"),
     "scores": ({"attention_softcap": 3.0, "attention_scale": 0.5}, "attention_softcap, attention_scale"),

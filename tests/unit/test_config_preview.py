@@ -91,7 +91,7 @@ def test_an_interpolation_of_no_key_is_named_beside_other_problems():
         with pytest.raises(ConfigProblems) as caught:
             tell([*SOURCE, "data.paths=[x]", "name=${optim.lrr}", "optim.lrr=1"])
         told = str(caught.value)
-        assert "name refers to optim.lrr, and there is no such key" in told
+        assert "name refers to optim.lrr, which is not a key" in told
         assert "unknown key 'optim.lrr'" in told
 
 

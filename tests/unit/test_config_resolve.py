@@ -79,7 +79,7 @@ def test_the_vocabulary_of_the_dataset_wins_and_is_padded():
         (["engine=zero0", "engine.offload=cpu"], "only state that ZeRO partitions"),
         (["engine.offload=nvme"], "needs a directory"),
         (["engine.offload=cpu", "engine.offload_dir=/var/tmp/x"], "other offloads have none"),
-        (["engine.offload=nvme", "engine.offload_dir=/dev/shm/x"], "lies on tmpfs, which is memory itself"),
+        (["engine.offload=nvme", "engine.offload_dir=/dev/shm/x"], "is on tmpfs, which is in memory"),
         (["checkpoint.keep_best=1", "eval=none"], "nothing is evaluated"),
         (["checkpoint.every_steps=5", "checkpoint.ephemeral_every_steps=5"], "is not below every_steps"),
         (["cluster.threads_per_rank=3"], "need 3 threads"),

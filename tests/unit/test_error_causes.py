@@ -87,15 +87,19 @@ def test_hosts_that_are_chosen():
     assert of("") == of("", "localhost:0") == {"hosts-have-different-numbers-of-slots"}
     assert of("localhost:0-3@127.0.0.1") == of("", "localhost:4-7") == set()
     assert of("localhost:7@127.0.0.1:3,4") == {"host-has-no-slot"}
-    assert of("n[4-1]") == {"is-no-list-of-hosts", "no-host-is-left"}
+    assert of("n[4-1]") == {"is-not-list-of-hosts", "no-host-is-left"}
     for text in ("localhost:", "localhost:x", "localhost:0,2,127.0.0.1:1", "localhost,127.0.0.1:0"):
-        assert of(text) == {"cannot-tell-which-slots-of-which-host-is", "no-host-is-left"}, text
-    assert cause(lambda: hostlist.expand("n[4-1]")) == {"is-no-list-of-hosts"}
+        assert of(text) == {"is-ambiguous-which-slots-belong-to-which-host", "no-host-is-left"}, text
+    assert cause(lambda: hostlist.expand("n[4-1]")) == {"is-not-list-of-hosts"}
 
 
 def test_meeting_places():
     found = problems_of(elastic.check_rendezvous, "no.such.host.invalid:http", 4, 2)
-    assert found == {"is-no-host-port", "does-not-resolve-to-address", "elastic-allows-no-number-of-machines"}
+    assert found == {
+        "is-not-host-port",
+        "does-not-resolve-to-address",
+        "elastic-allows-no-number-of-machines",
+    }
 
 
 def test_slurm_that_is_not_there(monkeypatch):
@@ -122,18 +126,18 @@ def test_a_node_without_a_free_port(monkeypatch):
 COMMANDS = {
     "explain optim.lr model": "one-key-at-time-not",
     "explain run=a optim.lr=1": "finished-run-explains-itself-and-takes-no-overrides",
-    "launch experiment=demo": "give-hostfile-file-or-rendezvous-host-port-with-elastic",
+    "launch experiment=demo": "give-hostfile-file-or-rendezvous-host-port-with-elastic-min",
     "launch experiment=demo rendezvous=localhost:29400 elastic=many": "elastic-is-no-number-of-machines",
     "serve run=demo host=0.0.0.0": "can-be-reached-by-others-and-there-is-no-token",
-    "train -m experiment=demo optim.lr=interval(1,2)": "cannot-sweep-over",
+    "train -m experiment=demo optim.lr=interval(1,2)": "cannot-sweep-over-input-line",
     "train -m experiment=demo optim.lr=[1": "train-combinations",
     "train engine.hpz_ranks=3 engine.zero_stage=3": "hpz-ranks-needs-zero-stage-3-and-must-divide-ranks",
     "train engine.compile=true engine.activation_checkpointing=selective":
-        "compiled-block-decides-itself-what-it-keeps-selective-checkpointing-cannot",
+        "torch-compile-decides-itself-what-block-keeps-selective-checkpointing-has",
     "train engine.compile=true engine.sequence_ranks=2 cluster.procs_per_node=2":
-        "compiled-block-is-one-graph-and-exchanges-of-heads-for",
+        "compiled-block-is-one-graph-and-cannot-contain-all-to",
     "train model.num_experts=2 engine.expert_ranks=2 cluster.procs_per_node=2 optim.private.noise=1":
-        "gradient-of-expert-that-lies-on-one-rank-holds-rows",
+        "with-expert-parallelism-gradient-of-expert-sums-rows-of-all",
 }  # fmt: skip
 
 
@@ -202,7 +206,7 @@ def test_a_demo_that_does_not_keep_its_promises(here, monkeypatch):
     file = Path("runs/demo/metrics.jsonl")
     file.write_text("\n".join(map(json.dumps, [*two, *evals])) + "\n")
     run = Path("runs/demo")
-    assert cause(lambda: demo._check_continuation(run, 51)) == {"step-went-another-way-after-resume"}
+    assert cause(lambda: demo._check_continuation(run, 51)) == {"step-had-different-result-after-resume"}
     file.write_text("\n".join(map(json.dumps, [two[0], {**two[0], "attempt": 2}])) + "\n")
     assert cause(lambda: demo._check_continuation(run, 53)) == {"resumed-run-did-not-repeat-step"}
     file.write_text("\n".join(map(json.dumps, [*two, *evals])) + "\n")
@@ -216,7 +220,7 @@ def test_checkpoints_on_disks_that_do_not_obey(here, monkeypatch):
     step.mkdir(parents=True)
     record = {"rank-00000.safetensors": SimpleNamespace(bytes=10)}
     assert cause(lambda: commit.commit(step, step.parent, 100, record)) == {
-        "checkpoint-of-step-could-not-be-written-is-not-what"
+        "checkpoint-of-step-could-not-be-written-is-not-as"
     }
 
     def failing():
@@ -236,7 +240,7 @@ def test_checkpoints_on_disks_that_do_not_obey(here, monkeypatch):
     assert cause(lambda: load._check_visible(step, ALONE)) == {
         "rank-does-not-see-checkpoint-that-rank-0-sees"
     }
-    assert cause(lambda: mirror._names(b"[]", "s3://bucket/run")) == {"is-no-manifest"}
+    assert cause(lambda: mirror._names(b"[]", "s3://bucket/run")) == {"is-not-manifest"}
 
 
 def test_runs_that_cannot_go_on(here):
@@ -285,7 +289,7 @@ def test_compilers_that_are_not_there(monkeypatch):
 
 def test_files_that_are_something_else(here):
     Path("ledger.jsonl").mkdir()
-    assert cause(lambda: ledger.read_events(Path("ledger.jsonl"))) == {"is-no-regular-file"}
+    assert cause(lambda: ledger.read_events(Path("ledger.jsonl"))) == {"is-not-regular-file"}
     (here / calibration.FILE).write_text('{"speed": 1}')
     assert cause(lambda: calibration.read_calibration(here)) == {"path-is-no-calibration"}
     (here / FORGET_FILE).write_text("{}")

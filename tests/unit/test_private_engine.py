@@ -204,7 +204,7 @@ REFUSED = [
     ("cannot be private: the loss of a pair", {"task": TaskConfig(name="contrastive")}),
     ("cannot be private: a question has several", {"task": TaskConfig(name="extractive_qa")}),
     ("single rows cannot be clipped", {"engine": EngineConfig(zero_stage=2)}),
-    ("ranks that share a row", {"engine": EngineConfig(name="local", zero_stage=0, sequence_ranks=2)}),
+    ("none knows its norm", {"engine": EngineConfig(name="local", zero_stage=0, sequence_ranks=2)}),
     ("a row holds several documents", {"data": DataConfig(packing="best_fit")}),
     ("the guard judges spikes", {"guard": GuardConfig()}),
     ("8 bits of a gradient", {"precision": PrecisionConfig(compute="bf16")}),
