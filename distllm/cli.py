@@ -1,6 +1,6 @@
 """The `distllm` command: finds the sub-command, runs it, and turns errors into exit codes.
 
-Nothing heavy is imported here: ``distllm --help`` and a mistyped command answer at once.
+Nothing heavy is imported here, so that ``distllm --help`` and a mistyped command answer at once.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from distllm.registry import did_you_mean
 
 COMMANDS = {
     "demo": "raw text to a trained, resumed, exported model in a few minutes",
-    "prepare": "raw text to a tokenizer and shards",
+    "prepare": "turn raw text into a tokenizer and shards",
     "data": "verify, inspect, count, merge or repair datasets; forget documents",
     "train": "train a run, or resume it",
     "plan": "memory, time, cost and failures of a run before it is queued",
     "launch": "train on several machines without a scheduler: hostfile, or torchrun",
     "submit": "check a run and queue it with SLURM",
     "jobs": "every run with its job, state, progress and time left",
-    "status": "one run, start by start",
-    "logs": "what the ranks of a run print; live with -f",
+    "status": "the state of one run, and its starts",
+    "logs": "the output of the ranks of a run; live with -f",
     "why": "why a run ended: the earliest error over all ranks",
     "stop": "let a run save and end",
     "save": "let a run save now and continue",
     "requeue": "let a run save and queue again, without the nodes you name",
-    "cancel": "end a run now, so that nothing starts it again",
-    "job": "what a job script runs: checks nodes, starts ranks, queues the job again",
+    "cancel": "end a run now, and keep it from being started again",
+    "job": "for job scripts: checks nodes, starts ranks, queues the job again",
     "evaluate": "held-out loss and scores of a checkpoint, or of every one of a live run",
     "generate": "continue a prompt with a trained model",
     "translate": "translate or summarise with a model trained on pairs",
@@ -58,10 +58,10 @@ _VERBOSE = ("-v", "--verbose")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see `distllm.errors`)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Whoever reads a pipe or a log sees each line as it is printed.
+        # Readers of a pipe or a log see each line as soon as it is printed.
         sys.stdout.reconfigure(line_buffering=True)
-    warnings.formatwarning = _warned
-    gc.disable()  # start-up makes no garbage worth collecting; long-running commands turn it on again
+    warnings.formatwarning = _format_warning
+    gc.disable()  # start-up makes little garbage; long-running commands turn the collector on again
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbose = any(flag in words for flag in _VERBOSE)
     words = [word for word in words if word not in _VERBOSE]
@@ -73,17 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("distllm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        _drop_output()  # the reader of a pipe left
+        _drop_output()  # the reader of a pipe has ended
         return 0
     except OSError as error:
-        known = _of_surroundings(error)
+        known = _environment_error(error)
         if known is None:
             raise
         return _show(known, verbose)
 
 
 def _show(error: DistllmError, verbose: bool) -> int:
-    """Print an error, on rank 0 alone if every rank has it, and return its exit code."""
+    """Print an error, on rank 0 only if every rank has it, and return its exit code."""
     if verbose:
         sys.excepthook(*sys.exc_info())
     if not (error.everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"):
@@ -95,16 +95,18 @@ def _show(error: DistllmError, verbose: bool) -> int:
 
 
 def _drop_output() -> None:
-    """Let what is left of the output go nowhere: writing it would fail once more at the exit."""
+    """Discard the rest of the output: flushing it at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _of_surroundings(error: OSError) -> DistllmError | None:
-    """Return what is wrong with where the command runs or writes; None if the error is of a file."""
+def _environment_error(error: OSError) -> DistllmError | None:
+    """Return an error about standard output or the working directory; None if neither is the reason."""
     if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
         _drop_output()
         return StorageError(
-            "the disk that the output goes to is full", where="standard output", remedy="free space on it"
+            "the disk that the output is written to is full",
+            where="standard output",
+            remedy="free space on it",
         )
     try:
         Path.cwd()
@@ -136,10 +138,10 @@ def _dispatch(words: list[str]) -> int:
     return code
 
 
-def _warned(
+def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Format a warning: of distllm as a sentence, of other packages with its place in the code."""
+    """Format a warning of distllm as a sentence, and one of another package with its file and line."""
     if category.__module__.startswith("distllm."):
         return f"distllm: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
@@ -154,8 +156,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "distllm COMMAND --help   what a command takes",
-            "distllm -v COMMAND ...   tracebacks with errors",
+            "distllm COMMAND --help   the options of a command",
+            "distllm -v COMMAND ...   show tracebacks of errors",
             "exit codes: 0 done, 64 configuration, 65 damaged data, 70 retry, 74 disk, 75 stopped and saved",
         ]
     )

@@ -1,4 +1,4 @@
-"""Headings and progress for people at a terminal, and for people who read the log afterwards."""
+"""Headings and progress, on a terminal and in logs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from distllm.units import format_bytes, format_count, format_duration
 SECONDS_BETWEEN_LINES = 5.0
 _RULE = "=" * 72
 _ETA_FROM = 1000
-"""A stage shows an ETA once it has done more than one part in this many."""
+"""A stage shows an ETA once more than one part in this many is done."""
 
 
 class Progress(Protocol):
-    """How far a stage has come: ``done`` of ``total`` (``None``: unknown), counted in ``unit``."""
+    """The progress of a stage: ``done`` of ``total`` (``None``: unknown), counted in ``unit``."""
 
     @property
     def stage(self) -> str:
@@ -30,7 +30,7 @@ class Progress(Protocol):
 
     @property
     def total(self) -> int | None:
-        """How much there is."""
+        """How much there is in total; None if that is unknown."""
 
     @property
     def unit(self) -> str:
@@ -45,7 +45,7 @@ Report = Callable[[Progress], None]
 
 
 def stage(title: str, stream: TextIO | None = None) -> None:
-    """Print a heading that stands out in any terminal or log."""
+    """Print a heading that is easy to find in a terminal or a log."""
     print(f"\n{_RULE}\n{title}\n{_RULE}", file=stream or sys.stdout, flush=True)
 
 
@@ -53,8 +53,8 @@ def stage(title: str, stream: TextIO | None = None) -> None:
 def stage_reporter(stream: TextIO | None = None) -> Iterator[Report]:
     """Yield a function that shows progress.
 
-    On a terminal it draws a bar for each stage. Elsewhere it prints a line when a stage begins, one
-    every few seconds, and one with the stage's last report, each of which says something new.
+    On a terminal it draws a bar for each stage. Elsewhere it prints a line when a stage begins, every few
+    seconds, and for the last report of a stage; no line is printed twice.
     """
     output = stream or sys.stdout
     with _bars(output) if output.isatty() else _lines(output) as report:
@@ -75,7 +75,7 @@ def _lines(stream: TextIO) -> Iterator[Report]:
     def report(progress: Progress) -> None:
         nonlocal unprinted, printed, current, printed_at
         if progress == printed:
-            return  # a stage whose tasks are all done begins as it ends
+            return  # the first report of a stage without work is also its last
         if unprinted is not None and progress.stage != current:
             show(*unprinted)
         now = time.monotonic()
@@ -98,7 +98,7 @@ def _bars(stream: TextIO) -> Iterator[Report]:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID as BarId
 
-    # All of it fits 80 columns: the bar is short, and stands for the percentage.
+    # The columns fit 80 characters; the bar replaces the percentage.
     columns = (
         TextColumn("  {task.description:<10}", markup=False),
         BarColumn(bar_width=10),
@@ -126,13 +126,13 @@ def _bars(stream: TextIO) -> Iterator[Report]:
 
 
 class _Pace:
-    """How fast the stage in hand is, and when it will be done."""
+    """The speed of the current stage, and the time it still needs."""
 
     def __init__(self) -> None:
         self._stage, self._begun_at, self._begun_with = "", 0.0, 0
 
     def of(self, progress: Progress, now: float) -> str:
-        """``3.2 MiB/s, ETA 12s``; empty where nothing can be said yet."""
+        """Return a text such as ``3.2 MiB/s, ETA 12s``; empty while nothing is known yet."""
         if progress.stage != self._stage:
             self._stage, self._begun_at, self._begun_with = progress.stage, now, progress.done
         done, seconds = progress.done - self._begun_with, now - self._begun_at
@@ -147,7 +147,7 @@ class _Pace:
 
 
 def amount(progress: Progress, *, percent: bool = True) -> str:
-    """``1.5 MiB of 10.0 MiB (15%)``, or ``12.3k documents`` where the end is unknown."""
+    """Return ``1.5 MiB of 10.0 MiB (15%)``, or ``12.3k documents`` if the total is unknown."""
     if progress.unit == "bytes":
         done, unit = format_bytes(progress.done), ""
         total = format_bytes(progress.total or 0)
@@ -161,7 +161,7 @@ def amount(progress: Progress, *, percent: bool = True) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace control characters: a model or a corpus may hold escape codes that would drive the terminal."""
+    """Replace control characters: escape codes in generated text or data could change the terminal."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
         for c in text

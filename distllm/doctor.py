@@ -1,4 +1,4 @@
-"""What about this machine would stop, slow or hang training, and what to do about each finding.
+"""Finds what would stop, slow or hang training on this machine, and how to fix it.
 
 Nothing here imports torch: versions come from package metadata, devices from ``nvidia-smi``. A check
 yields findings and never raises; the order of `diagnose` is the order of the report.
@@ -21,7 +21,7 @@ from typing import Literal
 
 from distllm.config.attention import BACKENDS, PACKAGES, Machine
 from distllm.fsio import free_bytes
-from distllm.machine import available_cores
+from distllm.machine import available_cores, total_memory
 from distllm.units import format_bytes, format_duration
 
 Level = Literal["ok", "warn", "fail"]
@@ -37,13 +37,13 @@ LINKED_PACKAGES = ("kernels", "conf", "launch")
 _PACKAGE = Path(__file__).resolve().parent
 _PROC = Path("/proc")
 _SHARED_MEMORY = Path("/dev/shm")
-_CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+
 _IMPORT_SECONDS = 180
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check; ``remedy`` is empty where nothing needs doing."""
+    """The result of one check; ``remedy`` is empty if nothing has to be done."""
 
     level: Level
     name: str
@@ -56,7 +56,7 @@ def diagnose(directory: Path, *, deep: bool = False) -> list[Finding]:
 
     Args:
         directory: where runs and data will be written; it need not exist.
-        deep: also import torch and deepspeed, each in a process of its own.
+        deep: also import torch and deepspeed, each in a separate process.
     """
     findings = [
         *_python(),
@@ -80,7 +80,7 @@ def exit_code(findings: list[Finding]) -> int:
 
 
 def render(findings: list[Finding]) -> str:
-    """Return the findings as a table, remedies below what they fix, and a closing count."""
+    """Return the findings as a table, each with its remedy below it, and the counts at the end."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
@@ -88,7 +88,7 @@ def render(findings: list[Finding]) -> str:
         if finding.remedy:
             lines.append(f"{'':<4}  {'':<{width}}  -> {finding.remedy}")
     fails, warns = (sum(finding.level == level for finding in findings) for level in ("fail", "warn"))
-    return "\n".join([*lines, "", f"{fails} to fix, {warns} to know about, {len(findings)} checked"])
+    return "\n".join([*lines, "", f"{fails} to fix, {warns} warnings, {len(findings)} checked"])
 
 
 def _python() -> Iterator[Finding]:
@@ -108,7 +108,7 @@ def _required_python() -> str:
 
 
 def _dependencies() -> Iterator[Finding]:
-    """Compare what is installed with what this package's own metadata requires."""
+    """Compare the installed packages with the requirements of this one."""
     try:
         requirements = metadata.requires("distllm") or []
     except metadata.PackageNotFoundError:
@@ -192,7 +192,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    """Say which attention this machine has, and what each other one is missing."""
+    """List the attention backends that work on this machine, and what the others lack."""
     machine, device = _attention_machine(), "cuda" if shutil.which("nvidia-smi") else "cpu"
     absent = {name: backend.absent(machine, device) for name, backend in BACKENDS.items()}
     here = ", ".join(name for name, why in absent.items() if why is None)
@@ -231,24 +231,10 @@ def _cores_and_memory() -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "cores", f"{cores} for this process: up to {cores} CPU ranks")
-    memory = _memory_bytes()
-    if memory is not None:
-        little = memory < LITTLE_MEMORY
-        remedy = "fewer ranks, smaller engine.micro_batch_tokens" if little else ""
-        yield Finding("warn" if little else "ok", "memory", format_bytes(memory), remedy)
-
-
-def _memory_bytes() -> int | None:
-    """Return the memory this process may use: the machine's, cut by a cgroup limit."""
-    try:
-        text = (_PROC / "meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None
-    total = int(text.split("MemTotal:")[1].split()[0]) * 1024
-    try:
-        return min(total, int(_CGROUP_MEMORY.read_text(encoding="ascii")))
-    except (OSError, ValueError):
-        return total
+    memory = total_memory()
+    little = memory < LITTLE_MEMORY
+    remedy = "use fewer ranks, or a smaller engine.micro_batch_tokens" if little else ""
+    yield Finding("warn" if little else "ok", "memory", format_bytes(memory), remedy)
 
 
 def _compiler() -> Iterator[Finding]:
@@ -269,7 +255,7 @@ def _launchers() -> Iterator[Finding]:
     if "torchrun" in found or "srun" in found:
         yield Finding("ok", "launchers", detail)
     else:
-        yield Finding("warn", "launchers", detail, "distllm train starts ranks on one machine by itself")
+        yield Finding("warn", "launchers", detail, "on one machine, distllm train needs none of them")
 
 
 def _disk(directory: Path) -> Iterator[Finding]:
@@ -304,10 +290,10 @@ def _shared_memory() -> Iterator[Finding]:
 
 
 def _build_locks(directory: Path) -> Iterator[Finding]:
-    """Find locks on which torch's extension builder would wait for ever, before its first log line.
+    """Find stale locks, for which torch's extension builder would wait for ever without a message.
 
-    The builder holds its lock file open, so a lock that no process here has open is stale, unless
-    a build on another machine of a shared disk made it a short while ago.
+    The builder keeps its lock file open. So a lock that no process here has open is stale, unless
+    another machine of a shared disk is building, which takes a limited time.
     """
     roots = [
         Path(os.environ.get("TORCH_EXTENSIONS_DIR") or directory / ".torch_extensions"),
@@ -321,7 +307,7 @@ def _build_locks(directory: Path) -> Iterator[Finding]:
         try:
             age = max(0.0, time.time() - lock.stat().st_mtime)
         except OSError:
-            continue  # released while we looked
+            continue  # released in the meantime
         what, remove = f"{lock}, {format_duration(age)} old", f"rm {shlex.quote(str(lock))}"
         if lock in holders:
             problem = f"process {holders[lock]} is building: {what}"
@@ -330,14 +316,14 @@ def _build_locks(directory: Path) -> Iterator[Finding]:
             problem = f"no process here holds {what}"
             yield Finding("warn", "build lock", problem, f"unless another machine is building: {remove}")
         else:
-            problem = f"stale, every job that builds here hangs: {what}"
+            problem = f"stale; every job that builds here hangs: {what}"
             yield Finding("fail", "build lock", problem, remove)
     if not locks:
         yield Finding("ok", "build locks", "none")
 
 
 def _holders(paths: list[Path]) -> dict[Path, int]:
-    """Return the process that has each of ``paths`` open, as far as this user may see."""
+    """Return, for each of ``paths`` that is open, a process that has it open and that this user may see."""
     wanted = {str(path): path for path in paths}
     found: dict[Path, int] = {}
     for descriptor in _PROC.glob("[0-9]*/fd/*"):
@@ -351,7 +337,7 @@ def _holders(paths: list[Path]) -> dict[Path, int]:
 
 
 def _links() -> Iterator[Finding]:
-    """In a checkout three packages are symbolic links; git without link support leaves text files."""
+    """Check the packages that are symbolic links in a checkout; git without link support makes text files."""
     broken = [name for name in LINKED_PACKAGES if not (_PACKAGE / name / "__init__.py").is_file()]
     if broken:
         places = " ".join(f"distllm/{name}" for name in broken)
@@ -376,7 +362,7 @@ def _import(name: str) -> Iterator[Finding]:
 
 
 def _output(command: list[str], seconds: float) -> tuple[int, str]:
-    """Run ``command``; return its exit code and all it printed. One that hangs counts as failed."""
+    """Run ``command``; return its exit code and output. A command that takes too long counts as failed."""
     try:
         result = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, check=False

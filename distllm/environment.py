@@ -1,8 +1,8 @@
-"""Which rank a launcher has made this process, read without torch.
+"""The rank that a launcher has given this process, read without torch.
 
 torchrun and the deepspeed launcher set ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; srun sets
-``SLURM_PROCID``, ``SLURM_NTASKS`` and ``SLURM_LOCALID``; with none of them the process is alone.
-Variables that contradict each other are an error, never a guess.
+``SLURM_PROCID``, ``SLURM_NTASKS`` and ``SLURM_LOCALID``. If none of them is set, there is no launcher.
+Variables that contradict each other are an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from distllm.errors import LaunchError
 
 _SHELLS = ("bash", "sh", "zsh", "interactive")
-"""Names of the jobs in which sites and people open a shell on a node."""
+"""Usual names of jobs that open a shell on a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class RankEnvironment:
         """Read this process's place from a launcher's variables; None outside any launcher.
 
         Raises:
-            LaunchError: variables are missing, are no numbers, or contradict each other.
+            LaunchError: variables are missing, are not numbers, or contradict each other.
         """
         if "RANK" in env or "WORLD_SIZE" in env:
             place = cls(*_from_torch_variables(env))
         elif "SLURM_PROCID" in env and (_in_step(env) or "MASTER_ADDR" in env):
-            # The shell of a batch script has SLURM_PROCID too, but neither a step nor a rendezvous.
+            # The shell of a batch script has SLURM_PROCID too, but neither a step nor MASTER_ADDR.
             place = cls(*_from_slurm_variables(env))
         else:
             return None
@@ -70,7 +70,7 @@ def _first_host(nodes: str) -> str:
 
 
 def _in_step(env: Mapping[str, str]) -> bool:
-    """Whether this is a task that ``srun`` started, and not a person's shell in a step of its own."""
+    """Whether this is a task that ``srun`` started, and not an interactive shell, which is a step too."""
     alone = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")) == "1"
     is_shell = "SLURM_PTY_PORT" in env or env.get("SLURM_JOB_NAME") in _SHELLS
     return "SLURM_STEP_ID" in env and not (alone and is_shell)
@@ -83,9 +83,9 @@ def _from_torch_variables(env: Mapping[str, str]) -> tuple[int, int, int, int]:
         raise LaunchError(
             f"WORLD_SIZE={world_size} contradicts the {tasks} tasks of this SLURM step",
             where="environment of the rank",
-            remedy="unset RANK and WORLD_SIZE in the job script, so that srun's own variables count",
+            remedy="unset RANK and WORLD_SIZE in the job script, so that srun's own variables are used",
         )
-    # The deepspeed launcher says LOCAL_SIZE where torchrun says LOCAL_WORLD_SIZE.
+    # The deepspeed launcher sets LOCAL_SIZE where torchrun sets LOCAL_WORLD_SIZE.
     local_name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"
     local_world_size = _integer(env, local_name) if local_name in env else world_size
     if "LOCAL_RANK" in env:
@@ -145,7 +145,7 @@ def _check_range(value: int, name: str, size: int, size_name: str) -> None:
         raise LaunchError(
             f"{name}={value} contradicts {size_name}={size}",
             where="environment of the rank",
-            remedy="start all ranks with one launcher, and unset what an earlier one left behind",
+            remedy="start all ranks with one launcher, and unset the variables of an earlier one",
         )
 
 

@@ -8,8 +8,8 @@ DistllmError
 │   ├── DataError          exit 65  a source, shard, index or manifest cannot be used
 │   ├── TokenizerError     exit 65  a tokenizer cannot be read or does not fit
 │   └── CheckpointError    exit 65  a checkpoint cannot be trusted or does not fit
-├── TrainingError          exit 70  the run cannot go on, a retry may help
-├── OutOfMemory            exit 70  a rank had no memory; the next attempt takes less at a time
+├── TrainingError          exit 70  the run cannot continue, a retry may help
+├── OutOfMemory            exit 70  a rank ran out of memory; the next attempt uses smaller micro-batches
 ├── LaunchError            exit 70  ranks could not be started or one of them died
 ├── MissingDependency      exit 64  an optional package is needed for this command
 ├── StorageError           exit 74  disk full, read-only or not permitted
@@ -30,13 +30,13 @@ class DistllmError(Exception):
 
     Args:
         cause: what is wrong, in one sentence, with the offending value.
-        where: the configuration path, file or rank it was found at.
+        where: the configuration key, file or rank that it was found at.
         remedy: what the user can do about it.
 
     Attributes:
-        exit_code: how the process ends.
+        exit_code: exit code of the process.
         everywhere: every rank raises this same error, so that only rank 0 needs to print it.
-        made_at: file and line that made it, by which `distllm.messages` finds its page.
+        made_at: file and line that raised it, from which `distllm.messages` finds its page.
     """
 
     exit_code = 70
@@ -60,13 +60,13 @@ class DistllmError(Exception):
     def recast(
         self, kind: type[Kind], *, where: str | None, remedy: str | None, cause: str | None = None
     ) -> Kind:
-        """Return this error with another class, place, remedy or cause; it keeps its page."""
+        """Return this error with another class, place, remedy or cause; its page stays the same."""
         error = kind(cause or self.cause, where=where, remedy=remedy)
         error.made_at = self.made_at
         return error
 
     def facts(self) -> dict[str, Any]:
-        """Return plain values of which `error_from_facts` makes the same error on another rank."""
+        """Return plain values from which `error_from_facts` makes the same error on another rank."""
         facts = {
             "error": type(self).__name__,
             "cause": self.cause,
@@ -128,11 +128,11 @@ class CheckpointError(IntegrityError):
 
 
 class TrainingError(DistllmError):
-    """The run cannot go on; a retry may help."""
+    """The run cannot continue; a retry may help."""
 
 
 class OutOfMemory(DistllmError):
-    """A rank had no memory for its micro-batch; the next attempt takes half of it at a time."""
+    """A rank ran out of memory; the next attempt uses half the micro-batch."""
 
 
 class LaunchError(DistllmError):
@@ -152,7 +152,7 @@ class Interrupted(DistllmError):
 
 
 def error_from_facts(facts: dict[str, Any]) -> DistllmError:
-    """Return the error whose `DistllmError.facts` these are."""
+    """Return the error that `DistllmError.facts` describes."""
     kind: type[DistllmError] = globals()[facts["error"]]
     error = kind(facts["cause"], where=facts["where"], remedy=facts["remedy"])
     error.made_at = tuple(facts["made_at"]) if facts["made_at"] else None
@@ -160,7 +160,7 @@ def error_from_facts(facts: dict[str, Any]) -> DistllmError:
 
 
 def calling_line(above: int) -> tuple[str, int] | None:
-    """Return file and line that called the caller, ``above`` calls further up; None outside of any."""
+    """Return file and line of the call of the caller, ``above`` calls further up; None if there is none."""
     try:
         frame = sys._getframe(above + 1)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Packages that only some uses need: imported when they are, with a remedy when they are missing."""
+"""Optional packages: imported on use, with an error that says how to install a missing one."""
 
 from __future__ import annotations
 

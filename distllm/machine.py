@@ -1,4 +1,4 @@
-"""What this process may use of the machine it runs on."""
+"""The cores, memory and file systems that this process may use."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def available_cores() -> int:
 def cores_of_ranks(env: Mapping[str, str] = os.environ) -> int:
     """Return the CPU cores that the ranks on this machine have together.
 
-    Where SLURM binds each rank to cores of its own, those that this process may use are its share only;
-    the masks of all ranks of the machine stand in ``SLURM_CPU_BIND``.
+    If SLURM binds each rank to its own cores, this process may use only its share; ``SLURM_CPU_BIND`` has the
+    masks of all ranks of the machine.
     """
     own, bound = available_cores(), _BINDING.search(env.get("SLURM_CPU_BIND", ""))
     if "SLURM_STEP_ID" not in env or bound is None:
@@ -98,7 +98,7 @@ def _field(file: Path, name: str, unit: int = 1) -> int | None:
 
 
 def filesystem_of(path: Path) -> str:
-    """Return the kind of filesystem ``path`` lies on, such as "ext4"; "" where Linux does not say."""
+    """Return the type of the file system of ``path``, such as "ext4"; "" if it is unknown."""
     try:
         lines = _MOUNTS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -109,7 +109,7 @@ def filesystem_of(path: Path) -> str:
 
 
 def total_memory() -> int:
-    """Return the bytes of memory this process may use: the machine's, cut by a cgroup limit."""
+    """Return the bytes of memory this process may use: the machine's, or a lower cgroup limit."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = _CGROUP_MEMORY.read_text(encoding="ascii").strip()
@@ -119,21 +119,20 @@ def total_memory() -> int:
 
 
 def held_memory() -> int:
-    """Return the bytes of memory this process holds, pages of files excepted; 0 where Linux does not say.
+    """Return the resident memory of this process in bytes, without pages of files; 0 if it is unknown.
 
-    How many pages of its libraries a process maps depends on what the kernel happens to cache, and the
-    kernel takes them back when it needs them. What the parts of a program free counts until their
-    allocators give it back: see `release_memory`.
+    Pages of files do not count, because the kernel can drop them at any time. Memory that was freed counts
+    until the allocator returns it: see `release_memory`.
     """
     resident, of_files = (_field(_STATUS, name, unit=1024) for name in ("VmRSS:", "RssFile:"))
     return 0 if resident is None or of_files is None else resident - of_files
 
 
 def release_memory() -> None:
-    """Give back to the system what is free between blocks that are in use, where the C library can.
+    """Return free memory between used blocks to the system, if the C library can.
 
-    glibc gives back only what is free at the end of a heap, so a process holds the peaks of all that
-    it has ever done, each in a heap of its own if threads did it.
+    By itself, glibc returns only what is free at the end of a heap, so that a process keeps the peak of
+    each of its heaps, of which every thread may have one.
     """
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)

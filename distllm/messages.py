@@ -1,9 +1,9 @@
-"""Every error message of the source, found by reading it: its name, its words, and when it appears.
+"""All error messages, found by parsing the source: name, text, and when each appears.
 
-A message is a call that makes an error of `distllm.errors`, or notes a problem of a configuration. Its
-name is made of the constant words of its cause, so that the same words have the same name wherever they
-stand: ``f"no run {run!r}"`` is ``no-run``. An error knows the line that made it; its name is looked up
-when it is shown. `docs/reference.py` makes a page of each message, ``distllm explain error=NAME`` shows it.
+A message is a call that makes an error of `distllm.errors`, or adds a problem of a configuration. Its
+name consists of the constant words of its cause: ``f"no run {run!r}"`` is ``no-run``. Messages of the same
+words share a name. An error stores the line that made it; its name is looked up when it is shown.
+`docs/reference.py` makes a page for each name, and ``distllm explain error=NAME`` shows it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ Spell = Callable[[ast.expr], str]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One place of the source that makes an error.
+    """One place in the source that makes an error.
 
     Attributes:
-        name: what its page is called.
+        name: name of its page.
         kind: class of the error.
-        cause, where, remedy: as they are written; values stand as ``<name>``, alternatives
-            one after the other.
-        condition: the expression in the source that decides, empty where it always happens.
-        means: what the docstring of the function says of it.
+        cause, where, remedy: the texts as written, one per alternative; values are shown as ``<name>``.
+        condition: the expression in the source under which it is raised; empty if there is none.
+        means: what the docstring of the function says about it.
         path: the file, relative to the package's parent.
         lines: first and last line of the call.
     """
@@ -57,12 +56,12 @@ class Message:
 
     @property
     def room(self) -> str:
-        """The room of the package, or the module where it stands below all rooms."""
+        """The sub-package that it is in, or the module if it is a top-level one."""
         return Path(self.path).with_suffix("").parts[1]
 
     @property
     def exit_code(self) -> int:
-        """How the process ends."""
+        """Exit code of the process."""
         code: int = getattr(errors, self.kind).exit_code
         return code
 
@@ -73,10 +72,10 @@ def all_messages() -> list[Message]:
 
 
 def messages_named(name: str) -> list[Message]:
-    """Return the messages of one name.
+    """Return the messages that share a name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no message of this name.
     """
     words = [word.encode() for word in name.split("-")]
     texts = ((file, file.read_bytes().lower()) for file in _files())
@@ -85,7 +84,7 @@ def messages_named(name: str) -> list[Message]:
     if not found:
         known = all_messages()
         raise ConfigError(
-            f"no error is called {name!r}",
+            f"there is no error named {name!r}",
             where=f"error={name}",
             remedy=did_you_mean(name, {message.name for message in known}),
         )
@@ -100,7 +99,7 @@ def _files() -> list[Path]:
 
 
 def messages_of(file: Path, line: int | None = None) -> list[Message]:
-    """Return the messages of one file, in the order of its lines; of ``line`` only those around it."""
+    """Return the messages of one file, in the order of its lines; with ``line`` only those at that line."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     path = file.relative_to(PACKAGE.parent).as_posix()
     found = [_message(node, parents, path) for node, parents in _walk(tree, (), line) if _makes_error(node)]
@@ -108,7 +107,7 @@ def messages_of(file: Path, line: int | None = None) -> list[Message]:
 
 
 def name_of(error: DistllmError) -> str | None:
-    """Return the name of an error's message; None where it was made outside the package or of no words."""
+    """Return the name of an error's message; None if it was made outside the package or has no name."""
     if error.made_at is None:
         return None
     file, line = Path(error.made_at[0]), error.made_at[1]
@@ -119,7 +118,7 @@ def name_of(error: DistllmError) -> str | None:
 
 
 def shown(error: DistllmError) -> str:
-    """Return an error as a command prints it: each message with its name in brackets, and where they lead."""
+    """Return an error as a command prints it: each message with its name, and how to explain it."""
     names = []
     text = str(error)
     for one in error.problems if isinstance(error, ConfigProblems) else (error,):
@@ -136,7 +135,7 @@ def shown(error: DistllmError) -> str:
 def _walk(
     node: ast.AST, parents: tuple[ast.AST, ...], line: int | None
 ) -> Iterator[tuple[ast.AST, tuple[ast.AST, ...]]]:
-    """Yield the nodes with children below ``node``, or around ``line``, with those that they stand in."""
+    """Yield every inner node below ``node``, or only those at ``line``, with its parents, the innermost last."""
     inside = (*parents, node)
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _LEAVES):  # most nodes, and no call
@@ -157,7 +156,7 @@ def _makes_error(node: ast.AST) -> bool:
 
 
 def _message(node: ast.AST, parents: tuple[ast.AST, ...], path: str) -> Message | None:
-    """Return the message of a call; None where it only hands on a cause that it was given."""
+    """Return the message of a call; None if it only passes on a cause that it was given."""
     assert isinstance(node, ast.Call)
     function = next((one for one in reversed(parents) if isinstance(one, Function)), None)
     kind, checks = "ConfigError", False
@@ -188,7 +187,7 @@ def _message(node: ast.AST, parents: tuple[ast.AST, ...], path: str) -> Message 
 
 
 def _name(causes: tuple[str, ...], path: str, function: Function | None) -> str:
-    """Return the constant words of a cause, with what they speak of where that alone is a value."""
+    """Return the constant words of a cause, joined by hyphens; short ones also get the name of a value."""
     cause = causes[0] if causes else ""
     words = [word for word in _words(cause) if word not in _ARTICLES][:_LONGEST]
     value = re.search(r"\{(?:\w+\.)*(\w+)\}", cause)
@@ -216,7 +215,7 @@ def _in_braces(value: ast.expr) -> str:
 
 
 def _texts(node: ast.expr | None, function: Function | None, spell: Spell) -> tuple[str, ...]:
-    """Return a string as it is written, or each of its alternatives; ``spell`` writes the values in it."""
+    """Return a string as it is written, or each of its alternatives; ``spell`` formats the values in it."""
     if node is None or (isinstance(node, ast.Constant) and node.value is None):
         return ()
     match node:
@@ -245,7 +244,7 @@ def _texts(node: ast.expr | None, function: Function | None, spell: Spell) -> tu
 
 
 def _assigned(name: str, function: Function | None) -> ast.expr | None:
-    """Return the text that a function gives to a variable, if it gives it one."""
+    """Return the expression that a function assigns to a variable, if there is one."""
     for node in ast.walk(function) if function is not None else ():
         if isinstance(node, ast.Assign) and any(
             isinstance(target, ast.Name) and target.id == name for target in node.targets
@@ -255,7 +254,7 @@ def _assigned(name: str, function: Function | None) -> ast.expr | None:
 
 
 def _condition(node: ast.AST, parents: tuple[ast.AST, ...]) -> str:
-    """Return what has to hold, by the innermost branch or handler around a call."""
+    """Return the condition of the innermost branch or handler around a call."""
     child = node
     for parent in reversed(parents):
         if isinstance(parent, Function):
@@ -271,7 +270,7 @@ def _condition(node: ast.AST, parents: tuple[ast.AST, ...]) -> str:
 
 
 def _meaning(function: Function | None, kind: str) -> str:
-    """Return what a function says of an error it raises, or else of itself."""
+    """Return what a function's docstring says about an error, or else its summary."""
     text = ast.get_docstring(function) if function is not None else None
     if not text:
         return ""

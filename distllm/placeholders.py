@@ -1,7 +1,7 @@
-"""What stands for a value in the words of a message: ``f"no run {run!r}"`` reads ``no run '<run>'``.
+"""Placeholders for the values in a message: ``f"no run {run!r}"`` becomes ``no run '<run>'``.
 
-A constant of the module, and a text that a function returns, stand as they are; anything else is named by
-the shortest word that the source has for it, in angle brackets.
+A constant of the module, and a text that a function returns, are shown as they are. Other values are shown
+as the shortest word that the source has for them, in angle brackets.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Texts = Callable[[ast.expr, ast.FunctionDef], tuple[str, ...]]
 
 
 def placeholder(node: ast.expr, module: ast.AST, texts: Texts) -> str:
-    """Return what stands for the value of an expression.
+    """Return the placeholder for the value of an expression.
 
     Args:
         node: the expression.
-        module: the module it stands in.
-        texts: gives the alternatives of a text that a function returns.
+        module: the module that contains it.
+        texts: returns the alternatives of a text that a function returns.
     """
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         function = _definition(node.func.id, module)
@@ -81,7 +81,7 @@ def _noun_of_call(node: ast.Call) -> str:
             return noun(owner)
         case ast.Attribute(attr=name):
             return _plain(name)
-    # str(x), format_bytes(x), max(1, x): the value is what they are given.
+    # str(x), format_bytes(x), max(1, x): take the name of the argument.
     given = next((one for one in node.args if not isinstance(one, ast.Constant)), None)
     return noun(given if given is not None else node.func)
 
@@ -97,7 +97,7 @@ def _only_return(function: ast.FunctionDef) -> ast.expr | None:
 
 
 def _definition(name: str, module: ast.AST) -> ast.AST | None:
-    """Return the function or the value of a name at the top of a module, or of where it is imported from."""
+    """Return the function or value that a module defines or imports under a name."""
     for node in getattr(module, "body", ()):
         match node:
             case ast.FunctionDef(name=found) if found == name:

@@ -1,6 +1,6 @@
-"""What a run was made with: machine, packages, revision of the code. Imports no torch.
+"""The machine, packages and revision of the code that a run used, for its record.
 
-Versions are read from the installed packages' metadata, so nothing is imported to ask it.
+Versions are read from the metadata of installed packages, so that none has to be imported.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
 
 
@@ -52,7 +52,7 @@ def packages() -> dict[str, str]:
 def revision() -> str | None:
     """Return the git revision of the code, with ``+changes`` if files differ from it; None outside git.
 
-    That is the checkout distllm is imported from; where it is installed, the current directory's.
+    It is that of the checkout distllm is imported from, or else of the current directory.
     """
     for directory in (Path(distllm.__file__).parent.parent, Path.cwd()):
         if (directory / ".git").exists() and (head := _git(directory, "rev-parse", "HEAD")):
@@ -76,17 +76,9 @@ def _git(directory: Path, *words: str) -> str | None:
 
 
 def _processor() -> str | None:
-    return _proc_value("/proc/cpuinfo", "model name") or platform.processor() or None
-
-
-def _memory_bytes() -> int | None:
-    value = _proc_value("/proc/meminfo", "MemTotal")
-    return int(value.split()[0]) * 1024 if value else None
-
-
-def _proc_value(path: str, name: str) -> str | None:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or None

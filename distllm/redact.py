@@ -1,7 +1,7 @@
-"""Secrets taken out of what is shown to others.
+"""Removes secrets from texts and values that are logged, stored or sent.
 
-They hide in values: the user and password of a URL, its signature, tokens pasted into a path or a
-name, what is assigned to a name that says so, and whatever the environment holds under such a name.
+Found are the user and password of a URL, its signature, tokens of known forms, values assigned to a name
+such as ``api_key``, and the values of environment variables of such names.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _ASSIGNED = re.compile(
     r"(\s*[=:]\s*)([^\s,;&'\"\[\]{}]{6,})"
 )
 _LEAST_CHARACTERS = 8
-"""Shorter values of the environment are no secrets, and would be found everywhere."""
+"""Shorter values of environment variables are not treated as secrets: they would match everywhere."""
 _RANDOM_CHARACTERS = 10
-"""Different characters of a random value; names and numbers have fewer."""
+"""A random value has at least this many different characters; names and numbers have fewer."""
 
 
 def redacted(value: Any) -> Any:
@@ -49,7 +49,7 @@ def redacted(value: Any) -> Any:
 
 
 def redact_text(text: str) -> str:
-    """Replace what looks like a secret, and what the environment says is one."""
+    """Replace everything that looks like a secret, and the secrets in environment variables."""
     for name, value in os.environ.items():
         if len(value) >= _LEAST_CHARACTERS and value in text and _is_secret(name, value):
             text = text.replace(value, REDACTED)
@@ -60,7 +60,7 @@ def redact_text(text: str) -> str:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    """Whether a value is a secret by its name, or by a name that allows it and its own looks."""
+    """Whether a name says that the value is a secret, or allows it and the value looks random."""
     if _SECRET_NAME.search(name):
         return bool(value)
     mixed = any(map(str.isdigit, value)) and any(map(str.isalpha, value))

@@ -1,4 +1,4 @@
-"""Closed tables from names to builders, and the did-you-mean used by every error message."""
+"""Fixed tables from names to builders, and the suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def suggest(name: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate closest to ``name``, or None when none shares two thirds of it."""
+    """Return the candidate closest to ``name``; None if more than a third of its letters differ."""
     typed, closest, limit = name.lower(), None, max(1, len(name) // 3)
     # Lengths bound the distance from below: of those that differ by more, none can be closer.
     words = ((abs(len(option.lower()) - len(typed)), option) for option in candidates)
@@ -64,9 +64,9 @@ def ending_with(name: str, paths: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return a remedy sentence: those that end with the name, or the closest candidate, or all of them.
+    """Return a remedy that suggests the closest candidate, or lists those that end with the name, or all.
 
-    Of more than can be read at once, the groups; and only their number, where there are no groups.
+    A long list is shortened to the groups, or to the number of candidates if there are no groups.
     """
     options = sorted(candidates)
     found = ending_with(name, options)
@@ -88,8 +88,8 @@ class Registry(Generic[T]):
     """An immutable table of named builders of one kind, such as optimizers.
 
     Args:
-        kind: what the names name, for messages: ``"optimizer"``.
-        where: the configuration path that selects an entry: ``"optim.name"``.
+        kind: what an entry is, for messages: ``"optimizer"``.
+        where: the configuration key that selects an entry: ``"optim.name"``.
         entries: the whole table; nothing can be added later, so importing has no side effects.
     """
 

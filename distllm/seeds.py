@@ -1,7 +1,7 @@
-"""Counter-based random streams: a number that depends on names, never on call order.
+"""Seeds of random streams that depend on names and not on the order of calls.
 
-A stream is addressed by the experiment seed and a path such as ``("init", "layers.3")``; nothing
-is consumed, so there is no state to save, and adding a stream changes no other.
+A stream is identified by the experiment seed and a path such as ``("init", "layers.3")``. There is no state
+to save, and adding a stream does not change others.
 """
 
 from __future__ import annotations

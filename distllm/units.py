@@ -1,4 +1,4 @@
-"""Counts, bytes and seconds: parsing what people write and printing what people read."""
+"""Parsing and formatting of counts, sizes in bytes and durations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse_count(text: str) -> int:
     """Parse a count such as ``4096``, ``1_000``, ``1.5M`` or ``2B`` (powers of ten).
 
     Raises:
-        ValueError: the text is no count, or not a whole number.
+        ValueError: the text is not a count, or not a whole number.
     """
     return _parse(text, _COUNT_SUFFIX, "a count such as 4096, 1.5M or 2B")
 
@@ -28,7 +28,7 @@ def parse_bytes(text: str) -> int:
     """Parse a size such as ``4096``, ``10MB`` (powers of ten) or ``64MiB`` (powers of two).
 
     Raises:
-        ValueError: the text is no size, or not a whole number of bytes.
+        ValueError: the text is not a size, or not a whole number of bytes.
     """
     return _parse(text, _BYTE_SUFFIX, "a size such as 10MB or 64MiB")
 
@@ -45,7 +45,7 @@ def _parse(text: str, suffixes: dict[str, int], expected: str) -> int:
 
 
 def format_count(value: float) -> str:
-    """``1234567`` as ``1.23M``."""
+    """Return ``1.23M`` for ``1234567``."""
     shown = float(f"{value:.3g}")  # rounded before the suffix is chosen: 999950 is 1M, not 1000k
     for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(shown) >= scale:
@@ -54,12 +54,12 @@ def format_count(value: float) -> str:
 
 
 def count_of(number: int, noun: str) -> str:
-    """``1 node``, ``2 nodes``."""
+    """Return ``1 node``, or ``2 nodes``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def format_bytes(value: float) -> str:
-    """``1536`` as ``1.5 KiB``."""
+    """Return ``1.5 KiB`` for ``1536``."""
     for scale, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(value) >= scale:
             return f"{value / scale:.1f} {suffix}"
@@ -67,7 +67,7 @@ def format_bytes(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """``3725.4`` as ``1h02m05s``; below ten seconds one decimal."""
+    """Return ``1h02m05s`` for ``3725.4``; below ten seconds with one decimal."""
     if seconds < 10:
         return f"{seconds:.1f}s"
     whole = round(seconds)

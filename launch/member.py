@@ -1,6 +1,6 @@
-"""One rank of a run that `distllm launch` has started on several machines with the deepspeed launcher.
+"""One rank of a run that `distllm launch` started on several machines with the deepspeed launcher.
 
-It gets one word, the directory of what was submitted: a remote shell would mangle a command line.
+Its only argument is the directory of the submission, because a remote shell would change a command line.
 """
 
 from __future__ import annotations

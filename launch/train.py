@@ -1,4 +1,4 @@
-"""Train, started by any launcher: deepspeed, torchrun, srun, or python with its variables set.
+"""One rank of a training run, started by deepspeed, torchrun, srun, or python with their variables set.
 
 deepspeed --num_gpus 2 launch/train.py experiment=demo
 torchrun --nproc-per-node 2 launch/train.py experiment=demo
@@ -15,11 +15,10 @@ from distllm.cluster.outcome import write_exit_code
 
 
 def leave(code: int) -> None:
-    """End this rank with ``code``, without the tear-down of the C++ libraries.
+    """End this rank with ``code``, without running the destructors of the C++ libraries.
 
-    Everything is closed and saved here. What is left are threads of torch and gloo, and one that
-    still runs when its object is destroyed aborts the process: a run that has saved its state and
-    asks to be started again would be taken for one that crashed.
+    Everything is saved and closed at this point. A thread of torch or gloo that still runs while its object
+    is destroyed would abort the process, and a run that asks to be restarted would look like a crash.
     """
     sys.stdout.flush()
     sys.stderr.flush()

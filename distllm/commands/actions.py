@@ -10,16 +10,16 @@ from distllm.errors import ConfigError
 from distllm.registry import did_you_mean
 
 Actions: TypeAlias = Mapping[str, tuple[Callable[[Sequence[str]], None], str]]
-"""By name: what runs it, and what it does, for the help."""
+"""By name: the function that runs the action, and its line of help."""
 
 
 def run_action(command: str, takes: str, actions: Actions, words: Sequence[str]) -> int:
-    """Run the action that the first word names, or print which there are; return the exit code.
+    """Run the action that the first word names, or print the help; return the exit code.
 
     Args:
         command: name of the sub-command.
         takes: what follows the action on the command line, for the help.
-        actions: those there are.
+        actions: the actions of the command.
         words: the command line after the command.
 
     Raises:

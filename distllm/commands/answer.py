@@ -19,7 +19,7 @@ from distllm.fsio import storage_errors
 class Options(ModelOptions):
     """Options of `distllm answer`."""
 
-    question: str | None = option(None, "what is asked")
+    question: str | None = option(None, "the question")
     context: str | None = option(None, "the text that holds the answer")
     file: str | None = option(None, "or a file that holds it")
     index: str | None = option(None, "or a search index, whose best passages are read")
@@ -28,7 +28,7 @@ class Options(ModelOptions):
 
 
 def run(words: Sequence[str]) -> int:
-    """Print the answer, and where it was found."""
+    """Print the answer, and the passages that it was looked for in."""
     options = parse_options("answer", Options, words)
     question = require(options.question, "question", "answer")
     passages = _passages(options, question)
@@ -45,9 +45,9 @@ def _passages(options: Options, question: str) -> list[dict[str, Any]]:
     given = [name for name in ("context", "file", "index") if getattr(options, name) is not None]
     if len(given) != 1:
         raise ConfigError(
-            "nothing is given that could hold the answer"
+            "no text to look for the answer in"
             if not given
-            else f"the answer is looked for in one place, and {' and '.join(given)} are given",
+            else f"give only one of context, file and index, not {' and '.join(given)}",
             where="distllm answer",
             remedy="give context=TEXT, file=PATH or index=DIR",
         )
@@ -60,6 +60,6 @@ def _passages(options: Options, question: str) -> list[dict[str, Any]]:
         return [{"title": "context", "passage": options.context}]
     path = Path(str(options.file))
     if not path.is_file():
-        raise ConfigError(f"{path} is no file", where="file", remedy="name a text file")
+        raise ConfigError(f"{path} is not a file", where="file", remedy="name a text file")
     with storage_errors(path):
         return [{"title": path.name, "passage": path.read_text(encoding="utf-8")}]

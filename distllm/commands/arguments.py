@@ -1,4 +1,4 @@
-"""What sub-commands read from the command line: Hydra overrides with Hydra's flags, or plain options."""
+"""Parsers of the command line: Hydra overrides with Hydra's flags, or plain ``key=value`` options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ConfigArguments:
-    """The command line of a command that composes an experiment."""
+    """The parsed command line of a command that composes an experiment."""
 
     overrides: list[str]
     config_dir: Path | None
@@ -31,7 +31,7 @@ class ConfigArguments:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ours."""
+    """An argument parser that raises `ConfigError` instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(
@@ -120,6 +120,17 @@ def parse_options(command: str, cls: type[T], words: Sequence[str]) -> T:
     options = build(cls, raw, problems)
     problems.raise_if_any()
     return options
+
+
+def split_options(cls: type, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into the words that set options of the dataclass ``cls``, and the others."""
+    own = {item.name for item in dataclasses.fields(cls)}
+    options: list[str] = []
+    others: list[str] = []
+    for word in words:
+        _, key, value = split_override(word)
+        (options if key in own and value is not None else others).append(word)
+    return options, others
 
 
 def _is_text(cls: type, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""`distllm dashboard`: the layout of the Weights & Biases dashboard, from code to the server or a file."""
+"""`distllm dashboard`: save the layout of the Weights & Biases dashboard on the server or in a file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Options:
 
     entity: str = option("", "user or team in Weights & Biases")
     project: str = option("distllm", "project in Weights & Biases, as logger.project")
-    task: str = option("causal_lm", "whose measures are shown, as task.name")
-    out: str | None = option(None, "write the layout to this JSON file, and reach no server")
+    task: str = option("causal_lm", "the task whose measures are shown, as in task.name")
+    out: str | None = option(None, "write the layout to this JSON file instead of the server")
 
 
 def run(words: Sequence[str]) -> int:
@@ -34,9 +34,9 @@ def run(words: Sequence[str]) -> int:
         return 0
     try:
         print(f"saved: {built.save().url}")
-    except Exception as error:  # whatever the client raises: no key, no network, no such project
+    except Exception as error:  # the client raises many types: no key, no network, no such project
         raise ConfigError(
-            f"Weights & Biases did not take the layout ({type(error).__name__}: {error})",
+            f"Weights & Biases did not accept the layout ({type(error).__name__}: {error})",
             where=f"{options.entity}/{options.project}",
             remedy="log in (wandb login) and give entity=..., or write it to a file with out=layout.json",
         ) from error

@@ -1,4 +1,4 @@
-"""`distllm explain`: where a value came from, before a run or out of a run's directory."""
+"""`distllm explain`: where each value of a configuration or of a run came from, or what an error means."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def run(words: Sequence[str]) -> int:
     except ConfigError as unknown:
         if unsettled is None or "." in wanted[0] or str(unknown.remedy).startswith("did you mean"):
             raise
-        # It may be a quantity that these keys do not settle: those have names of one word.
+        # The key may be a derived quantity (names of one word), which could not be computed.
         raise ConfigProblems([*unsettled.problems, unknown]) from None
     print(render(shown))
     if unsettled is not None and not wanted:
         print(
-            f"distllm: derived quantities are left out, for these keys make no run: {unsettled}",
+            f"distllm: derived quantities are left out, because the configuration is not valid: {unsettled}",
             file=sys.stderr,
         )
     return 0
@@ -55,7 +55,7 @@ def run(words: Sequence[str]) -> int:
 def _table(
     overrides: list[str], config_dir: Path | None
 ) -> tuple[dict[str, dict[str, Any]], ConfigProblems | None]:
-    """Return what is known of each key, and why nothing follows from them if they make no run."""
+    """Return the values and origins, and the problems if nothing can be derived from the configuration."""
     runs = [word.removeprefix("run=") for word in overrides if word.startswith("run=")]
     if not runs:
         try:

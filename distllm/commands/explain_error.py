@@ -1,4 +1,4 @@
-"""The page of an error message, as Markdown: what it says, when it appears, and what to do."""
+"""The page of an error message as Markdown: its text, when it appears, and what to do."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from distllm.config.schema import Config
 from distllm.messages import Message, messages_named
 
 _NEXT = {
-    64: "Correct what is named, then run the command again. Without a change it fails again.",
-    65: "Bytes on disk are not what they must be. Nothing retries it: a retry would read the same bytes.",
-    70: "Run the same command again: a run goes on from its newest whole checkpoint. `distllm train` and "
-    "jobs do so by themselves, as often as `cluster.max_restarts` says.",
-    74: "Make room, or permit what is refused, then run the same command again.",
-    75: "Nothing is lost. Run the same command again to go on.",
+    64: "Correct what the message names, then run the command again. Without a change it fails again.",
+    65: "Data on disk is damaged or not what was expected. It is not retried: a retry reads the same data.",
+    70: "Run the same command again: a run resumes from its newest valid checkpoint. `distllm train` and "
+    "jobs do so by themselves, up to `cluster.max_restarts` times.",
+    74: "Free disk space or grant the missing permission, then run the same command again.",
+    75: "Nothing is lost. Run the same command again to resume.",
 }
 _GUIDES = {
     "checkpoint": "reliability", "cluster": "clusters", "config": "configuration", "data": "preparation",
@@ -28,10 +28,10 @@ _GUIDES = {
 
 
 def show_error(name: str) -> None:
-    """Print the page of one message; it is typeset on a terminal.
+    """Print the page of one message; it is formatted if the output is a terminal.
 
     Raises:
-        ConfigError: no message is called so.
+        ConfigError: there is no message of this name.
     """
     text = page_of(messages_named(name), links=False)
     if sys.stdout.isatty():
@@ -44,12 +44,12 @@ def show_error(name: str) -> None:
 
 
 def page_of(messages: Sequence[Message], *, example: str | None = None, links: bool = True) -> str:
-    """Return the page of messages of one name.
+    """Return the page of the messages that share a name.
 
     Args:
         messages: at least one.
-        example: how it was once printed.
-        links: whether other pages are links, from ``reference/errors/NAME.md``, or only named.
+        example: the message as it was once printed.
+        links: whether to link other pages, relative to ``reference/errors/NAME.md``, or only name them.
     """
     lines = [f"# {verbatim(title_of(messages[0]))}", ""]
     if example is not None:
@@ -63,12 +63,12 @@ def page_of(messages: Sequence[Message], *, example: str | None = None, links: b
 
 
 def verbatim(text: str) -> str:
-    """Return a text in one line whose signs Markdown leaves alone."""
+    """Return a text as one line of inline code, which Markdown does not interpret."""
     return f"`{' '.join(text.replace('`', chr(39)).split())}`"
 
 
 def title_of(message: Message) -> str:
-    """Return the first cause, or the words of the name where the cause is nothing but a value."""
+    """Return the first cause, or the words of the name if the cause consists of a value only."""
     cause = message.cause[0] if message.cause else ""
     return cause if re.sub(r"<[^<>]*>", "", cause).strip(" :") else message.name.replace("-", " ")
 
@@ -78,7 +78,7 @@ def _sentence(text: str) -> str:
 
 
 def _section(message: Message, *, several: bool) -> list[str]:
-    """Return what one place of the source says, and when."""
+    """Return the texts that one place of the source raises, and the condition."""
     head = f"**{message.kind}**, exit code {message.exit_code}, made in `{message.path}`."
     lines = [f"## {Path(message.path).stem}", "", head, ""] if several else [head, ""]
     if message.means:
@@ -88,12 +88,12 @@ def _section(message: Message, *, several: bool) -> list[str]:
     lines += [f"- remedy: {verbatim(remedy)}" for remedy in message.remedy]
     lines.append("")
     if message.condition:
-        lines += ["What decides, in the source:", "", "```python", message.condition, "```", ""]
+        lines += ["The condition in the source:", "", "```python", message.condition, "```", ""]
     return lines
 
 
 def _further(messages: Sequence[Message], links: bool) -> list[str]:
-    """Return the keys that are named, the guide of the room, and the class of the error."""
+    """Return the keys that the messages name, and the guides of their parts of the package."""
     said = " ".join(text for message in messages for text in (*message.where, *message.remedy))
     named = [key for key in (leaf.path for leaf in leaves(Config)) if re.search(rf"(?<![\w.]){key}\b", said)]
     if links:

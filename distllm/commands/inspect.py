@@ -32,7 +32,7 @@ def run(words: Sequence[str]) -> int:
     resolved = run.resolved()
     if step > resolved.max_steps:
         raise ConfigError(
-            f"step {step} is after the last of {resolved.max_steps}",
+            f"step {step} is after the last step, {resolved.max_steps}",
             where="step",
             remedy=f"give a step from 1 to {resolved.max_steps}",
         )

@@ -1,4 +1,4 @@
-"""`distllm job`: what the job scripts of slurm/ run on the first node of a job."""
+"""`distllm job`: the program that the job scripts of slurm/ run on the first node of a job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def run(words: Sequence[str]) -> int:
-    """Run the submissions named on the command line, or submit its configuration to this very job."""
+    """Run the submissions named on the command line, or a configuration given on it, in this job."""
     gc.enable()
     from distllm.cluster.batch import run_job
     from distllm.cluster.snapshot import is_submission
@@ -19,9 +19,9 @@ def run(words: Sequence[str]) -> int:
 
 
 def _submission_here(words: Sequence[str]) -> str:
-    """Return the submission that this job has made when it first started, or make it now.
+    """Return the submission that this job made when it first started, or make it now.
 
-    A template that was given to sbatch by hand arrives here with a configuration.
+    A job template that was passed to sbatch by hand arrives here with a configuration.
     """
     from dataclasses import asdict
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""`distllm jobs`: all runs, from their directories and SLURM's queue."""
+"""`distllm jobs`: the state of all runs, from their directories and SLURM's queue."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def queue_if_any(runs: Iterable[Path]) -> list[QueuedJob] | None:
     try:
         return queued_jobs()
     except LaunchError as error:
-        print(f"distllm: what follows is what the runs have recorded: {error.cause}", file=sys.stderr)
+        print(f"distllm: showing only what the runs have recorded: {error.cause}", file=sys.stderr)
         return None
 
 

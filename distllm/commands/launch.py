@@ -1,4 +1,4 @@
-"""`distllm launch`: several machines without a scheduler, by the deepspeed launcher or by torchrun."""
+"""`distllm launch`: train on several machines without a scheduler, by the deepspeed launcher or torchrun."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from distllm.commands.arguments import parse_config_arguments, parse_options
+from distllm.commands.arguments import parse_config_arguments, parse_options, split_options
 from distllm.config.options import option
-from distllm.config.overrides import split_override
 from distllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ _HELP = (
     "Train on several machines. hostfile=FILE starts the ranks of all machines from here with the "
     "deepspeed launcher (include=HOSTS[:SLOTS], exclude=HOSTS[:SLOTS], launcher=pdsh|openmpi, port=N). "
     "rendezvous=HOST:PORT elastic=MIN:MAX, run on every machine, starts the ranks of this one with "
-    "torchrun; when a machine is lost, the others go on. dry_run=true prints the command"
+    "torchrun; when a machine is lost, the others continue. dry_run=true prints the command"
 )
 _ELASTIC = re.compile(r"(\d+)(?::(\d+))?")
 
@@ -34,21 +33,21 @@ class Options:
     include: str = option(
         "",
         "hosts of the hostfile, or slots of them, that take part, as n1,n7 or n[1-4] or n1:0,2@n2:0,2; "
-        "none: all of them",
+        "empty: all of them",
     )
     exclude: str = option("", "hosts of the hostfile, or slots of them, that do not take part")
-    launcher: Literal["pdsh", "openmpi"] = option("pdsh", "what the deepspeed launcher reaches hosts with")
-    port: int = option(29400, "port at which ranks meet; a start uses one of the hundred above", minimum=1024)
+    launcher: Literal["pdsh", "openmpi"] = option("pdsh", "how the deepspeed launcher reaches the hosts")
+    port: int = option(
+        29400, "first of the 100 ports of which each start uses one for its rendezvous", minimum=1024
+    )
     rendezvous: str | None = option(None, "HOST:PORT of the machine on which torchrun's agents meet")
-    elastic: str | None = option(None, "machines, as N or MIN:MAX, with rendezvous")
+    elastic: str | None = option(None, "number of machines, as N or MIN:MAX, with rendezvous")
     dry_run: bool = option(False, "print the command and start nothing")
 
 
 def run(words: Sequence[str]) -> int:
-    """Start a run on several machines and stay until it has ended."""
-    own = set(Options.__dataclass_fields__)
-    mine = [word for word in words if split_override(word)[1] in own and split_override(word)[2] is not None]
-    rest = [word for word in words if word not in mine]
+    """Start a run on several machines and wait until it has ended."""
+    mine, rest = split_options(Options, words)
     arguments = parse_config_arguments("launch", _HELP, rest)
     options = parse_options("launch", Options, mine)
     if (options.hostfile is None) == (options.rendezvous is None):
@@ -88,7 +87,7 @@ def _by_hostfile(options: Options, overrides: list[str], config_dir: Path | None
     from distllm.cluster.control import Control
     from distllm.cluster.snapshot import keep_submission
 
-    deepspeed_command(remote, remote.head, remote.port)  # what it needs is here, before anything is written
+    deepspeed_command(remote, remote.head, remote.port)  # raises if a program is missing, before any write
     kept = keep_submission(found.run_dir, found.words, to_yaml(asdict(found.config)), config_dir)
     write_hostfile(kept.path / HOSTFILE, hosts)
     Control(kept.run_dir).forget_all()
@@ -112,9 +111,9 @@ def _by_torchrun(options: Options, overrides: list[str], config_dir: Path | None
     match = _ELASTIC.fullmatch(options.elastic or "")
     if match is None:
         problems.add(
-            f"elastic={options.elastic} is no number of machines",
+            f"elastic={options.elastic} is not a number of machines",
             where="elastic",
-            remedy="give elastic=4, or elastic=2:4 to go on when two of four are lost",
+            remedy="give elastic=4, or elastic=2:4 to continue when two of four are lost",
         )
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 1)
     check_rendezvous(options.rendezvous or "", low, high, problems)

@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
     path = directory.path / LEDGER_FILE
     events = read_events(path)
     if not events:
-        raise DataError(f"{path} holds no event", where=str(path), remedy="start the run: distllm train")
+        raise DataError(f"{path} holds no events", where=str(path), remedy="start the run: distllm train")
     logbook = read_logbook(directory.path.name, events, last_steps(directory.metrics))
     print(logbook.text())
     if options.logbook:

@@ -92,6 +92,6 @@ def texts_of(text: str | None, file: str | None, key: str) -> list[str]:
         return [str(text)]
     path = Path(file)
     if not path.is_file():
-        raise ConfigError(f"{path} is no file", where="file", remedy=f"name a text file, one {key} a line")
+        raise ConfigError(f"{path} is not a file", where="file", remedy=f"name a text file, one {key} a line")
     with storage_errors(path):
         return path.read_text(encoding="utf-8").splitlines()

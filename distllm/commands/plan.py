@@ -1,4 +1,4 @@
-"""`distllm plan`: memory, time, money and failures of an experiment on a cluster, before it is queued."""
+"""`distllm plan`: predict memory, time, cost and failures of an experiment on a cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from distllm.plan.profile import machine_of_config, missing_figures
 from distllm.plan.report import Plan, describe, make_plan
 from distllm.plan.scaling import scaling_table
 
-_WHAT = "Say what an experiment needs and how fast it would be: distllm plan experiment=... cluster=h100"
+_WHAT = "Predict what an experiment needs and how fast it is: distllm plan experiment=... cluster=h100"
 _JSON, _CALIBRATE, _SCALE = "--json", "--calibrate", "--scale"
 _FLAGS = {
     _JSON: "print the plan as JSON",
@@ -51,7 +51,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _settled(overrides: Sequence[str], config_dir: Path | None) -> Resolved:
-    """Compose and resolve without asking for a dataset, or for this machine to be the one."""
+    """Compose and resolve; the dataset need not exist, and the run need not fit this machine."""
 
     def check(config: Config, problems: Problems) -> Resolved:
         return resolve(config, problems=problems, starts_here=False)
@@ -63,10 +63,10 @@ def _settled(overrides: Sequence[str], config_dir: Path | None) -> Resolved:
 
 
 def _stated(config: Config) -> Config:
-    """Return the configuration if its cluster states all figures.
+    """Return the configuration if its cluster profile states all figures.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: figures are missing.
     """
     lacking = missing_figures(config.cluster.hardware)
     if lacking:
@@ -84,7 +84,7 @@ def _plan(resolved: Resolved) -> Plan:
         measured = read_calibration(Path(config.runs_dir))
         if measured is None:
             raise ConfigError(
-                "this machine's CPUs were not measured yet",
+                "this machine's CPUs have not been measured yet",
                 where=f"runs_dir={config.runs_dir}",
                 remedy="distllm plan --calibrate (a minute), or choose a cluster, such as cluster=h100",
             )

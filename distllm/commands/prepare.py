@@ -1,4 +1,4 @@
-"""`distllm prepare`: raw text to a tokenizer and shards."""
+"""`distllm prepare`: turn raw text into a tokenizer and shards."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _DRY_RUN = "--dry-run"
 
 
 def run(words: Sequence[str]) -> int:
-    """Prepare a dataset and print what became of every source."""
-    flags = {_DRY_RUN: "read, clean and deduplicate only, and say what each rule would do"}
-    arguments = parse_config_arguments("prepare", "Raw text to a tokenizer and shards.", words, flags)
+    """Prepare a dataset and print a summary of every source."""
+    flags = {_DRY_RUN: "read, clean and deduplicate only, and report what each rule would do"}
+    what = "Turn raw text into a tokenizer and shards."
+    arguments = parse_config_arguments("prepare", what, words, flags)
     if arguments.show:
         show_configuration(arguments.overrides, arguments.config_dir)
         return 0
@@ -35,7 +36,7 @@ def run(words: Sequence[str]) -> int:
     check_prepare(config, problems)
     problems.raise_if_any()
     gc.enable()
-    # Arrow's own allocators keep what they have freed; assistants inherit the choice.
+    # Arrow's own allocators keep freed memory; worker processes inherit this choice.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     if _DRY_RUN in arguments.flags:
         _rehearse(config)
@@ -51,7 +52,7 @@ def _rehearse(config: Config) -> None:
 
     with stage_reporter() as report:
         reports = rehearse(config, report)
-    print("dry run, no dataset is written")
+    print("dry run: no dataset was written")
     print("\n".join(describe(reports)))
 
 
@@ -75,13 +76,13 @@ def _prepare(config: Config) -> None:
             )
     print(f"  tokenizer: {manifest.vocab_size} ids, fingerprint {manifest.tokenizer_fingerprint}")
     if held:
-        print("  memory that this process held: " + ", ".join(_amounts(held)))
+        print("  peak memory of this process: " + ", ".join(_amounts(held)))
     if (work := work_directory(config)).is_dir():
-        print(f"  finished stages are kept in {work} for the next preparation; remove it when you need none")
+        print(f"  finished stages are kept in {work} for the next preparation; you may remove it")
 
 
 def _noting_memory(held: dict[str, int], report: Report) -> Report:
-    """Return ``report``, which also notes the most that is held when each stage reports, in ``held``."""
+    """Return a reporter that also stores in ``held`` the most memory seen at the reports of each stage."""
 
     def note(progress: Progress) -> None:
         held[progress.stage] = max(held.get(progress.stage, 0), held_memory())

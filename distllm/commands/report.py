@@ -1,4 +1,4 @@
-"""`distllm report`: a run, or several side by side, as one HTML file."""
+"""`distllm report`: write one HTML file about a run, or about several side by side."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Options:
 
     run: str | None = option(None, "name or directory of the run, or several: run=a,b")
     out: str | None = option(None, "the file to write; null: report.html in the (first) run directory")
-    png: bool = option(False, "also write each curve as PNG, into a directory beside the file")
+    png: bool = option(False, "also write each curve as PNG, into a directory next to the file")
     runs_dir: str = option("runs", "directory that holds run directories")
 
 
 def run(words: Sequence[str]) -> int:
-    """Write the report, and say where it is."""
+    """Write the report and print its path."""
     options = parse_options("report", Options, words)
     from distllm.commands.runs import require
     from distllm.fsio import atomic_write_text
@@ -44,7 +44,9 @@ def run(words: Sequence[str]) -> int:
 
 
 def _directories(names: str, runs_dir: str) -> list[Path]:
-    """Return the directories of runs that are listed with commas, which names of a sweep hold themselves.
+    """Return the directories of a comma-separated list of runs.
+
+    Names of runs of a sweep contain commas themselves, so the longest name that exists is taken.
 
     Raises:
         ConfigError: there is no such run.
@@ -55,7 +57,7 @@ def _directories(names: str, runs_dir: str) -> list[Path]:
     found = list[Path]()
     while words:
         count = len(words)
-        while True:  # the longest name that is a run's
+        while True:
             try:
                 found.append(locate_run(",".join(words[:count]), runs_dir).path)
                 break
@@ -68,7 +70,7 @@ def _directories(names: str, runs_dir: str) -> list[Path]:
 
 
 def _batch_text(path: Path) -> Callable[[int, int], str]:
-    """Return what gives the text of a step's batch; the dataset is opened at the first one only."""
+    """Return a function from a step and its first sample to the text of the step's batch."""
 
     def text(step: int, first_sample: int) -> str:
         from distllm.commands.batches import batch_texts
@@ -81,7 +83,7 @@ def _batch_text(path: Path) -> Callable[[int, int], str]:
             raise DistllmError(
                 f"the dataset of step {step} cannot be read: {error}",
                 where=f"step {step}",
-                remedy="bring the dataset back to where data.out says, and write the report again",
+                remedy="restore the dataset at data.out, and write the report again",
             ) from error
         shown = batch_texts(resolved, step, first_sample, range(resolved.world.size))
         return "\n".join(

@@ -1,4 +1,4 @@
-"""`distllm requeue`: let a run save, give its nodes back, and wait in the queue again."""
+"""`distllm requeue`: ask a run to save, release its nodes and queue again."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Options:
 
     run: str | None = option(None, "name or directory of the run")
     runs_dir: str = option("runs", "directory that holds run directories")
-    exclude: str = option("", "nodes that the run is never to use again, as n1,n7 or n[1-4]")
+    exclude: str = option("", "nodes that the run must not use again, as n1,n7 or n[1-4]")
     now: bool = option(
         False, "do not wait for the next step: SLURM ends the ranks, which save if they still can"
     )
 
 
 def run(words: Sequence[str]) -> int:
-    """Ask a running job to save and to queue again, without the nodes that are named."""
+    """Ask a running job to save and to queue again, without the excluded nodes."""
     options = parse_options("requeue", Options, words)
     from distllm.cluster.control import REQUEUE, Control
     from distllm.cluster.history import History
@@ -46,10 +46,10 @@ def run(words: Sequence[str]) -> int:
 
 
 def _running_job(path: Path) -> str:
-    """Return the job that the run is running in.
+    """Return the number of the running job of a run.
 
     Raises:
-        ConfigError: there is none, or it may not come back.
+        ConfigError: no job is running, or it may not be queued again.
     """
     from distllm.cluster.jobs import job_of
     from distllm.cluster.slurm import queued_jobs
@@ -61,7 +61,7 @@ def _running_job(path: Path) -> str:
         raise ConfigError(
             f"no job of the run is running: {states[0].lower() if states else 'none is in the queue'}",
             where=str(path),
-            remedy="distllm status says more; distllm submit queues the run again",
+            remedy="details: distllm status; to queue the run again: distllm submit",
         )
     if not Submission.load(submissions_of(path)[-1]).config().cluster.slurm.requeue:
         raise ConfigError(

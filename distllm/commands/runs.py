@@ -1,4 +1,4 @@
-"""Reading run directories for the commands that inspect runs."""
+"""Stored runs and required options, for the commands that read run directories."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run directory and the configuration its latest attempt was started with."""
+    """A run directory and the configuration of its latest attempt."""
 
     directory: RunDirectory
     config: Config
 
     @property
     def dataset(self) -> Path:
-        """The dataset directory the run was trained on."""
+        """The dataset directory of the run."""
         return dataset_directory(self.config.data)
 
     def resolved(self) -> Resolved:
-        """Settle the run's numbers again, for the ranks it ran on and not for this machine.
+        """Resolve the configuration again, for the ranks that the run had, not for this machine.
 
         Raises:
-            ConfigProblems: its dataset is gone.
+            ConfigProblems: its dataset is missing.
         """
         problems = Problems()
         facts = dataset_facts(self.config, problems, needed=True)
@@ -60,7 +60,7 @@ def run_of(name: str, runs_dir: str) -> StoredRun:
 
     Raises:
         ConfigError: there is no such run.
-        ConfigProblems: its configuration is of another version.
+        ConfigProblems: its configuration was written by an incompatible version.
         IntegrityError: its configuration is damaged.
     """
     directory = locate_run(name, runs_dir)
@@ -72,9 +72,9 @@ def run_of(name: str, runs_dir: str) -> StoredRun:
 
 
 def _require_whole(directory: RunDirectory, content: Mapping[str, Any]) -> None:
-    """Refuse a configuration that was cut off, whose lost keys would have their defaults without a word.
+    """Refuse a configuration that was cut off: its missing keys would silently get their defaults.
 
-    The run wrote the same keys into its explanation. A key that neither has is of a later version.
+    The run wrote the same keys into its explanation. A key that is in neither was added in a later version.
     """
     if not directory.explanation.exists():
         return
@@ -93,10 +93,10 @@ def _require_whole(directory: RunDirectory, content: Mapping[str, Any]) -> None:
 
 
 def require(value: T | None, name: str, command: str) -> T:
-    """Return an option that must be given.
+    """Return the value of a required option.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it was not given.
     """
     if value is None:
         raise ConfigError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def run(words: Sequence[str]) -> int:
-    """Ask a run to save at the next border of a step."""
+    """Ask a run to save at the end of its current step."""
     from distllm.commands.verbs import ask
 
     path, _ = ask("save", words)

@@ -1,4 +1,4 @@
-"""From a command line to a resolved run, without torch; shared by train, explain and inspect."""
+"""Turn a command line into a resolved run, without torch; shared by train, explain and inspect."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def precheck(
     *,
     need_dataset: bool,
 ) -> None:
-    """Raise the problems that can be found without Hydra; returning proves nothing.
+    """Raise the problems that can be found without Hydra; more may be found after this.
 
     Raises:
         ConfigProblems: every problem of keys, values, combinations, machine and dataset.
@@ -70,15 +70,15 @@ def _resolved(
         dataset=dataset,
         memory_limit=limit,
         problems=problems,
-        starts_here=need_dataset,  # a run of any machine can be explained on this one
+        starts_here=need_dataset,  # without need_dataset, the run is only explained on this machine
     )
-    if need_dataset:  # it is about to run
-        from distllm.plan.admission import check_memory  # a typo need not wait for the planner
+    if need_dataset:
+        from distllm.plan.admission import check_memory  # imported late: other errors appear sooner
 
         check_memory(resolved, problems)
         problems.raise_if_any()
     if dataset is not None:
-        from distllm.data.mixture import check_mixture  # with numpy, for which a typo need not wait
+        from distllm.data.mixture import check_mixture  # imported late: it needs numpy
 
         check_mixture(resolved, Manifest.load(dataset_directory(config.data)), problems)
         problems.raise_if_any()
@@ -86,7 +86,7 @@ def _resolved(
 
 
 def _check_tokenizer(config: Config, folder: str, problems: Problems) -> None:
-    """Note a dataset whose ids are other tokens than those that the weights to begin with know."""
+    """Note a dataset whose token ids mean other tokens than those of the initial weights."""
     from distllm.data.tokenizer.fit import misfit
 
     try:
@@ -106,7 +106,7 @@ def _check_tokenizer(config: Config, folder: str, problems: Problems) -> None:
 
 
 def dataset_facts(config: Config, problems: Problems, *, needed: bool) -> DatasetFacts | None:
-    """Read what the prepared dataset settles; a missing or damaged one is noted if it is needed."""
+    """Return the sizes of the prepared dataset; None, and a problem if it is needed, if it cannot be read."""
     try:
         manifest = Manifest.load(dataset_directory(config.data))
     except DataError as error:

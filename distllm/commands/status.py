@@ -1,4 +1,4 @@
-"""`distllm status`: one run, start by start."""
+"""`distllm status`: the state of one run, and its starts."""
 
 from __future__ import annotations
 
@@ -17,47 +17,50 @@ if TYPE_CHECKING:
 
 
 def run(words: Sequence[str]) -> int:
-    """Print where a run stands, its starts, its requests and the end of its job's log."""
+    """Print the state of a run, its starts, pending requests and the end of the log of rank 0."""
     options = parse_options("status", Options, words)
-    from distllm.cluster.batch import start_directory
-    from distllm.cluster.control import Control
-    from distllm.cluster.diagnose import tail
     from distllm.cluster.preparations import is_preparation
-    from distllm.cluster.state import state_of
-    from distllm.commands.jobs import queue_if_any
 
     path = directory_of(options.run, options.runs_dir, "status")
-    if is_preparation(path):
-        print("\n".join(describe_preparation(path)))
-        return 0
-    state = state_of(path, queue_if_any([path]))
-    goal = f" of {state.max_steps}" if state.max_steps else ""
-    print(f"run {path}: {state.state}{f' ({state.reason})' if state.reason else ''}")
-    saved = f"checkpoint of step {state.saved}" if state.saved else "no checkpoint yet"
-    print(f"  step {state.step}{goal}, {saved}")
-    if state.eta_seconds is not None and state.state != "done":
-        print(f"  {format_duration(state.eta_seconds)} of training left, without waiting in the queue")
-    if state.job:
-        print(f"  job {state.job} {state.nodes}".rstrip())
-    for start in state.starts:
-        when = time.strftime("%m-%d %H:%M:%S", time.localtime(start.time))
-        end = end_of(path, state, start)
-        print(f"  start {start.number} at {when} on {','.join(start.nodes)} from step {start.before}: {end}")
-    if state.state == "given up":
-        print(f"  given up: {state.starts[-1].given_up}; distllm submit, as before, goes on")
-    for node in state.excluded:
-        print(f"  without {node}: see {path / 'slurm' / 'excluded.json'}")
-    for wish in ("stop", "save", "cancel"):
-        if (request := Control(path).asked(wish)) is not None:
-            print(f"  asked to {wish}: {request.why}")
-    if state.starts:
-        log = start_directory(path, state.starts[-1].number) / "rank-0.log"
-        print("".join(f"  | {line}\n" for line in tail(log, 5)), end="")
+    print("\n".join(describe_preparation(path) if is_preparation(path) else _describe_run(path)))
     return 0
 
 
+def _describe_run(path: Path) -> Iterator[str]:
+    """Yield the lines that describe the state of a training run."""
+    from distllm.cluster.batch import start_directory
+    from distllm.cluster.control import Control
+    from distllm.cluster.diagnose import tail
+    from distllm.cluster.state import state_of
+    from distllm.commands.jobs import queue_if_any
+
+    state = state_of(path, queue_if_any([path]))
+    goal = f" of {state.max_steps}" if state.max_steps else ""
+    yield f"run {path}: {state.state}{f' ({state.reason})' if state.reason else ''}"
+    saved = f"checkpoint of step {state.saved}" if state.saved else "no checkpoint yet"
+    yield f"  step {state.step}{goal}, {saved}"
+    if state.eta_seconds is not None and state.state != "done":
+        yield f"  {format_duration(state.eta_seconds)} of training left, without waiting in the queue"
+    if state.job:
+        yield f"  job {state.job} {state.nodes}".rstrip()
+    for start in state.starts:
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(start.time))
+        end = end_of(path, state, start)
+        yield f"  start {start.number} at {when} on {','.join(start.nodes)} from step {start.before}: {end}"
+    if state.state == "given up":
+        yield f"  given up: {state.starts[-1].given_up}; to resume, run the same distllm submit command"
+    for node in state.excluded:
+        yield f"  without {node}: see {path / 'slurm' / 'excluded.json'}"
+    for kind in ("stop", "save", "cancel"):
+        if (request := Control(path).asked(kind)) is not None:
+            yield f"  asked to {kind}: {request.why}"
+    if state.starts:
+        log = start_directory(path, state.starts[-1].number) / "rank-0.log"
+        yield from (f"  | {line}" for line in tail(log, 5))
+
+
 def describe_preparation(path: Path) -> Iterator[str]:
-    """Yield the lines that say where a preparation stands."""
+    """Yield the lines that describe the state of a preparation."""
     from distllm.cluster.endings import reason_in_log
     from distllm.cluster.preparations import preparation_of
     from distllm.commands.jobs import queue_if_any
@@ -74,11 +77,11 @@ def describe_preparation(path: Path) -> Iterator[str]:
         for log in sorted(state.submission.path.glob("job-*-*.log")):
             if (why := reason_in_log(log)) is not None:
                 yield f"  task {log.stem.rpartition('-')[2]}: {why}"
-        yield "  distllm submit prepare, as before, goes on from what is finished"
+        yield "  to continue from its finished stages, run the same distllm submit prepare command"
 
 
 def end_of(path: Path, state: RunState, start: Start) -> str:
-    """Return how a start ended, or that it runs: in its own words, or in those that SLURM left."""
+    """Return how a start ended, as the job recorded it or else as SLURM shows it, or that it runs."""
     from distllm.cluster.endings import ending_of
 
     if start.end:

@@ -1,4 +1,4 @@
-"""`distllm submit`: check everything on the login node, keep a copy of it, and queue it with SLURM."""
+"""`distllm submit`: check a run on the login node, keep a copy of its code and queue it with SLURM."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distllm.commands.arguments import parse_config_arguments, parse_options
+from distllm.commands.arguments import parse_config_arguments, parse_options, split_options
 from distllm.commands.submit_options import Options, dependency
-from distllm.config.overrides import split_override
 from distllm.errors import ConfigError
 from distllm.redact import redact_text
 
@@ -23,16 +22,14 @@ _KINDS = ("train", "prepare")
 _HELP = (
     "Queue a training run, every run of a sweep (-m), or a preparation (distllm submit prepare ...) with "
     "SLURM. Besides the configuration: dry_run=true prints the script; chain=N queues N jobs, each of which "
-    "goes on where the one before it ended (by=dependency|array|singleton); after=JOB waits for another job "
+    "resumes where the previous one ended (by=dependency|array|singleton); after=JOB waits for another job "
     "to succeed"
 )
 
 
 def run(words: Sequence[str]) -> int:
     """Submit what the command line asks for and print the numbers of the jobs."""
-    own = set(Options.__dataclass_fields__)
-    mine = [word for word in words if split_override(word)[1] in own and split_override(word)[2] is not None]
-    rest = [word for word in words if word not in mine]
+    mine, rest = split_options(Options, words)
     kind = rest.pop(0) if rest and rest[0] in _KINDS else "train"
     options = parse_options("submit", Options, mine)
     arguments = parse_config_arguments("submit", _HELP, rest)
@@ -47,9 +44,9 @@ def run(words: Sequence[str]) -> int:
 
         if arguments.multirun or options.by != "dependency":
             raise ConfigError(
-                "a preparation is an array already: of tasks that share its work",
+                "a preparation is already an array of tasks that share its work",
                 where="-m" if arguments.multirun else f"by={options.by}",
-                remedy="leave it out; several datasets: submit them one by one",
+                remedy="leave it out; submit several datasets one by one",
             )
         return submit_preparation(arguments.overrides, arguments.config_dir, options, command)
     runs = [arguments.overrides]
@@ -93,7 +90,7 @@ def _train(runs: list[list[str]], config_dir: Path | None, options: Options, com
 
 
 def _print_notes(checked: Sequence[Checked]) -> None:
-    """Print what is to be known of each run; of several, what holds for all of them only once."""
+    """Print the notes of each run; notes that all runs share are printed once."""
     if len(checked) > 1:
         print(f"{len(checked)} runs, {checked[0].config.name} to {checked[-1].config.name}")
     common = [line for line in checked[0].notes if all(line in found.notes for found in checked[1:])]
@@ -106,7 +103,7 @@ def _print_notes(checked: Sequence[Checked]) -> None:
 
 
 def _ranks_line(found: Checked, place: Path) -> str:
-    """Return the command by which a job would start its ranks, in the container if there is one."""
+    """Return the command with which a job would start its ranks, in the container if there is one."""
     from distllm.cluster.snapshot import Submission
     from distllm.cluster.srun import ranks_command
 
@@ -141,21 +138,21 @@ def _queue(kept: Sequence[Submission], options: Options, command: str) -> int:
 
 
 def _array_of(runs: Sequence[str], options: Options) -> Array | None:
-    """Return the array that the submission is: of the named runs of a sweep, or of the links of a chain."""
+    """Return the job array of a sweep or of a chain; None if the submission is a single job."""
     from distllm.cluster.render import Array
 
     if options.by == "array" and options.chain > 1:
         return Array(options.chain, at_once=1)
     if len(runs) == 1:
         return None
-    return Array(len(runs), name=runs[0].partition("=")[0])  # a run of a sweep is called NAME.KEY=VALUE,...
+    return Array(len(runs), name=runs[0].partition("=")[0])  # names of a sweep are NAME.KEY=VALUE,...
 
 
 def _settled(runs: list[list[str]], config_dir: Path | None, options: Options) -> list[Checked]:
     """Check every run, and that all of them can be tasks of one job.
 
     Raises:
-        ConfigProblems: everything that is wrong with any of them, each problem once.
+        ConfigProblems: all problems of all runs, each one once.
     """
     from distllm.cluster.after import check_after
     from distllm.cluster.limits import check_array
@@ -166,7 +163,7 @@ def _settled(runs: list[list[str]], config_dir: Path | None, options: Options) -
     problems, checked = Problems(), []
     problems.check(
         options.by != "array" or len(runs) == 1,
-        "the runs of a sweep are an array already, and an array has no array in it",
+        "the runs of a sweep are already a job array, and arrays cannot be nested",
         keys=["by", "-m"],
         remedy="by=dependency, or submit the runs one by one",
     )
@@ -177,16 +174,16 @@ def _settled(runs: list[list[str]], config_dir: Path | None, options: Options) -
         check_after(options.after, problems)
     for number, words in enumerate(runs):
         try:
-            # what a second run of a sweep asks of the cluster is what the first did, or is refused below
+            # all runs of a sweep ask the same of the cluster (checked below), so SLURM is asked once
             checked.append(settle_submission(words, config_dir, after=options.after, ask=number == 0))
         except ConfigProblems as error:
             known = {(one.cause, one.where) for one in problems.found}
             problems.found += [one for one in error.problems if (one.cause, one.where) not in known]
     problems.check(
         len({repr(one.config.cluster) for one in checked}) <= 1,
-        "the runs of a sweep share one job script, and these ask different things of the cluster",
+        "the runs of a sweep share one job script, but these differ in what they ask of the cluster",
         keys=["cluster"],
-        remedy="leave cluster.* out of the sweep; submit runs on other nodes by themselves",
+        remedy="leave cluster.* out of the sweep; submit runs with other cluster settings separately",
     )
     problems.raise_if_any()
     return checked

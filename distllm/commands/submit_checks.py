@@ -1,4 +1,4 @@
-"""Everything that can be known on the login node before a job is queued, all problems at once."""
+"""The checks of a job on the login node before it is queued; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Checked:
         config: its configuration.
         run_dir: its directory.
         words: overrides of the ranks' command line.
-        notes: what the person who submits may want to know.
+        notes: lines to show to the user.
     """
 
     config: Config
@@ -62,11 +62,11 @@ def settle_submission(
     Args:
         overrides: of the configuration.
         config_dir: a user's directory of groups.
-        after: a job for which it is to wait, and which may make its dataset.
-        ask: whether SLURM is asked what it has, and would do with the job.
+        after: a job that the run waits for, and that may make its dataset.
+        ask: whether to ask SLURM for its limits and whether it would accept the job.
 
     Raises:
-        ConfigProblems: everything that is wrong with it, its dataset, this cluster's limits or the
+        ConfigProblems: all problems of the configuration, the dataset, the limits of the cluster and the
             run directory.
     """
     problems = Problems()
@@ -88,14 +88,14 @@ def settle_run(
     Args:
         overrides: of the configuration.
         config_dir: a user's directory of groups.
-        problems: found so far; they are raised with those found here.
-        under_slurm: whether SLURM is to run it.
-        fewest: machines with which it must be able to go on, too.
+        problems: problems found so far; they are raised together with those found here.
+        under_slurm: whether SLURM will run it.
+        fewest: the smallest number of machines with which it must be able to continue.
         after: see `settle_submission`.
         ask: see `settle_submission`.
 
     Raises:
-        ConfigProblems: everything that is wrong.
+        ConfigProblems: all problems.
     """
     words = list(overrides)
     composition = composition_of(words, config_dir=config_dir, problems=problems)
@@ -114,11 +114,11 @@ def settle_run(
     awaited = after is not None and not _is_prepared(config)
     resolved = _resolved(config, problems, awaited=awaited)
     if resolved is not None and awaited:
-        notes.append(f"{config.data.out} is not there yet: when job {after} has made it, the job checks it")
+        notes.append(f"{config.data.out} does not exist yet; it is checked when job {after} has made it")
     elif resolved is not None:
         _check_dataset(resolved, problems)
     if resolved is not None:
-        if config.cluster.device == "cuda":  # of main memory only this machine's is known here
+        if config.cluster.device == "cuda":  # how much main memory the nodes have is not known here
             from distllm.plan.admission import check_memory
 
             check_memory(resolved, problems)
@@ -129,7 +129,7 @@ def settle_run(
     problems.raise_if_any()
     assert resolved is not None
     if config.checkpoint.resume == "never":
-        # No checkpoint is there now; those of this job's first start are for its second.
+        # There is no checkpoint now; a second start of this job must use those of its first.
         words.append("checkpoint.resume=auto")
         composition = composition_of(words, config_dir=config_dir)
     described = _describe(composition.config, resolved, under_slurm=under_slurm)
@@ -137,7 +137,7 @@ def settle_run(
 
 
 def _check_fewer(config: Config, fewest: int, problems: Problems) -> None:
-    """Check that the global batch divides over every number of machines the run may be left with."""
+    """Check that the global batch can be divided among every number of machines the run may have."""
     cluster, unit = config.cluster, config.data.seq_len * config.cluster.procs_per_node
     smallest = config.batch.start_tokens or config.train.tokens_per_step
     bad = [nodes for nodes in range(fewest, cluster.nodes) if smallest % (unit * nodes)]
@@ -146,7 +146,7 @@ def _check_fewer(config: Config, fewest: int, problems: Problems) -> None:
         f"a step of {smallest} tokens is not a whole number of sequences on "
         f"{', '.join(map(str, bad))} machines of {cluster.procs_per_node} ranks",
         keys=["train.tokens_per_step", "elastic"],
-        remedy="raise the fewest machines, or choose a step that divides by every number between",
+        remedy="raise MIN of elastic, or choose a tokens_per_step that every number of machines divides",
     )
 
 
@@ -156,7 +156,7 @@ def settle_preparation(
     """Check a preparation for the queue, where it may wait for the job ``after``.
 
     Raises:
-        ConfigProblems: everything that is wrong with it, or with what it asks of the cluster.
+        ConfigProblems: all problems of the preparation and of what it asks of the cluster.
     """
     problems = Problems()
     config = composition_of(overrides, config_dir=config_dir, problems=problems).config
@@ -176,7 +176,7 @@ def settle_preparation(
 
 
 def _one_task(config: Config) -> Config:
-    """Return what one task of a preparation asks of the cluster, whatever its profile gives to ranks."""
+    """Return the configuration of one task of a preparation, which needs no GPU."""
     slurm = replace(config.cluster.slurm, gpus=None)
     return replace(
         config, cluster=replace(config.cluster, nodes=1, procs_per_node=1, device="cpu", slurm=slurm)
@@ -184,13 +184,13 @@ def _one_task(config: Config) -> Config:
 
 
 def check_cluster(config: Config, options: Sequence[str], problems: Problems) -> list[str]:
-    """Check what a job asks of the cluster; return what SLURM says of it.
+    """Check what a job asks of the cluster; return SLURM's answer.
 
     Args:
         config: the configuration.
-        options: of sbatch. SLURM itself is asked about them if nothing else is wrong with them, for it
-            names one problem only.
-        problems: where to note them.
+        options: options of sbatch. SLURM is asked only if no other problem was found, because it reports
+            one problem at a time.
+        problems: where problems are added.
     """
     check_addresses(config, problems)
     check_container(config, problems)
@@ -211,7 +211,7 @@ def check_cluster(config: Config, options: Sequence[str], problems: Problems) ->
 
 
 def _check_named_nodes(config: Config, problems: Problems) -> None:
-    """Say which of the nodes that the job must have SLURM does not use now, for it does not say so itself."""
+    """Report required nodes that SLURM does not use now; SLURM's own error does not name them."""
     try:
         away = unusable(config.cluster.slurm.nodelist)
     except LaunchError:
@@ -220,7 +220,7 @@ def _check_named_nodes(config: Config, problems: Problems) -> None:
         problems.add(
             f"node {node} is {state}",
             where="cluster.slurm.nodelist",
-            remedy=f"leave it out, or wait: scontrol show node {node} tells the reason",
+            remedy=f"leave it out, or wait; the reason: scontrol show node {node}",
         )
 
 
@@ -229,9 +229,9 @@ def _is_prepared(config: Config) -> bool:
 
 
 def _resolved(config: Config, problems: Problems, *, awaited: bool = False) -> Resolved | None:
-    """Settle the numbers, for the ranks of the job and not for this machine; note what forbids it.
+    """Resolve the configuration for the ranks of the job, not for this machine; add the problems found.
 
-    A dataset that is ``awaited`` need not be there.
+    A dataset that is ``awaited`` need not exist yet.
     """
     found = Problems()
     found.suspects |= problems.suspects
@@ -251,7 +251,7 @@ def _resolved(config: Config, problems: Problems, *, awaited: bool = False) -> R
 
 
 def _check_dataset(resolved: Resolved, problems: Problems) -> None:
-    """Check the mixture, and that the tokenizer beside the shards is the one they were made with."""
+    """Check the mixture, and that the tokenizer of the dataset is the one its shards were made with."""
     from distllm.data.mixture import check_mixture
     from distllm.data.tokenizer import Tokenizer
 
@@ -274,7 +274,7 @@ def _check_dataset(resolved: Resolved, problems: Problems) -> None:
 
 
 def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list[str]:
-    """Check that the run may go on from the newest checkpoint in its directory, if there is one."""
+    """Check that the run can resume from the newest checkpoint in its directory, if there is one."""
     from distllm.checkpoint.format import list_checkpoints, newest_state
 
     config, checkpoints = resolved.config, list_checkpoints(run_dir / "checkpoints")
@@ -283,7 +283,7 @@ def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list
             config.checkpoint.resume != "must",
             f"there is no checkpoint in {run_dir} to resume from",
             keys=["checkpoint.resume"],
-            remedy="checkpoint.resume=auto starts afresh; or check name and runs_dir",
+            remedy="checkpoint.resume=auto starts from the beginning; or check name and runs_dir",
         )
         return []
     newest = checkpoints[0]
@@ -291,7 +291,7 @@ def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list
         config.checkpoint.resume != "never",
         f"the run directory holds a checkpoint: {newest.name}",
         keys=["checkpoint.resume", "name"],
-        remedy="choose another name=..., or checkpoint.resume=auto to go on with it",
+        remedy="choose another name=..., or checkpoint.resume=auto to resume from it",
     )
     from distllm.train.resume import check_configuration
 
@@ -300,7 +300,7 @@ def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list
         problems.add(
             f"every checkpoint in {run_dir} is damaged",
             where=f"{run_dir}/checkpoints",
-            remedy="restore one from a copy (distllm checkpoint verify says what is damaged), or choose "
+            remedy="restore one from a copy (distllm checkpoint verify shows what is damaged), or choose "
             "another name=...",
         )
         return []
@@ -309,20 +309,20 @@ def _check_resume(resolved: Resolved, run_dir: Path, problems: Problems) -> list
         facts = state["facts"]
         notes = check_configuration(facts["config"], config, run_dir, allow_schedule=False)
         if not Manifest.load(dataset_directory(config.data)).follows(facts["dataset"]):
-            raise ConfigError("the dataset changed since then", where=config.data.out, remedy="restore it")
+            raise ConfigError(
+                "the dataset has changed since the checkpoint", where=config.data.out, remedy="restore it"
+            )
     except ConfigError as error:
         problems.pass_on(error, where=str(newest), remedy=error.remedy or "choose another name=...")
         return []
     except KeyError as error:
-        problems.add(
-            f"the checkpoint says nothing of {error}", where=str(newest), remedy="choose another name=..."
-        )
+        problems.add(f"the checkpoint lacks {error}", where=str(newest), remedy="choose another name=...")
         return []
-    return [f"goes on from {newest}", *notes]
+    return [f"resumes from {newest}", *notes]
 
 
 def _check_not_queued(run_dir: Path, problems: Problems) -> None:
-    """Refuse a run that is in the queue already: two jobs would fight for one directory."""
+    """Refuse a run that is already in the queue: two jobs cannot share one directory."""
     from distllm.cluster.jobs import jobs_of
 
     jobs = jobs_of(run_dir)
@@ -331,7 +331,7 @@ def _check_not_queued(run_dir: Path, problems: Problems) -> None:
     live = [queued for queued in queued_jobs(jobs) if queued.state != "COMPLETING"]
     problems.check(
         not live or os.environ.get("SLURM_JOB_ID") in jobs,
-        f"job {live[0].job} is {live[0].state.lower()} in this run directory already" if live else "",
+        f"job {live[0].job} of this run directory is already {live[0].state.lower()}" if live else "",
         keys=["name"],
         remedy=f"distllm stop run={run_dir}, distllm cancel run={run_dir}, or choose another name=...",
     )
@@ -346,7 +346,7 @@ def _describe(config: Config, resolved: Resolved, *, under_slurm: bool) -> list[
         f"{resolved.grad_accum_steps} on each rank)"
     )
     queue = (
-        f"partition {slurm.partition or 'by default'}, time limit {slurm.time_limit}, saved "
+        f"partition {slurm.partition or 'by default'}, time limit {slurm.time_limit}, saves "
         f"{slurm.warning_seconds} s before it"
     )
     space = f"{_free(config.runs_dir)} free in {config.runs_dir}"
@@ -355,5 +355,5 @@ def _describe(config: Config, resolved: Resolved, *, under_slurm: bool) -> list[
 
 @lru_cache
 def _free(directory: str) -> str:
-    """Return the room in a directory, looked at once: all runs of a sweep are told the same."""
+    """Return the free space of a directory; cached, so that all runs of a sweep show the same."""
     return format_bytes(free_bytes(Path(directory)))

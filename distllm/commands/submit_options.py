@@ -1,4 +1,4 @@
-"""What `distllm submit` takes besides a configuration, and what follows from it for SLURM."""
+"""Options of `distllm submit` besides a configuration, and the job dependencies that follow from them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from distllm.config.options import option
 
 @dataclass(frozen=True)
 class Options:
-    """What `distllm submit` takes besides a configuration."""
+    """Options of `distllm submit`, besides a configuration."""
 
     dry_run: bool = option(False, "print the script and submit nothing")
-    chain: int = option(1, "jobs in a row, each waiting for the end of the one before", minimum=1)
+    chain: int = option(1, "jobs in a row, each of which waits for the end of the previous one", minimum=1)
     by: Literal["dependency", "array", "singleton"] = option(
         "dependency",
-        "what keeps the jobs of a chain apart: each waits for the end of the one before (afterany); they "
-        "are an array of which one task runs at a time; or SLURM runs one job of their name at a time",
+        "how the jobs of a chain are kept from running together: each waits for the end of the previous one "
+        "(afterany); they are an array of which one task runs at a time; or SLURM runs one job of their "
+        "name at a time",
     )
-    after: str | None = option(None, "job that must have succeeded before this one begins")
+    after: str | None = option(None, "job that must have succeeded before this one starts")
 
 
 def dependency(before: Sequence[str], options: Options) -> list[str]:
-    """Return the option by which a job waits for those ``before`` it in its chain, or for another job."""
+    """Return the sbatch option with which a job waits for the jobs ``before`` it, or for another job."""
     from distllm.cluster.after import success_of
 
     parts = []

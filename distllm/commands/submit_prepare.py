@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def submit_preparation(overrides: list[str], config_dir: Path | None, options: Options, command: str) -> int:
-    """Check a preparation and queue it; tasks of an earlier submission that still run go on beside it."""
+    """Check a preparation and queue it; tasks of an earlier submission that still run are left running."""
     from distllm.cluster.control import Control
     from distllm.cluster.jobs import jobs_of, note_jobs
     from distllm.cluster.render import prepare_options, render, settings_lines

@@ -13,10 +13,10 @@ from distllm.config.options import option
 _PREFIX = "sweep."
 _HELP = """usage: distllm sweep KEY=low..high KEY=a,b,c KEY=* [key=value ...] [sweep.NAME=value ...]
 
-varies what is a range, a list or *, and keeps the other overrides as distllm train takes them:
+varies keys that are given a range, a list or *, and passes the other overrides on to distllm train:
 
   sweep.method=     grid, random or bayes [default 'bayes']
-  sweep.metric=     what is judged; empty: eval/<task>/loss [default '']
+  sweep.metric=     metric to optimize; empty: eval/<task>/loss [default '']
   sweep.goal=       minimize or maximize [default 'minimize']
   sweep.out=        the file to write [default 'sweep.yaml']"""
 
@@ -26,13 +26,13 @@ class Options:
     """Options of `distllm sweep`, besides overrides, as ``sweep.NAME``."""
 
     method: Literal["grid", "random", "bayes"] = option("bayes", "how the next trial is chosen")
-    metric: str = option("", "what is judged; empty: eval/<task>/loss")
-    goal: Literal["minimize", "maximize"] = option("minimize", "whether less or more of it is better")
+    metric: str = option("", "metric to optimize; empty: eval/<task>/loss")
+    goal: Literal["minimize", "maximize"] = option("minimize", "whether lower or higher is better")
     out: str = option("sweep.yaml", "the file to write")
 
 
 def run(words: Sequence[str]) -> int:
-    """Write the sweep's YAML, and say how to start it."""
+    """Write the sweep's YAML and print how to start it."""
     if any(word in ("-h", "--help") for word in words):
         print(_HELP)
         return 0

@@ -1,4 +1,4 @@
-"""`distllm train`: start the ranks here, or be one of them when a launcher has started us."""
+"""`distllm train`: start the ranks of a run, or run as one rank if a launcher started this process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from distllm.environment import RankEnvironment, set_rendezvous
 from distllm.errors import ConfigError
 
 _ALLOW = "--allow"
-_FLAGS = {_ALLOW: "go on with a run although keys of its schedule have changed"}
+_FLAGS = {_ALLOW: "resume a run although keys of its schedule have changed"}
 RANK_COMMAND = ("-m", "distllm.launch.train")
 
 
 def run(words: Sequence[str]) -> int:
     """Train one run, or every run of a sweep (``-m``), and return the exit code."""
-    arguments = parse_config_arguments("train", "Train a run, or go on with it.", words, _FLAGS)
+    arguments = parse_config_arguments("train", "Train a run, or resume it.", words, _FLAGS)
     set_rendezvous(os.environ)
     if arguments.show:
         show_configuration(arguments.overrides, arguments.config_dir)
@@ -53,9 +53,9 @@ def show_configuration(overrides: Sequence[str], config_dir: Path | None) -> Non
 
 
 def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[list[str]]:
-    """Yield the overrides of every combination of swept values, each with a run name of its own.
+    """Yield the overrides of every combination of swept values, each with its own run name.
 
-    The name says the combination and not the time, so that the same sweep resumes its runs.
+    The name depends on the combination only, so that starting the same sweep again resumes its runs.
     """
     for combination, swept in combinations(overrides):
         tag = ",".join(re.sub(r"[^\w.=+-]", "_", combination[index]) for index in swept)
@@ -66,10 +66,10 @@ def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[
 
 
 def combinations(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[int]]]:
-    """Yield every combination of swept values and the places at which values are swept.
+    """Yield every combination of swept values, with the indices of the overrides that are swept.
 
     Raises:
-        ConfigError: a sweep that is no list of values, or an override that cannot be read.
+        ConfigError: a sweep over something other than a list of values, or an override that cannot be read.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -110,7 +110,7 @@ def _train(overrides: Sequence[str], config_dir: Path | None, flags: Collection[
         require_same(to_yaml(asdict(composition.config)), Path(settled))
     if launcher is None and resolved.config.cluster.nodes > 1:
         raise ConfigError(
-            f"cluster.nodes={resolved.config.cluster.nodes} needs a launcher on every node",
+            f"cluster.nodes={resolved.config.cluster.nodes} needs a launcher that starts ranks on every node",
             where="cluster.nodes",
             remedy="srun python launch/train.py ..., torchrun or deepspeed; or cluster.nodes=1",
         )
@@ -129,7 +129,7 @@ def _directory(config_dir: Path | None) -> list[str]:
 
 
 def _supervise(words: Sequence[str], resolved: Resolved) -> int:
-    """Run the ranks of this machine to the end; return the exit code."""
+    """Start the ranks on this machine and wait for them; return the exit code."""
     from distllm.cluster.hang import Patience
     from distllm.cluster.local import explain_exit
     from distllm.cluster.supervise import Job, supervise

@@ -1,4 +1,4 @@
-"""`distllm translate`: a translation or a summary by a model trained on pairs."""
+"""`distllm translate`: translate or summarize with a model trained on pairs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Options(ModelOptions):
     """Options of `distllm translate`."""
 
     text: str | None = option(None, "the source")
-    file: str | None = option(None, "or a file with one source a line, answered as JSON lines")
-    max_tokens: int = option(256, "longest answer", minimum=1)
-    beams: int = option(4, "texts kept by beam search; 1 takes the likeliest token", minimum=1)
+    file: str | None = option(None, "or a file with one source per line; the output is JSON lines")
+    max_tokens: int = option(256, "longest output", minimum=1)
+    beams: int = option(4, "texts kept by beam search; 1 takes the most likely token", minimum=1)
     length_penalty: float = option(1.0, "above 0 favours long texts, below 0 short ones")
     early_stopping: Literal[True, False, "never"] = option(False, EARLY_STOPPING)
-    batch_size: int = option(16, "sources of a file answered together", minimum=1)
+    batch_size: int = option(16, "sources of a file that are processed together", minimum=1)
 
 
 def run(words: Sequence[str]) -> int:

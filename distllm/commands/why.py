@@ -1,4 +1,4 @@
-"""`distllm why`: why a run ended, from the logs of all its ranks."""
+"""`distllm why`: why a run ended, according to the logs of all its ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(words: Sequence[str]) -> int:
     path = directory_of(options.run, options.runs_dir, "why")
     if is_preparation(path):
         print("\n".join(describe_preparation(path)))
-        return _tell(first_error(submissions_of(path.absolute())[-1], "job-*.log"), "task")
+        return _print_finding(first_error(submissions_of(path.absolute())[-1], "job-*.log"), "task")
     state = state_of(path, queue_if_any([path]))
     print(f"{path}: {state.state} at step {state.step}")
     for start in state.starts[-3:]:
@@ -34,15 +34,15 @@ def run(words: Sequence[str]) -> int:
     if state.state == "given up":
         print(f"given up: {state.starts[-1].given_up}")
     if not state.starts:
-        print("it was not started by SLURM; distllm ledger has its events")
+        print("it was not started by SLURM; see its events with distllm ledger")
         return 0
     finding = first_error(start_directory(path, state.starts[-1].number))
     if finding is not None and state.starts[-1].end in (None, "done", "again"):
-        print("what a rank has logged is not why the last start ended:")
-    return _tell(finding, "rank")
+        print("a rank logged an error, but it is not the reason why the last start ended:")
+    return _print_finding(finding, "rank")
 
 
-def _tell(finding: Finding | None, who: str) -> int:
+def _print_finding(finding: Finding | None, who: str) -> int:
     """Print the earliest error of the ranks of a start, or of the tasks of a preparation."""
     if finding is None:
         print(f"no {who} has logged an error")

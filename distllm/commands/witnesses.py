@@ -1,4 +1,4 @@
-"""Which runs were trained on a document, and in which steps.
+"""Find the runs that were trained on a document, and the steps.
 
 Shapes: N steps of a run, D documents of a shard.
 """
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """A run on the dataset: the steps that saw a document, or why that is not known.
+    """A run on the dataset, and the steps that saw any of the documents.
 
     Attributes:
         run: the run directory.
-        steps: first and last step of each stretch of steps whose batches held a piece of a document.
-        idle: of the steps whose batches held one, those that changed no weight.
-        unknown: why the steps are not known; empty if they are.
+        steps: first and last step of each range of steps whose batches held a piece of a document.
+        idle: the same, for steps that changed no weight.
+        unknown: why the steps are not known; empty if they are known.
     """
 
     run: Path
@@ -40,7 +40,7 @@ class Witness:
 
     def __str__(self) -> str:
         if self.unknown:
-            return f"run {self.run} used this dataset, its steps cannot be told: {self.unknown}"
+            return f"run {self.run} used this dataset, but its steps cannot be determined: {self.unknown}"
         if not self.steps and not self.idle:
             return f"run {self.run} used this dataset and did not see what was forgotten"
         idle = f"the steps {_ranges(self.idle)} held it and changed no weight"
@@ -125,10 +125,12 @@ def _steps(
 
 
 def idle_steps(run: Path) -> list[int]:
-    """Return the steps of a run, as it was taken last, that changed no weight: skipped, or without a target.
+    """Return the steps of a run that changed no weight: skipped ones, and those without a target.
+
+    Of a step that was repeated, only the last attempt counts.
 
     Raises:
-        DataError: the ledger holds something else than events.
+        DataError: the ledger holds something other than events.
     """
     from distllm.observe.ledger import LEDGER_FILE, read_events
 
@@ -136,7 +138,7 @@ def idle_steps(run: Path) -> list[int]:
     for event in read_events(run / LEDGER_FILE) if (run / LEDGER_FILE).is_file() else ():
         step = int(event.number("to" if event.kind == "rewind" else "step"))
         if event.kind in ("resumed", "rewind"):
-            found = {each for each in found if each <= step}  # later ones are taken again
+            found = {each for each in found if each <= step}  # later steps are repeated
         elif event.kind in ("skipped", "passed_over"):
             found.add(step)
     return sorted(found)
@@ -151,10 +153,10 @@ def _spans(directory: Path, removal: Removal) -> dict[str, list[tuple[int, int, 
     for place in removal.places:
         if place.split != "train":
             continue
-        # samples are found by the ids of the first field, and hold the others as well
+        # samples are found by the ids of the first field; they hold all fields
         field = manifest.fields[place.source][0]
         _, ends_D = map_shard(directory, index[place.source]["train"][place.shard], dtype, field)
-        # the EOT that opens a plain document is no part of its text
+        # the EOT that opens a plain document does not belong to its text
         start = (int(ends_D[place.row - 1]) if place.row else 0) + (field == TEXT)
         if start < (stop := int(ends_D[place.row])):
             spans.setdefault(place.source, []).append((place.shard, start, stop))

@@ -176,7 +176,7 @@ def test_save_requeue_and_stop_by_verb(cluster, root):
     wait_for(lambda: History(root / "runs" / "asked").saved_step() > 0, 30, lambda: logs(root, "asked"))
     assert cluster.job(job, "JobState") == "RUNNING"
     refused = distllm(cluster, "submit", *tiny.overrides(root, *SMALL, *length()), "name=asked", code=64)
-    assert f"job {job} is running in this run directory already" in refused
+    assert f"job {job} of this run directory is already running" in refused
     distllm(cluster, "requeue", "run=asked", f"runs_dir={root}/runs")
     wait_for(lambda: len(starts(root, "asked")) > 1, 120, lambda: logs(root, "asked"))
     distllm(cluster, "stop", "run=asked", f"runs_dir={root}/runs")

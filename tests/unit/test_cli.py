@@ -224,7 +224,7 @@ def test_errors_show_a_traceback_only_when_asked(capsys):
 @pytest.mark.parametrize(
     ("command", "code", "cause"),
     [
-        ('"$@" > /dev/full', 74, "the disk that the output goes to is full"),
+        ('"$@" > /dev/full', 74, "the disk that the output is written to is full"),
         ('mkdir gone && cd gone && rmdir ../gone && "$@"', 64, "the working directory was removed"),
     ],
 )

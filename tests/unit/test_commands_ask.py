@@ -70,9 +70,9 @@ def test_a_question_stands_in_the_frame_of_training(folders, capsys, tmp_path):
         (translate, ["model={folders}/plain", "text=x"], "cannot do 'translate'"),
         (translate, ["model={folders}/pairs"], "neither a text nor a file"),
         (answer, ["model={folders}/plain", "context=x"], "question=... is missing"),
-        (answer, ["model={folders}/plain", "question=x"], "nothing is given that could hold"),
+        (answer, ["model={folders}/plain", "question=x"], "no text to look for the answer in"),
         (answer, ["model={folders}/plain", "question=x", "context=y", "file=z"], "context and file"),
-        (answer, ["model={folders}/plain", "question=x", "file=/nowhere"], "is no file"),
+        (answer, ["model={folders}/plain", "question=x", "file=/nowhere"], "is not a file"),
         (answer, ["model={folders}/plain", "question=" + "x" * 60, "context=y"], "no room for it"),
     ],
 )

@@ -83,7 +83,7 @@ def test_problems_of_all_runs_of_a_sweep_are_told_at_once(slurm, capsys):
     told = refused(capsys, "submit", "-m", *words("cluster.slurm.time_limit=60,90"))
     assert "share one job script" in told
     told = refused(capsys, "submit", "-m", "by=array", "chain=2", *words("seed=1,2,3,4,5"))
-    assert "an array has no array in it" in told
+    assert "arrays cannot be nested" in told
     assert "an array of 5 tasks is too large: this cluster allows 4" in told
     assert not submitted(slurm)
 

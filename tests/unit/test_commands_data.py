@@ -218,7 +218,7 @@ def test_runs_are_found_by_their_dataset_and_by_how_far_they_came(marked, tmp_pa
     assert found["elsewhere"].steps == found["logged"].steps == found["both"].steps != ()
     assert found["never"].steps == ()
     assert "did not see" in str(found["never"])
-    assert all("cannot be told" in str(found[name]) for name in ("broken", "damaged", "torn"))
+    assert all("cannot be determined" in str(found[name]) for name in ("broken", "damaged", "torn"))
 
 
 def test_steps_that_changed_no_weight_are_told_apart(marked, tmp_path):

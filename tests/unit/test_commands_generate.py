@@ -78,7 +78,7 @@ def test_draws_depend_on_the_seed_only(folders, capsys, options):
         (["prompt=x"], "give a run or a model"),
         (["run=a", "model=b"], "both a run and a model"),
         (["model={folders}/decoder", "prompt=x", "file=y"], "both a prompt and a file"),
-        (["model={folders}/decoder", "file=/nowhere/prompts"], "is no file"),
+        (["model={folders}/decoder", "file=/nowhere/prompts"], "is not a file"),
         (["model={folders}"], r"holds no config\.json"),
         (["model={folders}/encoder"], "does not generate"),
         (["model={folders}/decoder", "prompt=" + "the mat " * 60], "the model's context 48"),

@@ -90,7 +90,7 @@ def test_a_run_may_wait_for_its_dataset(slurm, capsys):
 
 def test_what_a_preparation_has_no_use_for_is_refused(slurm, capsys):
     for more in (["-m"], ["by=array", "chain=2"]):
-        assert "a preparation is an array already" in refused(
+        assert "a preparation is already an array" in refused(
             capsys, "submit", "prepare", *more, *words(*CORPUS)
         )
 

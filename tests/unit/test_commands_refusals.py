@@ -47,7 +47,7 @@ def test_a_layout_that_a_server_does_not_take_is_told(monkeypatch, capsys):
 
     monkeypatch.setattr("distllm.observe.workspace.workspace", lambda *_: SimpleNamespace(save=refuse))
     assert main(["dashboard", "project=mine", "entity=me"]) == 64
-    assert "did not take the layout (ConnectionError: no such host)" in capsys.readouterr().err
+    assert "did not accept the layout (ConnectionError: no such host)" in capsys.readouterr().err
 
 
 def found(check, *arguments):
@@ -85,7 +85,7 @@ def test_what_slurm_would_not_take_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("distllm.cluster.jobs.jobs_of", lambda _path: ["7"])
     monkeypatch.setattr(submit_checks, "queued_jobs", lambda _jobs: queued)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert "job 7 is pending in this run directory already" in found(
+    assert "job 7 of this run directory is already pending" in found(
         submit_checks._check_not_queued, tmp_path
     )
 

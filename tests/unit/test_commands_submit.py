@@ -169,7 +169,7 @@ def test_a_missing_dataset_is_refused(slurm, capsys):
 def test_a_run_that_is_queued_already_is_refused(slurm, capsys):
     note_jobs(Path("runs/mine"), ["11", "12"])
     slurm.put("squeue", "echo '12|PENDING|Priority||1:00|x'")
-    assert "job 12 is pending in this run directory already" in refused(capsys, "submit", *words())
+    assert "job 12 of this run directory is already pending" in refused(capsys, "submit", *words())
     Control(Path("runs/mine")).ask("cancel", "now")
     assert main(["submit", *words()]) == 0
     assert Control(Path("runs/mine")).asked("cancel") is None, "a new submission is wanted again"
@@ -195,7 +195,7 @@ def configuration():
 def test_a_run_that_may_go_on_says_from_where(slurm, capsys):
     checkpoint(*configuration())
     assert main(["submit", *words()]) == 0
-    assert "goes on from runs/mine/checkpoints/step-000000004" in capsys.readouterr().out
+    assert "resumes from runs/mine/checkpoints/step-000000004" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_stop_takes_a_job_that_waits_out_of_the_queue(slurm, capsys):
     assert main(["submit", *words()]) == 0
     slurm.put("squeue", "echo '41|PENDING|Priority||1:00|x'")
     assert main(["stop", "run=mine"]) == 0
-    assert "still waiting" in capsys.readouterr().out
+    assert "removed from the queue: waiting job 41" in capsys.readouterr().out
     assert slurm.calls("scancel") == [["41"]]
 
 
@@ -378,7 +378,7 @@ def test_launch_with_torchrun(slurm, capsys):
         assert part in told
     told = refused(capsys, *line[:3], "elastic=2:4", *words())
     assert "is not a whole number of sequences on 3 machines" in told
-    assert "elastic=x is no number of machines" in refused(capsys, *line[:3], "elastic=x", *words())
+    assert "elastic=x is not a number of machines" in refused(capsys, *line[:3], "elastic=x", *words())
 
 
 def test_the_help_of_every_new_command(capsys):

@@ -145,7 +145,7 @@ def test_the_layout_is_a_workspace(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("wandb_workspaces.workspaces.Workspace.save", refused)
-    with pytest.raises(ConfigError, match="did not take the layout"):
+    with pytest.raises(ConfigError, match="did not accept the layout"):
         dashboard(["entity=me"])
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     with pytest.raises(MissingDependency, match="not installed"):

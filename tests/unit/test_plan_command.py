@@ -75,7 +75,7 @@ def test_a_cluster_without_figures_is_refused():
 
 
 def test_this_machine_must_be_measured_first(tmp_path):
-    with pytest.raises(ConfigError, match="not measured yet"):
+    with pytest.raises(ConfigError, match="not been measured yet"):
         run(["train.max_steps=1", f"runs_dir={tmp_path}"])
 
 
