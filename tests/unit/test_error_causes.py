@@ -127,7 +127,7 @@ COMMANDS = {
     "explain optim.lr model": "one-key-at-time-not",
     "explain run=a optim.lr=1": "finished-run-explains-itself-and-takes-no-overrides",
     "launch experiment=demo": "give-hostfile-file-or-rendezvous-host-port-with-elastic-min",
-    "launch experiment=demo rendezvous=localhost:29400 elastic=many": "elastic-is-no-number-of-machines",
+    "launch experiment=demo rendezvous=localhost:29400 elastic=many": "elastic-is-not-number-of-machines",
     "serve run=demo host=0.0.0.0": "can-be-reached-by-others-and-there-is-no-token",
     "train -m experiment=demo optim.lr=interval(1,2)": "cannot-sweep-over-input-line",
     "train -m experiment=demo optim.lr=[1": "train-combinations",
@@ -312,7 +312,7 @@ def test_a_dataset_or_a_run_that_is_not_what_the_command_needs(here, monkeypatch
     keys = ["data.out=data", "data.seq_len=64", "train.tokens_per_step=128", "train.max_steps=4"]
     keys += ["cluster.oversubscribe=true", "model.hidden_size=16", "model.num_heads=2", "model.num_layers=1"]
     monkeypatch.delenv("RANK", raising=False)
-    launched = "cluster-nodes-needs-launcher-on-every-node"
+    launched = "cluster-nodes-needs-launcher-that-starts-ranks-on-every-node"
     assert cause(lambda: train._train([*keys, "cluster.nodes=2"], None, ())) == {launched}
     _, resolved = settle(keys, None, None, need_dataset=True)
     monkeypatch.setattr(runs, "run_of", lambda *_: SimpleNamespace(resolved=lambda: resolved))
