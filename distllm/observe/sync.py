@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from distllm.fsio import atomic_write_json
 from distllm.machine import is_alive
@@ -169,16 +169,24 @@ class _Report:
 
 @contextmanager
 def _alone(directory: Path, writer: _Writer) -> Iterator[None]:
-    """Wait for the process before, for as long as this one may live; the lock dies with its holder."""
+    """Wait until no other process uploads this run, as long as this one may live."""
     with (directory / "upload.lock").open("wb") as lock:
-        while True:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+        while not _lock(lock):
             if writer.is_long_gone():
                 sys.exit("another process uploads this run")
             time.sleep(_POLL_SECONDS)
         yield
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed, if its file system has locks; return False if another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        print(f"no lock on {file.name}, uploading without it: {error}", flush=True)
+    return True
 
 
 def _upload(command: list[str], file: Path, report: _Report, writer: _Writer, *, is_newest: bool) -> None:

@@ -95,7 +95,7 @@ def test_only_an_earlier_drill_is_removed(root, started, monkeypatch, capsys):
     assert run(root, *WORDS, "name=y") == 0
     (root / "runs" / "y-chaos" / "drills").unlink()
     assert run(root, *WORDS, "name=y") == 64
-    assert "is not of an earlier drill" in capsys.readouterr().err
+    assert "was not made by an earlier drill" in capsys.readouterr().err
     assert (root / "runs" / "y-chaos" / "scorecard.json").exists()
 
 

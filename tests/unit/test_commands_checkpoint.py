@@ -119,7 +119,7 @@ def test_verify_refuses_what_does_not_belong_there(run, kind, what, capsys):
     assert call(run, "verify") == 65
     told = capsys.readouterr()
     assert f"is foreign: {what}" in told.out
-    assert "remove what does not belong there" in told.err
+    assert "remove files that do not belong there" in told.err
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -138,3 +139,12 @@ def test_the_process_gets_the_directory_and_its_parent_and_not_the_parents_servi
     assert options["start_new_session"]
     assert "WANDB_SERVICE" not in options["env"]
     assert (tmp_path / "sync.log").exists()
+
+
+def test_a_file_system_without_locks_is_no_reason_not_to_upload(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    written(tmp_path, 1)
+    monkeypatch.setattr(sync.fcntl, "flock", no_locks)
+    assert sync.follow(tmp_path, "id1", ended(), NOWHERE, uploader(tmp_path, DONE))
