@@ -179,7 +179,7 @@ def _alone(directory: Path, writer: _Writer) -> Iterator[None]:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed, if its file system has locks; return False if another process has it."""
+    """Lock a file until it is closed, if the file system has locks; False if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
