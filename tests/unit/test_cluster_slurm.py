@@ -127,7 +127,7 @@ def test_limits_that_hold():
             ["cluster.slurm.cpus_per_rank=97", "cluster.slurm.partition=x"],
             "of this cluster have 96",
         ),
-        (["cluster.slurm.memory=4T"], "4.0 TiB of memory asked of each node"),
+        (["cluster.slurm.memory=4T"], "4.0 TiB of memory per node requested"),
         (["cluster.slurm.memory=lots"], "'lots' is not an amount of memory"),
         (["cluster.slurm.partition=small"], "allows at most 1h00m00s"),
         (["cluster.slurm.time_limit=never"], "'never' is not a time"),
@@ -169,7 +169,7 @@ def test_a_warning_must_leave_time_for_a_step_and_a_checkpoint():
     check_warning(config, 20.0, 41.0, "measured", problems)
     (problem,) = problems.found
     assert "warns 120 s before" in problem.cause
-    assert "take 1m01s (20 s a step, measured), and the ranks may hear of it 60 s later" in problem.cause
+    assert "take 1m01s (20 s a step, measured), and the ranks may notice the warning 60 s late" in problem.cause
     assert problem.remedy == "cluster.slurm.warning_seconds=152"
 
 
