@@ -135,7 +135,7 @@ def shown(error: DistllmError) -> str:
 def _walk(
     node: ast.AST, parents: tuple[ast.AST, ...], line: int | None
 ) -> Iterator[tuple[ast.AST, tuple[ast.AST, ...]]]:
-    """Yield every inner node below ``node``, or only those at ``line``, with its parents, the innermost last."""
+    """Yield every inner node below ``node``, or only those at ``line``, with its parents, innermost last."""
     inside = (*parents, node)
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _LEAVES):  # most nodes, and no call

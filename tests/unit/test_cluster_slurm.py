@@ -169,7 +169,9 @@ def test_a_warning_must_leave_time_for_a_step_and_a_checkpoint():
     check_warning(config, 20.0, 41.0, "measured", problems)
     (problem,) = problems.found
     assert "warns 120 s before" in problem.cause
-    assert "take 1m01s (20 s a step, measured), and the ranks may notice the warning 60 s late" in problem.cause
+    assert (
+        "take 1m01s (20 s a step, measured), and the ranks may notice the warning 60 s late" in problem.cause
+    )
     assert problem.remedy == "cluster.slurm.warning_seconds=152"
 
 
