@@ -53,8 +53,8 @@ def test_its_tasks_are_known_and_ended(slurm, capsys):
     assert capsys.readouterr().out.startswith("  clean ")
     assert main(["why", "run=mine.prepare"]) == 0
     assert "first error, on task 1" in capsys.readouterr().out
-    assert "distllm stop is for runs" in refused(capsys, "stop", "run=mine.prepare")
-    assert "distllm requeue is for runs" in refused(capsys, "requeue", "run=mine.prepare")
+    assert "distllm stop works on training runs" in refused(capsys, "stop", "run=mine.prepare")
+    assert "distllm requeue works on training runs" in refused(capsys, "requeue", "run=mine.prepare")
     assert main(["cancel", "run=mine.prepare"]) == 0
     assert slurm.calls("scancel") == [["41_0", "41_1"] * 2]
     slurm.put("squeue", "")
@@ -82,7 +82,7 @@ def test_a_run_may_wait_for_its_dataset(slurm, capsys):
     assert not Path("runs/later").exists(), "what was refused leaves nothing behind"
     tasks(slurm, "CANCELLED", "RUNNING")
     assert main(["submit", "after=41", *line]) == 0
-    assert "new is not there yet: when job 41 has made it" in capsys.readouterr().out
+    assert "new does not exist yet; it is checked when job 41 has made it" in capsys.readouterr().out
     assert submitted(slurm)[-1][1] == "--dependency=afterok:41_0?afterok:41_1"
     tasks(slurm, "CANCELLED", "FAILED")
     assert "job 41 has ended without success: CANCELLED" in refused(capsys, "submit", "after=41", *line)

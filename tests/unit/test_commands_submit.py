@@ -214,7 +214,7 @@ def test_a_run_that_may_not_go_on_is_refused(slurm, capsys, more, said):
 def test_another_dataset_or_a_strange_checkpoint_is_refused(slurm, capsys):
     config, _ = configuration()
     checkpoint(config, "another")
-    assert "the dataset changed" in refused(capsys, "submit", *words())
+    assert "the dataset has changed" in refused(capsys, "submit", *words())
     keep({})
     assert "facts" in refused(capsys, "submit", *words())
     (Path("runs/mine/checkpoints/step-000000004") / STATE).write_text("{}")

@@ -42,5 +42,5 @@ def test_the_tutorial_can_be_followed(tmp_path, monkeypatch, capsys):
     assert len(given) == 3
     assert "--dependency=afterok:41" in given[1]
     told = capsys.readouterr().out
-    assert "data/demo is not there yet: when job 41 has made it" in told
+    assert "data/demo does not exist yet; it is checked when job 41 has made it" in told
     assert "(array of 2)" in told

@@ -316,7 +316,7 @@ def test_a_dataset_or_a_run_that_is_not_what_the_command_needs(here, monkeypatch
     assert cause(lambda: train._train([*keys, "cluster.nodes=2"], None, ())) == {launched}
     _, resolved = settle(keys, None, None, need_dataset=True)
     monkeypatch.setattr(runs, "run_of", lambda *_: SimpleNamespace(resolved=lambda: resolved))
-    assert cause(lambda: inspect.run(["run=a", "step=5"])) == {"step-is-after-last-of"}
+    assert cause(lambda: inspect.run(["run=a", "step=5"])) == {"step-is-after-last-step"}
 
     def gone():
         raise OSError("no such file: data")

@@ -138,7 +138,7 @@ def test_the_command_line_names_a_page_and_shows_it(capsys):
 
 
 def test_a_page_leads_to_keys_and_guides_and_shows_an_example():
-    (one,) = messages_named("task-name-is-learnt-by-model-of-family-and-this")
+    (one,) = messages_named("task-name-needs-model-of-family-and-this-is")
     page = page_of([one], example="said so")
     assert "```text\ndistllm: said so\n```" in page
     assert "[`task.name`](../configuration.md#task)" in page
