@@ -7,6 +7,7 @@ from distllm.config.schema import Config
 from distllm.config.schema_lora import JOINED
 from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_optim import MUP_OPTIMIZERS
+from distllm.config.steps import divisors
 
 
 def check_model(config: Config, problems: Problems) -> None:
@@ -78,7 +79,7 @@ def _check_heads(model: ModelConfig, problems: Problems) -> None:
         model.num_heads % (model.num_kv_heads or model.num_heads) == 0,
         f"num_heads {model.num_heads} is not divisible by num_kv_heads {model.num_kv_heads}",
         keys=["model.num_heads", "model.num_kv_heads"],
-        remedy=f"use one of {_divisors(model.num_heads)} for model.num_kv_heads",
+        remedy=f"use one of {', '.join(map(str, divisors(model.num_heads)))} for model.num_kv_heads",
     )
     head_dim = model.head_dim or model.hidden_size // model.num_heads
     given = model.head_dim is not None
@@ -192,10 +193,6 @@ def _check_mup(config: Config, problems: Problems) -> None:
         keys=["model.init_from", "model.mup.base_width"],
         remedy="model.mup.base_width=null",
     )
-
-
-def _divisors(value: int) -> str:
-    return ", ".join(str(d) for d in range(1, value + 1) if value % d == 0)
 
 
 def _nearest_multiple(value: int, unit: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
+from distllm.config.steps import divisors
 
 # Tasks whose loss is a sum over single positions.
 _BY_POSITION = ("causal_lm", "seq2seq", "instruct")
@@ -54,7 +55,9 @@ def check_expert_ranks(config: Config, problems: Problems, *, world_size: int) -
         experts > 0 and experts % ranks == 0,
         f"{experts} experts cannot be divided among expert_ranks {ranks}",
         keys=["engine.expert_ranks", "model.num_experts"],
-        remedy=f"engine.expert_ranks={_divisors(experts)}" if experts else "engine.expert_ranks=1",
+        remedy=f"engine.expert_ranks={' or '.join(map(str, divisors(experts)))}"
+        if experts
+        else "engine.expert_ranks=1",
     )
     problems.check(
         world_size % ranks == 0,
@@ -126,11 +129,7 @@ def _check_division(config: Config, problems: Problems, ranks: int, world_size: 
     )
 
 
-def _divisors(count: int) -> str:
-    return " or ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-
-
 def _degrees(heads: int, key_values: int) -> str:
     """Return the numbers of ranks among which heads divide."""
-    fit = [n for n in range(1, heads + 1) if heads % n == 0 and (key_values % n == 0 or n % key_values == 0)]
+    fit = [n for n in divisors(heads) if (key_values % n == 0 or n % key_values == 0)]
     return " or ".join(map(str, fit))

@@ -98,6 +98,7 @@ class TrainConfig:
         unit="count",
         on_resume="identity",
         minimum=1,
+        maximum=10**12,
     )
     total_tokens: int | None = option(
         None,

@@ -81,12 +81,20 @@ class ModelConfig:
     )
     hidden_size: int = option(256, "width of the residual stream", on_resume="identity", minimum=1)
     num_layers: int = option(
-        8, "blocks; of an encoder_decoder, those of its decoder", on_resume="identity", minimum=1
+        8,
+        "blocks; of an encoder_decoder, those of its decoder",
+        on_resume="identity",
+        minimum=1,
+        maximum=10_000,
     )
     num_encoder_layers: int | None = option(
-        None, "an encoder_decoder's encoder blocks; null means num_layers", on_resume="identity", minimum=1
+        None,
+        "an encoder_decoder's encoder blocks; null means num_layers",
+        on_resume="identity",
+        minimum=1,
+        maximum=10_000,
     )
-    num_heads: int = option(8, "query heads per attention", on_resume="identity", minimum=1)
+    num_heads: int = option(8, "query heads per attention", on_resume="identity", minimum=1, maximum=10_000)
     num_kv_heads: int | None = option(
         None, "key/value heads; null means num_heads", on_resume="identity", minimum=1
     )
@@ -170,7 +178,11 @@ class ModelConfig:
         "mean", "an encoder's vector of a text: the mean of its tokens, or its first", on_resume="identity"
     )
     num_experts: int = option(
-        0, "experts in place of each MLP; 0 means one MLP for all tokens", on_resume="identity", minimum=0
+        0,
+        "experts in place of each MLP; 0 means one MLP for all tokens",
+        on_resume="identity",
+        minimum=0,
+        maximum=100_000,
     )
     experts_per_token: int = option(2, "experts that a token is sent to", on_resume="identity", minimum=1)
     balance_loss: float = option(

@@ -8,6 +8,7 @@ Shapes: N samples.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,4 +94,10 @@ class StepSizes:
 
 def micro_batch_of(sequences: int, bound: int) -> int:
     """Return the largest divisor of a rank's ``sequences`` that is at most ``bound``."""
-    return max(size for size in range(1, min(bound, sequences) + 1) if sequences % size == 0)
+    return max(size for size in divisors(sequences) if size <= bound)
+
+
+def divisors(count: int) -> list[int]:
+    """Return the divisors of ``count``, ascending; each below the root brings one above it."""
+    low = [size for size in range(1, math.isqrt(count) + 1) if count % size == 0]
+    return low + [count // size for size in reversed(low) if size * size != count]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from distllm.config.steps import divisors
 from distllm.plan.estimate import Estimate
 from distllm.plan.layout import Checkpointing, Layout, Offload
 from distllm.plan.work import Work
@@ -56,7 +57,7 @@ def layouts(work: Work, ranks: int, seq_len: int, tokens_per_step: int, space: S
             continue
         own = samples // data
         kinds = list(_kinds(work, ranks, sequence, space))
-        for micro in (size for size in range(1, own + 1) if own % size == 0):
+        for micro in divisors(own):
             for stage, offload, expert, hpz in kinds:
                 for kept in space.checkpointing:
                     yield Layout(

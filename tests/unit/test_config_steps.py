@@ -11,7 +11,7 @@ from distllm.config.problems import Problems
 from distllm.config.resolve import resolve
 from distllm.config.schema import Config, DataConfig, TrainConfig
 from distllm.config.schema_batch import BatchConfig
-from distllm.config.steps import StepSizes, micro_batch_of
+from distllm.config.steps import StepSizes, divisors, micro_batch_of
 from distllm.errors import ConfigProblems
 from distllm.train.excluded import first_sample, steps_of
 
@@ -109,3 +109,9 @@ def test_a_key_that_is_younger_than_a_checkpoint_had_its_default():
     assert changes(before, after) == []
     after["batch"]["start_tokens"] = 8
     assert [change.key for change in changes(before, after)] == ["batch.start_tokens"]
+
+
+def test_divisors_are_found_from_the_root_on():
+    for count in range(1, 400):
+        assert divisors(count) == [size for size in range(1, count + 1) if count % size == 0]
+    assert micro_batch_of(10**12, 10**9) == 10**9, "within a second, however many sequences a step has"
