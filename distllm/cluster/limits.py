@@ -205,13 +205,14 @@ def check_interval(config: Config, seconds_per_step: float, origin: str, problem
     every = config.checkpoint.every_steps
     usable = limit - config.cluster.slurm.warning_seconds - CLOCK_SECONDS
     needed, left = every * seconds_per_step, format_duration(max(0, usable))
-    fits = max(1, int(usable / seconds_per_step))
+    fits = int(usable / seconds_per_step)
+    shorter = f"checkpoint.every_steps={fits}, or " if fits > 0 else ""
     problems.check(
         needed <= usable,
         f"one checkpoint interval takes {format_duration(needed)} "
         f"({every} steps of {seconds_per_step:.3g} s, {origin}), the time limit leaves {left}",
         keys=["cluster.slurm.time_limit", "checkpoint.every_steps"],
-        remedy=f"checkpoint.every_steps={fits}, or a longer limit: otherwise a failure loses a whole start",
+        remedy=f"{shorter}a longer limit: otherwise a failure loses a whole start",
     )
 
 

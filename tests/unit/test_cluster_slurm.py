@@ -159,6 +159,8 @@ def test_a_start_must_reach_a_checkpoint():
     check_interval(config, 12.1, "measured", problems)
     (problem,) = problems.found
     assert "checkpoint.every_steps=99" in problem.remedy
+    check_interval(config, 5000.0, "measured", problems)
+    assert problems.found[-1].remedy == "a longer limit: otherwise a failure loses a whole start"
     assert time_limit(config, problems) == 26 * 60
 
 
