@@ -112,7 +112,7 @@ def test_inspect_prints_the_exact_text_of_the_step(root):
 def test_inspect_refuses_a_step_after_the_last(root):
     done = tiny.distllm("inspect", "run=quick", f"runs_dir={root}/runs", "step=13")
     assert done.returncode == 64
-    assert "after the last of 12" in done.stderr
+    assert "after the last step, 12" in done.stderr
 
 
 def test_generate_continues_the_prompt_and_repeats_itself_by_seed(root):

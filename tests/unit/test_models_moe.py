@@ -114,7 +114,7 @@ def test_compiling_experts_is_refused():
     problems = Problems()
     check_model(Config(model=ModelConfig(num_experts=4), engine=EngineConfig(compile=True)), problems)
     (problem,) = problems.found
-    assert "not compiled" in problem.cause
+    assert "cannot be compiled" in problem.cause
     assert problem.remedy == "engine.compile=false"
 
 
