@@ -17,12 +17,14 @@ from distllm.config.peft import CONFIG, base_of, is_adapter, with_file
 from distllm.config.problems import Problems
 from distllm.config.shape import ModelShape, settle_shape
 from distllm.config.weight_files import weight_files
-from distllm.errors import CheckpointError
+from distllm.errors import CheckpointError, ConfigError
 from distllm.export.adapted import add_adapter
 from distllm.export.names import Rule, in_layers, is_named, rules, stored_names
 from distllm.fsio import read_json
+from distllm.machine import available_memory
 from distllm.models.heads import HeadName
 from distllm.models.init import Model, bare_model
+from distllm.units import format_bytes
 
 _PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _TASKS: Mapping[str, HeadName] = {"QUESTION_ANS": "span", "FEATURE_EXTRACTION": "embedding"}
@@ -34,10 +36,11 @@ def load_model(folder: Path, *, head: HeadName = "masked_lm") -> Model:
     """Build the model that ``folder`` describes, in evaluation mode in fp32 on the CPU.
 
     Raises:
-        ConfigError: it does not hold a model of a known architecture.
+        ConfigError: it does not hold a model of a known architecture, or memory does not hold the model.
         CheckpointError: a weight, also one of the head, is missing or of the wrong size.
     """
     shape = shape_of(folder)
+    _require_room(shape, folder)
     model = bare_model(shape, head=head)
     missing = load_weights(model, shape, folder)
     if missing:
@@ -47,6 +50,16 @@ def load_model(folder: Path, *, head: HeadName = "masked_lm") -> Model:
             remedy="use a folder of a model with this head, or train the head with model.init_from",
         )
     return model.eval()
+
+
+def _require_room(shape: ModelShape, folder: Path) -> None:
+    needed, free = shape.num_params * torch.float32.itemsize, available_memory()
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"the model takes {format_bytes(needed)} in fp32, and {format_bytes(free)} of memory are free",
+            where=str(folder),
+            remedy="free memory, or use a larger machine or a smaller model",
+        )
 
 
 def shape_of(folder: Path) -> ModelShape:

@@ -258,6 +258,13 @@ def test_files_beside_those_of_the_model_are_not_read(tmp_path, tokenizer):
             load_model(tmp_path / "hf")
 
 
+def test_a_model_that_memory_does_not_hold_is_refused(tmp_path, tokenizer, monkeypatch):
+    exported(tmp_path / "hf", tokenizer)
+    monkeypatch.setattr("distllm.export.load.available_memory", lambda: 4096)
+    with pytest.raises(ConfigError, match=r"in fp32, and 4\.0 KiB of memory are free"):
+        load_model(tmp_path / "hf")
+
+
 def test_names_without_their_base_are_read_too(tmp_path, tokenizer):
     """Folders of bare models, such as those of sentence encoders, leave out ``bert.``."""
     model = exported(tmp_path / "hf", tokenizer, "span", **BERT)
