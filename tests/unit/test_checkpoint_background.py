@@ -278,7 +278,7 @@ def test_the_disk_is_compared_with_what_will_be_kept_before_the_first_step(tmp_p
         return space.check_space(tmp_path, 100, retention, **{"max_steps": 10, "ephemeral": False} | changes)
 
     assert check(400, Retention(3)) is None
-    with pytest.raises(StorageError, match=r"4 of about 100 B .* room for 3") as caught:
+    with pytest.raises(StorageError, match=r"4 of about 100 B .* space for 3") as caught:
         check(399, Retention(3))
     assert "keep_last" in caught.value.remedy
     with pytest.raises(StorageError):

@@ -123,10 +123,10 @@ def test_ranks_of_a_drill_do_not_inherit_a_place(tmp_path, monkeypatch):
     assert (tmp_path / "run.log").read_text() == "None yes\n"
 
 
-def test_the_last_words_of_a_log_are_those_of_distllm(tmp_path):
+def test_the_last_error_of_a_log_is_that_of_distllm(tmp_path):
     log = tmp_path / "log"
     log.write_text("1/4 loss\ndistllm: first\n  where: x\ndistllm: second\nTraceback\n")
-    assert drill_runs._last_words(log) == "second"
+    assert drill_runs._last_error(log) == "second"
     log.write_text("nothing")
-    assert drill_runs._last_words(log) == ""
+    assert drill_runs._last_error(log) == ""
     assert chaos.FAILED == 70

@@ -88,7 +88,7 @@ def test_verify_reads_every_byte(run, capsys):
     assert call(run, "verify", "step=30") == 0
     assert call(run, "verify") == 65
     told = capsys.readouterr()
-    assert "step-000000020: optim-00000.safetensors has other content" in told.out
+    assert "step-000000020: optim-00000.safetensors has different content" in told.out
     assert "1 of 4 checkpoints cannot be trusted" in told.err
     assert steps(run) == [35, 30, 20, 10], "nothing is moved"
     assert call(run, "verify", "step=7") == 65
