@@ -20,7 +20,8 @@ def prompt_builder_of(folder: Path, tokenizer: Tokenizer, family: str) -> Prompt
     """Return what makes the prompts of the model in ``folder``.
 
     A folder of `distllm export` says what its model was trained on. A model from elsewhere begins as in
-    transformers: with an encoder-decoder's start id, or with what the tokenizer puts before a text.
+    transformers: with an encoder-decoder's start id, or with what the tokenizer puts before a text, which
+    for many tokenizers is nothing.
     """
     file = with_file(folder, FACTS) / FACTS
     if file.is_file():

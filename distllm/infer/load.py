@@ -100,7 +100,7 @@ def load_folder(folder: Path, resolved: Resolved) -> Trained:
             where="distllm evaluate model=...",
             remedy="measure it in a run whose dataset was prepared with tokenizer.path at this folder",
         )
-    begin = prompt_builder_of(folder, tokenizer, wanted.family).begin[0]
+    begin = prompt_builder_of(folder, tokenizer, wanted.family).opened()[0]
     return Trained(model, tokenizer, 0, {}, begin=begin)
 
 

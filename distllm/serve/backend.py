@@ -106,7 +106,7 @@ class Backend:
 
     def prompt_ids(self, text: str) -> list[int]:
         """Return the ids of a text as the beginning of a document."""
-        return [*self.prompts.begin, *self.tokenizer.encode(text)]
+        return self.prompts.opened(self.tokenizer.encode(text))
 
     def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the ids of a conversation up to the assistant's next turn, in the model's chat template.

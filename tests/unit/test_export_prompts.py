@@ -35,17 +35,17 @@ def tokenizer(tmp_path_factory):
     return mine, transformers.AutoTokenizer.from_pretrained(folder, bos_token=BOS), TemplateProcessing
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("kind", ["llama", "bare", "t5"])
 def test_a_text_is_continued_as_by_transformers(tokenizer, tmp_path, kind):
     mine, theirs, template = tokenizer
     bos, pad = mine.special_ids([BOS, "<pad>"])
     eos = mine.eot_id
-    around = {"llama": f"{BOS} $A", "t5": "$A <|endoftext|>"}[kind]
+    around = {"llama": f"{BOS} $A", "bare": "$A", "t5": "$A <|endoftext|>"}[kind]
     ids = [(BOS, bos), ("<|endoftext|>", eos)]
     theirs.backend_tokenizer.post_processor = template(single=around, special_tokens=ids)
     named = {"vocab_size": mine.vocab_size, "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
     torch.manual_seed(1)
-    if kind == "llama":
+    if kind != "t5":
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA, **named)).eval()
     else:
         config = transformers.T5Config(**T5, **named, decoder_start_token_id=pad)
@@ -64,11 +64,13 @@ def test_a_text_is_continued_as_by_transformers(tokenizer, tmp_path, kind):
     backend = open_model(ModelOptions(model=str(tmp_path)), "generate")
     asked = backend.prompts.to_continue("the cat")
     assert write_texts(backend.model, backend.tokenizer, [asked], max_tokens=8) == [expected]
+    if kind == "bare":
+        assert backend.prompts.to_continue("").ids == [bos]
 
     task = {"name": "seq2seq", "prompt": "{source}: "}
     (tmp_path / "distllm.json").write_text(json.dumps({"facts": {"config": {"task": task}}}))
     ours = open_model(ModelOptions(model=str(tmp_path)), "generate").prompts
-    assert ours.begin == [eos]
+    assert ours.opened() == [eos]
     assert ours.translates
 
 

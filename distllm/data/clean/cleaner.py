@@ -2,7 +2,7 @@
 
 edits → length → language → stop words of Gopher → C4 → Gopher quality → FineWeb → repetition → own filters
 → lower case, stop words. Gopher's rules see the text before C4's remove lines and FineWeb's the text after
-it, as in the chain that published them: the outcome is that of their order, in which the dear ones come
+it, as in the chain that published them: the outcome is that of their order, in which the expensive ones come
 first. Of several rules that refuse a document, that which is asked first is named.
 
 Edits are idempotent: a cleaned text is not edited again. Verdicts are those of the text as it came, so a

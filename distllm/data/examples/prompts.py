@@ -35,16 +35,14 @@ class PromptBuilder:
         family: of the model: decoder or encoder_decoder.
         task: what it was trained on; for a model trained elsewhere, the defaults.
         begin: the ids that the decoder begins with; by default the end of text, as in all training here.
-
-    Attributes:
-        begin: see above.
+            If there are none, a text stands alone, and an empty one is ``tokenizer.opening``.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, family: str, task: TaskConfig, begin: Sequence[int] = ()
+        self, tokenizer: Tokenizer, family: str, task: TaskConfig, begin: Sequence[int] | None = None
     ) -> None:
         self._tokenizer = tokenizer
-        self.begin = list(begin) or [tokenizer.eot_id]
+        self._begin = [tokenizer.eot_id] if begin is None else list(begin)
         self._has_encoder = family == "encoder_decoder"
         self._task = task
 
@@ -58,10 +56,14 @@ class PromptBuilder:
         """What the model writes where there is no answer; None if it was not trained to answer."""
         return self._task.unanswerable if self._task.name == "instruct" else None
 
+    def opened(self, ids: Sequence[int] = ()) -> list[int]:
+        """Return the ids of a decoder's text, which are never none, after what it begins with."""
+        return [*self._begin, *ids] or [self._tokenizer.opening_id]
+
     def to_continue(self, text: str) -> Prompt:
         """Return the prompt to continue a text; an encoder-decoder reads the text as its source."""
         ids = self._tokenizer.encode(text)
-        return self._source(ids) if self._has_encoder else Prompt([*self.begin, *ids])
+        return self._source(ids) if self._has_encoder else Prompt(self.opened(ids))
 
     def to_translate(self, text: str) -> Prompt:
         """Return the prompt to write the target of a source.
@@ -101,9 +103,9 @@ class PromptBuilder:
         return self._framed(self._task.question_prompt, {**fields, CONTEXT: fields[CONTEXT][:kept]})
 
     def _source(self, ids: list[int]) -> Prompt:
-        return Prompt(self.begin, [*ids, self._tokenizer.eot_id])
+        return Prompt(self.opened(), [*ids, self._tokenizer.eot_id])
 
     def _framed(self, template: str, fields: Mapping[str, list[int]]) -> Prompt:
         parts = parse_template(template, tuple(fields), self._tokenizer)
         record = {name: np.array(ids, dtype=np.int64) for name, ids in fields.items()}
-        return Prompt([*self.begin, *render(parts, record).tolist()])
+        return Prompt(self.opened(render(parts, record).tolist()))

@@ -44,6 +44,7 @@ class Tokenizer:
         bot_id: the id that begins a text for an encoder: ``[CLS]`` if the tokenizer has one,
             otherwise ``eot_id``.
         opening: the ``bos_token`` of chat templates; the end-of-text token if there is none.
+        opening_id: its id.
         lossless: whether decoding gives back every text exactly.
         lossless_reason: the reason.
         chat_template: a Jinja template of conversations, or None.
@@ -90,6 +91,7 @@ class Tokenizer:
         self.bot_id = self._vocab[self._bot]
         bos = folder.named_token(settings, "bos_token")
         self.opening = bos if bos in self._vocab else self._eot
+        self.opening_id = self._vocab[self.opening]
         self.chat_template = folder.chat_template(settings)
         loss = describe.why_lossy(self._description, self._vocab)
         self.lossless = loss is None
