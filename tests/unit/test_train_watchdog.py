@@ -163,6 +163,7 @@ def full(path):
 watchdog.write_collectives = full
 start_heartbeat(run, topology)
 start_watchdog(run, topology, Patience(0.5, 60.0), attempt=1)
+HEARTBEAT.phase("compute", 3)
 HEARTBEAT.count_step(0.01)
 a_place_that_the_stack_shows()
 """
