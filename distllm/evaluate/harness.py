@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from distllm.data.tokenizer import Tokenizer
 from distllm.errors import ConfigError
+from distllm.infer.batches import by_length
 from distllm.infer.generate import generate_rows
 from distllm.infer.sampling import Sampling
 from distllm.models.decoder import DecoderLM
@@ -87,7 +88,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         """Return for each continuation its log-likelihood, and whether all its ids were the likeliest."""
         rows = [(context + said)[-(self.max_length + 1) :] for _, context, said in requests]
         found = [(0.0, False)] * len(rows)
-        for places in self._batches([len(row) for row in rows]):
+        for places in by_length([len(row) for row in rows], self._batch_size):
             logits_BTV = self._logits([rows[place][:-1] for place in places])
             for place, logits_TV in zip(places, logits_BTV, strict=True):
                 row = rows[place]
@@ -104,12 +105,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         positions_BT = torch.arange(longest).expand(len(rows), -1)
         logits_BTV: Tensor = self._model(torch.tensor(padded), positions_BT)
         return logits_BTV
-
-    def _batches(self, sizes: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the places of texts of similar size, which are computed together with little padding."""
-        order = sorted(range(len(sizes)), key=lambda place: sizes[place])
-        for at in range(0, len(order), self._batch_size):
-            yield order[at : at + self._batch_size]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return what the model writes after each context, up to the first stop text."""
@@ -130,7 +125,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         kept = max(1, self.max_length - longest)
         prompts = [self.tok_encode(context)[-kept:] or [self.eot_token_id] for context in contexts]
         texts = [""] * len(prompts)
-        for turn, places in enumerate(self._batches([len(prompt) for prompt in prompts])):
+        for turn, places in enumerate(by_length([len(prompt) for prompt in prompts], self._batch_size)):
             written = generate_rows(
                 self._model,
                 [prompts[place] for place in places],

@@ -122,7 +122,7 @@ def _draw_rows(
     sampling: Sampling,
     stream: tuple[int, int],
 ) -> list[list[int]]:
-    """Draw token by token; a row that has ended is fed with padding until all have.
+    """Draw token by token; a row that has ended goes on, unseen, until all have.
 
     ``stream`` is the seed and the number of the first row.
     """

@@ -38,6 +38,7 @@ from distllm.fsio import (
     fsync_file,
     refuse_other_kind,
 )
+from distllm.infer.batches import by_length
 from distllm.search.corpus import Corpus, PassageWriter, Tell, find_corpus, read_passages
 from distllm.search.encoder import Precision, TextEncoder
 from distllm.search.index import FORMAT, MANIFEST, PASSAGES, VECTORS, WORDS
@@ -143,8 +144,7 @@ def _work_together(topology: Topology, work: Callable[[], None]) -> None:
 
 def batches_of(sizes: Sequence[int]) -> list[list[int]]:
     """Return the passages of each batch, by number; those of a batch have similar lengths."""
-    order = sorted(range(len(sizes)), key=lambda place: (sizes[place], place))
-    return [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
+    return by_length(sizes, BATCH)
 
 
 def _missing(parts: Sequence[Part], tell: Tell) -> list[int]:

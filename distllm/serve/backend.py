@@ -16,6 +16,7 @@ from distllm.data.examples.split import laid_out
 from distllm.data.tokenizer import Tokenizer
 from distllm.data.tokenizer.chat import PLAIN, Chat
 from distllm.errors import ConfigError
+from distllm.infer.batches import by_length
 from distllm.infer.beam import NO_SEARCH, Search
 from distllm.infer.generate import write_texts
 from distllm.models.encdec import EncoderDecoder
@@ -25,7 +26,7 @@ from distllm.models.init import Model
 from distllm.serve.extract import Extractor
 
 _TOGETHER = 32
-"""Texts that are embedded in one forward pass, of like lengths, so little is padding."""
+"""Texts that are embedded in one forward pass."""
 
 
 class SearchIndex(Protocol):
@@ -146,10 +147,8 @@ class Backend:
             rows = [self.tokenizer.enclosed(ids).tolist() for ids in self.tokenizer.encode_batch(texts)]
         else:
             rows = [self.prompt_ids(text) for text in texts]
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         found: list[list[float]] = [[]] * len(rows)
-        for at in range(0, len(order), _TOGETHER):
-            places = order[at : at + _TOGETHER]
+        for places in by_length([len(row) for row in rows], _TOGETHER):
             vectors = self._vectors([rows[place] for place in places]).tolist()
             for place, vector in zip(places, vectors, strict=True):
                 found[place] = vector

@@ -59,7 +59,7 @@ def remove_repeated_lines(text: str) -> str:
 
 
 def repair(text: str) -> str:
-    """Undo decoding with a wrong encoding (ftfy), line by line, where it may be found: that is soon told.
+    """Undo decoding with a wrong encoding (ftfy) in the lines that may hold it.
 
     Mojibake may be nested, and what it hid may be control characters: it repeats until nothing changes.
 

@@ -53,8 +53,8 @@ def _json_record(name: str, line: bytes, read: ReadConfig) -> tuple[str, dict[st
 def delimited_records(file: Path, part: Part, read: ReadConfig, columns: tuple[str, ...] = ()) -> Records:
     """Yield the name and columns of every row of a CSV or TSV file.
 
-    The first row names the columns, unless ``columns`` does; rows that repeat them are skipped. Rules of
-    refusal: ``undecodable``, ``not_text``, ``wrong_columns``, ``record_too_long``.
+    The first row names the columns, unless ``columns`` does; then a first row that repeats them is skipped.
+    Rules of refusal: ``undecodable``, ``not_text``, ``wrong_columns``, ``record_too_long``.
     """
     delimiter = read.delimiter or ("\t" if ".tsv" in file.name else ",")
     csv.field_size_limit(read.max_document_bytes)
