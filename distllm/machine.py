@@ -7,9 +7,11 @@ import functools
 import operator
 import os
 import re
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1
 _CGROUPS = Path("/sys/fs/cgroup")
 _CGROUP_CPU = _CGROUPS / "cpu.max"
 _OWN_CGROUP = Path("/proc/self/cgroup")
@@ -29,6 +31,11 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel to send this process a signal when its parent ends, for whatever reason."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def available_cores() -> int:

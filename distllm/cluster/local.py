@@ -6,7 +6,6 @@ the other ranks when one dies, and has the kernel kill its ranks when it is kill
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -20,11 +19,11 @@ from pathlib import Path
 from types import FrameType
 
 from distllm.errors import Interrupted, LaunchError
+from distllm.machine import die_with_parent
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
 _INTERRUPTED = 130
 """Exit code after a second Ctrl-C, which the rank itself has reported."""
 _INFORMATIVE = (64, 65, 74)
@@ -154,13 +153,8 @@ def is_stopped(pid: int) -> bool:
 def _start(command: Sequence[str], environment: Mapping[str, str], rank: int) -> subprocess.Popen[bytes]:
     own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     return subprocess.Popen(
-        [sys.executable, *command], env=own, start_new_session=True, preexec_fn=_die_with_parent
+        [sys.executable, *command], env=own, start_new_session=True, preexec_fn=die_with_parent
     )
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this rank when its launcher ends, for whatever reason."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_port() -> int:

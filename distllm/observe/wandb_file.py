@@ -35,25 +35,33 @@ def highest_shown(path: Path) -> dict[str, int]:
     return highest
 
 
-def end_file(path: Path, exit_code: int) -> None:
+def end_file(path: Path, exit_code: int) -> bool:
     """Write that the run has ended behind the last whole record, unless the file says so already.
 
     Args:
         path: of a file whose writer is dead.
         exit_code: what the dashboard is told; anything but 0 is a failed run there.
+
+    Returns:
+        Whether the file holds a run. One whose writer was killed before its first flush does not, and is left
+        as it is: no client reads it.
     """
     from wandb.proto import wandb_internal_pb2 as schema
 
-    stop, number = _HEADER_BYTES, 0
+    stop, number, holds_run = _HEADER_BYTES, 0, False
     for behind, record in _read(path):
         stop, number = behind, max(number, record.num)
-        if record.WhichOneof("record_type") == "exit":
-            return
+        holds_run |= record.HasField("run")
+        if record.HasField("exit"):
+            return True
+    if not holds_run:
+        return False
     ending = schema.Record(num=number + 1, exit=schema.RunExitRecord(exit_code=exit_code))
     with path.open("r+b") as stream:
         stream.truncate(stop)
         stream.seek(stop)
         stream.write(_in_pieces(ending.SerializeToString(), stop))
+    return True
 
 
 def _kind_of(names: dict[str, str]) -> str | None:

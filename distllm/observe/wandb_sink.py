@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,7 +88,8 @@ class WandbSink:
         if self._online():
             self._report(f"Weights & Biases: {self._run.url}")
         elif self._uploads:
-            start_sync(self._directory, run.run_id, self._run.settings.base_url)
+            settings = self._run.settings
+            start_sync(Path(settings.sync_file), run.run_id, settings.base_url)
         self._shown = dict(run.shown)
         if run.attempt > 1:
             self._show_what_is_missing(earlier)
@@ -170,7 +172,7 @@ class WandbSink:
                 break
             time.sleep(0.1)
         self._tell_of_upload()
-        by_hand = f"wandb sync {' '.join(str(file.parent) for file in left)}"
+        by_hand = shlex.join(["wandb", "sync", *(str(file.parent) for file in left)])
         if not left:
             self._report("Weights & Biases: all of it is uploaded")
         elif self._uploads:

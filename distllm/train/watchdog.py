@@ -7,7 +7,6 @@ the process, which every launcher notices.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import signal
@@ -30,9 +29,9 @@ from distllm.cluster.hang import (
 from distllm.dist.topology import Topology
 from distllm.errors import LaunchError
 from distllm.heartbeat import BEATS_DIRECTORY, HEARTBEAT, read_beat
+from distllm.machine import die_with_parent
 from distllm.observe.ledger import LEDGER_FILE, Ledger
 
-_PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 1.0
 _stacks: list[IO[str]] = []  # faulthandler keeps only the descriptor
 
@@ -59,7 +58,7 @@ def start_watchdog(run_directory: Path, topology: Topology, patience: Patience, 
 
 def die_with_launcher() -> None:
     """Ask the kernel for SIGTERM when the launcher ends, so that the rank saves and ends as well."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    die_with_parent(signal.SIGTERM)
 
 
 def write_collectives(path: Path) -> None:

@@ -2,6 +2,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -100,12 +101,12 @@ def test_a_trial_of_a_sweep_is_the_run_its_agent_made_and_talks_to_the_server(tm
 
 def test_online_writes_offline_and_starts_the_upload_beside_the_run(tmp_path, monkeypatch):
     run, started = FakeRun(), []
-    run.settings = SimpleNamespace(base_url="https://api.wandb.ai")
+    run.settings = SimpleNamespace(base_url="https://api.wandb.ai", sync_file="/wandb/run.wandb")
     inits = fake_wandb(monkeypatch, run)
     monkeypatch.setattr("distllm.observe.wandb_sink.start_sync", lambda *words: started.append(words))
     closed(opened(tmp_path / "a", ONLINE))
     assert [options["mode"] for options in inits] == ["offline"]
-    assert started == [(tmp_path / "a" / "wandb", inits[0]["id"], "https://api.wandb.ai")]
+    assert started == [(Path("/wandb/run.wandb"), inits[0]["id"], "https://api.wandb.ai")]
 
 
 def shown(run, name):

@@ -26,7 +26,9 @@ def exits(path):
     return [record.exit.exit_code for _, record in wandb_file._read(path) if record.HasField("exit")]
 
 
+RUN = schema.Record(num=1, run=schema.RunRecord(run_id="a1"))
 ROWS = [
+    RUN,
     row(1, "train/lr"), row(1, "eval/causal_lm/loss"), row(2, "train/lr", 70_000), row(2, "eval/samples"),
     row(3, "perf/mfu"), row(3, "train/lr"),
 ]  # fmt: skip
@@ -45,7 +47,7 @@ def test_a_torn_file_keeps_its_whole_records_and_ends_once(tmp_path, lost):
     path.write_bytes(content[: len(content) - lost])
     before = [record for _, record in wandb_file._read(path)]
     assert (len(before) == len(ROWS)) == (lost == 0)
-    end_file(path, exit_code=1)
+    assert end_file(path, exit_code=1)
     once = path.read_bytes()
     end_file(path, exit_code=1)
     assert path.read_bytes() == once
@@ -56,7 +58,16 @@ def test_a_torn_file_keeps_its_whole_records_and_ends_once(tmp_path, lost):
 @pytest.mark.parametrize("size", range(32_680, 32_760, 3))
 def test_an_end_fits_wherever_a_block_ends(tmp_path, size):
     path = tmp_path / "run.wandb"
-    write(path, [row(1, "train/lr", size - 60)])
+    before = len(write(path, [RUN]))
+    write(path, [RUN, row(1, "train/lr", size - before - 60)])
     end_file(path, exit_code=1)
     assert exits(path) == [1]
     assert highest_shown(path) == {"step": 1}
+
+
+@pytest.mark.parametrize("content", [b"", HEADER, HEADER + b"half a record"])
+def test_a_file_that_holds_no_run_is_left_as_it_is(tmp_path, content):
+    path = tmp_path / "run.wandb"
+    path.write_bytes(content)
+    assert not end_file(path, exit_code=1)
+    assert path.read_bytes() == content
