@@ -8,8 +8,6 @@ from typing import Generic, TypeVar
 from distllm.errors import ConfigError
 
 T = TypeVar("T")
-
-
 _READABLE = 40
 
 
@@ -80,7 +78,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     if len(shown) > _READABLE:
         shown = sorted({option.partition(".")[0] for option in shown})
     if len(shown) > _READABLE:
-        return f"none of the {len(shown)} names is like it"
+        return f"none of the {len(options)} names is like it"
     return f"use one of: {', '.join(shown)}"
 
 

@@ -1,4 +1,4 @@
-"""`distllm translate`: translate or summarize with a model trained on pairs."""
+"""`distllm translate`: translate or summarise with a model trained on pairs."""
 
 from __future__ import annotations
 
