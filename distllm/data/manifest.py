@@ -277,7 +277,7 @@ def _split_record(record: Mapping[str, Any]) -> SplitRecord:
 
 
 def size_problem(directory: Path, shard: ShardRecord) -> str | None:
-    """Return a shard file's problem of existence or size, or None."""
+    """Return what is wrong with a shard's file, if it is missing or of another size, else None."""
     file = directory / shard.path
     if not file.is_file():
         return None if (directory / MIRROR_FILE).is_file() else "it is missing"

@@ -56,8 +56,8 @@ def draw_rows(
     Args:
         logits_RV: of all rows.
         pasts: the ids of each text so far, for the repetition penalty.
-        sampling: how.
-        seeds: what settles each draw.
+        sampling: how tokens are drawn.
+        seeds: the seed of each row's draw.
     """
     if sampling.repetition_penalty != 1.0:
         rows = zip(logits_RV, pasts, strict=True)

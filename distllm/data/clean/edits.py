@@ -22,7 +22,7 @@ _LINE_BREAK = re.compile(f"\r\n|[{_OTHER_BREAKS}]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SUSPECT = re.compile("[\x80-\u2fff\ue000-\uffff]{2}|[\x80-\x9fÂÃŒœ]")
-"""All that ftfy takes for mojibake holds it: neighbours beyond ASCII, not Chinese, or a single character."""
+"""Part of all that ftfy takes for mojibake: two neighbours beyond ASCII but not Chinese, or one of these."""
 
 
 def unify_line_breaks(text: str) -> str:

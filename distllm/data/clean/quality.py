@@ -26,7 +26,7 @@ def judge_gopher(text: Measures, config: GopherConfig) -> Verdict | None:
 
 
 def judge_stop_words(text: Measures, config: GopherConfig, language: str) -> Verdict | None:
-    """Apply Gopher's rule of stop words, which tells most texts of other languages at once."""
+    """Apply Gopher's rule of stop words, which refuses most texts in other languages."""
     if config.min_stop_words is None:
         return None
     known = QUALITY_STOP_WORDS.get(language, QUALITY_STOP_WORDS["en"])

@@ -57,7 +57,7 @@ class PromptBuilder:
         return self._task.unanswerable if self._task.name == "instruct" else None
 
     def opened(self, ids: Sequence[int] = ()) -> list[int]:
-        """Return the ids of a decoder's text, which are never none, after what it begins with."""
+        """Return a decoder's text, which is never empty: the ids it begins with, then ``ids``."""
         return [*self._begin, *ids] or [self._tokenizer.opening_id]
 
     def to_continue(self, text: str) -> Prompt:

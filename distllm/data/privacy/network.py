@@ -91,13 +91,13 @@ def _ipv4(page: Page) -> Iterator[Span]:
         except ipaddress.AddressValueError:
             continue
         said = _ADDRESSING.search(before) or _IN_A_NETWORK.match(text, match.end())
-        if address.is_global and _counts(address) and not said:
+        if address.is_global and _looks_like_version(address) and not said:
             continue
         if page.config.private_ips or address.is_global:
             yield match.span()
 
 
-def _counts(address: ipaddress.IPv4Address) -> bool:
+def _looks_like_version(address: ipaddress.IPv4Address) -> bool:
     """Return whether a dotted quad without context is more likely a section or a version."""
     return len(set(address.packed)) > 1 and max(address.packed) < _SMALL
 
