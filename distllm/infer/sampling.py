@@ -58,6 +58,9 @@ def draw_rows(
         pasts: the ids of each text so far, for the repetition penalty.
         sampling: how tokens are drawn.
         seeds: the seed of each row's draw.
+
+    Raises:
+        ValueError: a token is to be drawn from logits that are NaN or infinite.
     """
     if sampling.repetition_penalty != 1.0:
         rows = zip(logits_RV, pasts, strict=True)
@@ -77,6 +80,8 @@ def draw_rows(
     if sampling.min_p is not None:
         probs_RV[probs_RV < sampling.min_p * probs_RV.amax(dim=1, keepdim=True)] = 0.0
     mass_RV = probs_RV.cumsum(dim=1)
+    if not mass_RV[:, -1].isfinite().all():
+        raise ValueError("the model's logits are not finite: no token can be drawn from them")
     # 52 bits: their share of a mass is below the mass, whatever is rounded.
     shares = [[(derive_seed(seed, "share") >> 11) / 2**52] for seed in seeds]
     share_R1 = torch.tensor(shares, dtype=mass_RV.dtype, device=mass_RV.device)

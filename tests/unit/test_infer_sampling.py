@@ -69,3 +69,11 @@ def test_a_penalty_changes_the_likeliest():
     sampling = Sampling(repetition_penalty=5.0)
     assert draw(LOGITS, [1], sampling, 0) == 3
     assert draw(LOGITS, [1, 3], sampling, 0) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_is_drawn_from_what_is_not_finite(value, options):
+    spoiled = LOGITS.index_fill(0, torch.tensor([3]), value)
+    with pytest.raises(ValueError, match="not finite"):
+        draw_rows(torch.stack([LOGITS, spoiled]), [(), ()], Sampling(temperature=1.0, **options), [1, 2])
