@@ -1,7 +1,7 @@
 """A plugin of pytest that writes down what errors look like when they are printed.
 
 ``pytest -p error_examples tests/unit`` keeps, for each message of `distllm.messages`, the shortest that a
-test has caused, in docs/errors.json. Paths of temporary directories are left out.
+test has caused, in docs/errors.json. Temporary directories are left out of paths, and are ``DIR`` themselves.
 """
 
 import json
@@ -22,6 +22,10 @@ _VARYING = (
 """What differs from one run of the tests to the next, and what stands for it."""
 
 
+def _shortened(path):
+    return "" if path[0].endswith("/") else "DIR"
+
+
 def pytest_configure(config):
     config.error_examples = made = []
     plain = errors.DistllmError.__init__
@@ -39,7 +43,7 @@ def pytest_unconfigure(config):
     known = {message.name for message in messages.all_messages()}
     for error in config.error_examples:
         name = messages.name_of(error)
-        text = _TEMPORARY.sub("", str(error)).replace(f"{FILE.parents[1]}/", "")
+        text = _TEMPORARY.sub(_shortened, str(error)).replace(f"{FILE.parents[1]}/", "")
         for varying, fixed in _VARYING:
             text = varying.sub(fixed, text)
         if name is not None and len(text) < _LONGEST and "pytest" not in text:
