@@ -63,10 +63,16 @@ def make_rules() -> Rules:
         for chunk in specials
         if len(chunk) > 1 and (prefix.match(chunk) or suffix.match(chunk[::-1]) or infix.search(chunk))
     )
-    heads = frozenset(chunk[:2] for chunk in respelled)
     return Rules(
-        *(specials, contracted, respelled, heads, max(map(len, respelled))),
-        *(prefix, suffix, infix, _address()),
+        specials=specials,
+        contracted=contracted,
+        respelled=respelled,
+        heads=frozenset(chunk[:2] for chunk in respelled),
+        longest=max(map(len, respelled)),
+        prefix=prefix,
+        suffix=suffix,
+        infix=infix,
+        address=_address(),
     )
 
 
