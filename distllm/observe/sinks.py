@@ -146,8 +146,8 @@ def read_metrics(path: Path) -> Metrics:
         DataError: the file does not exist, or a line is not a record of this version.
     """
     return Metrics(
-        steps=_newest(path, "step", lambda line: StepRecord(**_without(line, "time"))),
-        evals=_newest(path, "eval", lambda line: EvalRecord(**_without(line, "attempt"))),
+        steps=_newest(path, "step", _step_record),
+        evals=_newest(path, "eval", _eval_record),
     )
 
 
@@ -158,13 +158,13 @@ def replay(path: Path, sink: Sink, *, before_attempt: int) -> None:
         DataError: a line is not a record of this version.
     """
     for line in metric_lines(path):
-        kind, values = line["kind"], _from_json(_without(line, "kind"))
+        kind, values = line["kind"], _without(line, "kind")
         if line["attempt"] >= before_attempt:
             continue
         if kind == "step":
-            sink.log_step(StepRecord(**_without(values, "time")))
+            sink.log_step(_built(path, kind, _step_record, values))
         elif kind == "eval":
-            sink.log_eval(EvalRecord(**_without(values, "attempt")))
+            sink.log_eval(_built(path, kind, _eval_record, values))
         elif kind == "sample":
             sink.log_sample(**_without(values, "attempt"))
 
@@ -210,8 +210,21 @@ def _newest(path: Path, kind: str, build: Callable[[dict[str, Any]], Record]) ->
         known = newest.get(line["step"])
         if known is None or line["attempt"] >= known["attempt"]:
             newest[line["step"]] = line
+    return tuple(_built(path, kind, build, newest[step]) for step in sorted(newest))
+
+
+def _step_record(line: dict[str, Any]) -> StepRecord:
+    return StepRecord(**_without(line, "time"))
+
+
+def _eval_record(line: dict[str, Any]) -> EvalRecord:
+    return EvalRecord(**_without(line, "attempt"))
+
+
+def _built(path: Path, kind: str, build: Callable[[dict[str, Any]], Record], line: dict[str, Any]) -> Record:
+    """Build a record of a line, unless another version wrote it."""
     try:
-        return tuple(build(_from_json(newest[step])) for step in sorted(newest))
+        return build(_from_json(line))
     except TypeError as error:
         raise DataError(
             f"a {kind} line of {path} has other fields than expected: {error}",

@@ -6,6 +6,8 @@ server does not answer. It outlives PID by `LAST_SECONDS` at most; what is not u
 attempt or ``wandb sync`` uploads. One such process works at a time: the next waits for the one before. It
 leaves alone what a later attempt writes: that is still being written, and has a process of its own.
 
+The client uploads a file from its beginning: what had arrived before this process was killed arrives twice.
+
 What it knows of the upload stands in `STATE_FILE`, everything that the client says in ``sync.log``.
 """
 

@@ -12,6 +12,7 @@ had not delivered is missing in its file, and the next attempt shows it from ``m
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -133,8 +134,10 @@ class WandbSink:
 
     def close(self) -> None:
         """Log the newest checkpoint and its evaluation, and finish the run as its last event says."""
-        log_outputs(self._run, self._tracked, self._saved_step, self._last_eval)
-        self._run.finish(exit_code=self._exit_code)
+        try:
+            log_outputs(self._run, self._tracked, self._saved_step, self._last_eval)
+        finally:
+            self._run.finish(exit_code=self._exit_code)
         if not self._online():
             self._tell_what_is_left()
 
@@ -202,7 +205,9 @@ class WandbSink:
 
 
 def _remedy(problem: str) -> str:
-    """Return what helps against what the client or the server says."""
+    """Return what helps against what the client, the server or the disk says."""
+    if os.strerror(errno.ENOSPC) in problem:
+        return "Free space in the run directory"
     if re.search(r"API key|logged in|permission|401|403", problem, re.IGNORECASE):
         return "Log in on this machine: wandb login; a key in WANDB_API_KEY comes before that one"
     return "Is it the right server (WANDB_BASE_URL), and reachable from here?"
