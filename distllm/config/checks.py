@@ -18,6 +18,7 @@ from distllm.config.problems import Problems
 from distllm.config.schema import Config
 from distllm.config.schema_optim import WHOLE_MATRICES
 from distllm.config.schema_stopping import METRICS, OF_SOURCE
+from distllm.config.steps import nearest_multiple
 from distllm.errors import ConfigError
 from distllm.machine import cores_of_ranks, filesystem_of
 from distllm.registry import did_you_mean
@@ -149,7 +150,7 @@ def _check_batch(config: Config, problems: Problems, world_size: int, dataset_to
         tokens % unit == 0,
         f"tokens_per_step {tokens} is not a whole number of {seq_len}-token sequences on {ranks}",
         keys=["train.tokens_per_step", "data.seq_len", "cluster.procs_per_node"],
-        remedy=f"train.tokens_per_step={_nearest_multiple(tokens, unit)} (a multiple of {unit})",
+        remedy=f"train.tokens_per_step={nearest_multiple(tokens, unit)} (a multiple of {unit})",
     )
     start = config.batch.start_tokens
     sizes = [tokens >> done for done in range(1, 64) if not tokens % (unit << done)]
@@ -336,7 +337,3 @@ def _check_bf16_weights(config: Config, problems: Problems) -> None:
         keys=["optim.name", "engine.name", "precision.compute"],
         remedy="use engine=local precision=bf16, or optim=adamw",
     )
-
-
-def _nearest_multiple(value: int, unit: int) -> int:
-    return max(unit, round(value / unit) * unit)

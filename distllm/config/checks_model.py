@@ -7,7 +7,7 @@ from distllm.config.schema import Config
 from distllm.config.schema_lora import JOINED
 from distllm.config.schema_model import ModelConfig
 from distllm.config.schema_optim import MUP_OPTIMIZERS
-from distllm.config.steps import divisors
+from distllm.config.steps import divisors, nearest_multiple
 
 
 def check_model(config: Config, problems: Problems) -> None:
@@ -73,7 +73,7 @@ def _check_heads(model: ModelConfig, problems: Problems) -> None:
         model.head_dim is not None or divisible,
         f"hidden_size {model.hidden_size} is not divisible by num_heads {model.num_heads}",
         keys=["model.hidden_size", "model.num_heads"],
-        remedy=f"model.hidden_size={_nearest_multiple(model.hidden_size, model.num_heads)}",
+        remedy=f"model.hidden_size={nearest_multiple(model.hidden_size, model.num_heads)}",
     )
     problems.check(
         model.num_heads % (model.num_kv_heads or model.num_heads) == 0,
@@ -193,7 +193,3 @@ def _check_mup(config: Config, problems: Problems) -> None:
         keys=["model.init_from", "model.mup.base_width"],
         remedy="model.mup.base_width=null",
     )
-
-
-def _nearest_multiple(value: int, unit: int) -> int:
-    return max(unit, round(value / unit) * unit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distllm.config.problems import Problems
 from distllm.config.schema import Config
-from distllm.config.steps import divisors
+from distllm.config.steps import divisors, nearest_multiple
 
 # Tasks whose loss is a sum over single positions.
 _BY_POSITION = ("causal_lm", "seq2seq", "instruct")
@@ -117,7 +117,7 @@ def _check_division(config: Config, problems: Problems, ranks: int, world_size: 
         seq_len % ranks == 0,
         f"rows of {seq_len} tokens cannot be divided among sequence_ranks {ranks}",
         keys=["engine.sequence_ranks", "data.seq_len"],
-        remedy=f"data.seq_len={max(1, round(seq_len / ranks)) * ranks}",
+        remedy=f"data.seq_len={nearest_multiple(seq_len, ranks)}",
     )
     key_values = model.num_kv_heads or model.num_heads
     problems.check(

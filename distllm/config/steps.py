@@ -101,3 +101,8 @@ def divisors(count: int) -> list[int]:
     """Return the divisors of ``count``, ascending; each below the root brings one above it."""
     low = [size for size in range(1, math.isqrt(count) + 1) if count % size == 0]
     return low + [count // size for size in reversed(low) if size * size != count]
+
+
+def nearest_multiple(value: int, unit: int) -> int:
+    """Return the multiple of ``unit``, at least one of it, that is nearest to ``value``."""
+    return max(unit, round(value / unit) * unit)
