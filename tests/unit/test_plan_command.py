@@ -52,7 +52,7 @@ def test_the_fastest_layout_is_first_and_fits(capsys):
 
 
 def test_a_model_that_fits_nowhere_is_said_to(capsys):
-    assert run([*BIG, "model.num_layers=40000", "cluster.nodes=1"]) == 0
+    assert run([*BIG, "model.num_layers=10000", "cluster.nodes=1"]) == 0
     out = capsys.readouterr().out
     assert "does NOT fit" in out
     assert "none of" in out
