@@ -264,7 +264,10 @@ def test_all_problems_are_told_at_once_and_nothing_is_queued(cluster, root):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["cluster.nodes=9", "train.tokens_per_step=9216"], "9 nodes asked of partition normal, which has 3"),
+        (
+            ["cluster.nodes=9", "train.tokens_per_step=9216"],
+            "9 nodes requested from partition normal, which has 3",
+        ),
         (["cluster.slurm.gpus=h100:8"], "8 GPUs per node requested, the nodes of partition normal have 4"),
         (["cluster.slurm.time_limit=3-0"], "allows at most 24h"),
         (["cluster.slurm.cpus_per_rank=5"], "5 CPU cores per node requested"),
