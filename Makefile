@@ -38,7 +38,7 @@ lint: $(STAMP)  ## lint, format, types and layers
 	$(BIN)/lint-imports --no-logo
 
 check: lint  ## lint, the fast tests of parts and the rules of the code: about two minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses=8 -m "not slow" \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) -m "not slow" \
 	  tests/unit tests/arch --ignore=tests/arch/test_readme.py  # the laws of tests/property: make test
 
 test: $(STAMP)  ## every test of parts, alone and on several ranks: seven minutes on two cores

@@ -195,6 +195,7 @@ def test_triton_that_is_not_installed_is_named(monkeypatch):
         backend.use_kernels("triton", CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_flex_attention_computes_what_the_mask_computes(causal):
     torch.manual_seed(0)

@@ -100,6 +100,7 @@ def test_errors_in_a_users_directory_answer_fast_and_without_torch(tmp_path, con
     assert seconds < CPU_SECONDS
 
 
+@pytest.mark.slow
 def test_every_combination_of_a_sweep_is_checked_before_the_first_run(monkeypatch):
     started = []
     monkeypatch.setattr(settle, "dataset_facts", lambda config, problems, needed: None)
@@ -125,6 +126,7 @@ def test_a_sweep_reads_a_users_directory(tmp_path):
     assert [run[-1] for run in runs] == ["name='mine.seed=1'", "name='mine.seed=2'"]
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_arguments_and_configuration_are_checked():
     """The cause of a slow answer, whatever else the machine does meanwhile."""
     script = (
@@ -183,6 +185,7 @@ def test_explain_prints_value_origin_and_help(capsys):
     assert "conf/experiment/demo.yaml (experiment=demo)" in out
 
 
+@pytest.mark.slow
 def test_keys_are_explained_before_they_make_a_run(capsys):
     assert main(["explain", "model.rope_theta"]) == 0
     assert "model.rope_theta = 10000.0" in capsys.readouterr().out
@@ -241,6 +244,7 @@ def test_surroundings_that_no_command_works_in_are_named(tmp_path, command, code
     assert done.stderr.startswith(f"distllm: {cause}")
 
 
+@pytest.mark.slow
 def test_output_into_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m distllm.cli explain experiment=demo | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ, check=False)

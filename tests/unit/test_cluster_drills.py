@@ -212,6 +212,7 @@ def test_shards_are_damaged_in_a_copy_refused_and_repaired(tmp_path, dataset, mo
     assert all(sum(path.read_bytes()) == 0 for path in dataset.rglob("*.tar")), "the dataset is untouched"
 
 
+@pytest.mark.slow
 def test_servers_that_fail_are_drilled_in_one_run(tmp_path, dataset, monkeypatch):
     (tmp_path / "drill").mkdir()
     ground, ended = Ground(tmp_path / "drill", ["a=1"], (), dataset, 30.0), []

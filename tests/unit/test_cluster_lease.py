@@ -37,6 +37,7 @@ def now(monkeypatch):
     return clock
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path):
     dead = {"host": socket.gethostname(), "pid": os.getpid(), "started": 1, "token": "old"}
     (tmp_path / "owner.json").write_text(json.dumps(dead))

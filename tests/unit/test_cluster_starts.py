@@ -248,6 +248,7 @@ def test_hostfile(tmp_path):
     assert "cannot read" in missing.found[0].cause
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("include", "exclude", "chosen"),
     [
@@ -280,6 +281,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["let go", "a later start", "silence"])
 def test_a_rank_ends_when_its_launcher_does(tmp_path, event):
     leash = Leash(tmp_path, Fence("line", 1))

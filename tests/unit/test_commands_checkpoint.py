@@ -65,6 +65,7 @@ def flip(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_ls_tells_size_age_loss_state_and_why(run, capsys):
     flip(step_path(run / "checkpoints", 20) / "model-00000.safetensors")
     assert call(run, "ls") == 0

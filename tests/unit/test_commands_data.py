@@ -197,6 +197,7 @@ def test_the_steps_that_saw_a_document_are_those_whose_batches_held_it(tmp_path,
     assert "was trained on batches that held it, in the steps" in str(witness)
 
 
+@pytest.mark.slow
 def test_runs_are_found_by_their_dataset_and_by_how_far_they_came(marked, tmp_path):
     runs, old = tmp_path / "runs", Manifest.load(marked).digest
     expected = steps_with_mark(marked, 60, 3)

@@ -214,6 +214,7 @@ def test_where_hydra_composes_nothing_no_further_problem_is_guessed():
     assert [problem.where for problem in caught.value.problems] == ["optim.lrr", "name"]
 
 
+@pytest.mark.slow
 def test_every_word_that_hydra_cannot_read_is_named_with_the_quotes_it_needs():
     unreadable = problems_of(
         "model.init_from=~/x", "name=größe", "eval.prompt=it's", "data.paths=[a", "seed=1"
@@ -236,6 +237,7 @@ def test_every_word_that_hydra_cannot_read_is_named_with_the_quotes_it_needs():
     assert "~KEY" in taken.remedy
 
 
+@pytest.mark.slow
 def test_a_group_named_on_the_command_line_stands_above_the_keys_of_an_experiment(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(

@@ -108,6 +108,7 @@ def test_an_adapter_without_its_model_is_named(tmp_path):
         assert "base_model_name_or_path" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_adapter_stands_for_its_model_and_contradictions_are_named(folder, tmp_path):
     base, adapter = folder(LLAMA), tmp_path / "adapter"
     adapter.mkdir()

@@ -272,6 +272,7 @@ def test_explain_shows_a_mapping_without_names():
     assert table["data.sources"]["value"] == {}
 
 
+@pytest.mark.slow
 def test_a_change_of_sources_shows_key_by_key():
     def tree(*overrides):
         return asdict(compose(list(overrides)))

@@ -30,6 +30,7 @@ def test_the_preview_composes_every_choice_as_hydra_does(choice):
     assert previewed(choice) == compose([choice])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

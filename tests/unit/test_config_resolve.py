@@ -102,6 +102,7 @@ def shared(ranks, *overrides):
     return resolved(f"engine.sequence_ranks={ranks}", *overrides, world=world, starts_here=False)
 
 
+@pytest.mark.slow
 def test_ranks_that_share_rows_take_more_of_them_at_once():
     alone, together = shared(1, "model.num_kv_heads=1"), shared(2, "model.num_kv_heads=1")
     assert together.micro_batch_size == 2 * alone.micro_batch_size

@@ -74,6 +74,7 @@ def test_a_grid_needs_values():
     assert swept("seed=1,2", method="grid")["method"] == "grid"
 
 
+@pytest.mark.slow
 def test_the_agent_starts_trials_each_under_its_own_name(tmp_path, capsys, monkeypatch):
     """Weights & Biases' own agent makes the command lines; what they compose to is looked at here."""
     from wandb import wandb_agent

@@ -223,6 +223,7 @@ sign([texts], out, DedupConfig(near=True, pieces="lines"))
 """
 
 
+@pytest.mark.slow
 def test_signatures_do_not_depend_on_the_process(tmp_path):
     contents = []
     for seed in ("0", "1"):

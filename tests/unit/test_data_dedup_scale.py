@@ -98,6 +98,7 @@ def peak_bytes(directories, scratch):
     return peaks, sum(gone)
 
 
+@pytest.mark.slow
 def test_memory_grows_neither_with_documents_nor_with_what_goes(tmp_path):
     documents, pieces, count = 300, 40, 48
     directories = [tmp_path / str(number) for number in range(count)]

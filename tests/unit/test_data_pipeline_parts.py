@@ -195,6 +195,7 @@ def test_a_report_survives_json_and_reads_well():
     ]
 
 
+@pytest.mark.slow
 def test_assistants_die_with_the_process_that_started_them(tmp_path):
     script = (
         "import sys, time\n"

@@ -107,6 +107,7 @@ def test_a_changed_file_redoes_only_its_unit_and_what_follows(tmp_path, corpus, 
     assert (redone["read"], redone["clean"], redone["sign"], redone["refine"]) == (1, 1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 7, 1000])
 def test_the_bytes_do_not_depend_on_how_the_work_is_cut(tmp_path, corpus, monkeypatch, parts):
     prepare(config_for(tmp_path))
@@ -148,6 +149,7 @@ def start(config):
     return subprocess.Popen([sys.executable, "-c", SCRIPT, asked], stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_processes_that_prepare_the_same_share_the_work(tmp_path, corpus):
     config = config_for(tmp_path)
     processes = [start(config) for _ in range(3)]

@@ -207,6 +207,7 @@ def test_recall_and_precision_hold_for_every_kind(seed):
         assert quality.precision(kind) >= 0.95, quality.wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     ["a@a.", "1", "1 ", ":", "a:", "1.", "sk-", "eyJ", "-----BEGIN PRIVATE KEY-----", "=", "token:", "+1",

@@ -118,6 +118,7 @@ def pydocs():
     return read_pydocs(Path(), PART, ReadConfig())
 
 
+@pytest.mark.slow
 def test_the_source_is_a_deterministic_spread_and_imports_nothing():
     before = set(sys.modules)
     head = [item.id for item in itertools.islice(pydocs(), 25)]
@@ -149,6 +150,7 @@ def test_parts_are_ranges_of_the_documents_with_as_many_bytes_as_there_are_to_re
     assert len({part.fingerprint for part in parts}) == len(parts)
 
 
+@pytest.mark.slow
 def test_with_a_bound_the_text_up_to_it_is_what_there_is_to_read():
     ((part,), _) = find_parts("pydocs", ReadConfig(max_bytes=12345))
     assert part.size == 12345

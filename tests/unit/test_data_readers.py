@@ -177,6 +177,7 @@ def test_compressed_files_are_known_by_content(tmp_path, suffix):
     assert not dropped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", PACKERS)
 def test_a_cut_compressed_file_is_an_error_or_a_counted_loss(tmp_path, suffix):
     whole = PACKERS[suffix](b"".join(b'{"text": "%x"}\n' % (i * i * i) for i in range(60000)))

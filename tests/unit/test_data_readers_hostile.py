@@ -73,6 +73,7 @@ def test_a_book_that_cannot_be_opened_is_named(tmp_path):
 UNIT = '<tu><tuv xml:lang="en"><seg>{}</seg></tuv><tuv xml:lang="de"><seg>{}</seg></tuv></tu>\n'
 
 
+@pytest.mark.slow
 def test_a_unit_of_a_memory_without_end_is_never_held_and_those_that_are_done_are_let_go(tmp_path):
     path = tmp_path / "a.tmx"
     path.write_text(f"<tmx><body>{UNIT.format('house', 'Haus') * 20000}</body></tmx>")

@@ -89,6 +89,7 @@ def test_http_survives_trouble(server, trouble):
     assert not server.troubles
 
 
+@pytest.mark.slow
 def test_a_server_that_never_recovers_is_an_error_before_its_deadline(server):
     server.troubles += ["stall"] * 100
     begun = time.monotonic()

@@ -278,6 +278,7 @@ def test_finishing_can_be_killed_too(dataset, tmp_path):
     assert everything(dataset)["web", "train", 12][0] is None
 
 
+@pytest.mark.slow
 def test_a_staged_file_that_was_lost_is_named(dataset):
     number = 0
     while killed_at(number := number + 1, lambda: forget(dataset, ["train-12"])):

@@ -104,6 +104,7 @@ def test_a_missing_gpu_is_named():
         Topology.single("cuda")
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_appear_are_named(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "1")

@@ -129,6 +129,7 @@ def test_no_way_of_writing_a_block_hides_its_commands(block, tmp_path):
     assert [one[3] for one in blocks(page)] == [["ls runs", "distllm doctor"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "command"), OURS, ids=[f"{p} {c[:40]}" for p, c in OURS])
 def test_every_command_is_one_that_distllm_accepts(place, command, monkeypatch):
     """Sub-command, keys, choices and values are right: composed or parsed, not run."""

@@ -16,6 +16,8 @@ from distllm.config.keys import leaves
 from distllm.config.schema import Config
 from distllm.messages import all_messages
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -65,6 +67,7 @@ def test_every_room_has_a_page_of_what_is_public_in_it(pages):
     assert "_require_same" not in search
 
 
+@pytest.mark.slow
 def test_every_error_has_a_page_and_every_class_lists_its_own(pages):
     index = pages["reference/errors/index.md"]
     for message in all_messages():

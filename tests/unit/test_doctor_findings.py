@@ -307,6 +307,7 @@ def test_deep_imports_report_what_broke(tmp_path, monkeypatch):
     assert sound.detail.startswith("9.9 in ")
 
 
+@pytest.mark.slow
 def test_import_that_hangs_fails_in_time(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("import time; time.sleep(60)")
     (tmp_path / "deepspeed.py").write_text("__version__ = '1'")

@@ -98,6 +98,7 @@ assert set(document) <= known, set(document) - known
 """
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_deepspeed_accepts_and_understands_every_key():
     documents = [

@@ -35,6 +35,7 @@ def tokenizer(tmp_path_factory):
     return mine, transformers.AutoTokenizer.from_pretrained(folder, bos_token=BOS), TemplateProcessing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "bare", "t5"])
 def test_a_text_is_continued_as_by_transformers(tokenizer, tmp_path, kind):
     mine, theirs, template = tokenizer

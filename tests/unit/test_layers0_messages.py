@@ -123,6 +123,7 @@ def test_each_problem_is_shown_with_its_name():
     assert shown(first).endswith("\n  more:   distllm explain error=wrong-value")
 
 
+@pytest.mark.slow
 def test_the_command_line_names_a_page_and_shows_it(capsys):
     assert main(["ledger", "run=absent"]) == 64
     printed = capsys.readouterr().err

@@ -135,6 +135,7 @@ def test_drawing_weights_leaves_the_global_stream_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_blocks_and_all_borders(monkeypatch):
     plain, compiled = make(num_layers=3), make(num_layers=3)
     graphs = []

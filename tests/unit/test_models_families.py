@@ -286,6 +286,7 @@ def test_biases_begin_at_zero_and_post_norm_weights_are_not_scaled_by_depth():
         assert weight.std().item() == pytest.approx(0.2 * writes**-0.5, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "options"), [("decoder", {}), ("encoder_decoder", PAIRS["t5"])])
 def test_compiled_blocks_learn_alike_whatever_the_borders(family, options, monkeypatch):
     plain, compiled = make(family, options), make(family, options)

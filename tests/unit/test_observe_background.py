@@ -92,6 +92,7 @@ def test_any_failure_is_one_warning_and_no_more(broken, caplog):
     assert "metrics.jsonl has everything" in record.getMessage()
 
 
+@pytest.mark.slow
 def test_records_keep_coming_after_a_failure_without_filling_memory():
     sink = BackgroundSink("it", lambda: Remembering("log_step"), capacity=10, close_seconds=60.0)
     for _ in range(1000):

@@ -99,6 +99,7 @@ def test_uploads_what_earlier_attempts_left_and_then_follows_the_newest(tmp_path
     assert second.with_suffix(".ended").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_down_is_given_up_after_the_run(tmp_path, monkeypatch):
     (file,) = written(tmp_path, 1)
     monkeypatch.setattr(sync, "LAST_SECONDS", 2.0)
@@ -108,6 +109,7 @@ def test_a_server_that_stays_down_is_given_up_after_the_run(tmp_path, monkeypatc
     assert len(calls(tmp_path)) >= 1
 
 
+@pytest.mark.slow
 def test_an_upload_that_hangs_is_stopped_after_the_run_and_its_server_asked(tmp_path, monkeypatch):
     (file,) = written(tmp_path, 1)
     monkeypatch.setattr(sync, "LAST_SECONDS", 1.0)

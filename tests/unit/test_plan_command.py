@@ -20,6 +20,7 @@ BIG = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_without_torch():
     code = f"import sys, distllm.cli as c; c.main(['plan', *{BIG!r}]); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

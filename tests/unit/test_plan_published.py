@@ -107,6 +107,7 @@ def test_a_micro_batch_that_is_not_printed_is_the_fastest_that_fits():
     assert small.predicted_memory_gb() < 80 < 90 < twice.predicted_memory_gb()
 
 
+@pytest.mark.slow
 def test_the_documentation_prints_every_residual():
     pages = {
         "planner.md": headline(),

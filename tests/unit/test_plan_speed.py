@@ -204,6 +204,7 @@ def test_every_exchange_of_a_pipeline_counts():
     assert time(parts=chunks).stage_exchange == 0
 
 
+@pytest.mark.slow
 def test_what_deepspeed_moves_between_passes_is_counted_on_gpus():
     def software(cluster, stage, accumulation=1):
         config = compose([f"cluster={cluster}", "precision=bf16"])

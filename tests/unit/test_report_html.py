@@ -93,6 +93,7 @@ def test_measurements_of_a_later_version_get_a_curve():
     assert [c["title"] for c in charts if c["column"] == "z_loss"] == ["Z loss"]
 
 
+@pytest.mark.slow
 def test_curves_become_png_files(runs, tmp_path):
     facts = [gather(runs / "storm", lambda step, first: "")]
     written = write_figures(page_data(facts), tmp_path / "png")

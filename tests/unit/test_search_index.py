@@ -93,6 +93,7 @@ def test_pooling_is_part_of_the_model_and_survives_its_folder(tmp_path):
     assert not np.allclose(first.embed(["a token"]), second.embed(["a token"]))
 
 
+@pytest.mark.slow
 def test_a_model_that_has_moved_is_named(place, tmp_path, capsys):
     (tmp_path / "encoder").symlink_to(place / "encoder")
     corpus_file(tmp_path / "texts.jsonl")

@@ -39,6 +39,7 @@ def test_what_is_left_of_a_block_becomes_memory_traffic(quick):
     assert 0 < low < high
 
 
+@pytest.mark.slow
 def test_seconds_are_those_of_the_cpu_and_not_of_the_clock(monkeypatch):
     monkeypatch.setattr(measuring, "_REPEATS", 2)
     import time
