@@ -37,7 +37,7 @@ lint: $(STAMP)  ## lint, format, types and layers
 	$(BIN)/mypy -n auto -p distllm
 	$(BIN)/lint-imports --no-logo
 
-check: lint  ## lint, the fast tests of parts and the rules of the code: about two minutes
+check: lint  ## lint, the fast tests of parts and the rules of the code: under two minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) -m "not slow" \
 	  tests/unit tests/arch --ignore=tests/arch/test_readme.py  # the laws of tests/property: make test
 
